@@ -1,0 +1,45 @@
+"""Every error a user can meet, as one tree.
+
+DijiangError
+├── CheckpointError    files, config or weights of a checkpoint
+│   └── DecayError     D1/D2 tables that cannot be used as they are
+├── ExportError        the output cannot be written, or the options do not fit the model
+├── BundleError        a bundle that is damaged, incomplete or of another version
+├── SessionError       the backend or execution provider asked for is not the one to be had
+├── InputError         token ids, prompts, positions or sampling options out of range
+└── ParityError        a bundle that differs from its checkpoint by more than its gate
+
+Each message is one line: the fact, found against expected, and what to do next.
+"""
+
+
+class DijiangError(Exception):
+    """Base class of every error that bad input can raise."""
+
+
+class CheckpointError(DijiangError):
+    """A checkpoint that is missing, damaged, of an unknown kind, or not converted."""
+
+
+class DecayError(CheckpointError):
+    """D1/D2 tables that are damaged beyond exact recovery."""
+
+
+class ExportError(DijiangError):
+    """An export that cannot be written where, or as, it was asked for."""
+
+
+class BundleError(DijiangError):
+    """A bundle whose manifest or files are not what they should be."""
+
+
+class SessionError(DijiangError):
+    """A backend or execution provider that is missing or was not the one used."""
+
+
+class InputError(DijiangError):
+    """Token ids, prompts, positions or options out of range."""
+
+
+class ParityError(DijiangError):
+    """A bundle that differs from its checkpoint by more than the gate allows."""

@@ -1,0 +1,167 @@
+"""Reading a checkpoint folder: config.json and the tensors, one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+
+Shape = tuple[int, ...]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or a CheckpointError that says what is wrong with it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: not found; give the folder of a checkpoint") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: unreadable ({error}); download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: {type(value).__name__}, expected a JSON object")
+    return value
+
+
+class TensorFile(ABC):
+    """One file of tensors: shapes without data, and one tensor at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shapes: dict[str, Shape] = {}
+
+    @abstractmethod
+    def read(self, name: str) -> np.ndarray:
+        """A tensor in its stored dtype (float32, float16, ml_dtypes.bfloat16)."""
+
+
+class SafetensorsFile(TensorFile):
+    """A memory-mapped .safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        super().__init__(path)
+        try:
+            self._file = safe_open(str(path), framework="np")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path}: not a whole safetensors file ({error}); download it again"
+            ) from error
+        names: list[str] = list(self._file.keys())
+        self.shapes = {n: tuple(self._file.get_slice(n).get_shape()) for n in names}
+
+    def read(self, name: str) -> np.ndarray:
+        tensor: np.ndarray = self._file.get_tensor(name)
+        return tensor
+
+
+class TorchFile(TensorFile):
+    """A pytorch_model.bin, read with `weights_only=True`: code inside a pickle never runs."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            import torch
+        except ImportError:
+            raise CheckpointError(
+                f"{path}: a PyTorch file needs torch; pip install 'dijiang[torch]', "
+                "or save the checkpoint as safetensors"
+            ) from None
+        try:
+            self._tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{path}: the pickle holds more than tensors, and code in it is never run; "
+                "save the checkpoint as safetensors"
+            ) from error
+        except (RuntimeError, OSError, EOFError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"{path}: not a whole PyTorch file ({reason}); download it again"
+            ) from error
+        if not isinstance(self._tensors, dict):
+            raise CheckpointError(f"{path}: no state dict; save model.state_dict()")
+        self.shapes = {n: tuple(t.shape) for n, t in self._tensors.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        import ml_dtypes
+        import torch
+
+        tensor = self._tensors[name].detach()
+        if tensor.dtype == torch.bfloat16:
+            bits: np.ndarray = tensor.contiguous().view(torch.uint16).numpy()
+            return bits.view(ml_dtypes.bfloat16)
+        array: np.ndarray = tensor.numpy()
+        return array
+
+
+#: Layouts in order of preference: (index of shards, single file, reader).
+LAYOUTS: tuple[tuple[str, str, type[TensorFile]], ...] = (
+    ("model.safetensors.index.json", "model.safetensors", SafetensorsFile),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin", TorchFile),
+)
+
+
+class Checkpoint:
+    """A checkpoint folder: `config`, tensor `shapes`, and `read(name)`.
+
+    Raises CheckpointError if the folder, its config or its weight files are missing or damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise CheckpointError(f"{path}: not a folder; give the folder of a checkpoint")
+        self.config = read_json(self.path / "config.json")
+        if "quantization_config" in self.config:
+            raise CheckpointError(
+                f"{path}: a quantized checkpoint, expected float weights; "
+                "export from the unquantized checkpoint"
+            )
+        self._files = [reader(file) for reader, file in self._weight_files()]
+        self._owner = {name: f for f in self._files for name in f.shapes}
+        self.shapes: dict[str, Shape] = {n: f.shapes[n] for n, f in self._owner.items()}
+
+    def _weight_files(self) -> list[tuple[type[TensorFile], Path]]:
+        for index, single, reader in LAYOUTS:
+            if (self.path / single).is_file():
+                return [(reader, self.path / single)]
+            if (self.path / index).is_file():
+                shards = sorted(set(read_json(self.path / index).get("weight_map", {}).values()))
+                absent = [s for s in shards if not (self.path / s).is_file()]
+                if absent or not shards:
+                    raise CheckpointError(
+                        f"{self.path}: shards named in {index} are missing: {', '.join(absent)}; "
+                        "download them again"
+                    )
+                return [(reader, self.path / s) for s in shards]
+        raise CheckpointError(
+            f"{self.path}: no weights, expected model.safetensors or pytorch_model.bin "
+            "(or their index.json with shards)"
+        )
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor in its stored dtype; KeyError for an unknown name is our own bug."""
+        tensor = self._owner[name].read(name)
+        if tensor.dtype.kind != "f" and tensor.dtype.name != "bfloat16":
+            raise CheckpointError(
+                f"{self.path}: {name} has dtype {tensor.dtype}, expected float32, float16 or "
+                "bfloat16; export from the unquantized checkpoint"
+            )
+        return tensor
+
+    def sha256(self) -> str:
+        """Hash over config.json and all weight files, in the order they are read."""
+        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        for file in self._files:
+            with file.path.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+        return digest.hexdigest()

@@ -1,0 +1,24 @@
+"""Reading config.json: one line for every wrong key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import CheckpointError
+
+
+def want(config: dict[str, Any], key: str, kind: type) -> Any:
+    """The value of `key`, or an error that names the key and the type expected."""
+    value = config.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise CheckpointError(
+            f"config.json: {key} is {value!r}, expected {kind.__name__}; fix config.json"
+        )
+    return value
+
+
+def token_ids(value: Any) -> tuple[int, ...]:
+    """`eos_token_id` as it comes: absent, one id, or a list."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (int(value),)

@@ -1,0 +1,58 @@
+"""Rotary frequencies and their position-independent scalings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+from .spec import ModelSpec, RopeScaling
+
+
+def read_scaling(config: dict[str, Any] | None) -> RopeScaling | None:
+    """`rope_scaling` / `rope_parameters` of a config, old or new spelling.
+
+    Raises CheckpointError for kinds whose angles depend on the final length.
+    """
+    kind = (config or {}).get("rope_type", (config or {}).get("type", "default"))
+    if config is None or kind == "default":
+        return None
+    if kind == "linear":
+        return RopeScaling("linear", float(config["factor"]))
+    if kind == "llama3":
+        return RopeScaling(
+            "llama3",
+            float(config["factor"]),
+            float(config["low_freq_factor"]),
+            float(config["high_freq_factor"]),
+            int(config["original_max_position_embeddings"]),
+        )
+    raise CheckpointError(
+        f"config.json: rope scaling {kind!r}, expected linear or llama3; angles that depend on the "
+        "final length have no exact recurrence: retrain with a position-independent scaling"
+    )
+
+
+def inverse_frequencies(spec: ModelSpec) -> np.ndarray:
+    """Angle per position of each rotated pair: [rotary_dims / 2] float64, radians.
+
+    The base frequencies are rounded to float32, as the published code holds them.
+    """
+    exponents = np.arange(0, spec.rotary_dims, 2) / max(spec.rotary_dims, 1)
+    frequencies = (1.0 / spec.rotary_base**exponents).astype(np.float32).astype(np.float64)
+    scaling = spec.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    wavelength = 2 * math.pi / frequencies
+    low = scaling.original_max_positions / scaling.low_freq_factor
+    high = scaling.original_max_positions / scaling.high_freq_factor
+    blend = (scaling.original_max_positions / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    between = (1 - blend) * frequencies / scaling.factor + blend * frequencies
+    slow = np.where(wavelength > low, frequencies / scaling.factor, between)
+    return np.where(wavelength < high, frequencies, slow)
