@@ -1,0 +1,129 @@
+"""Building blocks that every dialect shares: norms, activations, rotary positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from ..models.rotary import inverse_frequencies
+from ..models.spec import ModelSpec
+from .builder import GraphBuilder
+
+#: Base of the digits that a position is split into; a table holds cos and sin for each digit.
+RADIX = 2048
+#: Digits of an endless position: 2048^3 = 8.6e9 tokens.
+ENDLESS_DIGITS = 3
+
+
+def gelu(b: GraphBuilder, x: ir.Value) -> ir.Value:
+    """0.5 x (1 + erf(x / sqrt 2))."""
+    erf = b.op("Erf", b.op("Div", x, b.constant(math.sqrt(2))))
+    return b.op("Mul", b.op("Mul", x, b.op("Add", erf, b.constant(1.0))), b.constant(0.5))
+
+
+def gelu_tanh(b: GraphBuilder, x: ir.Value) -> ir.Value:
+    """The tanh approximation: gelu_new, gelu_fast."""
+    cube = b.op("Mul", b.op("Mul", x, x), x)
+    inner = b.op("Add", x, b.op("Mul", cube, b.constant(0.044715)))
+    tanh = b.op("Tanh", b.op("Mul", inner, b.constant(math.sqrt(2 / math.pi))))
+    return b.op("Mul", b.op("Mul", x, b.op("Add", tanh, b.constant(1.0))), b.constant(0.5))
+
+
+def silu(b: GraphBuilder, x: ir.Value) -> ir.Value:
+    """x * sigmoid(x)."""
+    return b.op("Mul", x, b.op("Sigmoid", x))
+
+
+def relu(b: GraphBuilder, x: ir.Value) -> ir.Value:
+    """max(x, 0)."""
+    return b.op("Relu", x)
+
+
+#: hidden_act of a config -> nodes; the same names as `models.reference.ACTIVATIONS`.
+ACTIVATIONS: dict[str, Callable[[GraphBuilder, ir.Value], ir.Value]] = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_fast": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": relu,
+    "silu": silu,
+}
+
+
+def layer_norm(b: GraphBuilder, x: ir.Value, weight: ir.Value, bias: ir.Value, eps: float) -> ir.Value:
+    """LayerNorm over the last axis."""
+    return b.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=eps)
+
+
+def group_norm(
+    b: GraphBuilder, x: ir.Value, weight: ir.Value, bias: ir.Value, spec: ModelSpec, *, fused: bool
+) -> ir.Value:
+    """GroupNorm of each token's channels, num_groups = head size; x [B, T, d].
+
+    A group whose squared deviations overflow float32 must come out as 0. ONNX Runtime's CPU
+    LayerNormalization does that (`fused`); elsewhere two passes in primitives do: x / inf = 0.
+    """
+    size = spec.num_heads
+    grouped = b.op("Reshape", x, b.constant([0, 0, spec.head_size, size], np.int64))
+    if fused:
+        one = b.constant(np.ones(size))
+        normed = b.op("LayerNormalization", grouped, one, axis=-1, epsilon=spec.group_norm_eps)
+    else:
+        mean = b.op("Div", _last_sum(b, grouped), b.constant(float(size)))
+        centred = b.op("Sub", grouped, mean)
+        variance = b.op("Div", _last_sum(b, b.op("Mul", centred, centred)), b.constant(float(size)))
+        deviation = b.op("Sqrt", b.op("Add", variance, b.constant(spec.group_norm_eps)))
+        normed = b.op("Div", centred, deviation)
+    flat = b.op("Reshape", normed, b.constant([0, 0, spec.hidden_size], np.int64))
+    return b.op("Add", b.op("Mul", flat, weight), bias)
+
+
+def _last_sum(b: GraphBuilder, x: ir.Value) -> ir.Value:
+    return b.op("ReduceSum", x, b.constant([-1], np.int64), keepdims=1)
+
+
+def rotary_angles(
+    b: GraphBuilder, positions: ir.Value, spec: ModelSpec, limit: int | None
+) -> tuple[ir.Value, ir.Value]:
+    """cos and sin [B, T, 1, R/2] of position * frequency, exact at any position.
+
+    The position is written in base RADIX; each digit has a float64-computed table, and the angle
+    addition formulas put the digits together. A float32 product would lose the angle instead.
+    """
+    digits = ENDLESS_DIGITS if limit is None else max(1, math.ceil(math.log(limit, RADIX)))
+    cos, sin, rest = None, None, positions
+    for digit in range(digits):
+        place = RADIX**digit
+        last = digit == digits - 1
+        index = rest if last else b.op("Mod", rest, b.constant(RADIX, np.int64))
+        rows = math.ceil(limit / place) if last and limit is not None else RADIX
+        angles = np.outer(np.arange(rows) * float(place), inverse_frequencies(spec))[:, None, :]
+        c, s = (b.op("Gather", b.constant(f(angles)), index, axis=0) for f in (np.cos, np.sin))
+        if cos is None or sin is None:
+            cos, sin = c, s
+        else:
+            cos, sin = (
+                b.op("Sub", b.op("Mul", cos, c), b.op("Mul", sin, s)),
+                b.op("Add", b.op("Mul", sin, c), b.op("Mul", cos, s)),
+            )
+        if not last:
+            rest = b.op("Div", rest, b.constant(RADIX, np.int64))
+    assert cos is not None
+    assert sin is not None
+    return cos, sin
+
+
+def rotate(b: GraphBuilder, x: ir.Value, angles: tuple[ir.Value, ir.Value], spec: ModelSpec) -> ir.Value:
+    """Half-rotation of the first `rotary_dims` channels; x [B, T, heads, K]."""
+    cos, sin = angles
+    half, rest = spec.rotary_dims // 2, spec.head_size - spec.rotary_dims
+    sizes = [half, half, *([rest] if rest else [])]
+    first, second, *tail = b.ops("Split", len(sizes), x, b.constant(sizes, np.int64), axis=-1)
+    rotated = [
+        b.op("Sub", b.op("Mul", first, cos), b.op("Mul", second, sin)),
+        b.op("Add", b.op("Mul", second, cos), b.op("Mul", first, sin)),
+    ]
+    return b.op("Concat", *rotated, *tail, axis=-1)

@@ -1,0 +1,84 @@
+"""GraphBuilder: onnx-ir nodes written as expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+CONTRIB = "com.microsoft"
+
+
+class GraphBuilder:
+    """Collects nodes and initializers of one graph.
+
+    Small constants are deduplicated by value; weights are lazy, so that a tensor is in memory only
+    while it is written.
+    """
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self._tape = Tape()
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self._inputs: list[ir.Value] = []
+        self._outputs: list[ir.Value] = []
+
+    def input(self, name: str, dtype: ir.DataType, shape: list[str | int]) -> ir.Value:
+        """Declare a graph input."""
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self._inputs.append(value)
+        return value
+
+    def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: list[str | int]) -> None:
+        """Declare a graph output under its public name."""
+        value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+        self._outputs.append(value)
+
+    def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        """One node with one output; `None` leaves an optional input out."""
+        return self._tape.op(kind, list(inputs), attributes or None, domain=domain)
+
+    def ops(
+        self, kind: str, outputs: int, *inputs: ir.Value | None, domain: str = "", **attributes: Any
+    ) -> list[ir.Value]:
+        """One node with several outputs."""
+        return list(
+            self._tape.op_multi_out(
+                kind, list(inputs), attributes or None, num_outputs=outputs, domain=domain
+            )
+        )
+
+    def constant(self, array: Any, dtype: Any = np.float32) -> ir.Value:
+        """A small constant, stored once for each distinct value."""
+        data = np.ascontiguousarray(np.asarray(array, dtype))
+        key = (str(data.dtype), np.shape(array), data.tobytes())
+        if key not in self._constants:
+            tensor = ir.tensor(data.reshape(np.shape(array)))
+            self._constants[key] = self._tape.initializer(tensor, f"constant_{len(self._constants)}")
+        return self._constants[key]
+
+    def weight(self, name: str, shape: tuple[int, ...], read: Callable[[], np.ndarray]) -> ir.Value:
+        """A float32 initializer read only when the graph is written."""
+
+        def load() -> ir.TensorProtocol:
+            return ir.tensor(np.ascontiguousarray(read(), dtype=np.float32), name=name)
+
+        lazy = ir.LazyTensor(load, ir.DataType.FLOAT, ir.Shape(shape), name=name)
+        return self._tape.initializer(lazy, name)
+
+    def model(self, name: str, metadata: dict[str, str]) -> ir.Model:
+        """The finished model."""
+        domains = {node.domain for node in self._tape.nodes} - {""}
+        graph = ir.Graph(
+            self._inputs,
+            self._outputs,
+            nodes=self._tape.nodes,
+            initializers=self._tape.initializers,
+            opset_imports={"": self.opset} | dict.fromkeys(sorted(domains), 1),
+            name=name,
+        )
+        # IR version 10 is the newest that onnxruntime 1.20 (JetPack 6) reads.
+        return ir.Model(graph, ir_version=10, producer_name="dijiang", metadata_props=metadata)

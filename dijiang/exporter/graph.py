@@ -1,0 +1,133 @@
+"""The recurrent-step graph of a model: prefill and decode step in one."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from ..errors import ExportError
+from ..models.decay import Decay
+from ..models.load import DijiangModel
+from ..runtime import names
+from .attention import DIALECTS, Dialect
+from .blocks import ACTIVATIONS, group_norm, layer_norm, rotary_angles, rotate, silu
+from .builder import GraphBuilder
+
+
+def build_graph(model: DijiangModel, dialect: str) -> ir.Model:
+    """The graph of a checkpoint; weights are read when it is saved.
+
+    Inputs: `input_ids`, `position_ids`, `attention_mask` [B, T] int64 (mask 0: padding, which
+    leaves the state untouched), `logit_indices` [B, N] int64 (which of the T tokens to return
+    logits of), and the states [B, G, K, K] float32. Outputs: `logits` [B, N, vocab] float32, states.
+    """
+    if model.spec.activation not in ACTIVATIONS:
+        raise ExportError(
+            f"config.json: hidden_act {model.spec.activation!r} is not supported, expected one of "
+            f"{', '.join(ACTIVATIONS)}"
+        )
+    return _Writer(model, DIALECTS[dialect]).write()
+
+
+class _Writer:
+    """Holds what every layer needs while the graph is written."""
+
+    def __init__(self, model: DijiangModel, dialect: Dialect) -> None:
+        self.model, self.spec, self.dialect = model, model.spec, dialect
+        self.b = GraphBuilder(dialect.opset)
+
+    def write(self) -> ir.Model:
+        b, spec = self.b, self.spec
+        step: list[str | int] = ["batch", "sequence"]
+        ids = b.input(names.INPUT_IDS, ir.DataType.INT64, step)
+        self.positions = b.input(names.POSITION_IDS, ir.DataType.INT64, step)
+        mask = b.input(names.ATTENTION_MASK, ir.DataType.INT64, step)
+        kept = b.input(names.LOGIT_INDICES, ir.DataType.INT64, ["batch", "kept"])
+        state_shape: list[str | int] = ["batch", *spec.state_shape]
+        pasts = [
+            b.input(names.past_state(i), ir.DataType.FLOAT, state_shape) for i in range(spec.num_layers)
+        ]
+        self.mask = b.op(
+            "Unsqueeze", b.op("Cast", mask, to=ir.DataType.FLOAT), b.constant([-1], np.int64)
+        )
+        if spec.rotary_dims:
+            self.angles = rotary_angles(b, self.positions, spec, self.model.positions_limit)
+        x = b.op("Gather", self._weight("embed.weight"), ids, axis=0)
+        states = []
+        for layer, (decay, past) in enumerate(zip(self.model.decays, pasts, strict=True)):
+            x, state = self._layer(layer, decay, x, past)
+            states.append(state)
+        index = b.op("Unsqueeze", kept, b.constant([-1], np.int64))
+        x = self._norm("final_norm", b.op("GatherND", x, index, batch_dims=1))
+        logits = b.op("MatMul", x, self._weight("head.weight"))
+        b.output(logits, names.LOGITS, ir.DataType.FLOAT, ["batch", "kept", spec.vocab_size])
+        for layer, state in enumerate(states):
+            b.output(state, names.present_state(layer), ir.DataType.FLOAT, state_shape)
+        return b.model(f"dijiang_{spec.family}", {})
+
+    def _layer(self, layer: int, decay: Decay, x: ir.Value, past: ir.Value) -> tuple[ir.Value, ir.Value]:
+        b, prefix = self.b, f"layers.{layer}"
+        attended, state = self._attention(prefix, decay, self._norm(f"{prefix}.attn_norm", x), past)
+        middle = b.op("Add", x, attended)
+        source = x if self.spec.parallel_residual else middle
+        up = self._linear(f"{prefix}.mlp_up", self._norm(f"{prefix}.mlp_norm", source))
+        down = self._linear(f"{prefix}.mlp_down", ACTIVATIONS[self.spec.activation](b, up))
+        return b.op("Add", middle, down), state
+
+    def _attention(
+        self, prefix: str, decay: Decay, x: ir.Value, past: ir.Value
+    ) -> tuple[ir.Value, ir.Value]:
+        b, spec = self.b, self.spec
+        heads, kv, size = spec.num_heads, spec.num_kv_heads, spec.head_size
+        columns = b.constant([(heads + kv) * size, kv * size], np.int64)
+        qk, v = b.ops("Split", 2, self._linear(f"{prefix}.qkv", x), columns, axis=-1)
+        # Queries and keys go through rotary embedding and feature map together.
+        qk = b.op("Reshape", qk, b.constant([0, 0, heads + kv, size], np.int64))
+        if spec.rotary_dims:
+            qk = rotate(b, qk, self.angles, spec)
+        features = b.op("Softmax", b.op("MatMul", qk, self._weight(f"{prefix}.proj.weight")), axis=-1)
+        q, k = b.ops("Split", 2, features, b.constant([heads, kv], np.int64), axis=2)
+        q, k = self._scale(decay, q, k)
+        flat = b.constant([0, 0, -1], np.int64)
+        log_decay = b.op("Mul", self.mask, b.constant(np.log(decay.gamma)[None, None]))
+        out, state = self.dialect.attend(
+            b, b.op("Reshape", q, flat), b.op("Reshape", k, flat), v, past, log_decay, heads, kv
+        )
+        normed = group_norm(
+            b,
+            out,
+            self._weight(f"{prefix}.group_norm.weight"),
+            self._weight(f"{prefix}.group_norm.bias"),
+            spec,
+            fused=self.dialect.fused_group_norm,
+        )
+        gate = silu(b, b.op("MatMul", x, self._weight(f"{prefix}.gate.weight")))
+        return self._linear(f"{prefix}.out", b.op("Mul", gate, normed)), state
+
+    def _scale(self, decay: Decay, q: ir.Value, k: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Query scale u and key scale w of a tabled layer; a padded key becomes 0."""
+        b = self.b
+        present = b.op("Unsqueeze", self.mask, b.constant([-1], np.int64))
+        if decay.u is not None and decay.w is not None:
+            shared = self.spec.num_heads // self.spec.num_kv_heads
+            u = np.repeat(decay.u, shared, axis=0).T[..., None]
+            q = b.op("Mul", q, b.op("Gather", b.constant(u), self.positions, axis=0))
+            w = b.op("Gather", b.constant(decay.w.T[..., None]), self.positions, axis=0)
+            present = b.op("Mul", w, present)
+        return q, b.op("Mul", k, present)
+
+    def _weight(self, name: str) -> ir.Value:
+        weights = self.model.weights
+        return self.b.weight(name, weights.shape(name), partial(weights.__getitem__, name))
+
+    def _linear(self, name: str, x: ir.Value) -> ir.Value:
+        y = self.b.op("MatMul", x, self._weight(f"{name}.weight"))
+        if f"{name}.bias" not in self.model.weights:
+            return y
+        return self.b.op("Add", y, self._weight(f"{name}.bias"))
+
+    def _norm(self, name: str, x: ir.Value) -> ir.Value:
+        weight, bias = self._weight(f"{name}.weight"), self._weight(f"{name}.bias")
+        return layer_norm(self.b, x, weight, bias, self.spec.norm_eps)

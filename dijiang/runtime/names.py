@@ -1,0 +1,17 @@
+"""Tensor names of a step graph: what the exporter writes and the sessions bind."""
+
+INPUT_IDS = "input_ids"
+POSITION_IDS = "position_ids"
+ATTENTION_MASK = "attention_mask"
+LOGIT_INDICES = "logit_indices"
+LOGITS = "logits"
+
+
+def past_state(layer: int) -> str:
+    """Input state of a layer; the name onnxruntime-genai expects."""
+    return f"past_key_values.{layer}.recurrent_state"
+
+
+def present_state(layer: int) -> str:
+    """Output state of a layer."""
+    return f"present.{layer}.recurrent_state"
