@@ -1,3 +1,81 @@
-"""DiJiang linear-attention checkpoints to production and the edge."""
+"""DiJiang linear-attention models in production: export, load, generate.
+
+    bundle = dijiang.export("checkpoint", "bundle")
+    model = dijiang.load("bundle")
+    for record in model.generate("def main("):
+        print(record.text, end="")
+
+Importing this package loads neither a backend nor the exporter.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+#: Public name -> module that defines it.
+_PUBLIC = {
+    "export": "exporter.export",
+    "verify": "exporter.parity",
+    "load": "runtime.model",
+    "Model": "runtime.model",
+    "Record": "runtime.generator",
+    "State": "runtime.state",
+    "Bundle": "runtime.bundle",
+    "ModelSpec": "models.spec",
+    "DijiangError": "errors",
+    "CheckpointError": "errors",
+    "DecayError": "errors",
+    "ExportError": "errors",
+    "BundleError": "errors",
+    "SessionError": "errors",
+    "InputError": "errors",
+    "ParityError": "errors",
+}
+
+if TYPE_CHECKING:
+    from .errors import (
+        BundleError,
+        CheckpointError,
+        DecayError,
+        DijiangError,
+        ExportError,
+        InputError,
+        ParityError,
+        SessionError,
+    )
+    from .exporter.export import export
+    from .models.spec import ModelSpec
+    from .runtime.bundle import Bundle
+    from .runtime.generator import Record
+    from .runtime.model import Model, load
+    from .runtime.state import State
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "CheckpointError",
+    "DecayError",
+    "DijiangError",
+    "ExportError",
+    "InputError",
+    "Model",
+    "ModelSpec",
+    "ParityError",
+    "Record",
+    "SessionError",
+    "State",
+    "export",
+    "load",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'dijiang' has no attribute {name!r}")
+    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

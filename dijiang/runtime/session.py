@@ -1,0 +1,171 @@
+"""Running a bundle's graph: the Session protocol and its ONNX Runtime form."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import SessionError
+from . import names
+from .bundle import Bundle
+from .state import State
+
+#: --provider -> ONNX Runtime execution provider.
+PROVIDERS = {"cpu": "CPUExecutionProvider"}
+
+
+class Session(Protocol):
+    """One step of the graph over any number of tokens."""
+
+    def run(
+        self,
+        ids: np.ndarray,
+        positions: np.ndarray,
+        mask: np.ndarray,
+        kept: np.ndarray,
+        state: State,
+    ) -> np.ndarray:
+        """Logits [B, N, vocab] float32 of the kept tokens; `state.layers` are advanced in place.
+
+        ids, positions, mask [B, T] int64; kept [B, N] int64, indices into T.
+        """
+        ...
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise SessionError(
+            "no backend: onnxruntime is not installed; pip install 'dijiang[cpu]' or 'dijiang[gpu]'"
+        ) from None
+    return onnxruntime
+
+
+class OrtSession:
+    """ONNX Runtime session with states bound once and updated in place.
+
+    Where the dialect's attention node allows it the same memory is bound as past and present state;
+    otherwise two sets of buffers take turns and the newer one is copied back.
+    """
+
+    def __init__(self, bundle: Bundle, *, provider: str = "auto", threads: int | None = None) -> None:
+        ort = _import_onnxruntime()
+        wanted = PROVIDERS.get("cpu" if provider == "auto" else provider)
+        if wanted is None or wanted not in ort.get_available_providers():
+            raise SessionError(
+                f"execution provider {provider!r} is not available, expected one of "
+                f"{', '.join(PROVIDERS)}; install the package that has it"
+            )
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.enable_cpu_mem_arena = False  # memory stays flat after a long prefill
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = ort.InferenceSession(
+                str(bundle.graph), sess_options=options, providers=[wanted]
+            )
+        except Exception as error:  # onnxruntime's errors share no base class
+            reason = str(error).splitlines()[0]
+            raise SessionError(
+                f"{bundle.graph}: onnxruntime {ort.__version__} cannot load the "
+                f"{bundle.manifest.dialect} dialect ({reason}); upgrade onnxruntime, or export with "
+                "--dialect primitive"
+            ) from error
+        used = self._session.get_providers()[0]
+        if used != wanted:
+            raise SessionError(f"asked for {wanted}, onnxruntime used {used}; check its installation")
+        self.provider = used
+        self._ort = ort
+        self._in_place = bundle.manifest.in_place
+        self._vocab = bundle.manifest.spec.vocab_size
+        self._step: _Binding | None = None
+
+    def run(
+        self,
+        ids: np.ndarray,
+        positions: np.ndarray,
+        mask: np.ndarray,
+        kept: np.ndarray,
+        state: State,
+    ) -> np.ndarray:
+        """See Session.run. The logits' memory is reused by the next decode step of this state."""
+        binding = self._step
+        if binding is None or not binding.fits(state, ids.shape, kept.shape):
+            binding = _Binding(self._ort, self._session, state, ids.shape, kept.shape, self)
+            if ids.shape[1] == 1:
+                self._step = binding
+        return binding.run(ids, positions, mask, kept)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether past and present state share memory."""
+        return self._in_place
+
+    @property
+    def vocab(self) -> int:
+        """Width of the logits."""
+        return self._vocab
+
+
+class _Binding:
+    """Buffers of one shape bound to one state: made once, run many times."""
+
+    def __init__(
+        self,
+        ort: Any,
+        session: Any,
+        state: State,
+        shape: tuple[int, ...],
+        kept_shape: tuple[int, ...],
+        owner: OrtSession,
+    ) -> None:
+        self._session, self._state = session, state
+        self._shape, self._kept_shape = shape, kept_shape
+        self._io = session.io_binding()
+        self._inputs = {
+            name: np.zeros(size, np.int64)
+            for name, size in (
+                (names.INPUT_IDS, shape),
+                (names.POSITION_IDS, shape),
+                (names.ATTENTION_MASK, shape),
+                (names.LOGIT_INDICES, kept_shape),
+            )
+        }
+        self.logits = np.empty((*kept_shape, owner.vocab), np.float32)
+        layers = state.layers
+        self._next = layers if owner.in_place else [np.empty_like(layer) for layer in layers]
+        # The OrtValues share the arrays' memory and must live as long as the binding.
+        self._values = {name: self._value(ort, array) for name, array in self._inputs.items()}
+        for name, value in self._values.items():
+            self._io.bind_ortvalue_input(name, value)
+        self._outputs = [self._value(ort, self.logits)]
+        self._io.bind_ortvalue_output(names.LOGITS, self._outputs[0])
+        for i, (past, present) in enumerate(zip(layers, self._next, strict=True)):
+            source = self._value(ort, past)
+            target = source if past is present else self._value(ort, present)
+            self._io.bind_ortvalue_input(names.past_state(i), source)
+            self._io.bind_ortvalue_output(names.present_state(i), target)
+            self._outputs += [source, target]
+
+    @staticmethod
+    def _value(ort: Any, array: np.ndarray) -> Any:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+
+    def fits(self, state: State, shape: tuple[int, ...], kept_shape: tuple[int, ...]) -> bool:
+        """Whether this binding serves a call."""
+        return self._state is state and self._shape == shape and self._kept_shape == kept_shape
+
+    def run(
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray
+    ) -> np.ndarray:
+        """Copy the inputs into the bound buffers and run."""
+        for name, array in zip(self._inputs, (ids, positions, mask, kept), strict=True):
+            self._inputs[name][...] = array
+        self._session.run_with_iobinding(self._io)
+        if self._next is not self._state.layers:
+            for layer, new in zip(self._state.layers, self._next, strict=True):
+                layer[...] = new
+        return self.logits

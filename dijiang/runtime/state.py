@@ -1,0 +1,60 @@
+"""The recurrent state of a batch of sequences: constant size, cloneable, savable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+
+
+class State:
+    """Recurrent states and positions of a batch.
+
+    layers: one [B, Hkv, K, V] float32 array a layer.  position: tokens seen, [B] int64.
+    The arrays are bound by a session and updated in place: their addresses never change.
+    """
+
+    def __init__(self, layers: list[np.ndarray], position: np.ndarray) -> None:
+        self.layers = layers
+        self.position = position
+
+    @classmethod
+    def empty(cls, batch: int, layers: int, shape: tuple[int, int, int]) -> State:
+        """The state before the first token."""
+        if batch < 1:
+            raise InputError(f"batch is {batch}, expected at least 1; ask for one sequence or more")
+        arrays = [np.zeros((batch, *shape), np.float32) for _ in range(layers)]
+        return cls(arrays, np.zeros(batch, np.int64))
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+        return len(self.position)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers; does not depend on the position."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def clone(self) -> State:
+        """An independent copy: fork a sequence, or keep a point to come back to."""
+        return State([layer.copy() for layer in self.layers], self.position.copy())
+
+    def save(self, path: str | Path) -> None:
+        """Write to an .npz file (exactly this path)."""
+        arrays: dict[str, Any] = {f"layer_{i}": layer for i, layer in enumerate(self.layers)}
+        with Path(path).open("wb") as stream:
+            np.savez(stream, position=self.position, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> State:
+        """Read what `save` wrote; InputError if the file is not a state."""
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                layers = [data[f"layer_{i}"] for i in range(len(data.files) - 1)]
+                return cls(layers, data["position"])
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise InputError(f"{path}: not a saved state ({error}); save it again") from error
