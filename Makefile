@@ -14,13 +14,21 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-soak: $(VENV)/.dev
-	$(BIN)/pytest -m soak
+demo: $(VENV)/.demo
+	$(BIN)/dijiang export examples/tiny-python -o demo --force
+	$(BIN)/dijiang verify demo --against examples/tiny-python --text examples/tiny-python/held_out.txt
+	$(BIN)/dijiang run demo -p "def main(" --max-tokens 64 --temperature 0.8 --top-p 0.95 --seed 1
 
-$(VENV)/.dev: pyproject.toml constraints.txt
+soak: $(VENV)/.dev
+	$(BIN)/pytest -m soak -s
+
+# The environments: demo has what a Jetson needs, no torch; dev has everything.
+$(VENV)/.demo: EXTRAS := cpu,export
+$(VENV)/.dev: EXTRAS := dev
+$(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) demo build *.egg-info

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import dijiang
 
 TESTS = Path(__file__).parent
 EXAMPLES = TESTS.parent / "examples"
@@ -33,3 +39,55 @@ class Golden:
     def error(self, logits: np.ndarray) -> float:
         """Largest difference of all-position logits [B, T, V] from the golden ones."""
         return float(np.abs(logits[:, self.positions] - self.logits).max())
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """exported(checkpoint, **options): the bundle folder of an export, made once a session."""
+    made: dict[tuple, Path] = {}
+
+    def get(checkpoint: str, **options) -> Path:
+        key = (checkpoint, *sorted(options.items()))
+        if key not in made:
+            target = tmp_path_factory.mktemp("bundles") / checkpoint
+            made[key] = dijiang.export(GOLDEN[checkpoint], target, **options).path
+        return made[key]
+
+    return get
+
+
+@pytest.fixture
+def copy_of(tmp_path):
+    """copy_of(folder): a writable copy to damage."""
+
+    def copy(folder: Path) -> Path:
+        return Path(shutil.copytree(folder, tmp_path / f"copy-{folder.name}"))
+
+    return copy
+
+
+@pytest.fixture
+def edit_tensors(copy_of):
+    """edit_tensors(name, edit): a copy of a safetensors golden case after edit(tensors) on its dict."""
+
+    def apply(name: str, edit) -> Path:
+        folder = copy_of(GOLDEN[name])
+        tensors = load_file(folder / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+
+    return apply
+
+
+@pytest.fixture
+def edit_config(copy_of):
+    """edit_config(name, **changes): a copy of a golden case with another config.json."""
+
+    def apply(name: str, **changes) -> Path:
+        folder = copy_of(GOLDEN[name])
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        return folder
+
+    return apply

@@ -164,7 +164,8 @@ def verify(
         exact = Reference(stored) if stored.positions_limit else None
     window = min(manifest.positions_limit or WINDOW, checkpoint.spec.max_positions, WINDOW)
     sums, change = _Sums(), _Sums()
-    step_error, states = 0.0, []
+    step_error = 0.0
+    states: list[StateError] = []
     for index, ids in enumerate(_windows(model, text, tokens, window)):
         logits = model.forward(ids[None], model.new_state(), all_logits=True)[0]
         if index == 0:
@@ -199,9 +200,7 @@ def verify(
     return report
 
 
-def _windows(
-    model: Model, text: str | Path | None, tokens: int, window: int
-) -> Iterator[np.ndarray]:
+def _windows(model: Model, text: str | Path | None, tokens: int, window: int) -> Iterator[np.ndarray]:
     """Token ids in windows [<= window]; a rest of one token is left out."""
     if tokens < 2:
         raise InputError(f"tokens is {tokens}, expected at least 2; compare more")

@@ -1,0 +1,219 @@
+"""The command line: options in, reports out; all work is done elsewhere.
+
+Results go to stdout, progress and errors to stderr. Exit status: 0 success, 1 a DijiangError (one
+line), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import __version__
+from .errors import DijiangError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .exporter.parity import Difference
+    from .runtime.bundle import Bundle
+
+
+class OneLineErrors(click.Group):
+    """A group whose commands report a DijiangError as one line and exit with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DijiangError as error:
+            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """DiJiang checkpoints to ONNX, and text from them with constant memory per token."""
+
+
+BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+THREADS = click.option("-t", "--threads", type=click.IntRange(1), help="Default: all physical cores.")
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+
+
+def _print_table(rows: Iterable[tuple[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for name, value in rows:
+        table.add_row(name, value)
+    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder.")
+@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True)
+@click.option(
+    "--dialect",
+    type=click.Choice(["ort", "onnx", "primitive"]),
+    default="ort",
+    show_default=True,
+    help="ort: onnxruntime 1.30 or newer; onnx: opset 27; primitive: TensorRT, old onnxruntime.",
+)
+@click.option(
+    "--decay",
+    type=click.Choice(["exact", "analytic"]),
+    default="exact",
+    show_default=True,
+    help="analytic drops trained D1/D2 tables, and with them the position limit.",
+)
+@click.option(
+    "--repair-decay", is_flag=True, help="Key scale 1 where a trained D2 was lost to overflow."
+)
+@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@JSON
+def export(checkpoint: Path, output: Path, as_json: bool, **options: Any) -> None:
+    """Write the recurrent-step graph of CHECKPOINT as a bundle."""
+    from .exporter.export import export as write
+
+    _show_bundle(write(checkpoint, output, **options), as_json)
+
+
+@main.command()
+@BUNDLE
+@JSON
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE holds; reads and checks every file."""
+    from .runtime.bundle import open_bundle
+
+    _show_bundle(open_bundle(bundle), as_json)
+
+
+def _show_bundle(bundle: Bundle, as_json: bool) -> None:
+    manifest, spec = bundle.manifest, bundle.manifest.spec
+    if as_json:
+        click.echo(
+            json.dumps(
+                json.loads(manifest.to_json()) | {"bytes": bundle.nbytes, "path": str(bundle.path)}
+            )
+        )
+        return
+    limit = manifest.positions_limit
+    parity = bundle.parity
+    _print_table(
+        [
+            ("bundle", str(bundle.path)),
+            (
+                "model",
+                f"{spec.family}, {spec.num_layers} layers of {spec.hidden_size}, {spec.num_heads} heads",
+            ),
+            ("vocabulary", f"{spec.vocab_size:,}"),
+            ("graph", f"{manifest.dialect}, {manifest.precision}"),
+            ("size", f"{bundle.nbytes / 1e6:,.1f} MB"),
+            ("state", f"{spec.state_bytes / 1e6:,.3f} MB a sequence, at any length"),
+            ("positions", "no end" if limit is None else f"{limit}: {manifest.limit_reason}"),
+            ("decay", manifest.decay),
+            ("parity", "not verified" if parity is None else "passed" if parity["passed"] else "FAILED"),
+            *(("warning", text) for text in manifest.warnings),
+            ("written by", ", ".join(f"{name} {v}" for name, v in manifest.versions.items())),
+        ]
+    )
+
+
+@main.command()
+@BUNDLE
+@click.option("--against", type=click.Path(path_type=Path), required=True, help="Its checkpoint.")
+@click.option("--text", type=click.Path(path_type=Path), help="Text file; default: random token ids.")
+@click.option("--tokens", type=click.IntRange(2), default=4096, show_default=True, help="At most.")
+@THREADS
+@JSON
+def verify(bundle: Path, against: Path, as_json: bool, **options: Any) -> None:
+    """Compare BUNDLE with its checkpoint in float64; exit 1 if a gate fails."""
+    from .exporter.parity import verify as compare
+
+    report = compare(bundle, against, **options)
+    if as_json:
+        click.echo(json.dumps(report.to_dict()))
+    else:
+        rows = [("tokens", f"{report.tokens} ({report.text})"), *_difference_rows(report.logits)]
+        rows.append(("one at a time against prefill", f"{report.step_error:.2e} max"))
+        rows += [
+            (f"state after {e.length}", f"{e.rms_relative_error:.2e} RMS-relative")
+            for e in report.state_errors
+        ]
+        if report.decay_change is not None:
+            rows.append(("", "analytic decay against the trained tables:"))
+            rows += _difference_rows(report.decay_change)
+        if not report.same_source:
+            rows.append(("warning", "the bundle was exported from other files than this checkpoint's"))
+        rows.append(("result", "passed" if report.passed else "FAILED"))
+        _print_table(rows)
+    report.require()
+
+
+def _difference_rows(difference: Difference) -> list[tuple[str, str]]:
+    d = difference
+    rows = [
+        ("logits, max error", f"{d.max_error:.2e}"),
+        ("logits, RMS-relative error", f"{d.rms_relative_error:.2e}"),
+        ("KL divergence", f"{d.kl:.2e} nats"),
+        ("top-1 agreement", f"{d.top1_agreement:.3%}"),
+    ]
+    if d.perplexity is not None and d.reference_perplexity is not None:
+        change = d.perplexity / d.reference_perplexity - 1
+        rows.append(
+            ("perplexity", f"{d.reference_perplexity:.4f} -> {d.perplexity:.4f} ({change:+.4%})")
+        )
+    return rows
+
+
+@main.command()
+@BUNDLE
+@click.option("-p", "--prompt", help="Text to continue; default: standard input.")
+@click.option("-n", "--max-tokens", type=int, default=128, show_default=True)
+@click.option(
+    "--temperature", type=float, default=0.0, show_default=True, help="0: the most likely token."
+)
+@click.option("--top-k", type=int, default=0, show_default=True, help="0: off.")
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--min-p", type=float, default=0.0, show_default=True)
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
+@click.option("--seed", type=int, help="Default: a new one each time.")
+@click.option("--stop", multiple=True, help="Text that ends the output; may be given several times.")
+@click.option("--stop-token", "stop_tokens", type=int, multiple=True, help="Token id that ends it.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the model's own end token.")
+@click.option("--provider", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
+@THREADS
+@JSON
+def run(
+    bundle: Path, prompt: str | None, provider: str, threads: int | None, as_json: bool, **sampling: Any
+) -> None:
+    """Generate text from BUNDLE."""
+    from .runtime.model import load
+
+    model = load(bundle, provider=provider, threads=threads)
+    records = model.generate(sys.stdin.read() if prompt is None else prompt, **sampling)
+    text = []
+    for record in records:
+        text.append(record.text)
+        if not as_json:
+            click.echo(record.text, nl=False)
+            sys.stdout.flush()
+    if as_json:
+        last = {name: value for name, value in vars(record).items() if name not in ("text", "token")}
+        click.echo(json.dumps({"text": "".join(text), **last}))
+        return
+    detail = f" ({record.detail})" if record.detail else ""
+    click.echo()
+    click.echo(
+        f"[{record.prompt_tokens} + {record.generated} tokens, "
+        f"prefill {record.prefill_rate:,.0f} tokens/s, decode {record.decode_rate:,.0f} tokens/s, "
+        f"finish: {record.finish_reason}{detail}]",
+        err=True,
+    )

@@ -1,0 +1,147 @@
+"""Export: a whole bundle or nothing."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+
+import numpy as np
+import onnx
+import pytest
+
+import dijiang
+from dijiang.exporter import export as export_module
+
+from ..conftest import EXAMPLES, GOLDEN
+
+BASE = GOLDEN["neox-base"]
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_bundle_holds_what_its_manifest_says(tmp_path):
+    bundle = dijiang.export(EXAMPLES / "tiny-python", tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / "dijiang.json").read_text())
+    assert left_in(tmp_path) == ["b"]
+    assert set(left_in(tmp_path / "b")) == {*manifest["files"], "dijiang.json"}
+    assert {"tokenizer.json", "model.onnx", "model.onnx.data"} <= set(manifest["files"])
+    assert manifest["state"] == {"layers": 6, "shape": [6, 32, 32], "dtype": "float32", "bytes": 147456}
+    assert manifest["versions"].keys() == {"dijiang", "python", "numpy", "onnx", "onnx-ir"}
+    assert (manifest["precision"], manifest["dialect"]) == ("fp32", "ort")
+    assert bundle.manifest == dijiang.load(tmp_path / "b").manifest
+
+
+@pytest.mark.parametrize("dialect", ["ort", "onnx", "primitive"])
+def test_graph_passes_the_onnx_checker(exported, dialect):
+    onnx.checker.check_model(exported("neox-base", dialect=dialect) / "model.onnx", full_check=True)
+
+
+def test_primitive_dialect_uses_standard_nodes_of_opset_17(exported):
+    model = onnx.load(
+        exported("neox-base", dialect="primitive") / "model.onnx", load_external_data=False
+    )
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
+    assert not {"LinearAttention", "Loop", "Scan", "If"} & {node.op_type for node in model.graph.node}
+
+
+def test_exporting_twice_gives_the_same_bytes(tmp_path):
+    first = dijiang.export(BASE, tmp_path / "a").manifest
+    assert dijiang.export(BASE, tmp_path / "b").manifest == first
+
+
+def test_export_refuses_to_overwrite_without_force(tmp_path):
+    dijiang.export(BASE, tmp_path / "b")
+    before = (tmp_path / "b" / "model.onnx").stat().st_mtime_ns
+    with pytest.raises(dijiang.ExportError, match="never overwritten; use --force"):
+        dijiang.export(BASE, tmp_path / "b")
+    assert (tmp_path / "b" / "model.onnx").stat().st_mtime_ns == before
+    dijiang.export(BASE, tmp_path / "b", dialect="primitive", force=True)
+    assert dijiang.load(tmp_path / "b").manifest.dialect == "primitive"
+    assert left_in(tmp_path) == ["b"]
+
+
+def test_force_refuses_to_replace_a_folder_that_is_no_bundle(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(dijiang.ExportError, match="is no bundle"):
+        dijiang.export(BASE, tmp_path / "thesis", force=True)
+    assert left_in(tmp_path / "thesis") == ["chapter.txt"]
+
+
+def test_failed_forced_export_keeps_the_old_bundle(tmp_path, monkeypatch):
+    old = dijiang.export(BASE, tmp_path / "b").manifest
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export_module.ir, "save", full)
+    with pytest.raises(dijiang.ExportError, match="No space left on device"):
+        dijiang.export(BASE, tmp_path / "b", force=True)
+    assert left_in(tmp_path) == ["b"]
+    assert dijiang.load(tmp_path / "b").manifest == old
+
+
+def test_export_checks_free_space_before_it_writes(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(export_module.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 4096))
+    with pytest.raises(dijiang.ExportError, match=r"needs 1\.\d MB, 0\.0 MB are free"):
+        dijiang.export(BASE, tmp_path / "b")
+    assert left_in(tmp_path) == []
+
+
+def test_export_into_a_missing_parent_is_one_clear_error(tmp_path):
+    with pytest.raises(dijiang.ExportError, match="cannot be written"):
+        dijiang.export(BASE, tmp_path / "missing" / "b")
+
+
+def test_export_into_a_file_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(dijiang.ExportError, match="cannot be written"):
+        dijiang.export(BASE, tmp_path / "file" / "b")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_non_finite_weights_leave_nothing_behind(edit_tensors, tmp_path, value):
+    def damage(tensors):
+        tensors["gpt_neox.layers.1.mlp.dense_4h_to_h.weight"][3, 5] = value
+
+    broken = edit_tensors("neox-base", damage)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(
+        dijiang.CheckpointError, match=r"layers\.1\.mlp\.dense_4h_to_h\.weight holds NaN"
+    ):
+        dijiang.export(broken, tmp_path / "out" / "b")
+    assert left_in(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(("option", "value"), [("precision", "fp7"), ("dialect", "latin")])
+def test_unknown_option_names_the_known_ones(tmp_path, option, value):
+    with pytest.raises(dijiang.ExportError, match=f"{option} '{value}' is unknown, expected one of"):
+        dijiang.export(BASE, tmp_path / "b", **{option: value})
+
+
+def test_unknown_activation_is_refused(edit_config, tmp_path):
+    broken = edit_config("neox-base", hidden_act="mystery")
+    with pytest.raises(dijiang.ExportError, match="hidden_act 'mystery' is not supported"):
+        dijiang.export(broken, tmp_path / "b")
+
+
+def test_killed_export_leaves_nothing_that_loads(tmp_path):
+    script = (
+        "import os, signal, sys, dijiang\n"
+        "from dijiang.exporter import export\n"
+        "export.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"dijiang.export({str(BASE)!r}, {os.fspath(tmp_path / 'b')!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "b").exists()
+    for name in left_in(tmp_path):
+        with pytest.raises(dijiang.BundleError):
+            dijiang.load(tmp_path / name)
+    assert dijiang.export(BASE, tmp_path / "b").path.is_dir()
