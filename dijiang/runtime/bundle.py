@@ -102,8 +102,9 @@ def _manifest(path: Path) -> Manifest:
     try:
         data["spec"] = ModelSpec.from_dict(data["spec"])
         data["warnings"] = tuple(data["warnings"])
+        data["files"] = {str(name): str(digest) for name, digest in data["files"].items()}
         return Manifest(**data)
-    except (KeyError, TypeError, CheckpointError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, CheckpointError) as error:
         raise BundleError(f"{path / MANIFEST}: not a whole manifest ({error}); {again}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -53,8 +54,8 @@ class State:
     def load(cls, path: str | Path) -> State:
         """Read what `save` wrote; InputError if the file is not a state."""
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as data:
                 layers = [data[f"layer_{i}"] for i in range(len(data.files) - 1)]
                 return cls(layers, data["position"])
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise InputError(f"{path}: not a saved state ({error}); save it again") from error

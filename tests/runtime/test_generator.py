@@ -1,0 +1,127 @@
+"""Generation: what ends it, what each record says, and where a state goes on."""
+
+import numpy as np
+import pytest
+
+import dijiang
+
+PROMPT = "def main("
+
+
+@pytest.fixture(scope="module")
+def model(exported):
+    return dijiang.load(exported("tiny-python"))
+
+
+def text_of(records):
+    return "".join(record.text for record in records)
+
+
+def test_greedy_text_is_the_argmax_of_every_step(model):
+    ids = model.tokenizer.encode(PROMPT)
+    records = list(model.generate(PROMPT, max_tokens=20))
+    state, expected = model.new_state(), []
+    logits = model.forward(np.array([ids]), state)
+    for _ in range(20):
+        expected.append(int(logits[0].argmax()))
+        logits = model.forward(np.array([expected[-1:]]), state)
+    assert [record.token for record in records] == expected
+    assert PROMPT + text_of(records) == model.tokenizer.decode([*ids, *expected])
+
+
+def test_records_count_and_only_the_last_one_finishes(model):
+    records = list(model.generate(PROMPT, max_tokens=5))
+    assert [record.generated for record in records] == [1, 2, 3, 4, 5]
+    assert [record.finish_reason for record in records] == [None] * 4 + ["limit"]
+    assert {record.prompt_tokens for record in records} == {len(model.tokenizer.encode(PROMPT))}
+    assert records[-1].prefill_rate > 0
+    assert records[-1].decode_rate > 0
+
+
+def test_same_seed_gives_the_same_text(model):
+    options = {"max_tokens": 30, "temperature": 1.0, "top_p": 0.95}
+    first, again, other = (text_of(model.generate(PROMPT, seed=s, **options)) for s in (1, 1, 2))
+    assert first == again != other
+
+
+def test_stop_string_ends_the_text_before_it(model):
+    free = text_of(model.generate(PROMPT, max_tokens=60))
+    stop = free[10:14]  # crosses token borders
+    records = list(model.generate(PROMPT, max_tokens=60, stop=[stop, "never there"]))
+    assert records[-1].finish_reason == "stop"
+    assert text_of(records) == free[: free.index(stop)]
+
+
+def test_held_back_text_is_given_out_when_the_stop_string_never_completes(model):
+    free = text_of(model.generate(PROMPT, max_tokens=12))
+    assert text_of(model.generate(PROMPT, max_tokens=12, stop=[free[-3:] + "\0"])) == free
+
+
+def test_a_single_stop_string_need_not_be_in_a_list(model):
+    free = text_of(model.generate(PROMPT, max_tokens=30))
+    assert text_of(model.generate(PROMPT, max_tokens=30, stop=free[5:8])) == free[: free.index(free[5:8])]
+
+
+def test_stop_token_ends_the_text_and_is_not_in_it(model):
+    tokens = [record.token for record in model.generate(PROMPT, max_tokens=20)]
+    stop = tokens[7]
+    records = list(model.generate(PROMPT, max_tokens=20, stop_tokens=[stop]))
+    assert [record.token for record in records] == tokens[: tokens.index(stop) + 1]
+    assert (records[-1].finish_reason, records[-1].text) == ("stop", "")
+
+
+def test_the_models_own_end_token_stops_unless_ignored(model, monkeypatch):
+    tokens = [record.token for record in model.generate(PROMPT, max_tokens=9)]
+    spec = dijiang.ModelSpec.from_dict(model.spec.to_dict() | {"eos_token_ids": [tokens[4]]})
+    monkeypatch.setattr(model, "spec", spec)
+    assert list(model.generate(PROMPT, max_tokens=9))[-1].finish_reason == "stop"
+    *_, last = model.generate(PROMPT, max_tokens=9, ignore_eos=True)
+    assert (last.finish_reason, last.generated) == ("limit", 9)
+
+
+def test_a_given_state_is_continued(model):
+    ids = model.tokenizer.encode("import os\n\n\ndef main(")
+    expected = [record.token for record in model.generate(ids, max_tokens=10)]
+    state = model.new_state()
+    model.forward(np.array([ids[:5]]), state)
+    found = [record.token for record in model.generate(ids[5:], max_tokens=10, state=state)]
+    assert found == expected
+    assert state.position[0] == len(ids) + 9  # the last token was never fed
+
+
+def test_nothing_is_computed_before_the_first_record_is_asked_for(model):
+    state = model.new_state()
+    records = model.generate(PROMPT, state=state)
+    assert state.position[0] == 0
+    next(records)
+    assert state.position[0] == len(model.tokenizer.encode(PROMPT))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("", {}, "the prompt is empty, expected at least one token"),
+        ([], {}, "the prompt is empty, expected at least one token"),
+        ([10**9], {}, "token id 1000000000 is out of range"),
+        (PROMPT, {"max_tokens": 0}, "max_tokens is 0, expected at least 1"),
+        (PROMPT, {"stop": [""]}, "a stop string is empty"),
+        (PROMPT, {"temperature": -1.0}, "temperature is -1.0, expected 0 to 1000"),
+        (PROMPT, {"temperature": float("nan")}, "temperature is nan"),
+        (PROMPT, {"top_k": -1}, "top_k is -1"),
+        (PROMPT, {"top_p": 0.0}, "top_p is 0.0"),
+        (PROMPT, {"top_p": 1.1}, "top_p is 1.1"),
+        (PROMPT, {"min_p": 2.0}, "min_p is 2.0"),
+        (PROMPT, {"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        (PROMPT, {"seed": -1}, "seed is -1"),
+    ],
+)
+def test_bad_options_are_refused_before_the_first_record(model, prompt, options, message):
+    with pytest.raises(dijiang.InputError, match=message):
+        model.generate(prompt, **options)
+
+
+def test_stop_strings_without_a_tokenizer_are_refused(exported):
+    model = dijiang.load(exported("neox-base"))
+    with pytest.raises(dijiang.InputError, match="stop strings need a tokenizer"):
+        model.generate([1], stop=["x"])
+    assert [record.text for record in model.generate([1, 2], max_tokens=3)] == ["", "", ""]

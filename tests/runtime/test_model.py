@@ -1,0 +1,173 @@
+"""Model.forward: any split gives the same logits; states are values; bad input touches nothing."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dijiang
+from dijiang.runtime import model as model_module
+
+from ..conftest import Golden
+
+
+@pytest.fixture(scope="module")
+def model(exported):
+    return dijiang.load(exported("neox-base"))
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return Golden.load("neox-base").ids
+
+
+@pytest.fixture(scope="module")
+def whole(model, ids):
+    return model.forward(ids, model.new_state(len(ids)), all_logits=True)
+
+
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_any_split_gives_the_same_logits_and_state(model, ids, whole, data):
+    length = ids.shape[1]
+    cuts = data.draw(st.sets(st.integers(1, length - 1), max_size=8))
+    state = model.new_state(len(ids))
+    edges = [0, *sorted(cuts), length]
+    parts = [
+        model.forward(ids[:, start:stop], state, all_logits=True)
+        for start, stop in zip(edges, edges[1:], strict=False)
+    ]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=2e-5)
+    assert state.position.tolist() == [length] * len(ids)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 128, 200])
+def test_long_prompts_go_through_in_pieces(model, monkeypatch, length):
+    monkeypatch.setattr(model_module, "PIECE", 64)
+    prompt = np.random.default_rng(length).integers(0, model.spec.vocab_size, (2, length))
+    state = model.new_state(2)
+    last = model.forward(prompt, state)
+    steps = model.new_state(2)
+    for token in range(length):
+        expected = model.forward(prompt[:, token : token + 1], steps)
+    np.testing.assert_allclose(last, expected, atol=2e-5)
+    for found, step in zip(state.layers, steps.layers, strict=True):
+        np.testing.assert_allclose(found, step, atol=1e-5)
+
+
+def test_last_logits_are_the_last_row_of_all_logits(model, ids, whole):
+    last = model.forward(ids, model.new_state(len(ids)))
+    assert (last.shape, last.dtype) == ((len(ids), model.spec.vocab_size), np.float32)
+    np.testing.assert_array_equal(last, whole[:, -1])
+
+
+def test_returned_logits_survive_the_next_step(model):
+    state = model.new_state()
+    first = model.forward(np.array([[1]]), state)
+    kept = first.copy()
+    model.forward(np.array([[2]]), state)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_two_states_do_not_mix(model, ids):
+    a, b = model.new_state(), model.new_state()
+    for token in range(20):  # in turn, on one session
+        from_a = model.forward(ids[:1, token : token + 1], a)
+        from_b = model.forward(ids[1:2, token : token + 1], b)
+    for row, found in ((ids[:1, :20], from_a), (ids[1:2, :20], from_b)):
+        np.testing.assert_allclose(found, model.forward(row, model.new_state()), atol=2e-5)
+
+
+def test_clone_forks_a_sequence(model, ids):
+    state = model.new_state()
+    model.forward(ids[:1, :10], state)
+    fork = state.clone()
+    one = model.forward(ids[:1, 10:20], state)
+    other = model.forward(ids[:1, 10:20], fork)
+    np.testing.assert_array_equal(one, other)
+    assert not any(np.shares_memory(a, b) for a, b in zip(state.layers, fork.layers, strict=True))
+
+
+def test_saved_state_goes_on_where_it_was(model, ids, tmp_path):
+    state = model.new_state(2)
+    model.forward(ids[:2, :10], state)
+    state.save(tmp_path / "state.npz")
+    expected = model.forward(ids[:2, 10:], state)
+    restored = dijiang.State.load(tmp_path / "state.npz")
+    assert restored.position.tolist() == [10, 10]
+    np.testing.assert_array_equal(model.forward(ids[:2, 10:], restored), expected)
+
+
+def test_state_has_the_same_size_at_any_position(model, ids):
+    state = model.new_state(len(ids))
+    before, addresses = state.nbytes, [layer.ctypes.data for layer in state.layers]
+    model.forward(ids, state)
+    assert state.nbytes == before == len(ids) * model.spec.state_bytes
+    assert [layer.ctypes.data for layer in state.layers] == addresses
+
+
+@pytest.mark.parametrize("damage", ["text", "cut", "missing"])
+def test_broken_state_file_is_one_error(model, tmp_path, damage):
+    path = tmp_path / "state.npz"
+    if damage == "text":
+        path.write_text("not a state")
+    elif damage == "cut":
+        model.new_state().save(path)
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(dijiang.InputError, match="not a saved state"):
+        dijiang.State.load(path)
+
+
+BAD = {
+    "too large": (lambda v: [[v]], r"token id \d+ is out of range, expected 0 to"),
+    "negative": (lambda _: [[3, -1]], "token id -1 is out of range"),
+    "empty": (lambda _: np.empty((1, 0), int), "no tokens, expected at least one"),
+    "flat": (lambda _: [1, 2], r"expected integers \[batch, tokens\]"),
+    "floats": (lambda _: [[1.5]], "ids are float64"),
+    "batch": (lambda _: [[1], [2]], r"use new_state\(2\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_ids_are_refused_and_the_state_is_untouched(model, case):
+    make, message = BAD[case]
+    state = model.new_state()
+    model.forward(np.array([[5]]), state)
+    before = state.clone()
+    with pytest.raises(dijiang.InputError, match=message):
+        model.forward(np.asarray(make(model.spec.vocab_size)), state)
+    assert state.position.tolist() == before.position.tolist()
+    for now, then in zip(state.layers, before.layers, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_padding_alone_is_refused(model):
+    with pytest.raises(dijiang.InputError, match="sequence 1 is all padding"):
+        model.forward(np.ones((2, 3), int), model.new_state(2), mask=np.array([[1, 1, 1], [0, 0, 0]]))
+
+
+def test_state_of_another_model_is_refused(model, exported):
+    other = dijiang.load(exported("tiny-python"))
+    with pytest.raises(dijiang.InputError, match="state is of another model"):
+        model.forward(np.array([[1]]), other.new_state())
+
+
+def test_positions_past_the_limit_are_refused_before_any_work(exported):
+    model = dijiang.load(exported("tiny-python-published"))
+    limit = model.manifest.positions_limit
+    state = model.new_state()
+    model.forward(np.ones((1, limit), int), state)
+    with pytest.raises(dijiang.InputError, match=rf"position {limit + 1} is past the limit {limit}"):
+        model.forward(np.array([[1]]), state)
+    assert state.position[0] == limit
+
+
+def test_batch_of_nothing_is_refused(model):
+    with pytest.raises(dijiang.InputError, match="batch is 0, expected at least 1"):
+        model.new_state(0)
+
+
+def test_prompt_text_needs_a_tokenizer(model):
+    assert not model.has_tokenizer
+    with pytest.raises(dijiang.InputError, match="no tokenizer in the bundle; pass token ids"):
+        model.generate("text")

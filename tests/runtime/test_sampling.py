@@ -1,0 +1,79 @@
+"""Sampling against a naive twin that sorts and filters the whole vocabulary."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dijiang.runtime.sampling import SHORTLIST, Sampler, Sampling, candidates
+
+
+def naive_distribution(logits, options):
+    """Probabilities [vocab] after temperature, top-k, top-p and min-p, one plain step each."""
+    scaled = (logits - logits.max()).astype(np.float64) / options.temperature
+    p = np.exp(scaled) / np.exp(scaled).sum()
+    order = np.argsort(-scaled, kind="stable")
+    if options.top_k:
+        p[order[options.top_k :]] = 0
+        p /= p.sum()
+    if options.top_p < 1:
+        before = 0.0
+        for token in order:
+            p[token], before = (p[token] if before < options.top_p else 0), before + p[token]
+        p /= p.sum()
+    p[p < options.min_p * p.max()] = 0
+    return p / p.sum()
+
+
+filters = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.1, 0.7, 1.0, 3.0]),
+    top_k=st.sampled_from([0, 1, 5, 63, 5000]),
+    top_p=st.sampled_from([1e-6, 0.3, 0.9, 0.999, 1.0]),
+    min_p=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+)
+
+
+@given(
+    options=filters,
+    vocab=st.sampled_from([1, 2, 63, 500, SHORTLIST + 1, 4000]),
+    spread=st.sampled_from([0.01, 1.0, 5.0]),
+    seed=st.integers(0, 99),
+)
+def test_candidates_have_the_naive_distribution(options, vocab, spread, seed):
+    logits = np.random.default_rng(seed).normal(size=vocab).astype(np.float32) * spread
+    tokens, weights = candidates(logits, options)
+    found = np.zeros(vocab)
+    found[tokens] = weights / weights.sum()
+    np.testing.assert_allclose(found, naive_distribution(logits, options), atol=1e-9)
+
+
+def test_draws_follow_the_distribution():
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    sampler = Sampler(Sampling(temperature=1.0, seed=7), 4)
+    counts = np.bincount([sampler(logits) for _ in range(20_000)], minlength=4) / 20_000
+    np.testing.assert_allclose(counts, np.exp(logits), atol=0.012)  # 3.4 standard deviations
+
+
+def test_temperature_zero_takes_the_most_likely_token():
+    assert Sampler(Sampling(), 3)(np.array([1, 3, 2], np.float32)) == 1
+
+
+def test_top_k_one_is_greedy_at_any_temperature():
+    sampler = Sampler(Sampling(temperature=100.0, top_k=1), 50)
+    logits = np.random.default_rng(0).normal(size=50).astype(np.float32)
+    assert {sampler(logits) for _ in range(20)} == {int(logits.argmax())}
+
+
+@pytest.mark.parametrize("logits", [[3.0, 2.9, -1.0], [-1.0, -1.1, -9.0]])
+def test_repetition_penalty_lowers_seen_tokens_of_either_sign(logits):
+    logits = np.array(logits, np.float32)
+    sampler = Sampler(Sampling(repetition_penalty=1.5), 3)
+    sampler.see([0])
+    assert [sampler(logits), sampler(logits)] == [1, 0]  # then 1 is seen too, and 0 leads again
+
+
+def test_seed_none_draws_a_new_seed():
+    logits = np.zeros(10_000, np.float32)
+    draws = {Sampler(Sampling(temperature=1.0), 10_000)(logits) for _ in range(5)}
+    assert len(draws) > 1
