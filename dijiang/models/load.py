@@ -68,7 +68,7 @@ def load_checkpoint(
         raise CheckpointError(
             f"{path}: model_type {kind!r} is not supported, expected one of {', '.join(FAMILIES)}"
         )
-    spec = family.spec(checkpoint.config)
+    spec = _spec(family, checkpoint)
     bindings = family.bindings(spec)
     check_tensors(checkpoint, bindings, lambda name: name.endswith(family.ignored))
     weights = Weights(checkpoint, bindings)
@@ -80,3 +80,15 @@ def load_checkpoint(
         for d1, d2 in [(weights[f"layers.{layer}.D1"], weights[f"layers.{layer}.D2"])]
     )
     return DijiangModel(Path(path), spec, weights, decays, checkpoint)
+
+
+def _spec(family: Family, checkpoint: Checkpoint) -> ModelSpec:
+    """The family's reading of config.json; keys of the wrong kind are an error of the checkpoint."""
+    try:
+        return family.spec(checkpoint.config)
+    except KeyError as error:
+        raise CheckpointError(f"{checkpoint.path}/config.json: no key {error}; add it") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path}/config.json: a value of the wrong kind ({error}); fix it"
+        ) from error

@@ -105,6 +105,17 @@ def test_export_into_a_file_is_one_clear_error(tmp_path):
         dijiang.export(BASE, tmp_path / "file" / "b")
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_output_folder_that_is_not_writable_is_one_clear_error(tmp_path, monkeypatch, code):
+    def refuse(path, *_, **__):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(export_module.Path, "mkdir", refuse)
+    with pytest.raises(dijiang.ExportError, match=f"cannot be written .{os.strerror(code)}"):
+        dijiang.export(BASE, tmp_path / "b")
+    assert left_in(tmp_path) == []
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_non_finite_weights_leave_nothing_behind(edit_tensors, tmp_path, value):
     def damage(tensors):

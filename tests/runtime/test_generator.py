@@ -59,7 +59,9 @@ def test_held_back_text_is_given_out_when_the_stop_string_never_completes(model)
 
 def test_a_single_stop_string_need_not_be_in_a_list(model):
     free = text_of(model.generate(PROMPT, max_tokens=30))
-    assert text_of(model.generate(PROMPT, max_tokens=30, stop=free[5:8])) == free[: free.index(free[5:8])]
+    assert (
+        text_of(model.generate(PROMPT, max_tokens=30, stop=free[5:8])) == free[: free.index(free[5:8])]
+    )
 
 
 def test_stop_token_ends_the_text_and_is_not_in_it(model):

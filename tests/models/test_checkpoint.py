@@ -1,0 +1,190 @@
+"""Reading checkpoints: every layout gives the same model, every damage one clear error."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+import dijiang
+from dijiang.models.checkpoint import Checkpoint
+from dijiang.models.load import load_checkpoint
+
+from ..conftest import GOLDEN
+
+BASE = GOLDEN["neox-base"]
+UP = "gpt_neox.layers.0.mlp.dense_h_to_4h.weight"
+
+
+def write_shards(folder, tensors, save, stem, suffix):
+    names = sorted(tensors)
+    shards = [f"{stem}-{i:05}-of-00003.{suffix}" for i in (1, 2, 3)]
+    owners = {name: shards[i % 3] for i, name in enumerate(names)}
+    for shard in shards:
+        save({n: tensors[n] for n in names if owners[n] == shard}, folder / shard)
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": owners}))
+    return shards
+
+
+def as_torch(tensors):
+    return {name: torch.from_numpy(t.copy()) for name, t in tensors.items()}
+
+
+LAYOUTS = {
+    "one pytorch file": lambda f, t: torch.save(as_torch(t), f / "pytorch_model.bin"),
+    "safetensors shards": lambda f, t: write_shards(f, t, save_file, "model", "safetensors"),
+    "pytorch shards": lambda f, t: write_shards(
+        f, t, lambda part, path: torch.save(as_torch(part), path), "pytorch_model", "bin"
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_holds_the_same_weights(copy_of, layout):
+    expected = load_checkpoint(BASE)
+    folder = copy_of(BASE)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    LAYOUTS[layout](folder, tensors)
+    found = load_checkpoint(folder)
+    assert found.weights.keys() == expected.weights.keys()
+    for name in expected.weights:
+        np.testing.assert_array_equal(found.weights[name], expected.weights[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files_keep_their_values(copy_of, dtype):
+    folder = copy_of(BASE)
+    tensors = as_torch(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    torch.save({n: t.to(dtype) for n, t in tensors.items()}, folder / "pytorch_model.bin")
+    checkpoint = Checkpoint(folder)
+    np.testing.assert_array_equal(
+        checkpoint.read(UP).astype(np.float32), tensors[UP].to(dtype).float().numpy()
+    )
+
+
+def test_bfloat16_safetensors_are_read(copy_of):
+    import ml_dtypes
+
+    folder = copy_of(BASE)
+    tensors = load_file(folder / "model.safetensors")
+    rounded = {n: t.astype(ml_dtypes.bfloat16) for n, t in tensors.items()}
+    save_file(rounded, folder / "model.safetensors")
+    np.testing.assert_array_equal(Checkpoint(folder).read(UP), rounded[UP])
+
+
+def test_all_differences_are_reported_in_one_error(edit_tensors):
+    def damage(tensors):
+        del tensors["gpt_neox.layers.0.attention.W_G"]
+        tensors["gpt_neox.extra"] = np.zeros(3, np.float32)
+        tensors[UP] = tensors[UP][:, :-1].copy()
+
+    with pytest.raises(dijiang.CheckpointError) as caught:
+        load_checkpoint(edit_tensors("neox-base", damage))
+    message = str(caught.value)
+    assert "1 missing: gpt_neox.layers.0.attention.W_G" in message
+    assert "1 unexpected: gpt_neox.extra" in message
+    assert f"1 misshapen: {UP} [" in message
+    assert "(expected [" in message
+
+
+def test_vanilla_checkpoint_is_told_apart(edit_tensors):
+    ours = (".W_G", ".proj_matrix", ".D1", ".D2", ".group_norm.weight", ".group_norm.bias")
+
+    def unconvert(tensors):
+        for name in [n for n in tensors if n.endswith(ours)]:
+            del tensors[name]
+
+    with pytest.raises(dijiang.CheckpointError, match=r"vanilla checkpoint .*run dijiang convert"):
+        load_checkpoint(edit_tensors("neox-base", unconvert))
+
+
+def test_buffers_of_old_transformers_are_ignored(edit_tensors):
+    def add(tensors):
+        tensors["gpt_neox.layers.0.attention.masked_bias"] = np.float32([-1e9])
+        tensors["gpt_neox.layers.0.attention.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+
+    assert load_checkpoint(edit_tensors("neox-base", add)).spec == load_checkpoint(BASE).spec
+
+
+@pytest.mark.parametrize("size", [0, 4, 1000, -1])
+def test_truncated_safetensors_is_one_error(copy_of, size):
+    folder = copy_of(BASE)
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:size])
+    with pytest.raises(dijiang.CheckpointError, match="not a whole safetensors file"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("size", [0, 4, 1000, -30])
+def test_truncated_pytorch_file_is_one_error(copy_of, size):
+    folder = copy_of(GOLDEN["neox-sequential-straddle"])
+    data = (folder / "pytorch_model.bin").read_bytes()
+    (folder / "pytorch_model.bin").write_bytes(data[:size])
+    with pytest.raises(dijiang.CheckpointError, match=r"pytorch_model\.bin: "):
+        load_checkpoint(folder)
+
+
+def test_code_inside_a_pickle_never_runs(copy_of, tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    folder = copy_of(GOLDEN["neox-sequential-straddle"])
+    torch.save({"gpt_neox.embed_in.weight": Attack()}, folder / "pytorch_model.bin")
+    with pytest.raises(dijiang.CheckpointError, match="code in it is never run"):
+        load_checkpoint(folder)
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(dijiang.CheckpointError, match=r"pytorch_model\.bin: "):
+        load_checkpoint(folder)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_pytorch_file_without_torch_names_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(dijiang.CheckpointError, match=r"pip install 'dijiang\[torch\]'"):
+        load_checkpoint(GOLDEN["neox-sequential-straddle"])
+
+
+def test_missing_shard_is_named(copy_of):
+    folder = copy_of(BASE)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    shards = write_shards(folder, tensors, save_file, "model", "safetensors")
+    (folder / shards[1]).unlink()
+    with pytest.raises(dijiang.CheckpointError, match=f"are missing: {shards[1]}"):
+        load_checkpoint(folder)
+
+
+def test_integer_weights_are_refused(edit_tensors):
+    def quantize(tensors):
+        tensors[UP] = tensors[UP].astype(np.int8)
+
+    model = load_checkpoint(edit_tensors("neox-base", quantize))
+    with pytest.raises(dijiang.CheckpointError, match="has dtype int8, expected float32"):
+        model.weights["layers.0.mlp_up.weight"]
+
+
+def test_weights_missing_altogether(copy_of):
+    folder = copy_of(BASE)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(dijiang.CheckpointError, match=r"no weights, expected model\.safetensors"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\0"])
+def test_broken_config_is_one_error(copy_of, content):
+    folder = copy_of(BASE)
+    (folder / "config.json").write_text(content)
+    with pytest.raises(dijiang.CheckpointError, match=r"config\.json: "):
+        load_checkpoint(folder)
+
+
+def test_path_that_is_no_checkpoint(tmp_path):
+    with pytest.raises(dijiang.CheckpointError, match="not a folder"):
+        load_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(dijiang.CheckpointError, match=r"config\.json: not found"):
+        load_checkpoint(tmp_path)

@@ -1,0 +1,84 @@
+"""config.json to ModelSpec: old and new spellings, and one line for what does not fit."""
+
+import pytest
+
+import dijiang
+from dijiang.models.gpt_neox import spec
+from dijiang.models.load import load_checkpoint
+
+PYTHIA_410M = {
+    "model_type": "gpt_neox",
+    "vocab_size": 50304,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 2048,
+    "rotary_pct": 0.25,
+    "rotary_emb_base": 10000,
+    "hidden_act": "gelu",
+    "eos_token_id": 0,
+}
+
+
+def test_pythia_410m_is_read():
+    found = spec(PYTHIA_410M)
+    assert (found.head_size, found.rotary_dims, found.state_shape) == (64, 16, (16, 64, 64))
+    assert found.state_bytes == 24 * 16 * 64 * 64 * 4
+    assert (found.parallel_residual, found.tied_embeddings, found.eos_token_ids) == (True, False, (0,))
+
+
+def test_new_rope_spelling_means_the_same_as_the_old_one():
+    old = {"rotary_pct", "rotary_emb_base"}
+    new = {k: v for k, v in PYTHIA_410M.items() if k not in old} | {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
+    }
+    assert spec(new) == spec(PYTHIA_410M)
+
+
+@pytest.mark.parametrize("key", ["rope_type", "type"])
+def test_linear_scaling_is_read_in_both_spellings(key):
+    found = spec(PYTHIA_410M | {"rope_scaling": {key: "linear", "factor": 4.0}})
+    assert (found.rope_scaling.kind, found.rope_scaling.factor) == ("linear", 4.0)
+
+
+@pytest.mark.parametrize("value", [None, 7, [7, 9]])
+def test_end_tokens_come_in_three_forms(value):
+    expected = {None: (), 7: (7,)}.get(value if not isinstance(value, list) else 0, (7, 9))
+    assert spec(PYTHIA_410M | {"eos_token_id": value}).eos_token_ids == expected
+
+
+def test_spec_survives_its_json_form():
+    found = spec(PYTHIA_410M | {"rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert dijiang.ModelSpec.from_dict(found.to_dict()) == found
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "yarn", "longrope"])
+def test_length_dependent_rope_scaling_is_refused(edit_config, kind):
+    folder = edit_config("neox-base", rope_scaling={"type": kind, "factor": 2.0})
+    with pytest.raises(
+        dijiang.CheckpointError, match=f"rope scaling '{kind}', expected linear or llama3"
+    ):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported, expected one of gpt_neox"),
+        ({"model_type": None}, "model_type None is not supported"),
+        ({"num_attention_heads": 7}, r"hidden_size \d+ is not divisible by num_attention_heads 7"),
+        ({"num_attention_heads": 0}, "num_heads is 0, expected at least 1"),
+        ({"num_hidden_layers": -1}, "num_layers is -1, expected at least 1"),
+        ({"vocab_size": "many"}, "vocab_size is 'many', expected int"),
+        ({"hidden_size": None}, "hidden_size is None, expected int"),
+        ({"rotary_pct": 2.0}, "expected an even number up to the head size"),
+        ({"rotary_pct": "some"}, "a value of the wrong kind"),
+        ({"layer_norm_eps": []}, "a value of the wrong kind"),
+        ({"rope_scaling": {"type": "linear"}}, "no key 'factor'"),
+        ({"quantization_config": {"bits": 4}}, "a quantized checkpoint, expected float weights"),
+    ],
+)
+def test_config_that_does_not_fit_is_one_error(edit_config, changes, message):
+    with pytest.raises(dijiang.CheckpointError, match=message):
+        load_checkpoint(edit_config("neox-base", **changes))

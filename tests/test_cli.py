@@ -1,0 +1,168 @@
+"""The command line: every flag does something; bad input is one line and the right exit status."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import dijiang
+from dijiang.cli import main
+
+from .conftest import EXAMPLES
+
+TINY = EXAMPLES / "tiny-python"
+
+
+@pytest.fixture
+def cli():
+    """cli(*arguments): the finished command, with stdout, stderr and exit_code."""
+    return lambda *arguments, **options: CliRunner().invoke(main, [str(a) for a in arguments], **options)
+
+
+@pytest.fixture
+def tiny(exported):
+    return exported("tiny-python")
+
+
+def test_export_inspect_verify_run_end_to_end(cli, tmp_path):
+    bundle = tmp_path / "bundle"
+    assert cli("export", TINY, "-o", bundle).exit_code == 0
+    assert "not verified" in cli("inspect", bundle).stdout
+    verified = cli("verify", bundle, "--against", TINY, "--tokens", 600, "--text", TINY / "held_out.txt")
+    assert verified.exit_code == 0
+    assert "passed" in verified.stdout
+    assert "perplexity" in verified.stdout
+    assert "passed" in cli("inspect", bundle).stdout
+    ran = cli("run", bundle, "-p", "def main(", "-n", 8)
+    assert ran.exit_code == 0
+    assert "finish: limit" in ran.stderr
+    assert "tokens/s" in ran.stderr
+
+
+def test_json_of_every_command(cli, tmp_path):
+    bundle = tmp_path / "bundle"
+    written = json.loads(cli("export", TINY, "-o", bundle, "--json").stdout)
+    assert (written["format_version"], written["path"]) == (1, str(bundle))
+    assert json.loads(cli("inspect", bundle, "--json").stdout) == written
+    report = json.loads(cli("verify", bundle, "--against", TINY, "--tokens", 64, "--json").stdout)
+    assert report["passed"]
+    assert report["logits"]["max_error"] < 1e-4
+    ran = json.loads(cli("run", bundle, "-p", "def", "-n", 3, "--json").stdout)
+    assert (ran["generated"], ran["finish_reason"], ran["prompt_tokens"]) == (3, "limit", 1)
+    assert isinstance(ran["text"], str)
+
+
+def test_verify_exits_with_1_when_a_gate_fails_but_shows_the_figures(cli, tmp_path, edit_tensors):
+    def change(tensors):
+        tensors["gpt_neox.final_layer_norm.bias"] += 0.01
+
+    other = edit_tensors("tiny-python", change)
+    bundle = tmp_path / "bundle"
+    dijiang.export(TINY, bundle)
+    done = cli("verify", bundle, "--against", other, "--tokens", 32)
+    assert done.exit_code == 1
+    assert "FAILED" in done.stdout
+    assert "other files" in done.stdout
+    assert done.stderr.startswith("Error: the bundle differs from its checkpoint: max_error")
+    assert "FAILED" in cli("inspect", bundle).stdout
+
+
+def test_prompt_comes_from_standard_input_without_p(cli, tiny):
+    assert cli("run", tiny, "-n", 5, input="def main(").stdout == (
+        cli("run", tiny, "-n", 5, "-p", "def main(").stdout
+    )
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--temperature", 5, "--seed", 3],
+        ["--repetition-penalty", 5],
+        ["--stop", "e"],
+        ["-n", 3],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_each_generation_flag_changes_the_text(cli, tiny, flags):
+    plain = cli("run", tiny, "-p", "def main(", "-n", 60)
+    changed = cli("run", tiny, "-p", "def main(", "-n", 60, *flags)
+    assert changed.exit_code == 0
+    assert changed.stdout != plain.stdout
+
+
+@pytest.mark.parametrize(
+    "flags", [["--top-k", 1], ["--top-p", 1e-6], ["--min-p", 1]], ids=lambda f: f[0]
+)
+def test_each_filter_brings_a_hot_draw_back_to_greedy(cli, tiny, flags):
+    greedy = cli("run", tiny, "-p", "def main(", "-n", 12)
+    hot = ["--temperature", 3, "--seed", 3]
+    assert cli("run", tiny, "-p", "def main(", "-n", 12, *hot).stdout != greedy.stdout
+    assert cli("run", tiny, "-p", "def main(", "-n", 12, *hot, *flags).stdout == greedy.stdout
+
+
+def test_stop_token_and_ignore_eos_reach_the_generator(cli, tiny):
+    tokens = [r.token for r in dijiang.load(tiny).generate("def main(", max_tokens=6)]
+    found = json.loads(
+        cli("run", tiny, "-p", "def main(", "-n", 6, "--stop-token", tokens[2], "--json").stdout
+    )
+    assert (found["generated"], found["finish_reason"]) == (tokens.index(tokens[2]) + 1, "stop")
+    ends = dijiang.load(tiny).spec.eos_token_ids
+    free = cli(
+        "run", tiny, "-p", "x", "-n", 400, "--temperature", 2, "--seed", 1, "--ignore-eos", "--json"
+    )
+    assert json.loads(free.stdout)["generated"] == 400
+    assert ends
+
+
+BAD_INPUT = {
+    "no checkpoint": (["export", "{tmp}/none", "-o", "{tmp}/b"], "not a folder"),
+    "no bundle": (["inspect", "{tmp}"], "no dijiang.json, so not a bundle"),
+    "run no bundle": (["run", "{tmp}", "-p", "x"], "run dijiang export first"),
+    "no parent": (["export", "{tiny}", "-o", "{tmp}/a/b"], "cannot be written"),
+    "empty prompt": (["run", "{bundle}", "-p", ""], "the prompt is empty"),
+    "bad option": (["run", "{bundle}", "-p", "x", "--top-p", "7"], "top_p is 7.0, expected"),
+    "bad text": (
+        ["verify", "{bundle}", "--against", "{tiny}", "--text", "{tmp}/none"],
+        "cannot be read",
+    ),
+    "bad against": (["verify", "{bundle}", "--against", "{tmp}"], "config.json: not found"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_on_stderr_and_exit_1(cli, tiny, tmp_path, case):
+    arguments, message = BAD_INPUT[case]
+    done = cli(*(a.format(tmp=tmp_path, tiny=TINY, bundle=tiny) for a in arguments))
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["export", TINY], ["run"], ["run", "b", "-n", "x"], ["export", "--precision", "fp1"], ["no"]],
+)
+def test_wrong_usage_exits_with_2(cli, arguments):
+    assert cli(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in main.commands)])
+def test_help_of_every_command(cli, command):
+    done = cli(*command, "--help")
+    assert done.exit_code == 0
+    assert "Usage:" in done.stdout
+
+
+def test_installed_command_prints_no_traceback(tmp_path):
+    program = Path(sys.executable).with_name("dijiang")
+    done = subprocess.run([program, "inspect", tmp_path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" not in done.stderr
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    assert dijiang.__version__ in version.stdout
