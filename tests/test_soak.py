@@ -28,7 +28,7 @@ def resident_bytes():
 def test_100_000_tokens_with_constant_memory_and_exact_logits(exported):
     model = dijiang.load(exported("tiny-python"))
     state, logits = model.new_state(), None
-    ids = np.empty(TOKENS, np.int64)
+    ids = np.ones(TOKENS, np.int64)  # written, so that its pages are resident from the start
     random = np.random.default_rng(0)
     token, settled = 1, 0
     for position in range(TOKENS):

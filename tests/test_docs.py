@@ -1,0 +1,31 @@
+"""What the documents promise is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dijiang.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8"))
+    missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert missing == []
+
+
+def test_commands_and_flags_of_the_readme_exist():
+    for line in re.findall(r"^ {4}dijiang (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE):
+        name, *rest = line.split("#")[0].split()
+        known = {opt for p in main.commands[name].params for opt in p.opts}
+        assert {word for word in rest if word.startswith("-")} <= known
+
+
+def test_readme_names_only_folders_that_exist():
+    tree = (ROOT / "README.md").read_text().split("## Where things are")[1]
+    for folder in re.findall(r"^ +([\w/]+/)", tree, re.MULTILINE):
+        assert (ROOT / folder).is_dir() or (ROOT / "dijiang" / folder).is_dir(), folder
