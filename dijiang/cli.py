@@ -61,10 +61,11 @@ def _print_table(rows: Iterable[tuple[str, str]]) -> None:
 @click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True)
 @click.option(
     "--dialect",
-    type=click.Choice(["ort", "onnx", "primitive"]),
-    default="ort",
+    type=click.Choice(["auto", "ort", "onnx", "primitive"]),
+    default="auto",
     show_default=True,
-    help="ort: onnxruntime 1.30 or newer; onnx: opset 27; primitive: TensorRT, old onnxruntime.",
+    help="ort: onnxruntime 1.30 or newer; onnx: opset 27; primitive: TensorRT, old onnxruntime; "
+    "auto: ort, or primitive if the installed onnxruntime is older.",
 )
 @click.option(
     "--decay",

@@ -9,7 +9,9 @@ token is padding); output [B, T, H*K]. Any T: one graph is prefill and decode st
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import onnx_ir as ir
@@ -134,17 +136,30 @@ class Dialect:
     """How a graph is written for a class of backends.
 
     in_place: the attention node may write the new state over the old one.
+    onnxruntime: oldest version that runs it.
     """
 
     opset: int
     attend: Attend
     fused_group_norm: bool
     in_place: bool
+    onnxruntime: tuple[int, int]
 
 
-#: ort: onnxruntime >= 1.30.  onnx: the standard function.  primitive: TensorRT, old onnxruntime.
+#: ort: the fused node.  onnx: the standard function.  primitive: TensorRT, old onnxruntime.
 DIALECTS = {
-    "ort": Dialect(21, attend_contrib, fused_group_norm=True, in_place=True),
-    "onnx": Dialect(27, attend_standard, fused_group_norm=False, in_place=False),
-    "primitive": Dialect(17, attend_primitive, fused_group_norm=False, in_place=False),
+    "ort": Dialect(21, attend_contrib, fused_group_norm=True, in_place=True, onnxruntime=(1, 30)),
+    "onnx": Dialect(27, attend_standard, fused_group_norm=False, in_place=False, onnxruntime=(1, 30)),
+    "primitive": Dialect(
+        17, attend_primitive, fused_group_norm=False, in_place=False, onnxruntime=(1, 18)
+    ),
 }
+
+
+def runs_here(dialect: str) -> bool:
+    """Whether the installed onnxruntime runs a dialect; True where none is installed."""
+    for package in ("onnxruntime", "onnxruntime-gpu"):
+        with suppress(PackageNotFoundError):
+            major, minor = version(package).split(".")[:2]
+            return (int(major), int(minor)) >= DIALECTS[dialect].onnxruntime
+    return True

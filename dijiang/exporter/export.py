@@ -25,7 +25,7 @@ from ..runtime.bundle import (
     sha256,
     write_manifest,
 )
-from .attention import DIALECTS
+from .attention import DIALECTS, runs_here
 from .graph import build_graph
 
 PRECISIONS = ("fp32",)
@@ -38,7 +38,7 @@ def export(
     output: str | Path,
     *,
     precision: str = "fp32",
-    dialect: str = "ort",
+    dialect: str = "auto",
     decay: DecayMode = "exact",
     repair_decay: bool = False,
     force: bool = False,
@@ -49,8 +49,8 @@ def export(
         checkpoint: folder of the published layout.
         output: folder to create; its parent must exist.
         precision: of the weights: `fp32`.
-        dialect: `ort` (onnxruntime >= 1.30), `onnx` (opset 27) or `primitive` (TensorRT, old
-            onnxruntime).
+        dialect: `ort` (onnxruntime >= 1.30), `onnx` (opset 27), `primitive` (TensorRT, old
+            onnxruntime), or `auto`: `ort`, unless the installed onnxruntime needs `primitive`.
         decay: `exact` keeps trained D1/D2; `analytic` drops them and with them the position limit.
         repair_decay: a key scale of 1 where a trained D2 was lost to overflow, instead of an error.
         force: replace a bundle that is already there.
@@ -59,6 +59,8 @@ def export(
         CheckpointError: the checkpoint does not fit.
         ExportError: the output cannot be written, or an option is unknown.
     """
+    if dialect == "auto":
+        dialect = "ort" if runs_here("ort") else "primitive"
     for name, value, known in (("precision", precision, PRECISIONS), ("dialect", dialect, DIALECTS)):
         if value not in known:
             raise ExportError(f"{name} {value!r} is unknown, expected one of {', '.join(known)}")

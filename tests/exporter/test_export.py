@@ -13,9 +13,10 @@ import onnx
 import pytest
 
 import dijiang
+from dijiang.exporter import attention as attention_module
 from dijiang.exporter import export as export_module
 
-from ..conftest import EXAMPLES, GOLDEN
+from ..conftest import EXAMPLES, GOLDEN, RUNNABLE
 
 BASE = GOLDEN["neox-base"]
 
@@ -32,13 +33,20 @@ def test_bundle_holds_what_its_manifest_says(tmp_path):
     assert {"tokenizer.json", "model.onnx", "model.onnx.data"} <= set(manifest["files"])
     assert manifest["state"] == {"layers": 6, "shape": [6, 32, 32], "dtype": "float32", "bytes": 147456}
     assert manifest["versions"].keys() == {"dijiang", "python", "numpy", "onnx", "onnx-ir"}
-    assert (manifest["precision"], manifest["dialect"]) == ("fp32", "ort")
+    assert (manifest["precision"], manifest["dialect"]) == ("fp32", RUNNABLE[0])
     assert bundle.manifest == dijiang.load(tmp_path / "b").manifest
 
 
 @pytest.mark.parametrize("dialect", ["ort", "onnx", "primitive"])
 def test_graph_passes_the_onnx_checker(exported, dialect):
     onnx.checker.check_model(exported("neox-base", dialect=dialect) / "model.onnx", full_check=True)
+
+
+def test_dialect_is_one_that_the_installed_onnxruntime_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(attention_module, "version", lambda _: "1.23.2")
+    assert dijiang.export(BASE, tmp_path / "old").manifest.dialect == "primitive"
+    monkeypatch.setattr(attention_module, "version", lambda _: "1.30.0")
+    assert dijiang.export(BASE, tmp_path / "new").manifest.dialect == "ort"
 
 
 def test_primitive_dialect_uses_standard_nodes_of_opset_17(exported):

@@ -24,7 +24,7 @@ def test_missing_backend_names_the_extras(exported, monkeypatch):
 
 
 def test_graph_that_the_backend_cannot_load_is_one_error(exported, copy_of):
-    bundle = copy_of(exported("neox-base"))
+    bundle = copy_of(exported("neox-base", dialect="ort"))
     (bundle / "model.onnx").write_bytes(b"\x08\x0a")
     with pytest.raises(dijiang.SessionError, match=r"cannot load the ort dialect .*upgrade"):
         dijiang.load(bundle, check_hashes=False)
