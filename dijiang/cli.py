@@ -132,6 +132,7 @@ def _show_bundle(bundle: Bundle, as_json: bool) -> None:
 @click.option("--against", type=click.Path(path_type=Path), required=True, help="Its checkpoint.")
 @click.option("--text", type=click.Path(path_type=Path), help="Text file; default: random token ids.")
 @click.option("--tokens", type=click.IntRange(2), default=4096, show_default=True, help="At most.")
+@click.option("--store/--no-store", default=True, show_default=True, help="Keep the report in BUNDLE.")
 @THREADS
 @JSON
 def verify(bundle: Path, against: Path, as_json: bool, **options: Any) -> None:

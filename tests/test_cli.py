@@ -70,6 +70,18 @@ def test_verify_exits_with_1_when_a_gate_fails_but_shows_the_figures(cli, tmp_pa
     assert "FAILED" in cli("inspect", bundle).stdout
 
 
+def test_report_is_kept_in_the_bundle_only_if_it_can_and_may_be(cli, tmp_path):
+    bundle = tmp_path / "bundle"
+    dijiang.export(TINY, bundle)
+    verify = ["verify", bundle, "--against", TINY, "--tokens", 8]
+    assert cli(*verify, "--no-store").exit_code == 0
+    assert "not verified" in cli("inspect", bundle).stdout
+    (bundle / "parity.json").mkdir()  # in the way of the file
+    refused = cli(*verify)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    assert "verify with --no-store" in refused.stderr
+
+
 def test_prompt_comes_from_standard_input_without_p(cli, tiny):
     assert cli("run", tiny, "-n", 5, input="def main(").stdout == (
         cli("run", tiny, "-n", 5, "-p", "def main(").stdout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -149,10 +149,15 @@ def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
 def store_parity(bundle: Bundle, report: dict[str, Any]) -> Bundle:
     """Write the parity report into the bundle; the manifest is replaced last, in one step."""
     file = bundle.path / PARITY
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    fields = {f: getattr(bundle.manifest, f) for f in Manifest.__dataclass_fields__}
-    manifest = Manifest(**fields | {"files": bundle.manifest.files | {PARITY: sha256(file)}})
-    write_manifest(bundle.path, manifest)
+    try:
+        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        manifest = replace(bundle.manifest, files=bundle.manifest.files | {PARITY: sha256(file)})
+        write_manifest(bundle.path, manifest)
+    except OSError as error:
+        raise BundleError(
+            f"{bundle.path}: the parity report cannot be stored ({error.strerror or error}); "
+            "make the folder writable, or verify with --no-store"
+        ) from error
     return Bundle(bundle.path, manifest)
 
 

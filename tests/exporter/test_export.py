@@ -94,6 +94,21 @@ def test_failed_forced_export_keeps_the_old_bundle(tmp_path, monkeypatch):
     assert dijiang.load(tmp_path / "b").manifest == old
 
 
+def test_disk_that_fills_while_writing_is_one_clear_error(tmp_path):
+    """A real failing write: the child may not write files of more than 100 kB."""
+    script = (
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "from dijiang.cli import main\n"
+        f"main(['export', {str(BASE)!r}, '-o', {os.fspath(tmp_path / 'b')!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: ")
+    assert "cannot be written" in done.stderr
+    assert left_in(tmp_path) == []
+
+
 def test_export_checks_free_space_before_it_writes(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(export_module.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 4096))
