@@ -1,0 +1,1 @@
+"""Graph passes: each one small, exact, and with its pre- and postcondition."""

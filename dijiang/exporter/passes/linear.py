@@ -1,0 +1,129 @@
+"""The pattern most passes look for: x @ weight (+ bias), with both parameters stored in the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Linear:
+    """MatMul with an initializer [in, out], and the Add of its bias if it has one."""
+
+    matmul: ir.Node
+    add: ir.Node | None
+
+    @property
+    def input(self) -> ir.Value:
+        """What is projected, [..., in]."""
+        return value_of(self.matmul.inputs[0])
+
+    @property
+    def weight(self) -> ir.Value:
+        """[in, out]."""
+        return value_of(self.matmul.inputs[1])
+
+    @property
+    def bias(self) -> ir.Value | None:
+        """[out]."""
+        return None if self.add is None else value_of(self.add.inputs[1])
+
+    @property
+    def output(self) -> ir.Value:
+        """[..., out]."""
+        return (self.add or self.matmul).outputs[0]
+
+    @property
+    def nodes(self) -> list[ir.Node]:
+        """In the order of the graph."""
+        return [self.matmul] if self.add is None else [self.matmul, self.add]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(in, out)."""
+        rows, columns = shape_of(self.weight)
+        return rows, columns
+
+
+def value_of(value: ir.Value | None) -> ir.Value:
+    """An input that is there."""
+    assert value is not None
+    return value
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...]:
+    """Shape of an initializer."""
+    assert value.const_value is not None
+    return tuple(int(n) for n in value.const_value.shape)
+
+
+def array_of(value: ir.Value) -> np.ndarray:
+    """Data of an initializer, read now."""
+    assert value.const_value is not None
+    data: np.ndarray = value.const_value.numpy()
+    return data
+
+
+def is_vector(value: ir.Value | None) -> bool:
+    """Whether a value is a stored vector."""
+    return value is not None and value.is_initializer() and len(shape_of(value)) == 1
+
+
+def linear_at(node: ir.Node) -> Linear | None:
+    """The linear that starts at a node."""
+    weight = node.inputs[1] if node.op_type == "MatMul" else None
+    if weight is None or not weight.is_initializer() or len(shape_of(weight)) != 2:
+        return None
+    uses = node.outputs[0].uses()
+    if len(uses) == 1 and uses[0].node.op_type == "Add" and uses[0].idx == 0:
+        add = uses[0].node
+        if is_vector(add.inputs[1]):
+            return Linear(node, add)
+    return Linear(node, None)
+
+
+def linears(graph: ir.Graph) -> Iterator[Linear]:
+    """Every linear of a graph, in its order."""
+    for node in list(graph):
+        found = linear_at(node)
+        if found is not None:
+            yield found
+
+
+def linear_to(value: ir.Value | None) -> Linear | None:
+    """The linear that a value is the output of, if nothing else uses it."""
+    node = None if value is None else value.producer()
+    if node is None or value is None or len(value.uses()) != 1:
+        return None
+    if node.op_type == "Add" and is_vector(node.inputs[1]):
+        source = value_of(node.inputs[0]).producer()
+        found = None if source is None else linear_at(source)
+        return found if found is not None and found.add is node else None
+    found = linear_at(node)
+    return found if found is not None and found.add is None else None
+
+
+def stored(
+    graph: ir.Graph, name: str, shape: tuple[int, ...], compute: Callable[[], np.ndarray]
+) -> ir.Value:
+    """A new float32 initializer, computed only when the graph is written."""
+
+    def load() -> ir.TensorProtocol:
+        return ir.tensor(np.ascontiguousarray(compute(), dtype=np.float32), name=name)
+
+    tensor = ir.LazyTensor(load, ir.DataType.FLOAT, ir.Shape(shape), name=name)
+    value = ir.Value(
+        name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def drop_unused_initializers(graph: ir.Graph) -> None:
+    """Forget parameters that no node uses any more: they would be written to the file."""
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]

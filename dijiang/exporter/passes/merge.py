@@ -1,0 +1,177 @@
+"""Fewer and larger matmuls: projections of one input side by side, projections of one sum on top."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.convenience import replace_nodes_and_values
+from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
+
+from .linear import Linear, array_of, drop_unused_initializers, linear_to, linears, stored, value_of
+
+
+def _same_input(graph: ir.Graph) -> list[list[Linear]]:
+    groups: dict[ir.Value, list[Linear]] = defaultdict(list)
+    for linear in linears(graph):
+        groups[linear.input].append(linear)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+class MergeProjections(InPlacePass):
+    """Linears over the same input become one, followed by a Split.
+
+    With the parallel residual that is q, k, v, gate and MLP-up in one matmul; with the sequential
+    one q, k, v and gate.
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        graph = model.graph
+        groups = _same_input(graph)
+        for group in groups:
+            self._merge(graph, group)
+        drop_unused_initializers(graph)
+        return PassResult(model, modified=bool(groups))
+
+    def ensures(self, model: ir.Model) -> None:
+        if _same_input(model.graph):
+            raise PostconditionError("linears over one input are left")
+
+    @staticmethod
+    def _merge(graph: ir.Graph, group: list[Linear]) -> None:
+        rows, widths = group[0].shape[0], [linear.shape[1] for linear in group]
+        name = "+".join(str(linear.weight.name) for linear in group)
+        weights = [linear.weight for linear in group]
+        weight = stored(
+            graph,
+            name,
+            (rows, sum(widths)),
+            lambda: np.concatenate([array_of(w) for w in weights], axis=1),
+        )
+        new = [ir.node("MatMul", [group[0].input, weight])]
+        if any(linear.bias is not None for linear in group):
+            biases = [linear.bias for linear in group]
+            bias = stored(graph, f"{name}.bias", (sum(widths),), lambda: _joined(biases, widths))
+            new.append(ir.node("Add", [new[0].outputs[0], bias]))
+        sizes = _sizes(graph, widths)
+        new.append(
+            ir.node("Split", [new[-1].outputs[0], sizes], {"axis": -1}, num_outputs=len(widths))
+        )
+        old = [node for linear in group for node in linear.nodes]
+        replace_nodes_and_values(
+            graph, old[0], old, new, [linear.output for linear in group], list(new[-1].outputs)
+        )
+
+
+def _joined(biases: list[ir.Value | None], widths: list[int]) -> np.ndarray:
+    return np.concatenate(
+        [np.zeros(w) if b is None else array_of(b) for b, w in zip(biases, widths, strict=True)]
+    )
+
+
+def _sizes(graph: ir.Graph, widths: list[int]) -> ir.Value:
+    name = "sizes_" + "_".join(map(str, widths))
+    known = graph.initializers.get(name)
+    if known is not None:
+        return known
+    value = ir.Value(name=name, const_value=ir.tensor(np.array(widths, np.int64), name=name))
+    value.type, value.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([len(widths)])
+    graph.register_initializer(value)
+    return value
+
+
+def _nested_splits(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node]]:
+    """(outer, inner): an inner Split of an output of an outer one, both of the last axis."""
+    for inner in list(graph):
+        source = inner.inputs[0] if inner.op_type == "Split" else None
+        outer = None if source is None else source.producer()
+        if (
+            outer is not None
+            and outer.op_type == "Split"
+            and all(node.attributes["axis"].as_int() == -1 for node in (outer, inner))
+            and len(value_of(source).uses()) == 1
+        ):
+            yield outer, inner
+
+
+class FlattenSplits(InPlacePass):
+    """A Split of a Split is one Split: each copies what it splits."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        graph = model.graph
+        changed = False
+        while pair := next(_nested_splits(graph), None):
+            self._flatten(graph, *pair)
+            changed = True
+        drop_unused_initializers(graph)
+        return PassResult(model, modified=changed)
+
+    def ensures(self, model: ir.Model) -> None:
+        if any(_nested_splits(model.graph)):
+            raise PostconditionError("nested splits are left")
+
+    @staticmethod
+    def _flatten(graph: ir.Graph, outer: ir.Node, inner: ir.Node) -> None:
+        at = list(outer.outputs).index(value_of(inner.inputs[0]))
+        sizes = [array_of(value_of(node.inputs[1])).tolist() for node in (outer, inner)]
+        widths = [*sizes[0][:at], *sizes[1], *sizes[0][at + 1 :]]
+        new = ir.node(
+            "Split",
+            [outer.inputs[0], _sizes(graph, widths)],
+            {"axis": -1},
+            num_outputs=len(widths),
+        )
+        kept = [output for i, output in enumerate(outer.outputs) if i != at]
+        count = len(inner.outputs)
+        old = [*kept[:at], *inner.outputs, *kept[at:]]
+        assert len(old) == len(kept) + count
+        replace_nodes_and_values(graph, outer, [inner, outer], [new], old, list(new.outputs))
+
+
+def _sums(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node, Linear, Linear]]:
+    """(inner Add, outer Add, first, second) of (x + first) + second, both linears used only there."""
+    for outer in list(graph):
+        if outer.op_type != "Add" or outer.inputs[1] is None or outer.inputs[1].is_initializer():
+            continue
+        inner = value_of(outer.inputs[0]).producer()
+        if inner is None or inner.op_type != "Add" or len(inner.outputs[0].uses()) != 1:
+            continue
+        first, second = linear_to(inner.inputs[1]), linear_to(outer.inputs[1])
+        if first is not None and second is not None:
+            yield inner, outer, first, second
+
+
+class MergeOutputs(InPlacePass):
+    """(x + a A) + m M becomes x + [a m] [A; M]: attention-out and MLP-down of a parallel residual."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        graph = model.graph
+        changed = False
+        while match := next(_sums(graph), None):
+            self._merge(graph, *match)
+            changed = True
+        drop_unused_initializers(graph)
+        return PassResult(model, modified=changed)
+
+    def ensures(self, model: ir.Model) -> None:
+        if any(_sums(model.graph)):
+            raise PostconditionError("sums of two linears are left")
+
+    @staticmethod
+    def _merge(graph: ir.Graph, inner: ir.Node, outer: ir.Node, first: Linear, second: Linear) -> None:
+        pair = (first, second)
+        name = "+".join(str(linear.weight.name) for linear in pair)
+        shape = (first.shape[0] + second.shape[0], first.shape[1])
+        weights = [linear.weight for linear in pair]
+        weight = stored(graph, name, shape, lambda: np.concatenate([array_of(w) for w in weights]))
+        joined = ir.node("Concat", [linear.input for linear in pair], {"axis": -1})
+        new = [joined, ir.node("MatMul", [joined.outputs[0], weight])]
+        biases = [linear.bias for linear in pair if linear.bias is not None]
+        if biases:
+            bias = stored(graph, f"{name}.bias", shape[1:], lambda: sum(map(array_of, biases)))
+            new.append(ir.node("Add", [new[-1].outputs[0], bias]))
+        new.append(ir.node("Add", [inner.inputs[0], new[-1].outputs[0]]))
+        old = [*first.nodes, inner, *second.nodes, outer]
+        replace_nodes_and_values(graph, outer, old, new, [outer.outputs[0]], [new[-1].outputs[0]])
