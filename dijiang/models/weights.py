@@ -13,7 +13,7 @@ Canonical weights (shapes; linear weights are stored [in, out], ready for `x @ W
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +59,7 @@ class Weights(Mapping[str, Array]):
             )
         return binding.to_canonical(tensor)
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[str]:
         return iter(self._bindings)
 
     def __len__(self) -> int:

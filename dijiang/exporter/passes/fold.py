@@ -1,10 +1,12 @@
 """Fold the weight and bias of a norm into the projections that follow it.
 
-(n * g + h) W + b = n (diag(g) W) + (b + h W): afterwards every norm of the residual stream is the same plain
-normalisation, so that two of them over one input become one.
+(n * g + h) W + b = n (diag(g) W) + (b + h W): afterwards every norm of the residual stream is the same
+plain normalisation, so that two of them over one input become one.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -84,11 +86,11 @@ def _ones(graph: ir.Graph, width: int) -> ir.Value:
     return graph.initializers.get(name) or stored(graph, name, (width,), lambda: np.ones(width))
 
 
-def _scaled(weight: ir.Value, scale: ir.Value):  # type: ignore[no-untyped-def]
+def _scaled(weight: ir.Value, scale: ir.Value) -> Callable[[], np.ndarray]:
     return lambda: array_of(weight).astype(np.float64) * array_of(scale).astype(np.float64)[:, None]
 
 
-def _shifted(weight: ir.Value, shift: ir.Value, bias: ir.Value | None):  # type: ignore[no-untyped-def]
+def _shifted(weight: ir.Value, shift: ir.Value, bias: ir.Value | None) -> Callable[[], np.ndarray]:
     def compute() -> np.ndarray:
         total: np.ndarray = array_of(shift).astype(np.float64) @ array_of(weight).astype(np.float64)
         return total if bias is None else total + array_of(bias)

@@ -56,9 +56,7 @@ class MergeProjections(InPlacePass):
             bias = stored(graph, f"{name}.bias", (sum(widths),), lambda: _joined(biases, widths))
             new.append(ir.node("Add", [new[0].outputs[0], bias]))
         sizes = _sizes(graph, widths)
-        new.append(
-            ir.node("Split", [new[-1].outputs[0], sizes], {"axis": -1}, num_outputs=len(widths))
-        )
+        new.append(ir.node("Split", [new[-1].outputs[0], sizes], {"axis": -1}, num_outputs=len(widths)))
         old = [node for linear in group for node in linear.nodes]
         replace_nodes_and_values(
             graph, old[0], old, new, [linear.output for linear in group], list(new[-1].outputs)
@@ -170,7 +168,9 @@ class MergeOutputs(InPlacePass):
         new = [joined, ir.node("MatMul", [joined.outputs[0], weight])]
         biases = [linear.bias for linear in pair if linear.bias is not None]
         if biases:
-            bias = stored(graph, f"{name}.bias", shape[1:], lambda: sum(map(array_of, biases)))
+            bias = stored(
+                graph, f"{name}.bias", shape[1:], lambda: np.sum([array_of(b) for b in biases], axis=0)
+            )
             new.append(ir.node("Add", [new[-1].outputs[0], bias]))
         new.append(ir.node("Add", [inner.inputs[0], new[-1].outputs[0]]))
         old = [*first.nodes, inner, *second.nodes, outer]
