@@ -135,24 +135,23 @@ def _future(b: GraphBuilder, log_decay: ir.Value) -> ir.Value:
 class Dialect:
     """How a graph is written for a class of backends.
 
+    fused: rotary embedding, activations and group norm are ONNX Runtime's own single nodes.
     in_place: the attention node may write the new state over the old one.
     onnxruntime: oldest version that runs it.
     """
 
     opset: int
     attend: Attend
-    fused_group_norm: bool
+    fused: bool
     in_place: bool
     onnxruntime: tuple[int, int]
 
 
 #: ort: the fused node.  onnx: the standard function.  primitive: TensorRT, old onnxruntime.
 DIALECTS = {
-    "ort": Dialect(21, attend_contrib, fused_group_norm=True, in_place=True, onnxruntime=(1, 30)),
-    "onnx": Dialect(27, attend_standard, fused_group_norm=False, in_place=False, onnxruntime=(1, 30)),
-    "primitive": Dialect(
-        17, attend_primitive, fused_group_norm=False, in_place=False, onnxruntime=(1, 18)
-    ),
+    "ort": Dialect(23, attend_contrib, fused=True, in_place=True, onnxruntime=(1, 30)),
+    "onnx": Dialect(27, attend_standard, fused=False, in_place=False, onnxruntime=(1, 30)),
+    "primitive": Dialect(17, attend_primitive, fused=False, in_place=False, onnxruntime=(1, 18)),
 }
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from ..models.rotary import inverse_frequencies
 from ..models.spec import ModelSpec
-from .builder import GraphBuilder
+from .builder import CONTRIB, GraphBuilder
 
 #: Base of the digits that a position is split into; a table holds cos and sin for each digit.
 RADIX = 2048
@@ -32,9 +33,15 @@ def gelu_tanh(b: GraphBuilder, x: ir.Value) -> ir.Value:
     return b.op("Mul", b.op("Mul", x, b.op("Add", tanh, b.constant(1.0))), b.constant(0.5))
 
 
-def silu(b: GraphBuilder, x: ir.Value) -> ir.Value:
-    """x * sigmoid(x)."""
+def silu(b: GraphBuilder, x: ir.Value, *, fused: bool = False) -> ir.Value:
+    """x * sigmoid(x); one node of ONNX Runtime if `fused`."""
+    if fused:
+        return b.op("QuickGelu", x, domain=CONTRIB, alpha=1.0)
     return b.op("Mul", x, b.op("Sigmoid", x))
+
+
+def _contrib(kind: str, b: GraphBuilder, x: ir.Value) -> ir.Value:
+    return b.op(kind, x, domain=CONTRIB)
 
 
 def relu(b: GraphBuilder, x: ir.Value) -> ir.Value:
@@ -52,6 +59,21 @@ ACTIVATIONS: dict[str, Callable[[GraphBuilder, ir.Value], ir.Value]] = {
     "silu": silu,
 }
 
+#: hidden_act of a config -> one node of ONNX Runtime.
+FUSED_ACTIVATIONS: dict[str, Callable[[GraphBuilder, ir.Value], ir.Value]] = {
+    "gelu": partial(_contrib, "Gelu"),
+    "gelu_new": partial(_contrib, "FastGelu"),
+    "gelu_fast": partial(_contrib, "FastGelu"),
+    "gelu_pytorch_tanh": partial(_contrib, "FastGelu"),
+    "relu": relu,
+    "silu": partial(silu, fused=True),
+}
+
+
+def activation(b: GraphBuilder, x: ir.Value, kind: str, *, fused: bool) -> ir.Value:
+    """The MLP's activation."""
+    return (FUSED_ACTIVATIONS if fused else ACTIVATIONS)[kind](b, x)
+
 
 def layer_norm(b: GraphBuilder, x: ir.Value, weight: ir.Value, bias: ir.Value, eps: float) -> ir.Value:
     """LayerNorm over the last axis."""
@@ -64,7 +86,8 @@ def group_norm(
     """GroupNorm of each token's channels, num_groups = head size; x [B, T, d].
 
     A group whose squared deviations overflow float32 must come out as 0. ONNX Runtime's CPU
-    LayerNormalization does that (`fused`); elsewhere two passes in primitives do: x / inf = 0.
+    LayerNormalization does that (`fused`), but not with weights [groups, channels] of its own: that
+    form sums in float64. Elsewhere two passes in primitives do: x / inf = 0.
     """
     size = spec.num_heads
     grouped = b.op("Reshape", x, b.constant([0, 0, spec.head_size, size], np.int64))
@@ -88,7 +111,7 @@ def _last_sum(b: GraphBuilder, x: ir.Value) -> ir.Value:
 def rotary_angles(
     b: GraphBuilder, positions: ir.Value, spec: ModelSpec, limit: int | None
 ) -> tuple[ir.Value, ir.Value]:
-    """cos and sin [B, T, 1, R/2] of position * frequency, exact at any position.
+    """cos and sin [B, T, R/2] of position * frequency, exact at any position.
 
     The position is written in base RADIX; each digit has a float64-computed table, and the angle
     addition formulas put the digits together. A float32 product would lose the angle instead.
@@ -100,7 +123,7 @@ def rotary_angles(
         last = digit == digits - 1
         index = rest if last else b.op("Mod", rest, b.constant(RADIX, np.int64))
         rows = math.ceil(limit / place) if last and limit is not None else RADIX
-        angles = np.outer(np.arange(rows) * float(place), inverse_frequencies(spec))[:, None, :]
+        angles = np.outer(np.arange(rows) * float(place), inverse_frequencies(spec))
         c, s = (b.op("Gather", b.constant(f(angles)), index, axis=0) for f in (np.cos, np.sin))
         if cos is None or sin is None:
             cos, sin = c, s
@@ -116,14 +139,25 @@ def rotary_angles(
     return cos, sin
 
 
-def rotate(b: GraphBuilder, x: ir.Value, angles: tuple[ir.Value, ir.Value], spec: ModelSpec) -> ir.Value:
-    """Half-rotation of the first `rotary_dims` channels; x [B, T, heads, K]."""
-    cos, sin = angles
+def rotate(
+    b: GraphBuilder, x: ir.Value, angles: tuple[ir.Value, ir.Value], spec: ModelSpec, *, fused: bool
+) -> ir.Value:
+    """Half-rotation of the first `rotary_dims` channels of each head; x and result [B, T, heads * K].
+
+    angles: cos and sin [B, T, R/2].
+    """
+    heads = spec.num_heads + spec.num_kv_heads
+    if fused:
+        return b.op(
+            "RotaryEmbedding", x, *angles, num_heads=heads, rotary_embedding_dim=spec.rotary_dims
+        )
+    cos, sin = (b.op("Unsqueeze", angle, b.constant([2], np.int64)) for angle in angles)
     half, rest = spec.rotary_dims // 2, spec.head_size - spec.rotary_dims
     sizes = [half, half, *([rest] if rest else [])]
-    first, second, *tail = b.ops("Split", len(sizes), x, b.constant(sizes, np.int64), axis=-1)
+    by_head = b.op("Reshape", x, b.constant([0, 0, heads, spec.head_size], np.int64))
+    first, second, *tail = b.ops("Split", len(sizes), by_head, b.constant(sizes, np.int64), axis=-1)
     rotated = [
         b.op("Sub", b.op("Mul", first, cos), b.op("Mul", second, sin)),
         b.op("Add", b.op("Mul", second, cos), b.op("Mul", first, sin)),
     ]
-    return b.op("Concat", *rotated, *tail, axis=-1)
+    return b.op("Reshape", b.op("Concat", *rotated, *tail, axis=-1), b.constant([0, 0, -1], np.int64))

@@ -12,7 +12,7 @@ from ..models.decay import Decay
 from ..models.load import DijiangModel
 from ..runtime import names
 from .attention import DIALECTS, Dialect
-from .blocks import ACTIVATIONS, group_norm, layer_norm, rotary_angles, rotate, silu
+from .blocks import ACTIVATIONS, activation, group_norm, layer_norm, rotary_angles, rotate, silu
 from .builder import GraphBuilder
 
 
@@ -37,6 +37,7 @@ class _Writer:
     def __init__(self, model: DijiangModel, dialect: Dialect) -> None:
         self.model, self.spec, self.dialect = model, model.spec, dialect
         self.b = GraphBuilder(dialect.opset)
+        self._log_decays: dict[bytes, ir.Value] = {}
 
     def write(self) -> ir.Model:
         b, spec = self.b, self.spec
@@ -73,7 +74,8 @@ class _Writer:
         middle = b.op("Add", x, attended)
         source = x if self.spec.parallel_residual else middle
         up = self._linear(f"{prefix}.mlp_up", self._norm(f"{prefix}.mlp_norm", source))
-        down = self._linear(f"{prefix}.mlp_down", ACTIVATIONS[self.spec.activation](b, up))
+        active = activation(b, up, self.spec.activation, fused=self.dialect.fused)
+        down = self._linear(f"{prefix}.mlp_down", active)
         return b.op("Add", middle, down), state
 
     def _attention(
@@ -84,39 +86,42 @@ class _Writer:
         columns = b.constant([(heads + kv) * size, kv * size], np.int64)
         qk, v = b.ops("Split", 2, self._linear(f"{prefix}.qkv", x), columns, axis=-1)
         # Queries and keys go through rotary embedding and feature map together.
-        qk = b.op("Reshape", qk, b.constant([0, 0, heads + kv, size], np.int64))
         if spec.rotary_dims:
-            qk = rotate(b, qk, self.angles, spec)
+            qk = rotate(b, qk, self.angles, spec, fused=self.dialect.fused)
+        qk = b.op("Reshape", qk, b.constant([0, 0, heads + kv, size], np.int64))
         features = b.op("Softmax", b.op("MatMul", qk, self._weight(f"{prefix}.proj.weight")), axis=-1)
-        q, k = b.ops("Split", 2, features, b.constant([heads, kv], np.int64), axis=2)
-        q, k = self._scale(decay, q, k)
-        flat = b.constant([0, 0, -1], np.int64)
-        log_decay = b.op("Mul", self.mask, b.constant(np.log(decay.gamma)[None, None]))
-        out, state = self.dialect.attend(
-            b, b.op("Reshape", q, flat), b.op("Reshape", k, flat), v, past, log_decay, heads, kv
+        features = b.op(
+            "Reshape", self._scaled(decay, features), b.constant([0, 0, (heads + kv) * size], np.int64)
         )
+        q, k = b.ops("Split", 2, features, b.constant([heads * size, kv * size], np.int64), axis=-1)
+        k = b.op("Mul", k, self.mask)  # a padded key adds nothing
+        out, state = self.dialect.attend(b, q, k, v, past, self._log_decay(decay), heads, kv)
         normed = group_norm(
             b,
             out,
             self._weight(f"{prefix}.group_norm.weight"),
             self._weight(f"{prefix}.group_norm.bias"),
             spec,
-            fused=self.dialect.fused_group_norm,
+            fused=self.dialect.fused,
         )
-        gate = silu(b, b.op("MatMul", x, self._weight(f"{prefix}.gate.weight")))
+        gate = silu(b, self._linear(f"{prefix}.gate", x), fused=self.dialect.fused)
         return self._linear(f"{prefix}.out", b.op("Mul", gate, normed)), state
 
-    def _scale(self, decay: Decay, q: ir.Value, k: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Query scale u and key scale w of a tabled layer; a padded key becomes 0."""
-        b = self.b
-        present = b.op("Unsqueeze", self.mask, b.constant([-1], np.int64))
-        if decay.u is not None and decay.w is not None:
-            shared = self.spec.num_heads // self.spec.num_kv_heads
-            u = np.repeat(decay.u, shared, axis=0).T[..., None]
-            q = b.op("Mul", q, b.op("Gather", b.constant(u), self.positions, axis=0))
-            w = b.op("Gather", b.constant(decay.w.T[..., None]), self.positions, axis=0)
-            present = b.op("Mul", w, present)
-        return q, b.op("Mul", k, present)
+    def _scaled(self, decay: Decay, features: ir.Value) -> ir.Value:
+        """Features [B, T, H + G, K] times query scale u and key scale w of their positions."""
+        if decay.u is None or decay.w is None:
+            return features
+        u = np.repeat(decay.u, self.spec.num_heads // self.spec.num_kv_heads, axis=0)
+        scales = self.b.constant(np.concatenate([u, decay.w]).T[..., None])
+        return self.b.op("Mul", features, self.b.op("Gather", scales, self.positions, axis=0))
+
+    def _log_decay(self, decay: Decay) -> ir.Value:
+        """[B, T, G], 0 where a token is padding; one node for all layers of the same gamma."""
+        key = decay.gamma.tobytes()
+        if key not in self._log_decays:
+            table = self.b.constant(np.log(decay.gamma)[None, None])
+            self._log_decays[key] = self.b.op("Mul", self.mask, table)
+        return self._log_decays[key]
 
     def _weight(self, name: str) -> ir.Value:
         weights = self.model.weights
