@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 #: Public name -> module that defines it.
 _PUBLIC = {
     "export": "exporter.export",
+    "build": "exporter.engine",
     "verify": "exporter.parity",
     "load": "runtime.model",
     "Model": "runtime.model",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         ParityError,
         SessionError,
     )
+    from .exporter.engine import build
     from .exporter.export import export
     from .models.spec import ModelSpec
     from .runtime.bundle import Bundle
@@ -65,6 +67,7 @@ __all__ = [
     "Record",
     "SessionError",
     "State",
+    "build",
     "export",
     "load",
     "verify",

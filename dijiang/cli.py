@@ -68,6 +68,13 @@ def _print_table(rows: Iterable[tuple[str, str]]) -> None:
     "auto: ort, or primitive if the installed onnxruntime is older.",
 )
 @click.option(
+    "--target",
+    type=click.Choice(["onnxruntime", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+    help="tensorrt: the primitive dialect, for dijiang build.",
+)
+@click.option(
     "--decay",
     type=click.Choice(["exact", "analytic"]),
     default="exact",
@@ -84,6 +91,36 @@ def export(checkpoint: Path, output: Path, as_json: bool, **options: Any) -> Non
     from .exporter.export import export as write
 
     _show_bundle(write(checkpoint, output, **options), as_json)
+
+
+@main.command()
+@BUNDLE
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "tensorrt", "tensorrt_rtx"]),
+    default="auto",
+    show_default=True,
+    help="auto: the first that is installed.",
+)
+@click.option(
+    "--gpu",
+    "gpus",
+    multiple=True,
+    help="Compute capability, as in sm86; several times for one engine that runs on all. "
+    "Default: the GPU of this machine; only tensorrt_rtx builds for others.",
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences a call at most."
+)
+@click.option(
+    "--longest", type=click.IntRange(1), default=256, show_default=True, help="Tokens a call at most."
+)
+@JSON
+def build(bundle: Path, as_json: bool, **options: Any) -> None:
+    """Build a TensorRT engine into BUNDLE, exported with --target tensorrt."""
+    from .exporter.engine import build as compile_engine
+
+    _show_bundle(compile_engine(bundle, **options), as_json)
 
 
 @main.command()
@@ -122,6 +159,10 @@ def _show_bundle(bundle: Bundle, as_json: bool) -> None:
             ("decay", manifest.decay),
             ("parity", "not verified" if parity is None else "passed" if parity["passed"] else "FAILED"),
             *(("warning", text) for text in manifest.warnings),
+            *(
+                ("engine", f"{name} {e['version']} for {', '.join(e['gpus'])}, batch {e['batch']}")
+                for name, e in manifest.engines.items()
+            ),
             ("written by", ", ".join(f"{name} {v}" for name, v in manifest.versions.items())),
         ]
     )

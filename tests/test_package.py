@@ -74,6 +74,7 @@ def test_public_names_are_these():
         "Record",
         "SessionError",
         "State",
+        "build",
         "export",
         "load",
         "verify",

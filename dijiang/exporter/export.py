@@ -29,6 +29,8 @@ from .attention import DIALECTS, runs_here
 from .graph import build_graph
 
 PRECISIONS = ("fp32",)
+#: What runs the bundle -> the dialect it is written in; `auto` asks the installed onnxruntime.
+TARGETS = {"onnxruntime": "auto", "tensorrt": "primitive"}
 #: What a bundle needs on disk beside its weights: graph, tokenizer, tables.
 SPARE_BYTES = 1 << 20
 
@@ -39,6 +41,7 @@ def export(
     *,
     precision: str = "fp32",
     dialect: str = "auto",
+    target: str = "onnxruntime",
     decay: DecayMode = "exact",
     repair_decay: bool = False,
     force: bool = False,
@@ -50,7 +53,9 @@ def export(
         output: folder to create; its parent must exist.
         precision: of the weights: `fp32`.
         dialect: `ort` (onnxruntime >= 1.30), `onnx` (opset 27), `primitive` (TensorRT, old
-            onnxruntime), or `auto`: `ort`, unless the installed onnxruntime needs `primitive`.
+            onnxruntime), or `auto`: what the target runs.
+        target: `onnxruntime`: `ort`, unless the installed one needs `primitive`; `tensorrt`:
+            `primitive`, ready for `dijiang build`.
         decay: `exact` keeps trained D1/D2; `analytic` drops them and with them the position limit.
         repair_decay: a key scale of 1 where a trained D2 was lost to overflow, instead of an error.
         force: replace a bundle that is already there.
@@ -59,24 +64,39 @@ def export(
         CheckpointError: the checkpoint does not fit.
         ExportError: the output cannot be written, or an option is unknown.
     """
-    if dialect == "auto":
-        dialect = "ort" if runs_here("ort") else "primitive"
-    for name, value, known in (("precision", precision, PRECISIONS), ("dialect", dialect, DIALECTS)):
-        if value not in known:
-            raise ExportError(f"{name} {value!r} is unknown, expected one of {', '.join(known)}")
-    target = Path(output)
-    _check_target(target, force=force)
+    dialect = _dialect(dialect, target)
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision {precision!r} is unknown, expected one of {', '.join(PRECISIONS)}")
+    folder = Path(output)
+    _check_target(folder, force=force)
     model = load_checkpoint(checkpoint, decay=decay, repair_decay=repair_decay)
     graph = build_graph(model, dialect)
-    with _new_folder(target) as folder:
-        _check_space(folder, graph)
-        ir.save(graph, folder / GRAPH, external_data=DATA, max_workers=1)
+    with _new_folder(folder) as partial:
+        _check_space(partial, graph)
+        ir.save(graph, partial / GRAPH, external_data=DATA, max_workers=1)
         for name in TOKENIZER_FILES:
             if (model.path / name).is_file():
-                shutil.copyfile(model.path / name, folder / name)
-        manifest = _manifest(model, folder, precision, dialect, "repaired" if repair_decay else decay)
-        write_manifest(folder, manifest)
-    return Bundle(target, manifest)
+                shutil.copyfile(model.path / name, partial / name)
+        manifest = _manifest(model, partial, precision, dialect, "repaired" if repair_decay else decay)
+        write_manifest(partial, manifest)
+    return Bundle(folder, manifest)
+
+
+def _dialect(dialect: str, target: str) -> str:
+    """The dialect that was asked for, or the one that the target runs."""
+    if target not in TARGETS:
+        raise ExportError(f"target {target!r} is unknown, expected one of {', '.join(TARGETS)}")
+    if dialect not in ("auto", *DIALECTS):
+        raise ExportError(f"dialect {dialect!r} is unknown, expected one of auto, {', '.join(DIALECTS)}")
+    wanted = TARGETS[target]
+    if "auto" not in (wanted, dialect) and wanted != dialect:
+        raise ExportError(
+            f"target {target} needs the {wanted} dialect, not {dialect}; leave --dialect out"
+        )
+    chosen = dialect if wanted == "auto" else wanted
+    if chosen != "auto":
+        return chosen
+    return "ort" if runs_here("ort") else "primitive"
 
 
 def _manifest(model: DijiangModel, folder: Path, precision: str, dialect: str, decay: str) -> Manifest:

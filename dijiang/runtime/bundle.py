@@ -28,6 +28,7 @@ class Manifest:
     positions_limit: tokens a sequence can have, None: no end; limit_reason says why it ends.
     in_place: the state outputs may be bound to the memory of the state inputs.
     files: sha256 of every other file of the bundle, by its name.
+    engines: backend -> `engine.EngineRecord` of the TensorRT engine that `dijiang build` put in.
     """
 
     spec: ModelSpec
@@ -42,6 +43,7 @@ class Manifest:
     versions: dict[str, str]
     warnings: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
+    engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:

@@ -1,0 +1,229 @@
+"""TensorRT engines of a bundle: `dijiang build`. TensorRT and TensorRT-RTX go the same way.
+
+The network is strongly typed: every type, and every quantizer, is in the graph. So no precision flag is
+set, which TensorRT 11 no longer has, and the engine computes what the graph that was verified says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import ExportError, SessionError
+from ..runtime import names
+from ..runtime.bundle import Bundle, open_bundle, sha256, write_manifest
+from ..runtime.driver import Cuda, Gpu
+from ..runtime.engine import BACKENDS, TURING, Backend, EngineRecord, import_backend, installed_backend
+from ..runtime.model import PIECE
+
+#: Precisions whose matmuls Turing's TensorRT-RTX kernels do not have.
+NOT_ON_TURING = ("fp32", "bf16")
+
+
+def build(
+    bundle: str | Path,
+    *,
+    backend: str = "auto",
+    gpus: Sequence[str] = (),
+    batch: int = 1,
+    longest: int = PIECE,
+) -> Bundle:
+    """Build an engine into a bundle; an engine of the same backend is replaced.
+
+    Args:
+        bundle: folder written by `dijiang export --target tensorrt`.
+        backend: `tensorrt`, `tensorrt_rtx`, or `auto`: the first that is installed.
+        gpus: compute capabilities to build for, as in "sm86"; only TensorRT-RTX can build for GPUs that
+            are not there. Empty: the GPU of this machine.
+        batch: sequences a call at most.
+        longest: tokens a call at most; a longer prompt goes through in pieces.
+
+    Raises:
+        BundleError, SessionError: the bundle, or the backend, its GPU or driver, is not usable.
+        ExportError: the graph cannot be built for what was asked.
+    """
+    opened = open_bundle(bundle)
+    name = installed_backend() if backend == "auto" else backend
+    if name not in BACKENDS:
+        raise ExportError(f"backend {name!r} is unknown, expected one of auto, {', '.join(BACKENDS)}")
+    if batch < 1 or longest < 1:
+        raise ExportError(
+            f"batch is {batch} and longest {longest}, expected at least 1; give larger ones"
+        )
+    device, targets = _targets(name, tuple(gpus))
+    _check_graph(opened, targets)
+    trt = import_backend(name)
+    record = EngineRecord(
+        file=f"{name}.engine",
+        backend=name,
+        version=trt.__version__,
+        gpus=targets,
+        device=None if BACKENDS[name].gpus else str(device),
+        batch=batch,
+        longest=longest,
+    )
+    return _store(opened, record, _Builder(trt, opened, record))
+
+
+def _targets(name: str, gpus: tuple[str, ...]) -> tuple[Gpu | None, tuple[str, ...]]:
+    """The GPU at hand, if one is needed, and the compute capabilities to build for."""
+    backend = BACKENDS[name]
+    device = None if gpus and backend.gpus else _device(backend)
+    targets = gpus or (device.sm,) if device is not None else gpus
+    unknown = sorted(set(targets) - set(backend.gpus or (device.sm if device else "",)))
+    if unknown:
+        known = ", ".join(backend.gpus) or f"{device}: it builds for the GPU it runs on"
+        raise ExportError(f"{backend.title} cannot build for {', '.join(unknown)}, expected {known}")
+    if TURING in targets and len(targets) > 1:
+        raise ExportError(f"{TURING} needs an engine of its own; build it into a copy of the bundle")
+    return device, targets
+
+
+def _device(backend: Backend) -> Gpu:
+    """The GPU of this machine. Asked before TensorRT is: its Builder is null without a driver."""
+    try:
+        return Cuda().gpu
+    except SessionError as error:
+        advice = f"; or name it: --gpu {' --gpu '.join(backend.gpus[2:5])}" if backend.gpus else ""
+        raise SessionError(f"{error}{advice}") from None
+
+
+def _check_graph(bundle: Bundle, targets: tuple[str, ...]) -> None:
+    dialect, precision = bundle.manifest.dialect, bundle.manifest.precision
+    if dialect != "primitive":
+        raise ExportError(
+            f"{bundle.path}: the graph is in the {dialect} dialect, TensorRT needs primitive; "
+            "export again with --target tensorrt"
+        )
+    if TURING in targets and precision in NOT_ON_TURING:
+        raise ExportError(
+            f"{bundle.path}: TensorRT-RTX has no {precision} matmul on {TURING}; "
+            "export again with --precision fp16"
+        )
+
+
+def _store(bundle: Bundle, record: EngineRecord, builder: _Builder) -> Bundle:
+    """Write the engine under a hidden name, then rename it, then replace the manifest."""
+    target = bundle.path / record.file
+    partial = bundle.path / f".{record.file}.partial"
+    try:
+        written = builder.write(partial)
+        partial.replace(target)
+        files = bundle.manifest.files | {f.name: sha256(f) for f in (target, *written)}
+        engines = bundle.manifest.engines | {record.backend: record.to_dict()}
+        manifest = replace(bundle.manifest, files=files, engines=engines)
+        write_manifest(bundle.path, manifest)
+    except OSError as error:
+        raise ExportError(
+            f"{bundle.path}: the engine cannot be written ({error.strerror or error}); "
+            "free some space, or make the folder writable"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return Bundle(bundle.path, manifest)
+
+
+class _Builder:
+    """One build: parse the graph, declare the shapes, let TensorRT compile."""
+
+    def __init__(self, trt: Any, bundle: Bundle, record: EngineRecord) -> None:
+        self.trt, self.bundle, self.record = trt, bundle, record
+        self.backend = BACKENDS[record.backend]
+        self.log = _log(trt)
+        try:
+            self.builder = trt.Builder(self.log)
+        except TypeError as error:  # what its null pointer becomes
+            raise SessionError(
+                f"{self.backend.title} {trt.__version__} could not start ({error}); "
+                "check that its CUDA version is not newer than the driver's"
+            ) from error
+
+    def write(self, path: Path) -> list[Path]:
+        """Write the engine to a file; the other files that were written beside it."""
+        network = self._parse()
+        config = self.builder.create_builder_config()
+        self._set_types(config)
+        for shortest, typical, longest in self.backend.profiles:
+            config.add_optimization_profile(self._profile(network, shortest, typical, longest))
+        timing = self._timing(config)
+        engine = self.builder.build_serialized_network(network, config)
+        if engine is None:
+            raise ExportError(
+                f"{self.bundle.graph}: {self.backend.title} {self.record.version} cannot build it for "
+                f"{', '.join(self.record.gpus)} ({self._reason()}); report the checkpoint and this line"
+            )
+        path.write_bytes(engine)
+        if timing is None:
+            return []
+        timing.write_bytes(config.get_timing_cache().serialize())
+        return [timing]
+
+    def _parse(self) -> Any:
+        flag = getattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        network = self.builder.create_network(0 if flag is None else 1 << int(flag))
+        parser = self.trt.OnnxParser(network, self.log)
+        if not parser.parse_from_file(str(self.bundle.graph)):
+            first = parser.get_error(0)
+            raise ExportError(
+                f"{self.bundle.graph}: {self.backend.title} {self.record.version} cannot read node "
+                f"{first.node_name() or first.node()} ({first.desc()}); report this line"
+            )
+        return network
+
+    def _set_types(self, config: Any) -> None:
+        """Types are the graph's own: TF32 would round float32 matmuls to 10 bits behind its back."""
+        if hasattr(self.trt.BuilderFlag, "TF32"):
+            config.clear_flag(self.trt.BuilderFlag.TF32)
+        if not self.backend.gpus:
+            return
+        config.num_compute_capabilities = len(self.record.gpus)
+        for index, gpu in enumerate(self.record.gpus):
+            config.set_compute_capability(getattr(self.trt.ComputeCapability, gpu.upper()), index)
+
+    def _profile(self, network: Any, shortest: int, typical: int | None, longest: int | None) -> Any:
+        profile = self.builder.create_optimization_profile()
+        most = longest or self.record.longest
+        lengths = (shortest, typical or most, most)
+        batches = (1, 1, self.record.batch)
+        for index in range(network.num_inputs):
+            tensor = network.get_input(index)
+            rest = tuple(tensor.shape)[1:]
+            # The graph's only dynamic sizes are the batch, the tokens and the kept tokens.
+            kept = (1, 1, most) if tensor.name == names.LOGIT_INDICES else lengths
+            shapes = [
+                (batch, *(length if size == -1 else size for size in rest))
+                for batch, length in zip(batches, kept, strict=True)
+            ]
+            profile.set_shape(tensor.name, *shapes)
+        return profile
+
+    def _timing(self, config: Any) -> Path | None:
+        """Start from the kernel timings of an earlier build, where the backend measures any."""
+        if self.backend.gpus:
+            return None
+        path = self.bundle.path / f"{self.record.backend}.timing"
+        known = path.read_bytes() if path.is_file() else b""
+        cache = config.create_timing_cache(known)
+        if not config.set_timing_cache(cache, False):  # of another GPU or version: start anew
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+        return path
+
+    def _reason(self) -> str:
+        return self.log.errors[-1] if self.log.errors else "no reason given"
+
+
+def _log(trt: Any) -> Any:
+    """A logger that keeps errors for the message and says nothing itself."""
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(" ".join(message.split()))
+
+    return Log()

@@ -1,0 +1,139 @@
+"""Engines of every exported graph, built by TensorRT-RTX: it needs no GPU and no driver for that."""
+
+import importlib
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import dijiang
+from dijiang.runtime.bundle import open_bundle
+from dijiang.runtime.driver import Gpu
+from dijiang.runtime.engine import RTX_GPUS, TURING, EngineRecord, import_backend
+
+from ..conftest import GOLDEN
+
+#: One engine runs on all of them: 1 to 3 s a build.
+MODERN = [gpu for gpu in RTX_GPUS if gpu != TURING]
+
+
+@pytest.fixture
+def primitive(exported, copy_of):
+    """primitive(checkpoint, **options): a copy of a bundle that TensorRT can read."""
+    return lambda name, **options: copy_of(exported(name, target="tensorrt", **options))
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_every_graph_is_an_engine_for_every_gpu(primitive, name):
+    bundle = primitive(name)
+    dijiang.build(bundle, backend="tensorrt_rtx", gpus=MODERN)
+    opened = open_bundle(bundle)  # checks the hash of the engine too
+    record = EngineRecord.from_dict(opened.manifest.engines["tensorrt_rtx"])
+    assert record.gpus == tuple(MODERN)
+    assert record.version == importlib.import_module("tensorrt_rtx").__version__
+    weights = (bundle / "model.onnx.data").stat().st_size
+    assert (bundle / record.file).stat().st_size > 0.8 * weights
+    assert not list(bundle.glob(".*"))
+
+
+def test_engine_is_replaced_by_the_next_build(primitive):
+    bundle = primitive("neox-base")
+    dijiang.build(bundle, backend="tensorrt_rtx", gpus=["sm86"])
+    built = dijiang.build(bundle, backend="tensorrt_rtx", gpus=["sm89"], batch=3, longest=64)
+    (record,) = open_bundle(bundle).manifest.engines.values()
+    assert record == built.manifest.engines["tensorrt_rtx"]
+    assert (record["gpus"], record["batch"], record["longest"]) == (["sm89"], 3, 64)
+
+
+def test_other_dialects_are_refused(exported):
+    with pytest.raises(dijiang.ExportError, match=r"ort dialect, .*export again with --target tensorrt"):
+        dijiang.build(exported("neox-base", dialect="ort"), backend="tensorrt_rtx", gpus=["sm86"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "tpu"}, "backend 'tpu' is unknown"),
+        ({"gpus": ["sm90"]}, r"cannot build for sm90, expected sm75, sm80"),
+        ({"gpus": ["sm75", "sm86"]}, "sm75 needs an engine of its own"),
+        ({"gpus": ["sm75"]}, r"no fp32 matmul on sm75; export again with --precision fp16"),
+        ({"gpus": ["sm86"], "batch": 0}, "expected at least 1"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_options_that_cannot_work_are_one_error(exported, options, message):
+    bundle = exported("neox-base", dialect="primitive")
+    with pytest.raises(dijiang.ExportError, match=message):
+        dijiang.build(bundle, **({"backend": "tensorrt_rtx"} | options))
+    assert open_bundle(bundle).manifest.engines == {}
+
+
+def test_graph_that_the_parser_refuses_names_the_node(primitive):
+    import onnx
+
+    bundle = primitive("neox-base")
+    graph = onnx.load(bundle / "model.onnx", load_external_data=False)
+    graph.graph.node[0].op_type = "Nonsense"
+    onnx.save(graph, bundle / "model.onnx")
+    manifest = open_bundle(bundle, check_hashes=False).manifest
+    from dijiang.runtime.bundle import sha256, write_manifest
+
+    manifest.files["model.onnx"] = sha256(bundle / "model.onnx")
+    write_manifest(bundle, manifest)
+    with pytest.raises(dijiang.ExportError, match=r"TensorRT-RTX [\d.]+ cannot read node"):
+        dijiang.build(bundle, backend="tensorrt_rtx", gpus=["sm86"])
+
+
+def test_without_a_driver_the_gpu_must_be_named(exported, monkeypatch):
+    monkeypatch.setattr("dijiang.runtime.driver.LIBRARY", "libnothing.so")
+    bundle = exported("neox-base", dialect="primitive")
+    with pytest.raises(dijiang.SessionError, match=r"no NVIDIA driver.* or name it: --gpu sm86"):
+        dijiang.build(bundle, backend="tensorrt_rtx")
+    with pytest.raises(dijiang.SessionError, match=r"no NVIDIA driver: .*install the driver"):
+        dijiang.build(bundle, backend="tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (None, r"TensorRT is not installed; use JetPack's own"),
+        (
+            SimpleNamespace(),
+            r"package tensorrt is here without TensorRT's libraries \(it has no Builder\)",
+        ),
+        (
+            SimpleNamespace(__version__="8.6.1", Builder=1),
+            r"TensorRT 8.6.1 is too old, expected .* 10.3",
+        ),
+    ],
+    ids=["missing", "stub", "old"],
+)
+def test_unusable_tensorrt_is_one_error(monkeypatch, module, message):
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    with pytest.raises(dijiang.SessionError, match=message):
+        import_backend("tensorrt")
+
+
+def test_tensorrt_whose_libraries_do_not_load_is_one_error(monkeypatch, tmp_path):
+    (tmp_path / "tensorrt.py").write_text("raise FileNotFoundError('libnvinfer.so.10: not found')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(dijiang.SessionError, match=r"without TensorRT's libraries \(libnvinfer.so.10"):
+        import_backend("tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("version", "sm"), [("1.0", "sm86"), ("2.0", "sm89")], ids=["other version", "other GPU"]
+)
+def test_engine_of_another_machine_says_how_to_rebuild(version, sm):
+    record = EngineRecord("e.engine", "tensorrt_rtx", "2.0", ("sm86",), None, 1, 256)
+    record.require("2.0", Gpu(0, "RTX", "sm86", 1, 1, "13.0"))
+    with pytest.raises(dijiang.SessionError, match=rf"rebuild with: dijiang build .* --gpu {sm}"):
+        record.require(version, Gpu(0, "RTX", sm, 1, 1, "13.0"))
+
+
+def test_target_and_dialect_that_disagree_are_refused(tmp_path):
+    with pytest.raises(dijiang.ExportError, match="target tensorrt needs the primitive"):
+        dijiang.export(GOLDEN["neox-base"], tmp_path / "b", target="tensorrt", dialect="ort")
+    with pytest.raises(dijiang.ExportError, match="target 'tpu' is unknown"):
+        dijiang.export(GOLDEN["neox-base"], tmp_path / "b", target="tpu")
