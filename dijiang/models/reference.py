@@ -6,19 +6,20 @@ float64 or float32 throughout; states are [B, G, K, K] per layer. Equations: DiJ
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import erf
 
-from .decay import Decay
 from .load import DijiangModel
 from .rotary import inverse_frequencies
 from .spec import ModelSpec
+from .weights import is_decay_table
 
 Array = np.ndarray
-Form = Literal["parallel", "recurrent"]
+#: Weights of one layer by their name in it, in the reference's dtype.
+LayerWeights = dict[str, Array]
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -95,8 +96,9 @@ def attend_parallel(q: Array, k: Array, v: Array, gamma: Array) -> Array:
     t = np.arange(q.shape[1])
     distance = t[:, None] - t
     weight = np.where(distance >= 0, gamma[:, None, None] ** np.maximum(distance, 0), 0)
-    scores = np.einsum("btgk,bsgk->bgts", q, k) * weight.astype(q.dtype)
-    out: Array = np.einsum("bgts,bsgv->btgv", scores, v)
+    q, k, v = (z.swapaxes(1, 2) for z in (q, k, v))  # [B, G, T, K]
+    scores = q @ k.swapaxes(2, 3) * weight.astype(q.dtype)
+    out: Array = (scores @ v).swapaxes(1, 2)
     return out
 
 
@@ -110,79 +112,107 @@ def attend_recurrent(q: Array, k: Array, v: Array, gamma: Array, state: Array) -
     return out
 
 
-class Reference:
-    """Runs a DijiangModel in NumPy.
+@dataclass(frozen=True)
+class Piece:
+    """Tokens that go through the model together: ids [B, T] int64 at positions start, start + 1, ...
 
-    Weights are converted to `dtype` once and kept. `new_state` / `forward(..., state=...)` is the
-    recurrent form; `forward` without a state is the parallel form over whole sequences.
+    state: one [B, G, K, V] a layer, advanced in place by the recurrent form. None: the parallel form,
+    over a whole sequence.
+    """
+
+    ids: Array
+    start: int = 0
+    state: list[Array] | None = None
+
+
+class Reference:
+    """Runs a DijiangModel in NumPy, one layer after the other.
+
+    The weights of a layer are read, converted to `dtype`, used for all pieces of a `run`, and dropped:
+    the largest layer (or embedding, or head) bounds the memory, not the model.
     """
 
     def __init__(self, model: DijiangModel, dtype: type = np.float64) -> None:
         self.spec = model.spec
         self.dtype = np.dtype(dtype)
         self.decays = model.decays
-        self._weights = {
-            name: model.weights[name].astype(self.dtype)
-            for name in model.weights
-            if not name.endswith((".D1", ".D2"))
-        }
+        self._weights = model.weights
 
     def new_state(self, batch: int) -> list[Array]:
         """Empty states, one [B, G, K, V] a layer."""
         return [np.zeros((batch, *self.spec.state_shape), self.dtype) for _ in self.decays]
 
     def forward(self, ids: Array, start: int = 0, state: list[Array] | None = None) -> Array:
-        """Logits [B, T, vocab] of ids [B, T] int64 at positions start .. start + T - 1."""
-        w, spec = self._weights, self.spec
-        positions = np.broadcast_to(np.arange(start, start + ids.shape[1]), ids.shape)
-        x = w["embed.weight"][ids]
-        for layer, decay in enumerate(self.decays):
-            past = None if state is None else state[layer]
-            attended = x + self._attention(layer, decay, self._norm(layer, "attn", x), positions, past)
-            source = x if spec.parallel_residual else attended
-            x = attended + self._mlp(layer, self._norm(layer, "mlp", source))
-        x = layer_norm(x, w["final_norm.weight"], w["final_norm.bias"], spec.norm_eps)
-        logits: Array = x @ w["head.weight"]
-        return logits
+        """Logits [B, T, vocab] of one piece."""
+        return next(self.run([Piece(ids, start, state)]))
 
-    def _norm(self, layer: int, which: str, x: Array) -> Array:
-        name = f"layers.{layer}.{which}_norm"
-        return layer_norm(
-            x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"], self.spec.norm_eps
-        )
+    def run(
+        self, pieces: Sequence[Piece], passed: Callable[[int, Piece], None] = lambda layer, piece: None
+    ) -> Iterator[Array]:
+        """Logits [B, T, vocab] of every piece; each weight is read once for all of them.
 
-    def _linear(self, layer: int, name: str, x: Array) -> Array:
-        y: Array = x @ self._weights[f"layers.{layer}.{name}.weight"]
-        bias = self._weights.get(f"layers.{layer}.{name}.bias")
-        return y if bias is None else y + bias
+        Pieces that share a state follow each other. `passed(layer, piece)` is called when a piece has
+        been through a layer, before the next piece goes through it: `piece.state[layer]` is then the
+        state after that piece.
+        """
+        embedding = self._weights["embed.weight"]
+        hidden = [embedding[piece.ids].astype(self.dtype) for piece in pieces]
+        del embedding
+        for layer in range(self.spec.num_layers):
+            weights = self._read(f"layers.{layer}.")
+            for i, piece in enumerate(pieces):
+                hidden[i] = self._layer(layer, weights, hidden[i], piece)
+                passed(layer, piece)
+            del weights
+        norm, head = self._read("final_norm."), self._read("head.")
+        for x in hidden:
+            normed = layer_norm(x, norm["weight"], norm["bias"], self.spec.norm_eps)
+            yield normed @ head["weight"]
 
-    def _mlp(self, layer: int, x: Array) -> Array:
-        up = ACTIVATIONS[self.spec.activation](self._linear(layer, "mlp_up", x))
-        return self._linear(layer, "mlp_down", up)
+    def _read(self, prefix: str) -> LayerWeights:
+        """The weights under a prefix, named without it."""
+        return {
+            name.removeprefix(prefix): self._weights[name].astype(self.dtype)
+            for name in self._weights
+            if name.startswith(prefix) and not is_decay_table(name)
+        }
 
-    def _attention(
-        self, layer: int, decay: Decay, x: Array, positions: Array, past: Array | None
-    ) -> Array:
-        spec, w = self.spec, self._weights
+    def _layer(self, layer: int, w: LayerWeights, x: Array, piece: Piece) -> Array:
+        attended = x + self._attention(layer, w, self._norm(w, "attn_norm", x), piece)
+        source = x if self.spec.parallel_residual else attended
+        up = ACTIVATIONS[self.spec.activation](_linear(w, "mlp_up", self._norm(w, "mlp_norm", source)))
+        return attended + _linear(w, "mlp_down", up)
+
+    def _norm(self, w: LayerWeights, name: str, x: Array) -> Array:
+        return layer_norm(x, w[f"{name}.weight"], w[f"{name}.bias"], self.spec.norm_eps)
+
+    def _attention(self, layer: int, w: LayerWeights, x: Array, piece: Piece) -> Array:
+        spec, decay = self.spec, self.decays[layer]
+        positions = np.broadcast_to(piece.start + np.arange(x.shape[1]), x.shape[:2])
         q, k, v = np.split(
-            self._linear(layer, "qkv", x).reshape(*x.shape[:2], -1, spec.head_size),
+            _linear(w, "qkv", x).reshape(*x.shape[:2], -1, spec.head_size),
             [spec.num_heads, spec.num_heads + spec.num_kv_heads],
             axis=2,
         )
-        proj = w[f"layers.{layer}.proj.weight"]
-        q, k = (feature_map(rotate(z, positions, spec), proj) for z in (q, k))
+        q, k = (feature_map(rotate(z, positions, spec), w["proj.weight"]) for z in (q, k))
         if decay.u is not None and decay.w is not None:
             q = q * decay.u.T[positions][..., None].astype(self.dtype)
             k = k * decay.w.T[positions][..., None].astype(self.dtype)
-        if past is None:
+        if piece.state is None:
             out = attend_parallel(q, k, v, decay.gamma)
         else:
-            out = attend_recurrent(q, k, v, decay.gamma, past)
+            out = attend_recurrent(q, k, v, decay.gamma, piece.state[layer])
         normed = group_norm(
             out.reshape(x.shape),
-            w[f"layers.{layer}.group_norm.weight"],
-            w[f"layers.{layer}.group_norm.bias"],
+            w["group_norm.weight"],
+            w["group_norm.bias"],
             spec.head_size,
             spec.group_norm_eps,
         )
-        return self._linear(layer, "out", silu(self._linear(layer, "gate", x)) * normed)
+        return _linear(w, "out", silu(_linear(w, "gate", x)) * normed)
+
+
+def _linear(w: LayerWeights, name: str, x: Array) -> Array:
+    y: Array = x @ w[f"{name}.weight"]
+    bias = w.get(f"{name}.bias")
+    return y if bias is None else y + bias

@@ -90,7 +90,7 @@ def test_reference_meets_the_published_perplexity():
     assert len(ids) == expected["tokens"]
     reference, sums = Reference(load_checkpoint(TINY), np.float32), _Sums()
     for group in np.split(ids[: 99 * 512].reshape(99, 512), 9):
-        for row, logits in zip(group, reference.forward(group, 0, reference.new_state(11)), strict=True):
+        for row, logits in zip(group, reference.forward(group), strict=True):
             sums.add(logits, logits, row)
     assert sums.result(is_text=True).perplexity == pytest.approx(expected["perplexity"], rel=1e-5)
 
