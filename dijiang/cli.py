@@ -19,7 +19,7 @@ from .errors import DijiangError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .exporter.parity import Difference
+    from .exporter.difference import Difference
     from .runtime.bundle import Bundle
 
 
@@ -42,6 +42,10 @@ def main() -> None:
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 THREADS = click.option("-t", "--threads", type=click.IntRange(1), help="Default: all physical cores.")
+TEXT = "Text to verify on, for perplexity; default: random token ids."
+PROGRESS = click.option(
+    "--progress/--no-progress", default=None, help="Bars on stderr; default: if it is a terminal."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 
 
@@ -84,13 +88,25 @@ def _print_table(rows: Iterable[tuple[str, str]]) -> None:
 @click.option(
     "--repair-decay", is_flag=True, help="Key scale 1 where a trained D2 was lost to overflow."
 )
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Compare with CHECKPOINT in float64, and keep the bundle only if it passes.",
+)
+@click.option("--text", type=click.Path(path_type=Path), help=TEXT)
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@PROGRESS
+@THREADS
 @JSON
-def export(checkpoint: Path, output: Path, as_json: bool, **options: Any) -> None:
+def export(checkpoint: Path, output: Path, as_json: bool, progress: bool | None, **options: Any) -> None:
     """Write the recurrent-step graph of CHECKPOINT as a bundle."""
     from .exporter.export import export as write
+    from .exporter.progress import bars
 
-    _show_bundle(write(checkpoint, output, **options), as_json)
+    with bars(progress) as report:
+        bundle = write(checkpoint, output, progress=report, **options)
+    _show_bundle(bundle, as_json)
 
 
 @main.command()
@@ -171,24 +187,33 @@ def _show_bundle(bundle: Bundle, as_json: bool) -> None:
 @main.command()
 @BUNDLE
 @click.option("--against", type=click.Path(path_type=Path), required=True, help="Its checkpoint.")
-@click.option("--text", type=click.Path(path_type=Path), help="Text file; default: random token ids.")
-@click.option("--tokens", type=click.IntRange(2), default=4096, show_default=True, help="At most.")
+@click.option("--text", type=click.Path(path_type=Path), help=TEXT)
+@click.option("--tokens", type=click.IntRange(2), help="At most; default: what suits the model's size.")
 @click.option("--store/--no-store", default=True, show_default=True, help="Keep the report in BUNDLE.")
+@PROGRESS
 @THREADS
 @JSON
-def verify(bundle: Path, against: Path, as_json: bool, **options: Any) -> None:
+def verify(bundle: Path, against: Path, as_json: bool, progress: bool | None, **options: Any) -> None:
     """Compare BUNDLE with its checkpoint in float64; exit 1 if a gate fails."""
     from .exporter.parity import verify as compare
+    from .exporter.progress import bars
 
-    report = compare(bundle, against, **options)
+    with bars(progress) as shown:
+        report = compare(bundle, against, progress=shown, **options)
     if as_json:
         click.echo(json.dumps(report.to_dict()))
     else:
-        rows = [("tokens", f"{report.tokens} ({report.text})"), *_difference_rows(report.logits)]
-        rows.append(("one at a time against prefill", f"{report.step_error:.2e} max"))
+        where = f"at positions 0 to {report.positions - 1}, {report.reference_dtype} reference"
+        rows = [("tokens", f"{report.tokens} ({report.text}) {where}")]
+        rows += _difference_rows(report.logits)
+        rows.append((f"one at a time, first {report.steps}", f"{report.step_error:.2e} max"))
         rows += [
-            (f"state after {e.length}", f"{e.rms_relative_error:.2e} RMS-relative")
+            (f"state after {e.length}", f"{e.rms_relative_error:.2e} RMS-relative, layer {e.layer}")
             for e in report.state_errors
+        ]
+        rows += [
+            (f"gate {v.metric}", f"{v.found:.2e} of {v.bound:.0e}{'' if v.passed else ' FAILED'}")
+            for v in report.gates
         ]
         if report.decay_change is not None:
             rows.append(("", "analytic decay against the trained tables:"))
@@ -208,10 +233,12 @@ def _difference_rows(difference: Difference) -> list[tuple[str, str]]:
         ("KL divergence", f"{d.kl:.2e} nats"),
         ("top-1 agreement", f"{d.top1_agreement:.3%}"),
     ]
-    if d.perplexity is not None and d.reference_perplexity is not None:
-        change = d.perplexity / d.reference_perplexity - 1
+    if d.perplexity_change is not None:
         rows.append(
-            ("perplexity", f"{d.reference_perplexity:.4f} -> {d.perplexity:.4f} ({change:+.4%})")
+            (
+                "perplexity",
+                f"{d.reference_perplexity:.4f} -> {d.perplexity:.4f} ({d.perplexity_change:+.4%})",
+            )
         )
     return rows
 

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import onnx_ir as ir
 
 from .. import __version__
-from ..errors import ExportError
+from ..errors import ExportError, InputError
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
 from ..runtime.bundle import (
     DATA,
     GRAPH,
-    MANIFEST,
+    TOKENIZER,
     TOKENIZER_FILES,
     Bundle,
     Manifest,
+    open_bundle,
     sha256,
     write_manifest,
 )
+from ..runtime.session import import_onnxruntime
 from .attention import DIALECTS, runs_here
+from .folder import check_target, new_folder
 from .graph import build_graph
+from .parity import verify as compare
+from .progress import Progress, silent
 
 PRECISIONS = ("fp32",)
 #: What runs the bundle -> the dialect it is written in; `auto` asks the installed onnxruntime.
@@ -44,7 +46,11 @@ def export(
     target: str = "onnxruntime",
     decay: DecayMode = "exact",
     repair_decay: bool = False,
+    verify: bool = True,
+    text: str | Path | None = None,
+    threads: int | None = None,
     force: bool = False,
+    progress: Progress = silent,
 ) -> Bundle:
     """Write the recurrent-step graph of a DiJiang checkpoint as a bundle.
 
@@ -58,28 +64,73 @@ def export(
             `primitive`, ready for `dijiang build`.
         decay: `exact` keeps trained D1/D2; `analytic` drops them and with them the position limit.
         repair_decay: a key scale of 1 where a trained D2 was lost to overflow, instead of an error.
+        verify: compare the bundle with the checkpoint as `parity.verify` does, on a slice that suits
+            the model's size, and keep it only if it passes.
+        text: file to verify on, for perplexity; None: random token ids.
+        threads: of the verification; None: all physical cores.
         force: replace a bundle that is already there.
+        progress: told about bytes written, and compared.
 
     Raises:
         CheckpointError: the checkpoint does not fit.
         ExportError: the output cannot be written, or an option is unknown.
+        ParityError: the bundle failed a gate of its precision; nothing is left of it.
     """
     dialect = _dialect(dialect, target)
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is unknown, expected one of {', '.join(PRECISIONS)}")
     folder = Path(output)
-    _check_target(folder, force=force)
+    check_target(folder, force=force)
     model = load_checkpoint(checkpoint, decay=decay, repair_decay=repair_decay)
+    if verify:
+        _check_verifiable(model, dialect, text)
     graph = build_graph(model, dialect)
-    with _new_folder(folder) as partial:
+    with new_folder(folder) as partial:
         _check_space(partial, graph)
-        ir.save(graph, partial / GRAPH, external_data=DATA, max_workers=1)
+        _save(graph, partial, progress)
         for name in TOKENIZER_FILES:
             if (model.path / name).is_file():
                 shutil.copyfile(model.path / name, partial / name)
         manifest = _manifest(model, partial, precision, dialect, "repaired" if repair_decay else decay)
         write_manifest(partial, manifest)
-    return Bundle(folder, manifest)
+        del graph
+        if verify:
+            report = compare(
+                partial, model.path, text=text, threads=threads, check_hashes=False, progress=progress
+            )
+            report.require("nothing was written; look into it with --no-verify and dijiang verify")
+    return open_bundle(folder, check_hashes=False)
+
+
+def _check_verifiable(model: DijiangModel, dialect: str, text: str | Path | None) -> None:
+    """Everything that could stop a verification, before minutes are spent on the bundle."""
+    import_onnxruntime()
+    if not runs_here(dialect):
+        raise ExportError(
+            f"the {dialect} dialect does not run on the installed onnxruntime, so the bundle cannot be "
+            "verified; upgrade onnxruntime, or use --no-verify"
+        )
+    if text is not None and not (model.path / TOKENIZER).is_file():
+        raise InputError(f"{model.path}: no {TOKENIZER} to read {text} with; verify without --text")
+    if text is not None and not Path(text).is_file():
+        raise InputError(f"{text}: cannot be read (no such file); give a UTF-8 text file")
+
+
+def _save(graph: ir.Model, folder: Path, progress: Progress) -> None:
+    """Write graph and weights; each weight is computed when its turn comes, and dropped."""
+    total = _weight_bytes(graph)
+    ir.save(
+        graph,
+        folder / GRAPH,
+        external_data=DATA,
+        max_workers=1,
+        callback=lambda _, info: progress("write", info.offset, total),
+    )
+    progress("write", total, total)
+
+
+def _weight_bytes(graph: ir.Model) -> int:
+    return sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value)
 
 
 def _dialect(dialect: str, target: str) -> str:
@@ -127,46 +178,10 @@ def _manifest(model: DijiangModel, folder: Path, precision: str, dialect: str, d
     )
 
 
-def _check_target(target: Path, *, force: bool) -> None:
-    if not target.exists():
-        return
-    if not force:
-        raise ExportError(f"{target} exists and is never overwritten; use --force or another folder")
-    if not (target / MANIFEST).is_file():
-        raise ExportError(f"{target} exists and is no bundle, expected {MANIFEST} in it; move it away")
-
-
 def _check_space(folder: Path, graph: ir.Model) -> None:
-    sizes = (v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value)
-    need, free = sum(sizes) + SPARE_BYTES, shutil.disk_usage(folder).free
+    need, free = _weight_bytes(graph) + SPARE_BYTES, shutil.disk_usage(folder).free
     if need > free:
         raise ExportError(
             f"{folder.parent}: the bundle needs {need / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free; "
             "free some space or choose another disk"
         )
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside the target that takes its name when the block ends well, else vanishes.
-
-    A killed process leaves a hidden folder without a manifest: nothing that loads.
-    """
-    partial = target.parent / f".{target.name}.{os.getpid()}.partial"
-    replaced = target.parent / f".{target.name}.{os.getpid()}.replaced"
-    try:
-        partial.mkdir()
-        yield partial
-        if target.exists():
-            target.rename(replaced)
-        partial.rename(target)
-    except OSError as error:
-        raise ExportError(
-            f"{target}: cannot be written ({error.strerror or error}); "
-            "free some space, or choose a folder that exists and is yours"
-        ) from error
-    finally:
-        if replaced.exists() and not target.exists():
-            replaced.rename(target)
-        for leftover in (partial, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)

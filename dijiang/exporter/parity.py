@@ -1,9 +1,13 @@
-"""How far a bundle is from its checkpoint in float64: `dijiang verify`."""
+"""How far a bundle is from its checkpoint in float64: `dijiang verify`.
+
+The bundle runs first and its session is dropped; then the reference runs layer by layer. So the memory
+is that of the bundle or of one float64 layer, whichever is larger, plus the logits compared.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,66 +15,86 @@ import numpy as np
 
 from .. import __version__
 from ..errors import InputError, ParityError
-from ..models.load import DecayMode, load_checkpoint
-from ..models.reference import Reference
+from ..models.load import DecayMode, DijiangModel, load_checkpoint
+from ..models.reference import Piece, Reference
 from ..runtime.bundle import store_parity
 from ..runtime.model import Model, load
+from .difference import Difference, Sums
+from .gates import Verdict, judge
+from .progress import Progress, silent
 
 #: Positions a window has at most: perplexity is over non-overlapping windows.
 WINDOW = 512
-#: Tokens compared unless asked for more.
+#: Tokens compared at most unless asked for more.
 TOKENS = 4096
+#: Tokens decoded one at a time at most.
+STEPS = 128
+#: Multiply-adds of the reference, and of decoding one at a time, that the default slice costs at most
+#: (about ten seconds each on 2 cores); and its fewest tokens, whatever they cost.
+BUDGET, STEP_BUDGET, FEWEST = 4e11, 2e10, 32
 #: Lengths at which the states are compared, within the first window.
 STATE_LENGTHS = (1, 8, 64, 256, 512)
-#: precision -> (metric, bound it must not exceed).
-GATES = {"fp32": (("max_error", 1e-4), ("step_error", 1e-4))}
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Logits [N, vocab] of a candidate against those of a reference.
-
-    max_error: largest absolute difference.  rms_relative_error: RMS of the difference over RMS of
-    the reference.  kl: mean KL(reference || candidate), nats.  top1_agreement: share of positions
-    with the same most likely token.  perplexity: exp of the mean negative log-likelihood of the
-    tokens that follow, None where no text was given.
-    """
-
-    max_error: float
-    rms_relative_error: float
-    kl: float
-    top1_agreement: float
-    reference_perplexity: float | None
-    perplexity: float | None
 
 
 @dataclass(frozen=True)
 class StateError:
-    """Largest RMS-relative error of any layer's state after `length` tokens."""
+    """RMS-relative error of the worst layer's state after `length` tokens."""
 
     length: int
     rms_relative_error: float
+    layer: int
 
 
 @dataclass(frozen=True)
 class Parity:
     """The report of one verification.
 
+    tokens, positions: tokens compared, and the positions 0 .. positions - 1 they stood at.
     step_error: largest difference between the logits of one-token-at-a-time decoding and of the
-    prefill, over the first window.  decay_change: the reference without its trained D1/D2 against
-    the one with them, for `--decay analytic` exports of trained tables.  failures: gates not met.
+    prefill, over the first `steps` tokens.  state_errors: on the way through the first window.
+    layer_errors: each layer's at its end; what a layer adds to the residual shows in the next one's.
+    decay_change: the reference without its trained D1/D2 against the one with them, for
+    `--decay analytic` exports of trained tables.
     """
 
     tokens: int
+    positions: int
     text: str
     logits: Difference
     step_error: float
+    steps: int
     state_errors: tuple[StateError, ...]
+    layer_errors: tuple[float, ...]
     decay_change: Difference | None
     same_source: bool
     reference_dtype: str
     dijiang: str
-    failures: tuple[str, ...]
+    gates: tuple[Verdict, ...] = ()
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """What gates are about; larger is worse. None: not measured."""
+        d = self.logits
+        return {
+            "max_error": d.max_error,
+            "step_error": self.step_error,
+            "rms_relative_error": d.rms_relative_error,
+            "kl": d.kl,
+            "top1_disagreement": None if d.perplexity is None else 1 - d.top1_agreement,
+            "perplexity_change": d.perplexity_change,
+        }
+
+    @property
+    def worst_layer(self) -> int:
+        """The layer whose state is furthest off, relative to its size."""
+        return int(np.argmax(self.layer_errors))
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Gates that were not met."""
+        return tuple(
+            f"{v.metric} {v.found:.2e}, allowed {v.bound:.0e}" for v in self.gates if not v.passed
+        )
 
     @property
     def passed(self) -> bool:
@@ -79,57 +103,28 @@ class Parity:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, as stored in the bundle."""
-        return asdict(self) | {"passed": self.passed}
+        return asdict(self) | {"worst_layer": self.worst_layer, "passed": self.passed}
 
-    def require(self) -> None:
+    def require(self, advice: str = "do not ship it: report the checkpoint and these figures") -> None:
         """Raise ParityError unless every gate was met."""
         if self.failures:
+            worst = f"layer {self.worst_layer} is the worst ({max(self.layer_errors):.1e} off)"
             raise ParityError(
-                f"the bundle differs from its checkpoint: {'; '.join(self.failures)}; "
-                "do not ship it: report the checkpoint and these figures"
+                f"the bundle differs from its checkpoint: {'; '.join(self.failures)}; {worst}; {advice}"
             )
 
 
-class _Sums:
-    """Running sums of a Difference, window by window."""
+@dataclass(frozen=True)
+class _Run:
+    """What the bundle computed, kept while the reference runs.
 
-    def __init__(self) -> None:
-        self.rows = self.agreed = self.followed = 0
-        self.max_error = self.squares = self.reference_squares = self.kl = 0.0
-        self.losses = np.zeros(2)
+    logits: [T, vocab] float32 a window.  states: by length of the first window, [1, G, K, V] a layer.
+    """
 
-    def add(self, reference: np.ndarray, candidate: np.ndarray, ids: np.ndarray) -> None:
-        """Logits [T, vocab] of the tokens ids [T]."""
-        error = candidate - reference
-        self.max_error = max(self.max_error, float(np.abs(error).max()))
-        self.squares += float((error**2).sum())
-        self.reference_squares += float((reference**2).sum())
-        expected, found = log_softmax(reference), log_softmax(candidate.astype(np.float64))
-        self.kl += float((np.exp(expected) * (expected - found)).sum())
-        self.agreed += int((reference.argmax(-1) == candidate.argmax(-1)).sum())
-        self.rows += len(ids)
-        following = np.arange(len(ids) - 1), ids[1:]
-        self.losses -= expected[following].sum(), found[following].sum()
-        self.followed += len(ids) - 1
-
-    def result(self, *, is_text: bool) -> Difference:
-        """The Difference of everything added."""
-        perplexities = np.exp(self.losses / max(self.followed, 1)) if is_text else (None, None)
-        return Difference(
-            max_error=self.max_error,
-            rms_relative_error=(self.squares / self.reference_squares) ** 0.5,
-            kl=self.kl / self.rows,
-            top1_agreement=self.agreed / self.rows,
-            reference_perplexity=None if perplexities[0] is None else float(perplexities[0]),
-            perplexity=None if perplexities[1] is None else float(perplexities[1]),
-        )
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Natural log-probabilities over the last axis."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return result
+    logits: list[np.ndarray]
+    states: dict[int, list[np.ndarray]]
+    step_error: float
+    steps: int
 
 
 def verify(
@@ -137,9 +132,11 @@ def verify(
     against: str | Path,
     *,
     text: str | Path | None = None,
-    tokens: int = TOKENS,
+    tokens: int | None = None,
     threads: int | None = None,
     store: bool = True,
+    check_hashes: bool = True,
+    progress: Progress = silent,
 ) -> Parity:
     """Compare a bundle with the checkpoint it came from, in float64.
 
@@ -147,57 +144,55 @@ def verify(
         bundle: folder written by `export`.
         against: checkpoint folder.
         text: file to measure on; None: random token ids, and no perplexity.
-        tokens: how many tokens of it at most.
+        tokens: how many tokens of it at most, None: as many as a model of this size does in
+            reasonable time. Their logits are kept: tokens * vocabulary * 4 bytes.
         threads: of the session; None: all physical cores.
         store: put the report into the bundle.
+        check_hashes: compare every file of the bundle with its manifest first.
+        progress: told about the bytes of weights that are through.
 
     Returns:
         The report; `report.require()` raises if a gate of the bundle's precision was not met.
     """
-    model = load(bundle, threads=threads)
-    manifest = model.manifest
+    model = load(bundle, threads=threads, check_hashes=check_hashes)
+    opened, manifest = model.bundle, model.manifest
     mode: DecayMode = "analytic" if manifest.decay == "analytic" else "exact"
     checkpoint = load_checkpoint(against, decay=mode, repair_decay=manifest.decay == "repaired")
-    reference, exact = Reference(checkpoint), None
+    parameters = checkpoint.parameters
+    window = min(manifest.positions_limit or WINDOW, checkpoint.spec.max_positions, WINDOW)
+    count = _affordable(BUDGET, parameters, TOKENS) if tokens is None else tokens
+    windows = list(_windows(model, text, count, window))
+    run = _run_bundle(model, windows, _affordable(STEP_BUDGET, parameters, STEPS))
+    del model  # and with it the session's weights
+    logits, states = _compare(checkpoint, windows, run, progress)
+    change = None
     if mode == "analytic":
         stored = load_checkpoint(against, repair_decay=True)
-        exact = Reference(stored) if stored.positions_limit else None
-    window = min(manifest.positions_limit or WINDOW, checkpoint.spec.max_positions, WINDOW)
-    sums, change = _Sums(), _Sums()
-    step_error = 0.0
-    states: list[StateError] = []
-    for index, ids in enumerate(_windows(model, text, tokens, window)):
-        logits = model.forward(ids[None], model.new_state(), all_logits=True)[0]
-        if index == 0:
-            expected, states = _compare_states(model, reference, ids)
-            step_error = _step_error(model, ids, logits)
-        else:
-            expected = reference.forward(ids[None], 0, reference.new_state(1))[0]
-        sums.add(expected, logits, ids)
-        if exact is not None:
-            change.add(exact.forward(ids[None], 0, exact.new_state(1))[0], expected, ids)
+        change = _decay_change(stored, checkpoint, windows) if stored.positions_limit else None
     is_text = text is not None
-    found = sums.result(is_text=is_text)
-    metrics = asdict(found) | {"step_error": step_error}
     report = Parity(
-        tokens=sums.rows,
-        text=str(text) if text is not None else "random token ids",
-        logits=found,
-        step_error=step_error,
-        state_errors=tuple(states),
-        decay_change=change.result(is_text=is_text) if exact is not None else None,
+        tokens=sum(map(len, windows)),
+        positions=max(map(len, windows)),
+        text=str(text) if is_text else "random token ids",
+        logits=logits.result(is_text=is_text),
+        step_error=run.step_error,
+        steps=run.steps,
+        state_errors=tuple(StateError(n, max(e), int(np.argmax(e))) for n, e in states.items()),
+        layer_errors=tuple(states[max(states)]),
+        decay_change=None if change is None else change.result(is_text=is_text),
         same_source=checkpoint.checkpoint.sha256() == manifest.source_sha256,
-        reference_dtype=str(reference.dtype),
+        reference_dtype="float64",
         dijiang=__version__,
-        failures=tuple(
-            f"{name} {metrics[name]:.2e}, allowed {bound:.0e} at {manifest.precision}"
-            for name, bound in GATES[manifest.precision]
-            if not metrics[name] <= bound
-        ),
     )
+    report = replace(report, gates=judge(manifest.precision, report.metrics))
     if store:
-        store_parity(model.bundle, report.to_dict())
+        store_parity(opened, report.to_dict())
     return report
+
+
+def _affordable(budget: float, parameters: int, most: int) -> int:
+    """Tokens whose multiply-adds fit a budget."""
+    return int(np.clip(budget / parameters, FEWEST, most))
 
 
 def _windows(model: Model, text: str | Path | None, tokens: int, window: int) -> Iterator[np.ndarray]:
@@ -205,8 +200,8 @@ def _windows(model: Model, text: str | Path | None, tokens: int, window: int) ->
     if tokens < 2:
         raise InputError(f"tokens is {tokens}, expected at least 2; compare more")
     if text is None:
-        count = min(tokens, 2 * window)
-        ids = np.random.default_rng(0).integers(0, model.spec.vocab_size, count)
+        # One window: from random ids there is nothing to learn that a second would add.
+        ids = np.random.default_rng(0).integers(0, model.spec.vocab_size, min(tokens, window))
     else:
         try:
             content = Path(text).read_text(encoding="utf-8")
@@ -219,27 +214,62 @@ def _windows(model: Model, text: str | Path | None, tokens: int, window: int) ->
         yield ids[start : start + window]
 
 
-def _compare_states(
-    model: Model, reference: Reference, ids: np.ndarray
-) -> tuple[np.ndarray, list[StateError]]:
-    """The reference's logits [T, vocab] of one window, and the states' errors on the way."""
-    lengths = sorted({min(length, len(ids)) for length in (*STATE_LENGTHS, len(ids))})
-    state, expected = model.new_state(), reference.new_state(1)
-    rows, errors = [], []
-    for start, stop in zip((0, *lengths), lengths, strict=False):
-        rows.append(reference.forward(ids[None, start:stop], start, expected)[0])
-        model.forward(ids[None, start:stop], state)
-        errors.append(StateError(stop, _state_error(state.layers, expected)))
-    return np.concatenate(rows), errors
+def _cuts(length: int) -> list[int]:
+    """Where the first window is cut to compare states; its whole length comes last."""
+    return sorted({min(cut, length) for cut in (*STATE_LENGTHS, length)})
 
 
-def _state_error(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    pairs = zip(found, expected, strict=True)
-    return max(float((((f - e) ** 2).mean() / (e**2).mean()) ** 0.5) for f, e in pairs)
+def _run_bundle(model: Model, windows: Sequence[np.ndarray], steps: int) -> _Run:
+    first, states = windows[0], {}
+    logits = [model.forward(ids[None], model.new_state(), all_logits=True)[0] for ids in windows]
+    state, start = model.new_state(), 0
+    for cut in _cuts(len(first)):
+        model.forward(first[None, start:cut], state)
+        states[cut], start = state.clone().layers, cut
+    state, step_error = model.new_state(), 0.0
+    for row, token in zip(logits[0], first[:steps], strict=False):
+        step = model.forward(np.array([[token]]), state)[0]
+        step_error = float(np.maximum(step_error, np.abs(step - row).max()))  # keeps NaN
+    return _Run(logits, states, step_error, min(steps, len(first)))
 
 
-def _step_error(model: Model, ids: np.ndarray, prefill: np.ndarray) -> float:
-    """Largest difference of one-token-at-a-time logits from the prefill's [T, vocab]."""
-    state = model.new_state()
-    steps = (model.forward(ids[None, t : t + 1], state)[0] for t in range(len(ids)))
-    return max(float(np.abs(step - row).max()) for step, row in zip(steps, prefill, strict=True))
+def _compare(
+    checkpoint: DijiangModel, windows: Sequence[np.ndarray], run: _Run, progress: Progress
+) -> tuple[Sums, dict[int, list[float]]]:
+    """Sums over the logits, and each layer's state error by length of the first window."""
+    reference = Reference(checkpoint)
+    first, *others = windows
+    state, cuts = reference.new_state(1), _cuts(len(first))
+    pieces = [
+        Piece(first[None, start:cut], start, state) for start, cut in zip((0, *cuts), cuts, strict=False)
+    ]
+    pieces += [Piece(ids[None]) for ids in others]
+    errors: dict[int, list[float]] = {cut: [] for cut in cuts}
+    total = reference.dtype.itemsize * checkpoint.parameters
+
+    def passed(layer: int, piece: Piece) -> None:
+        if piece.state is not None:
+            cut = piece.start + piece.ids.shape[1]
+            errors[cut].append(_relative(run.states[cut][layer], piece.state[layer]))
+        if piece is pieces[-1]:
+            progress("verify", total * (layer + 1) // checkpoint.spec.num_layers, total)
+
+    expected = reference.run(pieces, passed)
+    sums = Sums()
+    sums.add(np.concatenate([next(expected)[0] for _ in cuts]), run.logits[0], first)
+    for ids, rows, found in zip(others, expected, run.logits[1:], strict=True):
+        sums.add(rows[0], found, ids)
+    return sums, errors
+
+
+def _relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(((found - expected) ** 2).mean() ** 0.5 / (expected**2).mean() ** 0.5)
+
+
+def _decay_change(stored: DijiangModel, dropped: DijiangModel, windows: Sequence[np.ndarray]) -> Sums:
+    """The reference with the trained tables against the one without, over the same windows."""
+    sums, pieces = Sums(), [Piece(ids[None]) for ids in windows]
+    runs = (Reference(model).run(pieces) for model in (stored, dropped))
+    for ids, exact, analytic in zip(windows, *runs, strict=True):
+        sums.add(exact[0], analytic[0], ids)
+    return sums

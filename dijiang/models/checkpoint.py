@@ -128,6 +128,7 @@ class Checkpoint:
         self._files = [reader(file) for reader, file in self._weight_files()]
         self._owner = {name: f for f in self._files for name in f.shapes}
         self.shapes: dict[str, Shape] = {n: f.shapes[n] for n, f in self._owner.items()}
+        self._hashes: dict[str, str] = {}
 
     def _weight_files(self) -> list[tuple[type[TensorFile], Path]]:
         for index, single, reader in LAYOUTS:
@@ -149,7 +150,7 @@ class Checkpoint:
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in its stored dtype; KeyError for an unknown name is our own bug."""
-        tensor = self._owner[name].read(name)
+        tensor = self._hashed(name)
         if tensor.dtype.kind != "f" and tensor.dtype.name != "bfloat16":
             raise CheckpointError(
                 f"{self.path}: {name} has dtype {tensor.dtype}, expected float32, float16 or "
@@ -157,11 +158,22 @@ class Checkpoint:
             )
         return tensor
 
+    def _hashed(self, name: str) -> np.ndarray:
+        tensor = self._owner[name].read(name)
+        if name not in self._hashes:
+            data = np.ascontiguousarray(tensor).view(np.uint8)
+            self._hashes[name] = hashlib.sha256(data.data).hexdigest()
+        return tensor
+
     def sha256(self) -> str:
-        """Hash over config.json and all weight files, in the order they are read."""
+        """Hash over config.json and name, shape and data of every tensor.
+
+        A tensor is hashed when it is first read, so that a pass over the weights need not be followed by
+        another; those not read so far are read now. How they are spread over files does not matter.
+        """
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
-        for file in self._files:
-            with file.path.open("rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
+        for name, shape in sorted(self.shapes.items()):
+            if name not in self._hashes:
+                self._hashed(name)
+            digest.update(f"{name} {list(shape)} {self._hashes[name]}\n".encode())
         return digest.hexdigest()

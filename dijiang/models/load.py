@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from . import gpt_neox
 from .checkpoint import Checkpoint
 from .decay import Decay, analyse, position_limit, without_tables
 from .spec import ModelSpec
-from .weights import Binding, Weights, check_tensors
+from .weights import Binding, Weights, check_tensors, is_decay_table
 
 DecayMode = Literal["exact", "analytic"]
 
@@ -41,6 +42,13 @@ class DijiangModel:
     weights: Weights
     decays: tuple[Decay, ...]
     checkpoint: Checkpoint = field(repr=False)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the weights, D1 and D2 left out; a tied head is counted once."""
+        shared = ("head.weight",) if self.spec.tied_embeddings else ()
+        names = (n for n in self.weights if n not in shared and not is_decay_table(n))
+        return sum(math.prod(self.weights.shape(name)) for name in names)
 
     @property
     def positions_limit(self) -> int | None:

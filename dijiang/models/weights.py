@@ -59,6 +59,9 @@ class Weights(Mapping[str, Array]):
             )
         return binding.to_canonical(tensor)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._bindings  # Mapping's own would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._bindings)
 

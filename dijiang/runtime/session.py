@@ -33,7 +33,8 @@ class Session(Protocol):
         ...
 
 
-def _import_onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """The onnxruntime module; SessionError where none is installed."""
     try:
         import onnxruntime
     except ImportError:
@@ -51,7 +52,7 @@ class OrtSession:
     """
 
     def __init__(self, bundle: Bundle, *, provider: str = "auto", threads: int | None = None) -> None:
-        ort = _import_onnxruntime()
+        ort = import_onnxruntime()
         wanted = PROVIDERS.get("cpu" if provider == "auto" else provider)
         if wanted is None or wanted not in ort.get_available_providers():
             raise SessionError(

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections import namedtuple
+from collections import Counter, namedtuple
 
 import numpy as np
 import onnx
@@ -15,6 +15,9 @@ import pytest
 import dijiang
 from dijiang.exporter import attention as attention_module
 from dijiang.exporter import export as export_module
+from dijiang.exporter.gates import GATES, Gate
+from dijiang.models.checkpoint import Checkpoint
+from dijiang.models.load import load_checkpoint
 
 from ..conftest import EXAMPLES, GOLDEN, RUNNABLE
 
@@ -26,7 +29,7 @@ def left_in(folder):
 
 
 def test_bundle_holds_what_its_manifest_says(tmp_path):
-    bundle = dijiang.export(EXAMPLES / "tiny-python", tmp_path / "b")
+    bundle = dijiang.export(EXAMPLES / "tiny-python", tmp_path / "b", verify=False)
     manifest = json.loads((tmp_path / "b" / "dijiang.json").read_text())
     assert left_in(tmp_path) == ["b"]
     assert set(left_in(tmp_path / "b")) == {*manifest["files"], "dijiang.json"}
@@ -179,3 +182,59 @@ def test_killed_export_leaves_nothing_that_loads(tmp_path):
         with pytest.raises(dijiang.BundleError):
             dijiang.load(tmp_path / name)
     assert dijiang.export(BASE, tmp_path / "b").path.is_dir()
+
+
+def test_export_verifies_and_keeps_the_report(tmp_path):
+    bundle = dijiang.export(BASE, tmp_path / "b")
+    assert bundle.parity["passed"]
+    assert bundle.parity["text"] == "random token ids"
+    assert dijiang.load(tmp_path / "b").manifest == bundle.manifest
+    assert dijiang.export(BASE, tmp_path / "unseen", verify=False).parity is None
+
+
+def test_export_with_text_measures_perplexity(tmp_path):
+    text = EXAMPLES / "tiny-python" / "held_out.txt"
+    (tmp_path / "short.txt").write_text(text.read_text(encoding="utf-8")[:500], encoding="utf-8")
+    bundle = dijiang.export(EXAMPLES / "tiny-python", tmp_path / "b", text=tmp_path / "short.txt")
+    assert bundle.parity["logits"]["perplexity"] > 1
+
+
+def test_bundle_that_fails_its_gate_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setitem(GATES, "fp32", (Gate("max_error", 1e-12),))
+    with pytest.raises(dijiang.ParityError, match=r"max_error .* nothing was written"):
+        dijiang.export(BASE, tmp_path / "b")
+    assert left_in(tmp_path) == []
+    assert dijiang.export(BASE, tmp_path / "b", verify=False).path.is_dir()
+
+
+def test_export_that_cannot_be_verified_says_so_before_it_writes(tmp_path, monkeypatch):
+    missing = tmp_path / "no.txt"
+    for text, message in ((EXAMPLES / "README.md", "no tokenizer.json"), (missing, "no tokenizer.json")):
+        with pytest.raises(dijiang.InputError, match=message):
+            dijiang.export(BASE, tmp_path / "b", text=text)
+    with pytest.raises(dijiang.InputError, match="cannot be read"):
+        dijiang.export(EXAMPLES / "tiny-python", tmp_path / "b", text=missing)
+    monkeypatch.setattr(attention_module, "version", lambda _: "1.2.3")
+    with pytest.raises(
+        dijiang.ExportError, match="cannot be verified; upgrade onnxruntime, or use --no"
+    ):
+        dijiang.export(BASE, tmp_path / "b", dialect="ort")
+    assert left_in(tmp_path) == []
+
+
+def test_each_weight_is_read_once_while_the_bundle_is_written(tmp_path, monkeypatch):
+    reads, read = Counter(), Checkpoint.read
+
+    def counted(checkpoint, name):
+        reads[name] += 1
+        return read(checkpoint, name)
+
+    monkeypatch.setattr(Checkpoint, "read", counted)
+    shown = []
+    dijiang.export(BASE, tmp_path / "b", verify=False, progress=lambda *step: shown.append(step))
+    assert set(reads.values()) == {1}
+    assert reads.keys() == load_checkpoint(BASE).checkpoint.shapes.keys()
+    stages, done, totals = zip(*shown, strict=True)
+    assert set(stages) == {"write"}
+    assert list(done) == sorted(done)
+    assert (done[0], done[-1]) == (0, totals[-1])

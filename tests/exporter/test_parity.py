@@ -7,7 +7,8 @@ import onnx
 import pytest
 
 import dijiang
-from dijiang.exporter.parity import GATES, Difference, _Sums
+from dijiang.exporter.difference import Difference, Sums
+from dijiang.exporter.gates import GATES, judge
 from dijiang.runtime.bundle import open_bundle, sha256, write_manifest
 
 from ..conftest import EXAMPLES, GOLDEN
@@ -50,7 +51,7 @@ def test_verify_fails_when_one_weight_is_off(exported, copy_of):
     write_manifest(bundle, manifest)
     report = dijiang.verify(bundle, GOLDEN["neox-base"], tokens=40)
     assert not report.passed
-    with pytest.raises(dijiang.ParityError, match=r"max_error .* allowed 1e-04 at fp32"):
+    with pytest.raises(dijiang.ParityError, match=r"max_error .* allowed 1e-04; layer 1 is the worst"):
         report.require()
     assert open_bundle(bundle).parity["passed"] is False
 
@@ -88,7 +89,7 @@ def test_reference_meets_the_published_perplexity():
     text = (TINY / "held_out.txt").read_text(encoding="utf-8")
     ids = np.array(TextTokenizer(TINY / "tokenizer.json").encode(text))
     assert len(ids) == expected["tokens"]
-    reference, sums = Reference(load_checkpoint(TINY), np.float32), _Sums()
+    reference, sums = Reference(load_checkpoint(TINY), np.float32), Sums()
     for group in np.split(ids[: 99 * 512].reshape(99, 512), 9):
         for row, logits in zip(group, reference.forward(group), strict=True):
             sums.add(logits, logits, row)
@@ -99,7 +100,7 @@ def test_difference_agrees_with_a_naive_twin():
     random = np.random.default_rng(1)
     a, ids = random.normal(size=(9, 13)), random.integers(0, 13, 9)
     b = a + random.normal(size=a.shape) * 0.3
-    sums = _Sums()
+    sums = Sums()
     sums.add(a, b, ids)
     p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (a, b))
     likelihoods = [[x[t, ids[t + 1]] for t in range(8)] for x in (p, q)]
@@ -114,6 +115,16 @@ def test_difference_agrees_with_a_naive_twin():
     found = sums.result(is_text=True)
     for name, value in vars(naive).items():
         assert getattr(found, name) == pytest.approx(value), name
+
+
+def test_nan_passes_no_gate():
+    sums, logits = Sums(), np.ones((3, 5))
+    sums.add(logits, logits, np.arange(3))
+    sums.add(logits, np.full((3, 5), np.nan), np.arange(3))
+    found = sums.result(is_text=False)
+    assert np.isnan([found.max_error, found.rms_relative_error, found.kl]).all()
+    verdicts = judge("fp32", {"max_error": found.max_error, "step_error": 0.0})
+    assert [v.passed for v in verdicts] == [False, True]
 
 
 def test_every_precision_has_gates():

@@ -1,0 +1,82 @@
+"""Measures of how far logits are from a reference's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Rows of logits compared at once: bounds the float64 temporaries.
+ROWS = 64
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Logits [N, vocab] of a candidate against those of a reference.
+
+    max_error: largest absolute difference.  rms_relative_error: RMS of the difference over RMS of
+    the reference.  kl: mean KL(reference || candidate), nats.  top1_agreement: share of positions
+    with the same most likely token.  perplexity: exp of the mean negative log-likelihood of the
+    tokens that follow, None where no text was given.
+    """
+
+    max_error: float
+    rms_relative_error: float
+    kl: float
+    top1_agreement: float
+    reference_perplexity: float | None
+    perplexity: float | None
+
+    @property
+    def perplexity_change(self) -> float | None:
+        """Perplexity over the reference's, minus 1."""
+        if self.perplexity is None or self.reference_perplexity is None:
+            return None
+        return self.perplexity / self.reference_perplexity - 1
+
+
+class Sums:
+    """Running sums of a Difference, window by window."""
+
+    def __init__(self) -> None:
+        self.rows = self.agreed = self.followed = 0
+        self.max_error = self.squares = self.reference_squares = self.kl = 0.0
+        self.losses = np.zeros(2)
+
+    def add(self, reference: np.ndarray, candidate: np.ndarray, ids: np.ndarray) -> None:
+        """Logits [T, vocab] of the tokens ids [T]: row t predicts ids[t + 1]."""
+        for start in range(0, len(ids), ROWS):
+            rows = slice(start, start + ROWS)
+            self._add(reference[rows], candidate[rows], ids[start + 1 : start + ROWS + 1])
+
+    def _add(self, reference: np.ndarray, candidate: np.ndarray, following: np.ndarray) -> None:
+        error = candidate - reference
+        self.max_error = float(np.maximum(self.max_error, np.abs(error).max()))  # keeps NaN
+        self.squares += float((error**2).sum())
+        self.reference_squares += float((reference**2).sum())
+        expected, found = log_softmax(reference), log_softmax(candidate.astype(np.float64))
+        self.kl += float((np.exp(expected) * (expected - found)).sum())
+        self.agreed += int((reference.argmax(-1) == candidate.argmax(-1)).sum())
+        self.rows += len(reference)
+        at = np.arange(len(following)), following
+        self.losses -= expected[at].sum(), found[at].sum()
+        self.followed += len(following)
+
+    def result(self, *, is_text: bool) -> Difference:
+        """The Difference of everything added."""
+        perplexities = np.exp(self.losses / max(self.followed, 1)) if is_text else (None, None)
+        return Difference(
+            max_error=self.max_error,
+            rms_relative_error=(self.squares / self.reference_squares) ** 0.5,
+            kl=self.kl / self.rows,
+            top1_agreement=self.agreed / self.rows,
+            reference_perplexity=None if perplexities[0] is None else float(perplexities[0]),
+            perplexity=None if perplexities[1] is None else float(perplexities[1]),
+        )
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Natural log-probabilities over the last axis."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result

@@ -1,0 +1,41 @@
+"""What a bundle of each precision must meet before it may be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One bound: `metric` must not exceed it. on_text: only where a text was given to measure on."""
+
+    metric: str
+    bound: float
+    on_text: bool = False
+
+
+#: precision -> gates. Metrics: the fields of `parity.Parity.metrics`.
+GATES: dict[str, tuple[Gate, ...]] = {
+    "fp32": (Gate("max_error", 1e-4), Gate("step_error", 1e-4)),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A gate and what was found; NaN never passes."""
+
+    metric: str
+    found: float
+    bound: float
+    passed: bool
+
+
+def judge(precision: str, metrics: Mapping[str, float | None]) -> tuple[Verdict, ...]:
+    """The verdict of every gate of a precision whose metric was measured."""
+    found = [(gate, metrics[gate.metric]) for gate in GATES[precision]]
+    return tuple(
+        Verdict(gate.metric, value, gate.bound, value <= gate.bound)
+        for gate, value in found
+        if value is not None
+    )
