@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
+from .commands import JSON, THREADS, print_table
+from .commands.doctor import doctor
 from .errors import DijiangError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from .exporter.difference import Difference
     from .runtime.bundle import Bundle
 
@@ -41,22 +41,12 @@ def main() -> None:
 
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
-THREADS = click.option("-t", "--threads", type=click.IntRange(1), help="Default: all physical cores.")
 TEXT = "Text to verify on, for perplexity; default: random token ids."
 PROGRESS = click.option(
     "--progress/--no-progress", default=None, help="Bars on stderr; default: if it is a terminal."
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 
-
-def _print_table(rows: Iterable[tuple[str, str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None)
-    for name, value in rows:
-        table.add_row(name, value)
-    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+main.add_command(doctor)
 
 
 @main.command()
@@ -160,7 +150,7 @@ def _show_bundle(bundle: Bundle, as_json: bool) -> None:
         return
     limit = manifest.positions_limit
     parity = bundle.parity
-    _print_table(
+    print_table(
         [
             ("bundle", str(bundle.path)),
             (
@@ -221,7 +211,7 @@ def verify(bundle: Path, against: Path, as_json: bool, progress: bool | None, **
         if not report.same_source:
             rows.append(("warning", "the bundle was exported from other files than this checkpoint's"))
         rows.append(("result", "passed" if report.passed else "FAILED"))
-        _print_table(rows)
+        print_table(rows)
     report.require()
 
 

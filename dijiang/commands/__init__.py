@@ -1,0 +1,21 @@
+"""Commands that outgrew cli.py: click declarations and printing, one file a verb."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import click
+
+THREADS = click.option("-t", "--threads", type=click.IntRange(1), help="Default: all physical cores.")
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+
+
+def print_table(rows: Iterable[tuple[str, str]]) -> None:
+    """Names and values in two columns, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for name, value in rows:
+        table.add_row(name, value)
+    Console(soft_wrap=True, highlight=False, markup=False).print(table)

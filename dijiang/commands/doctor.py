@@ -1,0 +1,25 @@
+"""dijiang doctor."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from . import JSON
+
+
+@click.command()
+@JSON
+def doctor(as_json: bool) -> None:
+    """Show what is installed, what will really be used, and what to do about the rest."""
+    from ..runtime.bench.doctor import diagnose
+
+    diagnosis = diagnose()
+    if as_json:
+        click.echo(json.dumps(diagnosis.to_dict()))
+        return
+    for finding in diagnosis.findings:
+        click.echo(f"{finding.status:8} {finding.name:22} {finding.found}")
+        if finding.next:
+            click.echo(f"{'':31} -> {finding.next}")

@@ -1,0 +1,57 @@
+"""Memory bandwidth that this process can read with, measured without a compiler."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+
+from ...errors import InputError
+
+#: Far beyond any last-level cache.
+BYTES = 1 << 30
+#: Pieces that idle threads take: with one piece a thread, the slowest core decides.
+PIECES = 32
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """bytes_per_second: of the fastest pass; passes: seconds of each; size: bytes read in a pass."""
+
+    bytes_per_second: float
+    threads: int
+    size: int
+    passes: tuple[float, ...]
+
+
+def measure_bandwidth(
+    *, threads: int | None = None, size: int | None = None, passes: int = 10
+) -> Bandwidth:
+    """Read `size` bytes with `threads` threads, as a decode step reads its weights.
+
+    NumPy's bitwise-or reduction is one vector instruction a load, lets other threads run, and reaches
+    what a compiled loop reaches (tests compare them).
+
+    Args:
+        threads: None: as many as physical cores.
+        size: bytes; None: 1 GiB, or half of the free memory if that is less.
+
+    Raises:
+        InputError: sizes that are not positive.
+    """
+    threads = threads or psutil.cpu_count(logical=False) or 1
+    size = min(BYTES, psutil.virtual_memory().available // 2) if size is None else size
+    if min(threads, size // 8, passes) < 1:
+        raise InputError(f"threads {threads}, {size} bytes, {passes} passes: expected 1 or more of each")
+    pieces = np.array_split(np.ones(size // 8, np.uint64), PIECES)
+    seconds = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(passes):
+            started = time.perf_counter()
+            list(pool.map(np.bitwise_or.reduce, pieces))
+            seconds.append(time.perf_counter() - started)
+    total = sum(piece.nbytes for piece in pieces)
+    return Bandwidth(total / min(seconds), threads, total, tuple(seconds))

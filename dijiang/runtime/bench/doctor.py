@@ -1,0 +1,165 @@
+"""What is installed and what will really be used, with the next command for each missing piece."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .bandwidth import Bandwidth, measure_bandwidth
+from .machine import describe_machine
+from .probes import Probe, probe_providers
+from .sensors import find_sensors
+
+#: NVIDIA provider -> what makes it run.
+REMEDIES = {
+    "CUDAExecutionProvider": "nvidia-smi must show a GPU; then pip install 'dijiang[gpu]'",
+    "TensorrtExecutionProvider": "pip install tensorrt (on a Jetson: sudo apt install tensorrt)",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis. next: the command that changes it, None if there is nothing to do."""
+
+    name: str
+    status: Literal["ok", "missing", "unknown"]
+    found: str
+    next: str | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything `dijiang doctor` reports."""
+
+    machine: dict[str, Any]
+    providers: list[Probe]
+    sensors: list[str]
+    bandwidth: Bandwidth
+    findings: list[Finding]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+
+def diagnose(root: Path = Path("/"), nvml: Any = None) -> Diagnosis:
+    """Look at the machine, run a tiny session on every provider, measure the memory's bandwidth."""
+    machine = describe_machine(root, nvml)
+    providers = probe_providers()
+    sensors = [sensor.name for sensor in find_sensors(root, nvml)]
+    bandwidth = measure_bandwidth()
+    findings = [
+        *_hardware(machine, bandwidth),
+        *_backends(machine, providers),
+        *_tools(machine, sensors),
+    ]
+    return Diagnosis(machine, providers, sensors, bandwidth, findings)
+
+
+def _hardware(machine: dict[str, Any], bandwidth: Bandwidth) -> list[Finding]:
+    cpu, memory, jetson = machine["cpu"], machine["memory"], machine["jetson"]
+    clock = f", {cpu['mhz']:,.0f} MHz" if cpu["mhz"] else ""
+    findings = [
+        Finding("system", "ok", f"{machine['system']}, Python {machine['python']}"),
+        Finding("processor", "ok", f"{cpu['model']}, {cpu['physical_cores']} physical cores{clock}"),
+        Finding("instructions", "ok", ", ".join(cpu["features"]) or "none of those that matter"),
+        _governor(cpu["governor"]),
+        Finding(
+            "memory",
+            "ok",
+            f"{memory['available_bytes'] / 1e9:,.1f} of {memory['total_bytes'] / 1e9:,.1f} GB free, "
+            f"read at {bandwidth.bytes_per_second / 1e9:,.1f} GB/s by {bandwidth.threads} threads",
+        ),
+        _temperature(machine["temperatures"]),
+    ]
+    findings += [
+        Finding(
+            "GPU",
+            "ok",
+            f"{gpu['name']}, {gpu['total_bytes'] / 1e9:,.1f} GB, compute {gpu['compute_capability']}, "
+            f"driver {gpu['driver']} for CUDA {gpu['cuda_driver']}",
+        )
+        for gpu in machine["gpus"]
+    ]
+    if jetson is not None:
+        findings.append(_jetson(jetson))
+    elif not machine["gpus"]:
+        findings.append(Finding("GPU", "unknown", "NVML shows none", "nvidia-smi"))
+    return findings
+
+
+def _governor(governor: str | None) -> Finding:
+    if governor is None:
+        return Finding("clock governor", "unknown", "not shown by this kernel")
+    steady = "sudo cpupower frequency-set -g performance"
+    return Finding("clock governor", "ok", governor, None if governor == "performance" else steady)
+
+
+def _temperature(zones: dict[str, float]) -> Finding:
+    if not zones:
+        return Finding("temperature", "unknown", "no thermal zone is shown")
+    name = max(zones, key=zones.__getitem__)
+    return Finding("temperature", "ok", f"{zones[name]:.0f} °C at most ({name})")
+
+
+def _jetson(jetson: dict[str, Any]) -> Finding:
+    known = {key: value or "unknown" for key, value in jetson.items()}
+    return Finding(
+        "Jetson",
+        "ok",
+        f"{known['model']}, L4T {known['l4t']}, JetPack {known['jetpack']}, "
+        f"power mode {known['power_mode']}",
+        "sudo nvpmodel -q; sudo jetson_clocks",
+    )
+
+
+def _backends(machine: dict[str, Any], probes: list[Probe]) -> list[Finding]:
+    packages = machine["packages"]
+    found = [
+        f"{name} {packages[name]}" for name in ("onnxruntime", "onnxruntime-gpu") if name in packages
+    ]
+    if not found:
+        return [Finding("onnxruntime", "missing", "not installed", "pip install 'dijiang[cpu]'")]
+    both = "pip uninstall onnxruntime onnxruntime-gpu, then install one of the two"
+    findings = [Finding("onnxruntime", "ok", ", ".join(found), both if len(found) == 2 else None)]
+    for probe in probes:
+        name = probe.provider
+        if not probe.runs:
+            reason = probe.reason or "does not run"
+            findings.append(Finding(name, "missing", reason, REMEDIES.get(name)))
+        elif probe.linear_attention:
+            findings.append(Finding(name, "ok", "runs, with the fused LinearAttention node"))
+        else:
+            findings.append(
+                Finding(
+                    name,
+                    "ok",
+                    "runs, but has no LinearAttention node",
+                    "pip install -U 'onnxruntime>=1.30', or export with --dialect primitive",
+                )
+            )
+    return findings
+
+
+def _tools(machine: dict[str, Any], sensors: list[str]) -> list[Finding]:
+    packages = machine["packages"]
+    findings = []
+    for name, extra in (("tensorrt", "tensorrt"), ("onnx-ir", "export"), ("matplotlib", "bench")):
+        if name in packages:
+            findings.append(Finding(name, "ok", packages[name]))
+        else:
+            findings.append(Finding(name, "missing", "not installed", f"pip install 'dijiang[{extra}]'"))
+    if sensors:
+        findings.append(Finding("energy sensors", "ok", ", ".join(sensors)))
+    else:
+        findings.append(
+            Finding(
+                "energy sensors",
+                "unknown",
+                "neither NVML, INA3221 nor RAPL answers",
+                "pip install 'dijiang[bench]' for NVML; sudo chmod a+r "
+                "/sys/class/powercap/intel-rapl:*/energy_uj for RAPL",
+            )
+        )
+    return findings
