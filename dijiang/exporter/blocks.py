@@ -15,6 +15,8 @@ from .builder import CONTRIB, GraphBuilder
 
 #: Base of the digits that a position is split into; a table holds cos and sin for each digit.
 RADIX = 2048
+#: First opset of RMSNormalization.
+RMS_OPSET = 23
 #: Digits of an endless position: 2048^3 = 8.6e9 tokens.
 ENDLESS_DIGITS = 3
 
@@ -78,6 +80,15 @@ def activation(b: GraphBuilder, x: ir.Value, kind: str, *, fused: bool) -> ir.Va
 def layer_norm(b: GraphBuilder, x: ir.Value, weight: ir.Value, bias: ir.Value, eps: float) -> ir.Value:
     """LayerNorm over the last axis."""
     return b.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=eps)
+
+
+def rms_norm(b: GraphBuilder, x: ir.Value, weight: ir.Value, eps: float) -> ir.Value:
+    """RMSNorm over the last axis: one node where the opset has it."""
+    if b.opset >= RMS_OPSET:
+        return b.op("RMSNormalization", x, weight, axis=-1, epsilon=eps)
+    width = weight.shape[0] if weight.shape is not None else 0
+    mean = b.op("Div", _last_sum(b, b.op("Mul", x, x)), b.constant(float(width)))
+    return b.op("Mul", b.op("Div", x, b.op("Sqrt", b.op("Add", mean, b.constant(eps)))), weight)
 
 
 def group_norm(

@@ -151,15 +151,13 @@ def _dialect(dialect: str, target: str) -> str:
 
 
 def _manifest(model: DijiangModel, folder: Path, precision: str, dialect: str, decay: str) -> Manifest:
-    limit = model.positions_limit
-    reason = f"D1 and D2 of this checkpoint were trained and stored for {limit} positions"
     return Manifest(
         spec=model.spec,
         dialect=dialect,
         precision=precision,
         decay=decay,
-        positions_limit=limit,
-        limit_reason=None if limit is None else reason,
+        positions_limit=model.positions_limit,
+        limit_reason=model.limit_reason,
         in_place=DIALECTS[dialect].in_place,
         state={
             "layers": model.spec.num_layers,

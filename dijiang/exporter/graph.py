@@ -12,7 +12,16 @@ from ..models.decay import Decay
 from ..models.load import DijiangModel
 from ..runtime import names
 from .attention import DIALECTS, Dialect
-from .blocks import ACTIVATIONS, activation, group_norm, layer_norm, rotary_angles, rotate, silu
+from .blocks import (
+    ACTIVATIONS,
+    activation,
+    group_norm,
+    layer_norm,
+    rms_norm,
+    rotary_angles,
+    rotate,
+    silu,
+)
 from .builder import GraphBuilder
 
 
@@ -55,28 +64,53 @@ class _Writer:
         )
         if spec.rotary_dims:
             self.angles = rotary_angles(b, self.positions, spec, self.model.positions_limit)
-        x = b.op("Gather", self._weight("embed.weight"), ids, axis=0)
+        x = self._embed(ids)
         states = []
         for layer, (decay, past) in enumerate(zip(self.model.decays, pasts, strict=True)):
             x, state = self._layer(layer, decay, x, past)
             states.append(state)
         index = b.op("Unsqueeze", kept, b.constant([-1], np.int64))
-        x = self._norm("final_norm", b.op("GatherND", x, index, batch_dims=1))
-        logits = b.op("MatMul", x, self._weight("head.weight"))
+        logits = self._logits(b.op("GatherND", x, index, batch_dims=1))
         b.output(logits, names.LOGITS, ir.DataType.FLOAT, ["batch", "kept", spec.vocab_size])
         for layer, state in enumerate(states):
             b.output(state, names.present_state(layer), ir.DataType.FLOAT, state_shape)
         return b.model(f"dijiang_{spec.family}", {})
 
+    def _embed(self, ids: ir.Value) -> ir.Value:
+        """Hidden channels [B, T, d] of token ids."""
+        b, spec = self.b, self.spec
+        x = b.op("Gather", self._weight("embed.weight"), ids, axis=0)
+        if spec.embedding_size is not None:
+            x = self._linear("embed_in", x)
+        if spec.learned_positions:
+            rows = b.op("Gather", self._weight("positions.weight"), self.positions, axis=0)
+            x = b.op("Add", x, rows)
+        return x
+
+    def _logits(self, x: ir.Value) -> ir.Value:
+        if self.spec.final_norm:
+            x = self._norm("final_norm", x)
+        if self.spec.embedding_size is not None:
+            x = self._linear("embed_out", x)
+        return self._linear("head", x)
+
     def _layer(self, layer: int, decay: Decay, x: ir.Value, past: ir.Value) -> tuple[ir.Value, ir.Value]:
         b, prefix = self.b, f"layers.{layer}"
+        if not self.spec.norm_first:
+            attended, state = self._attention(prefix, decay, x, past)
+            x = self._norm(f"{prefix}.attn_norm", b.op("Add", x, attended))
+            return self._norm(f"{prefix}.mlp_norm", b.op("Add", x, self._mlp(prefix, x))), state
         attended, state = self._attention(prefix, decay, self._norm(f"{prefix}.attn_norm", x), past)
         middle = b.op("Add", x, attended)
         source = x if self.spec.parallel_residual else middle
-        up = self._linear(f"{prefix}.mlp_up", self._norm(f"{prefix}.mlp_norm", source))
-        active = activation(b, up, self.spec.activation, fused=self.dialect.fused)
-        down = self._linear(f"{prefix}.mlp_down", active)
-        return b.op("Add", middle, down), state
+        return b.op("Add", middle, self._mlp(prefix, self._norm(f"{prefix}.mlp_norm", source))), state
+
+    def _mlp(self, prefix: str, x: ir.Value) -> ir.Value:
+        gated = self.spec.gated_mlp
+        up = self._linear(f"{prefix}.mlp_up", x)
+        source = self._linear(f"{prefix}.mlp_gate", x) if gated else up
+        active = activation(self.b, source, self.spec.activation, fused=self.dialect.fused)
+        return self._linear(f"{prefix}.mlp_down", self.b.op("Mul", active, up) if gated else active)
 
     def _attention(
         self, prefix: str, decay: Decay, x: ir.Value, past: ir.Value
@@ -134,5 +168,7 @@ class _Writer:
         return self.b.op("Add", y, self._weight(f"{name}.bias"))
 
     def _norm(self, name: str, x: ir.Value) -> ir.Value:
-        weight, bias = self._weight(f"{name}.weight"), self._weight(f"{name}.bias")
-        return layer_norm(self.b, x, weight, bias, self.spec.norm_eps)
+        weight, eps = self._weight(f"{name}.weight"), self.spec.norm_eps
+        if self.spec.norm == "rms":
+            return rms_norm(self.b, x, weight, eps)
+        return layer_norm(self.b, x, weight, self._weight(f"{name}.bias"), eps)

@@ -17,6 +17,16 @@ def want(config: dict[str, Any], key: str, kind: type) -> Any:
     return value
 
 
+def flag(config: dict[str, Any], key: str, *, default: bool) -> bool:
+    """A truth value, `default` where `key` is absent."""
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise CheckpointError(
+            f"config.json: {key} is {value!r}, expected true or false; fix config.json"
+        )
+    return value
+
+
 def token_ids(value: Any) -> tuple[int, ...]:
     """`eos_token_id` as it comes: absent, one id, or a list."""
     if value is None:

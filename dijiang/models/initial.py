@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .binding import shapes
 from .decay import initial_gamma
 from .load import FAMILIES
 from .presets import PRESETS
@@ -75,8 +76,7 @@ def tensors(config: dict[str, Any], seed: int) -> Iterator[tuple[str, Array]]:
     """Name and first value of every tensor of a config's checkpoint, one at a time."""
     family = FAMILIES[config["model_type"]]
     random = np.random.default_rng(seed)
-    shapes = {b.source: b.shape for b in family.bindings(family.spec(config)).values()}
-    for name, shape in shapes.items():
+    for name, shape in shapes(family.bindings(family.spec(config))).items():
         rule = next(value for end, value in RULES if name.endswith(end))
         yield name, rule(shape, random)
 

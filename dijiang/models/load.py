@@ -9,27 +9,38 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import CheckpointError
-from . import gpt_neox
+from . import gpt_neox, llama, opt
+from .binding import Bindings, shapes, without_prefix
 from .checkpoint import Checkpoint
 from .decay import Decay, analyse, position_limit, without_tables
 from .spec import ModelSpec
-from .weights import Binding, Weights, check_tensors, is_decay_table
+from .weights import Weights, check_tensors, is_decay_table
 
 DecayMode = Literal["exact", "analytic"]
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a family file provides."""
+    """What a family file provides.
+
+    prefix: of the base model's tensors; files saved from the base model alone lack it.  head: the
+    tensor of an untied head.  ignored: ends of names that carry nothing.
+    """
 
     spec: Callable[[dict[str, Any]], ModelSpec]
-    bindings: Callable[[ModelSpec], dict[str, Binding]]
+    bindings: Callable[[ModelSpec], Bindings]
+    prefix: str
+    head: str
     ignored: tuple[str, ...] = ()
 
 
 #: model_type of config.json -> family. A new family is one file and one row.
 FAMILIES = {
-    "gpt_neox": Family(gpt_neox.spec, gpt_neox.bindings, gpt_neox.IGNORED),
+    "gpt_neox": Family(
+        gpt_neox.spec, gpt_neox.bindings, "gpt_neox.", "embed_out.weight", gpt_neox.IGNORED
+    ),
+    "llama": Family(llama.spec, llama.bindings, "model.", "lm_head.weight", llama.IGNORED),
+    "opt": Family(opt.spec, opt.bindings, "model.", "lm_head.weight", opt.IGNORED),
 }
 
 
@@ -53,7 +64,19 @@ class DijiangModel:
     @property
     def positions_limit(self) -> int | None:
         """Positions that can be decoded; None: no end."""
-        return position_limit(self.decays)
+        learned = self.spec.max_positions if self.spec.learned_positions else None
+        return min((n for n in (position_limit(self.decays), learned) if n is not None), default=None)
+
+    @property
+    def limit_reason(self) -> str | None:
+        """Why positions end; None where they do not."""
+        limit = self.positions_limit
+        if position_limit(self.decays) is not None:
+            return (
+                f"D1 and D2 of this checkpoint were trained and stored for {limit} positions "
+                "(an export with --decay analytic drops them)"
+            )
+        return None if limit is None else f"this model has learned embeddings for {limit} positions"
 
 
 def load_checkpoint(
@@ -70,15 +93,15 @@ def load_checkpoint(
         CheckpointError: anything about the folder that does not fit.
     """
     checkpoint = Checkpoint(path)
-    kind = checkpoint.config.get("model_type")
-    family = FAMILIES.get(str(kind))
-    if family is None:
+    family = family_of(checkpoint)
+    spec = read_spec(family, checkpoint)
+    bindings = named_as_in(checkpoint, family, family.bindings(spec))
+    if is_vanilla(checkpoint):
         raise CheckpointError(
-            f"{path}: model_type {kind!r} is not supported, expected one of {', '.join(FAMILIES)}"
+            f"{path}: a vanilla checkpoint (no proj_matrix in any layer), expected a DiJiang one; "
+            "run dijiang convert on it first"
         )
-    spec = _spec(family, checkpoint)
-    bindings = family.bindings(spec)
-    check_tensors(checkpoint, bindings, lambda name: name.endswith(family.ignored))
+    check_tensors(checkpoint, shapes(bindings), ignored_by(family, spec))
     weights = Weights(checkpoint, bindings)
     decays = tuple(
         without_tables(d1, d2)
@@ -90,7 +113,35 @@ def load_checkpoint(
     return DijiangModel(Path(path), spec, weights, decays, checkpoint)
 
 
-def _spec(family: Family, checkpoint: Checkpoint) -> ModelSpec:
+def family_of(checkpoint: Checkpoint) -> Family:
+    """The family that config.json names; CheckpointError for one that is not supported."""
+    kind = checkpoint.config.get("model_type")
+    if str(kind) not in FAMILIES:
+        raise CheckpointError(
+            f"{checkpoint.path}: model_type {kind!r} is not supported, expected one of "
+            f"{', '.join(FAMILIES)}"
+        )
+    return FAMILIES[str(kind)]
+
+
+def is_vanilla(checkpoint: Checkpoint) -> bool:
+    """Whether no layer has a projection matrix, as before the conversion."""
+    return not any(name.endswith(".proj_matrix") for name in checkpoint.shapes)
+
+
+def named_as_in(checkpoint: Checkpoint, family: Family, bindings: Bindings) -> Bindings:
+    """The bindings without the family's prefix if no tensor of the checkpoint has it."""
+    if any(name.startswith(family.prefix) for name in checkpoint.shapes):
+        return bindings
+    return without_prefix(bindings, family.prefix)
+
+
+def ignored_by(family: Family, spec: ModelSpec) -> tuple[str, ...]:
+    """Ends of names that carry nothing; a tied model's file may repeat its embedding as the head."""
+    return (*family.ignored, family.head) if spec.tied_embeddings else family.ignored
+
+
+def read_spec(family: Family, checkpoint: Checkpoint) -> ModelSpec:
     """The family's reading of config.json; keys of the wrong kind are an error of the checkpoint."""
     try:
         return family.spec(checkpoint.config)

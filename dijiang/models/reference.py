@@ -49,11 +49,20 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
-    """LayerNorm over the last axis."""
+def layer_norm(x: Array, eps: float) -> Array:
+    """LayerNorm over the last axis, without weight and bias."""
     centred = x - x.mean(-1, keepdims=True)
     normed: Array = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
-    return normed * weight + bias
+    return normed
+
+
+def rms_norm(x: Array, eps: float) -> Array:
+    """RMSNorm over the last axis, without weight."""
+    normed: Array = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+    return normed
+
+
+NORMS: dict[str, Callable[[Array, float], Array]] = {"layer": layer_norm, "rms": rms_norm}
 
 
 def group_norm(x: Array, weight: Array, bias: Array, groups: int, eps: float) -> Array:
@@ -92,23 +101,30 @@ def feature_map(x: Array, proj: Array) -> Array:
 
 
 def attend_parallel(q: Array, k: Array, v: Array, gamma: Array) -> Array:
-    """o_t = sum over s <= t of gamma^(t-s) (q_t . k_s) v_s, from an empty state; [B, T, G, K]."""
+    """o_t = sum over s <= t of gamma^(t-s) (q_t . k_s) v_s, from an empty state.
+
+    q [B, T, G, H/G, K], k and v [B, T, G, K]; the result has the shape of q.
+    """
     t = np.arange(q.shape[1])
     distance = t[:, None] - t
     weight = np.where(distance >= 0, gamma[:, None, None] ** np.maximum(distance, 0), 0)
-    q, k, v = (z.swapaxes(1, 2) for z in (q, k, v))  # [B, G, T, K]
-    scores = q @ k.swapaxes(2, 3) * weight.astype(q.dtype)
-    out: Array = (scores @ v).swapaxes(1, 2)
+    q = q.transpose(0, 2, 3, 1, 4)  # [B, G, H/G, T, K]
+    k, v = (z.swapaxes(1, 2)[:, :, None] for z in (k, v))  # [B, G, 1, T, K]
+    scores = q @ k.swapaxes(3, 4) * weight.astype(q.dtype)[:, None]
+    out: Array = (scores @ v).transpose(0, 3, 1, 2, 4)
     return out
 
 
 def attend_recurrent(q: Array, k: Array, v: Array, gamma: Array, state: Array) -> Array:
-    """S_t = gamma S_{t-1} + k_t v_t^T, o_t = q_t^T S_t; updates `state` [B, G, K, V] in place."""
-    out = np.empty_like(v)
+    """S_t = gamma S_{t-1} + k_t v_t^T, o_t = q_t^T S_t; updates `state` [B, G, K, V] in place.
+
+    q [B, T, G, H/G, K], k and v [B, T, G, K]; the result has the shape of q.
+    """
+    out = np.empty_like(q)
     for t in range(q.shape[1]):
         state *= gamma[:, None, None].astype(state.dtype)
         state += k[:, t, :, :, None] * v[:, t, :, None, :]
-        out[:, t] = np.einsum("bgk,bgkv->bgv", q[:, t], state)
+        out[:, t] = q[:, t] @ state
     return out
 
 
@@ -155,36 +171,63 @@ class Reference:
         been through a layer, before the next piece goes through it: `piece.state[layer]` is then the
         state after that piece.
         """
-        embedding = self._weights["embed.weight"]
-        hidden = [embedding[piece.ids].astype(self.dtype) for piece in pieces]
-        del embedding
+        hidden = self._embed(pieces)
         for layer in range(self.spec.num_layers):
             weights = self._read(f"layers.{layer}.")
             for i, piece in enumerate(pieces):
                 hidden[i] = self._layer(layer, weights, hidden[i], piece)
                 passed(layer, piece)
             del weights
-        norm, head = self._read("final_norm."), self._read("head.")
+        weights = self._read("", ("final_norm.", "embed_out.", "head."))
         for x in hidden:
-            normed = layer_norm(x, norm["weight"], norm["bias"], self.spec.norm_eps)
-            yield normed @ head["weight"]
+            yield self._logits(weights, x)
 
-    def _read(self, prefix: str) -> LayerWeights:
-        """The weights under a prefix, named without it."""
+    def _read(self, prefix: str, modules: tuple[str, ...] = ("",)) -> LayerWeights:
+        """The weights of some modules under a prefix, named without it."""
+        wanted = tuple(prefix + module for module in modules)
         return {
             name.removeprefix(prefix): self._weights[name].astype(self.dtype)
             for name in self._weights
-            if name.startswith(prefix) and not is_decay_table(name)
+            if name.startswith(wanted) and not is_decay_table(name)
         }
 
+    def _embed(self, pieces: Sequence[Piece]) -> list[Array]:
+        """Hidden channels [B, T, d] of every piece."""
+        embedding = self._weights["embed.weight"]
+        hidden = [embedding[piece.ids].astype(self.dtype) for piece in pieces]
+        w = self._read("", ("embed_in.", "positions."))
+        if self.spec.embedding_size is not None:
+            hidden = [x @ w["embed_in.weight"] for x in hidden]
+        if self.spec.learned_positions:
+            rows = (w["positions.weight"][p.start : p.start + p.ids.shape[1]] for p in pieces)
+            hidden = [x + row for x, row in zip(hidden, rows, strict=True)]
+        return hidden
+
+    def _logits(self, w: LayerWeights, x: Array) -> Array:
+        if self.spec.final_norm:
+            x = self._norm(w, "final_norm", x)
+        if self.spec.embedding_size is not None:
+            x = _linear(w, "embed_out", x)
+        return _linear(w, "head", x)
+
     def _layer(self, layer: int, w: LayerWeights, x: Array, piece: Piece) -> Array:
+        if not self.spec.norm_first:
+            x = self._norm(w, "attn_norm", x + self._attention(layer, w, x, piece))
+            return self._norm(w, "mlp_norm", x + self._mlp(w, x))
         attended = x + self._attention(layer, w, self._norm(w, "attn_norm", x), piece)
         source = x if self.spec.parallel_residual else attended
-        up = ACTIVATIONS[self.spec.activation](_linear(w, "mlp_up", self._norm(w, "mlp_norm", source)))
-        return attended + _linear(w, "mlp_down", up)
+        return attended + self._mlp(w, self._norm(w, "mlp_norm", source))
+
+    def _mlp(self, w: LayerWeights, x: Array) -> Array:
+        activation, up = ACTIVATIONS[self.spec.activation], _linear(w, "mlp_up", x)
+        if self.spec.gated_mlp:
+            return _linear(w, "mlp_down", activation(_linear(w, "mlp_gate", x)) * up)
+        return _linear(w, "mlp_down", activation(up))
 
     def _norm(self, w: LayerWeights, name: str, x: Array) -> Array:
-        return layer_norm(x, w[f"{name}.weight"], w[f"{name}.bias"], self.spec.norm_eps)
+        normed = NORMS[self.spec.norm](x, self.spec.norm_eps) * w[f"{name}.weight"]
+        bias = w.get(f"{name}.bias")
+        return normed if bias is None else normed + bias
 
     def _attention(self, layer: int, w: LayerWeights, x: Array, piece: Piece) -> Array:
         spec, decay = self.spec, self.decays[layer]
@@ -195,8 +238,10 @@ class Reference:
             axis=2,
         )
         q, k = (feature_map(rotate(z, positions, spec), w["proj.weight"]) for z in (q, k))
+        # Query heads [G, H/G]: neighbours share a kv head.
+        q = q.reshape(*q.shape[:2], spec.num_kv_heads, -1, spec.head_size)
         if decay.u is not None and decay.w is not None:
-            q = q * decay.u.T[positions][..., None].astype(self.dtype)
+            q = q * decay.u.T[positions][..., None, None].astype(self.dtype)
             k = k * decay.w.T[positions][..., None].astype(self.dtype)
         if piece.state is None:
             out = attend_parallel(q, k, v, decay.gamma)

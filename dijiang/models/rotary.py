@@ -11,23 +11,30 @@ from ..errors import CheckpointError
 from .spec import ModelSpec, RopeScaling
 
 
-def read_scaling(config: dict[str, Any] | None) -> RopeScaling | None:
-    """`rope_scaling` / `rope_parameters` of a config, old or new spelling.
+def read_base(config: dict[str, Any], old: str) -> float:
+    """Base of the rotary frequencies: `rope_parameters.rope_theta`, or the key `old`."""
+    new = (config.get("rope_parameters") or {}).get("rope_theta")
+    return float(config.get(old, 10000.0) if new is None else new)
+
+
+def read_scaling(config: dict[str, Any]) -> RopeScaling | None:
+    """`rope_scaling` (old) or `rope_parameters` (new) of a config.
 
     Raises CheckpointError for kinds whose angles depend on the final length.
     """
-    kind = (config or {}).get("rope_type", (config or {}).get("type", "default"))
-    if config is None or kind == "default":
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
         return None
     if kind == "linear":
-        return RopeScaling("linear", float(config["factor"]))
+        return RopeScaling("linear", float(rope["factor"]))
     if kind == "llama3":
         return RopeScaling(
             "llama3",
-            float(config["factor"]),
-            float(config["low_freq_factor"]),
-            float(config["high_freq_factor"]),
-            int(config["original_max_position_embeddings"]),
+            float(rope["factor"]),
+            float(rope["low_freq_factor"]),
+            float(rope["high_freq_factor"]),
+            int(rope["original_max_position_embeddings"]),
         )
     raise CheckpointError(
         f"config.json: rope scaling {kind!r}, expected linear or llama3; angles that depend on the "

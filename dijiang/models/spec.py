@@ -25,7 +25,12 @@ class ModelSpec:
 
     Sizes are counts of channels, heads, layers or tokens. `rotary_dims` is the number of
     leading channels of each head that are rotated (0: none). `max_positions` is the length of
-    the stored D1/D2 tables.
+    the stored D1/D2 tables, and of the position embeddings if `learned_positions`.
+
+    norm: `layer` (weight and bias) or `rms` (weight).  norm_first: norms stand before attention and
+    MLP, else after each residual sum.  gated_mlp: act(x W_gate) * (x W_up) instead of act(x W_up).
+    embedding_size: channels of the token embedding and the head; None: hidden_size, without the
+    projections from and to the hidden channels.
     """
 
     family: str
@@ -44,6 +49,13 @@ class ModelSpec:
     rope_scaling: RopeScaling | None = None
     tied_embeddings: bool = False
     attention_bias: bool = True
+    mlp_bias: bool = True
+    norm: str = "layer"
+    norm_first: bool = True
+    final_norm: bool = True
+    gated_mlp: bool = False
+    learned_positions: bool = False
+    embedding_size: int | None = None
     group_norm_eps: float = 1e-5
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = field(default=())

@@ -1,36 +1,31 @@
 """How a family's tensors become the canonical weights that reference and graph share.
 
-Canonical weights (shapes; linear weights are stored [in, out], ready for `x @ W + b`):
+Canonical weights (shapes; linear weights are stored [in, out], ready for `x @ W + b`; a bias, and
+what is in brackets, only where the ModelSpec says so; e is the embedding size, d the hidden size):
 
-    embed.weight [vocab, d]         head.weight [d, vocab]      final_norm.{weight,bias} [d]
+    embed.weight [vocab, e]         head.weight [e, vocab]      (positions.weight [positions, d])
+    (embed_in.weight [e, d])        (embed_out.weight [d, e])   (final_norm.{weight,bias} [d])
     layers.{l}.attn_norm.{weight,bias} [d]                      layers.{l}.mlp_norm.{weight,bias} [d]
     layers.{l}.qkv.{weight,bias}    [d, (H + 2 Hkv) K]          columns [q | k | v], heads inside
     layers.{l}.gate.weight [d, d]   layers.{l}.proj.weight [K, K]
     layers.{l}.group_norm.{weight,bias} [d]                     layers.{l}.out.{weight,bias} [d, d]
     layers.{l}.mlp_up.{weight,bias} [d, ff]                     layers.{l}.mlp_down.{weight,bias} [ff, d]
-    layers.{l}.D1, layers.{l}.D2 [Hkv, positions]
+    (layers.{l}.mlp_gate.{weight,bias} [d, ff])                 layers.{l}.D1, .D2 [Hkv, positions]
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from ..errors import CheckpointError
+from .binding import Bindings, Shape
 from .checkpoint import Checkpoint
 
 Array = np.ndarray
-
-
-@dataclass(frozen=True)
-class Binding:
-    """One canonical weight: the checkpoint tensor it comes from, that tensor's shape, the mapping."""
-
-    source: str
-    shape: tuple[int, ...]
-    to_canonical: Callable[[Array], Array] = lambda tensor: tensor
+#: Names listed of each kind of difference between a config and its tensors.
+LISTED = 8
 
 
 def is_decay_table(name: str) -> bool:
@@ -45,19 +40,23 @@ class Weights(Mapping[str, Array]):
     Values keep the dtype of the file (float32, float16 or bfloat16).
     """
 
-    def __init__(self, checkpoint: Checkpoint, bindings: dict[str, Binding]) -> None:
+    def __init__(self, checkpoint: Checkpoint, bindings: Bindings) -> None:
         self._checkpoint = checkpoint
         self._bindings = bindings
 
     def __getitem__(self, name: str) -> Array:
-        binding = self._bindings[name]
-        tensor = self._checkpoint.read(binding.source)
-        if not is_decay_table(name) and not np.isfinite(tensor.astype(np.float32)).all():
+        parts = self._bindings[name]
+        tensors = [p.to_canonical(self._read(p.source, decay=is_decay_table(name))) for p in parts]
+        return tensors[0] if len(tensors) == 1 else np.concatenate(tensors, axis=-1)
+
+    def _read(self, source: str, *, decay: bool) -> Array:
+        tensor = self._checkpoint.read(source)
+        if not decay and not np.isfinite(tensor.astype(np.float32)).all():
             raise CheckpointError(
-                f"{self._checkpoint.path}: {binding.source} holds NaN or inf; "
+                f"{self._checkpoint.path}: {source} holds NaN or inf; "
                 "every weight must be finite: fix or retrain the checkpoint"
             )
-        return binding.to_canonical(tensor)
+        return tensor
 
     def __contains__(self, name: object) -> bool:
         return name in self._bindings  # Mapping's own would read the tensor
@@ -68,32 +67,31 @@ class Weights(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self._bindings)
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str) -> Shape:
         """Canonical shape, without reading the tensor's data."""
-        binding = self._bindings[name]
-        return binding.to_canonical(np.broadcast_to(np.float32(0), binding.shape)).shape
+        shapes = [
+            p.to_canonical(np.broadcast_to(np.float32(0), p.shape)).shape for p in self._bindings[name]
+        ]
+        return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
 
 
-def check_tensors(
-    checkpoint: Checkpoint, bindings: dict[str, Binding], ignored: Callable[[str], bool]
-) -> None:
-    """Compare the checkpoint's tensors with the bindings; report every difference in one error."""
-    wanted = {b.source: b.shape for b in bindings.values()}
+def check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Shape], ignored: tuple[str, ...]) -> None:
+    """Compare the checkpoint's tensors with the wanted ones; report every difference in one error.
+
+    Args:
+        wanted: shape of each tensor, by its name in the checkpoint.
+        ignored: ends of the names of tensors that carry nothing.
+    """
     found = checkpoint.shapes
-    if not any(name.endswith(".proj_matrix") for name in found) and any(n in found for n in wanted):
-        raise CheckpointError(
-            f"{checkpoint.path}: a vanilla checkpoint (no attention.proj_matrix in any layer), expected "
-            "a DiJiang one; run dijiang convert on it first"
-        )
     missing = sorted(set(wanted) - set(found))
-    unexpected = sorted(n for n in set(found) - set(wanted) if not ignored(n))
+    unexpected = sorted(n for n in set(found) - set(wanted) if not n.endswith(ignored))
     misshapen = [
         f"{name} {list(found[name])} (expected {list(shape)})"
         for name, shape in sorted(wanted.items())
         if name in found and tuple(found[name]) != shape
     ]
     problems = [
-        f"{len(names)} {label}: {', '.join(names)}"
+        f"{len(names)} {label}: {', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}"
         for label, names in (
             ("missing", missing),
             ("unexpected", unexpected),

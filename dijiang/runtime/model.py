@@ -128,8 +128,7 @@ class Model:
         if limit is not None and (state.position + real.sum(axis=1)).max() > limit:
             raise InputError(
                 f"position {int((state.position + real.sum(axis=1)).max())} is past the limit "
-                f"{limit}: {self.manifest.limit_reason}; start a new state, or export with "
-                "--decay analytic"
+                f"{limit}: {self.manifest.limit_reason}; start a new state"
             )
 
     def generate(self, prompt: str | Sequence[int] | np.ndarray, **sampling: Any) -> Iterator[Record]:
