@@ -102,6 +102,8 @@ class TorchFile(TensorFile):
         return array
 
 
+#: Ends of tensor names that only quantized checkpoints (GPTQ, AWQ, bitsandbytes, ...) have.
+PACKED = (".qweight", ".qzeros", ".weight_packed", ".weight.absmax", ".SCB")
 #: Layouts in order of preference: (index of shards, single file, reader).
 LAYOUTS: tuple[tuple[str, str, type[TensorFile]], ...] = (
     ("model.safetensors.index.json", "model.safetensors", SafetensorsFile),
@@ -117,16 +119,24 @@ class Checkpoint:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if self.path.suffix == ".gguf" or (
+            not (self.path / "config.json").is_file() and any(self.path.glob("*.gguf"))
+        ):
+            raise CheckpointError(
+                f"{path}: a GGUF file, expected a folder with config.json and safetensors; "
+                "start from the checkpoint that it was made from"
+            )
         if not self.path.is_dir():
             raise CheckpointError(f"{path}: not a folder; give the folder of a checkpoint")
         self.config = read_json(self.path / "config.json")
-        if "quantization_config" in self.config:
-            raise CheckpointError(
-                f"{path}: a quantized checkpoint, expected float weights; "
-                "export from the unquantized checkpoint"
-            )
         self._files = [reader(file) for reader, file in self._weight_files()]
         self._owner = {name: f for f in self._files for name in f.shapes}
+        packed = next((name for name in self._owner if name.endswith(PACKED)), None)
+        if self.config.get("quantization_config") or packed:
+            raise CheckpointError(
+                f"{path}: a quantized checkpoint ({packed or 'quantization_config in config.json'}), "
+                "expected float weights; start from the unquantized checkpoint"
+            )
         self.shapes: dict[str, Shape] = {n: f.shapes[n] for n, f in self._owner.items()}
         self._hashes: dict[str, str] = {}
 

@@ -13,6 +13,7 @@ from dijiang.models.checkpoint import Checkpoint
 from dijiang.models.load import load_checkpoint
 
 from ..conftest import GOLDEN
+from ..random_models import write
 
 BASE = GOLDEN["neox-base"]
 UP = "gpt_neox.layers.0.mlp.dense_h_to_4h.weight"
@@ -166,6 +167,45 @@ def test_integer_weights_are_refused(edit_tensors):
     model = load_checkpoint(edit_tensors("neox-base", quantize))
     with pytest.raises(dijiang.CheckpointError, match="has dtype int8, expected float32"):
         model.weights["layers.0.mlp_up.weight"]
+
+
+def test_packed_weights_are_told_apart(edit_tensors):
+    def pack(tensors):
+        tensors[UP.replace(".weight", ".qweight")] = tensors.pop(UP).astype(np.int32)
+
+    with pytest.raises(dijiang.CheckpointError, match=r"quantized checkpoint .*qweight.*float weights"):
+        load_checkpoint(edit_tensors("neox-base", pack))
+
+
+def test_gguf_is_told_apart(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    for path in (tmp_path, tmp_path / "model.gguf"):
+        with pytest.raises(dijiang.CheckpointError, match="a GGUF file, expected a folder with"):
+            load_checkpoint(path)
+
+
+def test_long_lists_of_differences_are_cut(edit_config):
+    with pytest.raises(dijiang.CheckpointError) as caught:
+        load_checkpoint(edit_config("neox-base", num_hidden_layers=9))
+    assert "126 missing: " in str(caught.value)
+    assert str(caught.value).count("gpt_neox.layers") == 8
+
+
+def test_file_saved_from_the_base_model_is_read(tmp_path):
+    config = {"model_type": "opt", "vocab_size": 9, "hidden_size": 6, "ffn_dim": 5} | {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 8,
+    }
+    write(tmp_path, config)
+    expected = load_checkpoint(tmp_path)
+    whole = {name: expected.weights[name] for name in expected.weights}
+    tensors = load_file(tmp_path / "model.safetensors")
+    short = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(short, tmp_path / "model.safetensors")
+    found = load_checkpoint(tmp_path)
+    for name in whole:
+        np.testing.assert_array_equal(found.weights[name], whole[name])
 
 
 def test_weights_missing_altogether(copy_of):

@@ -3,6 +3,7 @@
 import pytest
 
 import dijiang
+from dijiang.models import llama, opt
 from dijiang.models.gpt_neox import spec
 from dijiang.models.load import load_checkpoint
 
@@ -19,6 +20,82 @@ PYTHIA_410M = {
     "hidden_act": "gelu",
     "eos_token_id": 0,
 }
+
+
+LLAMA2_7B = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": None,
+    "torch_dtype": "float16",
+    "eos_token_id": 2,
+}
+OPT_350M = {
+    "model_type": "opt",
+    "vocab_size": 50272,
+    "hidden_size": 1024,
+    "word_embed_proj_dim": 512,
+    "ffn_dim": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 2048,
+    "do_layer_norm_before": False,
+    "_remove_final_layer_norm": False,
+    "activation_function": "relu",
+    "eos_token_id": 2,
+}
+
+
+def test_llama2_7b_is_read():
+    found = llama.spec(LLAMA2_7B)
+    assert (found.num_kv_heads, found.rotary_dims, found.state_shape) == (32, 128, (32, 128, 128))
+    assert (found.norm, found.norm_eps, found.gated_mlp, found.activation) == ("rms", 1e-5, True, "silu")
+    assert (found.attention_bias, found.mlp_bias, found.tied_embeddings) == (False, False, False)
+    assert (found.rotary_base, found.rope_scaling, found.learned_positions) == (10000.0, None, False)
+
+
+def test_llama3_is_read_in_both_spellings():
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling["original_max_position_embeddings"] = 8192
+    grouped = LLAMA2_7B | {"num_key_value_heads": 8, "tie_word_embeddings": True}
+    old = llama.spec(grouped | {"rope_theta": 500000.0, "rope_scaling": scaling})
+    new = {k: v for k, v in grouped.items() if k != "rope_scaling"} | {"head_dim": 128}
+    assert llama.spec(new | {"rope_parameters": scaling | {"rope_theta": 500000.0}}) == old
+    assert (old.rotary_base, old.rope_scaling.kind, old.state_shape) == (5e5, "llama3", (8, 128, 128))
+
+
+def test_opt_350m_is_read():
+    found = opt.spec(OPT_350M)
+    assert (found.embedding_size, found.norm_first, found.final_norm) == (512, False, False)
+    assert (found.learned_positions, found.rotary_dims, found.tied_embeddings) == (True, 0, True)
+    assert (found.attention_bias, found.mlp_bias, found.activation) == (True, True, "relu")
+    first = opt.spec(OPT_350M | {"do_layer_norm_before": True, "word_embed_proj_dim": 1024})
+    assert (first.embedding_size, first.norm_first, first.final_norm) == (None, True, True)
+
+
+@pytest.mark.parametrize(
+    ("read", "config", "message"),
+    [
+        (llama.spec, LLAMA2_7B | {"head_dim": 96}, "head_dim is 96, expected .* = 128"),
+        (
+            llama.spec,
+            LLAMA2_7B | {"num_key_value_heads": 5},
+            "32 is not divisible by num_key_value_heads 5",
+        ),
+        (llama.spec, LLAMA2_7B | {"num_key_value_heads": 0}, "num_kv_heads is 0, expected at least 1"),
+        (llama.spec, LLAMA2_7B | {"mlp_bias": "no"}, "mlp_bias is 'no', expected true or false"),
+        (opt.spec, OPT_350M | {"layer_norm_elementwise_affine": False}, "without norm weights"),
+        (opt.spec, OPT_350M | {"ffn_dim": None}, "ffn_dim is None, expected int"),
+    ],
+)
+def test_config_without_an_exact_meaning_is_refused(read, config, message):
+    with pytest.raises(dijiang.CheckpointError, match=message):
+        read(config)
 
 
 def test_pythia_410m_is_read():
@@ -65,7 +142,10 @@ def test_length_dependent_rope_scaling_is_refused(edit_config, kind):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported, expected one of gpt_neox"),
+        (
+            {"model_type": "mamba"},
+            "model_type 'mamba' is not supported, expected one of gpt_neox, llama, opt",
+        ),
         ({"model_type": None}, "model_type None is not supported"),
         ({"num_attention_heads": 7}, r"hidden_size \d+ is not divisible by num_attention_heads 7"),
         ({"num_attention_heads": 0}, "num_heads is 0, expected at least 1"),
@@ -74,9 +154,10 @@ def test_length_dependent_rope_scaling_is_refused(edit_config, kind):
         ({"hidden_size": None}, "hidden_size is None, expected int"),
         ({"rotary_pct": 2.0}, "expected an even number up to the head size"),
         ({"rotary_pct": "some"}, "a value of the wrong kind"),
+        ({"use_parallel_residual": "yes"}, "use_parallel_residual is 'yes', expected true or false"),
         ({"layer_norm_eps": []}, "a value of the wrong kind"),
         ({"rope_scaling": {"type": "linear"}}, "no key 'factor'"),
-        ({"quantization_config": {"bits": 4}}, "a quantized checkpoint, expected float weights"),
+        ({"quantization_config": {"bits": 4}}, "a quantized checkpoint .*, expected float weights"),
     ],
 )
 def test_config_that_does_not_fit_is_one_error(edit_config, changes, message):
