@@ -60,7 +60,7 @@ def check_every_dialect(config, trained, seed, length=17, cuts=(5, 6), padding=4
         expected = reference.forward(ids[:1])[0], reference.forward(ids[1:, padding:])[0]
         assert np.isfinite(expected[0]).all()
         for dialect in RUNNABLE:
-            bundle = dijiang.export(folder, Path(name) / dialect, dialect=dialect)
+            bundle = dijiang.export(folder, Path(name) / dialect, dialect=dialect, verify=False)
             found = logits_in_pieces(dijiang.load(bundle.path), ids, cuts, mask)
             assert np.abs(found[0] - expected[0]).max() <= GATE
             assert np.abs(found[1, padding:] - expected[1]).max() <= GATE
