@@ -32,10 +32,12 @@ _PUBLIC = {
     "SessionError": "errors",
     "InputError": "errors",
     "ParityError": "errors",
+    "BenchError": "errors",
 }
 
 if TYPE_CHECKING:
     from .errors import (
+        BenchError,
         BundleError,
         CheckpointError,
         DecayError,
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from .runtime.state import State
 
 __all__ = [
+    "BenchError",
     "Bundle",
     "BundleError",
     "CheckpointError",

@@ -15,6 +15,7 @@ import click
 
 from . import __version__
 from .commands import JSON, THREADS, print_table
+from .commands.bench import bench
 from .commands.doctor import doctor
 from .errors import DijiangError
 
@@ -46,6 +47,7 @@ PROGRESS = click.option(
     "--progress/--no-progress", default=None, help="Bars on stderr; default: if it is a terminal."
 )
 
+main.add_command(bench)
 main.add_command(doctor)
 
 

@@ -7,7 +7,8 @@ DijiangError
 ├── BundleError        a bundle that is damaged, incomplete or of another version
 ├── SessionError       the backend or execution provider asked for is not the one to be had
 ├── InputError         token ids, prompts, positions or sampling options out of range
-└── ParityError        a bundle that differs from its checkpoint by more than its gate
+├── ParityError        a bundle that differs from its checkpoint by more than its gate
+└── BenchError         tests that could not be measured, or a comparison that found a regression
 
 Each message is one line: the fact, found against expected, and what to do next.
 """
@@ -43,3 +44,7 @@ class InputError(DijiangError):
 
 class ParityError(DijiangError):
     """A bundle that differs from its checkpoint by more than the gate allows."""
+
+
+class BenchError(DijiangError):
+    """A test that could not be measured, reports that do not compare, or a regression."""

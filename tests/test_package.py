@@ -61,6 +61,7 @@ def test_import_takes_less_than_0_3_seconds():
 
 def test_public_names_are_these():
     assert sorted(dijiang.__all__) == [
+        "BenchError",
         "Bundle",
         "BundleError",
         "CheckpointError",

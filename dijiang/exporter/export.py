@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from .folder import check_target, new_folder
 from .graph import build_graph
 from .parity import verify as compare
 from .progress import Progress, silent
+from .reads import parameter_reads
 
 PRECISIONS = ("fp32",)
 #: What runs the bundle -> the dialect it is written in; `auto` asks the installed onnxruntime.
@@ -91,7 +93,10 @@ def export(
         for name in TOKENIZER_FILES:
             if (model.path / name).is_file():
                 shutil.copyfile(model.path / name, partial / name)
-        manifest = _manifest(model, partial, precision, dialect, "repaired" if repair_decay else decay)
+        mode = "repaired" if repair_decay else decay
+        manifest = replace(
+            _manifest(model, partial, precision, dialect, mode), reads=parameter_reads(graph)
+        )
         write_manifest(partial, manifest)
         del graph
         if verify:

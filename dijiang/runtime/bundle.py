@@ -29,6 +29,7 @@ class Manifest:
     in_place: the state outputs may be bound to the memory of the state inputs.
     files: sha256 of every other file of the bundle, by its name.
     engines: backend -> `engine.EngineRecord` of the TensorRT engine that `dijiang build` put in.
+    reads: bytes of parameters: `step`, which every step reads, and `token`, of table rows a token.
     """
 
     spec: ModelSpec
@@ -44,6 +45,7 @@ class Manifest:
     warnings: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reads: dict[str, int] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:

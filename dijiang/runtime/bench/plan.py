@@ -1,0 +1,134 @@
+"""Which tests to run: llama-bench's lists and ranges, their Cartesian product, and what was refused."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any, Literal
+
+#: 512 | 128-512 (each) | 128-512+128 | 128-2048*2; a sign is read so that it can be refused.
+RANGE = re.compile(r"(?P<first>-?\d+)(?:-(?P<last>\d+)(?:(?P<step>[+*])(?P<by>\d+))?)?")
+#: Turns a kind of test off.
+NONE = "none"
+#: Values that one range may have.
+LONGEST = 1000
+
+
+@dataclass(frozen=True)
+class Test:
+    """One row of a report.
+
+    kind: pp processes a prompt of `tokens` tokens, tg generates `tokens` tokens one by one.
+    depth: tokens already in the state.  batch: sequences side by side.  threads: None: all cores.
+    """
+
+    __test__ = False  # not a test of pytest
+
+    kind: Literal["pp", "tg"]
+    tokens: int
+    depth: int = 0
+    batch: int = 1
+    threads: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As llama-bench writes it."""
+        return f"{self.kind}{self.tokens}" + (f" @ d{self.depth}" if self.depth else "")
+
+    @property
+    def label(self) -> str:
+        """The name with what else tells two rows apart."""
+        threads = f", {self.threads} threads" if self.threads else ""
+        return f"{self.name}, batch {self.batch}{threads}"
+
+    @property
+    def end(self) -> int:
+        """Positions that a sequence needs."""
+        return self.depth + self.tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, with the name."""
+        return {"test": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A test, or a whole model, that could not be measured, and why."""
+
+    model: str | None
+    test: str | None
+    message: str
+
+    def __str__(self) -> str:
+        return ", ".join(part for part in (self.model, self.test) if part) + f": {self.message}"
+
+
+def plan_tests(
+    prompts: str = "512",
+    generations: str = "128",
+    depths: str = "0",
+    batches: str = "1",
+    threads: str | None = None,
+) -> tuple[list[Test], list[Failure]]:
+    """The Cartesian product of the options' values; a value that is no size is a Failure, not the end.
+
+    Each argument is a list like `512`, `0,2048`, `128-512+128`, `1-16*2`; `none` for prompts or
+    generations leaves those tests out.
+    """
+    failures: list[Failure] = []
+
+    def values(option: str, text: str, least: int) -> list[int]:
+        good = []
+        for value in _expand(option, text, failures):
+            if value < least:
+                failures.append(
+                    Failure(None, None, f"{option} {value}: expected at least {least}; change the list")
+                )
+            elif value not in good:
+                good.append(value)
+        return good
+
+    kinds: list[tuple[Literal["pp", "tg"], int]] = [
+        *(("pp", n) for n in values("-p", prompts, 1)),
+        *(("tg", n) for n in values("-n", generations, 1)),
+    ]
+    counts: list[int | None] = [None] if threads is None else [*values("-t", threads, 1)]
+    sizes = product(kinds, values("-d", depths, 0), values("-b", batches, 1), counts)
+    tests = [Test(kind, n, depth, batch, count) for (kind, n), depth, batch, count in sizes]
+    if not tests and not failures:
+        failures.append(Failure(None, None, "no tests, expected one or more; give -p or -n a size"))
+    return tests, failures
+
+
+def _expand(option: str, text: str, failures: list[Failure]) -> list[int]:
+    if text == NONE and option in ("-p", "-n"):
+        return []
+    found: list[int] = []
+    for part in text.split(","):
+        match = RANGE.fullmatch(part.strip())
+        values = None if match is None else _range(match)
+        if values is None:
+            message = (
+                f"{option} {part!r}: expected sizes like 512, 0,2048, 128-512+128 or 1-16*2; change it"
+            )
+            failures.append(Failure(None, None, message))
+        else:
+            found += values
+    return found
+
+
+def _range(match: re.Match[str]) -> list[int] | None:
+    """Values of one range; None if it does not grow or is too long."""
+    first = int(match["first"])
+    if match["last"] is None:
+        return [first]
+    last, by = int(match["last"]), int(match["by"] or 1)
+    times = match["step"] == "*"
+    if first > last or by < (2 if times else 1) or (times and first < 1):
+        return None
+    values: list[int] = []
+    while first <= last and len(values) <= LONGEST:
+        values.append(first)
+        first = first * by if times else first + by
+    return values if len(values) <= LONGEST else None

@@ -1,0 +1,219 @@
+"""The whole of a bench: plan, machine, bandwidth, idle power, tests in turn, report."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ...errors import DijiangError
+from ..bundle import Bundle, open_bundle
+from ..model import load
+from .bandwidth import Bandwidth, measure_bandwidth
+from .machine import describe_machine
+from .measure import Effort, Samples, Say, Side, check_effort, measure
+from .plan import Failure, Test, plan_tests
+from .results import flatness_of, ratio_of, result_of
+from .sensors import Meter, Sensor, find_sensors
+from .subject import DijiangSubject, bundle_traffic
+
+SCHEMA_VERSION = 1
+#: Seconds of idle power before the tests.
+IDLE = 2.0
+#: Builds the vanilla Transformer of a bundle's shape in a new folder and says how to measure it.
+Baseline = Callable[[Bundle, Path], Side]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run; sizes are llama-bench's lists and ranges, see plan.plan_tests."""
+
+    prompts: str = "512"
+    generations: str = "128"
+    depths: str = "0"
+    batches: str = "1"
+    threads: str | None = None
+    repetitions: int = 10
+    seconds: float = 10.0
+    provider: str = "auto"
+
+
+def load_bundle(path: str, threads: int | None, provider: str) -> DijiangSubject:
+    """A bundle, in the process that measures it."""
+    return DijiangSubject(load(path, provider=provider, threads=threads, check_hashes=False))
+
+
+def run_bench(
+    bundles: Sequence[str | Path],
+    options: Options,
+    *,
+    baseline: Baseline | None = None,
+    say: Say = lambda _: None,
+) -> dict[str, Any]:
+    """Measure bundles and return the report; what fails is in its `errors`, the rest is measured.
+
+    Args:
+        bundles: folders written by `dijiang export`.
+        baseline: builds the Transformer that each bundle is compared with; None: no comparison.
+        say: told what happens now, one short line at a time.
+
+    Raises:
+        BenchError: repetitions or seconds that are no sizes.
+    """
+    effort = Effort(options.repetitions, options.seconds)
+    check_effort(effort)
+    tests, failures = plan_tests(
+        options.prompts, options.generations, options.depths, options.batches, options.threads
+    )
+    sensors = find_sensors()
+    with ExitStack() as stack:
+        groups = _open(bundles, baseline, stack, failures, say)
+        run = _Run(groups, tests, effort, options.provider, sensors, failures, say)
+        run.all()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "commit": _commit(),
+        "options": asdict(options),
+        "environment": run.machine,
+        "bandwidth": [asdict(b) for b in run.bandwidths],
+        "idle": {"sensor": run.idle.name, "watts": run.idle.watts},
+        "models": [
+            {
+                "name": s.name,
+                "path": s.path,
+                "baseline_of": s.baseline_of,
+                "traffic": s.traffic.to_dict(),
+                **s.facts,
+            }
+            for group in groups
+            for s in group
+        ],
+        "results": run.results,
+        "ratios": run.ratios,
+        "flatness": flatness_of(run.results),
+        "errors": [asdict(failure) for failure in failures],
+    }
+
+
+def _open(
+    bundles: Sequence[str | Path],
+    baseline: Baseline | None,
+    stack: ExitStack,
+    failures: list[Failure],
+    say: Say,
+) -> list[list[Side]]:
+    """One group a bundle: itself, and its baseline if one is wanted and can be built."""
+    groups: list[list[Side]] = []
+    for path in bundles:
+        name = Path(path).resolve().name
+        if any(side.name == name for group in groups for side in group):
+            name = str(path)
+        try:
+            bundle = open_bundle(path)
+            group = [bundle_side(name, bundle)]
+        except DijiangError as error:
+            failures.append(Failure(name, None, str(error)))
+            continue
+        groups.append(group)
+        if baseline is None:
+            continue
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dijiang-bench-")))
+        say(f"{name}: building its baseline")
+        try:
+            group.append(baseline(bundle, folder))
+        except DijiangError as error:
+            failures.append(Failure(f"baseline of {name}", None, str(error)))
+    return groups
+
+
+def bundle_side(name: str, bundle: Bundle) -> Side:
+    """A bundle as a side of a bench."""
+    manifest = bundle.manifest
+    traffic = bundle_traffic(manifest.reads, manifest.spec.state_bytes)
+    facts = {
+        "kind": "dijiang",
+        "precision": manifest.precision,
+        "dialect": manifest.dialect,
+        "bytes": bundle.nbytes,
+        "spec": manifest.spec.to_dict(),
+    }
+    return Side(name, str(bundle.path), load_bundle, traffic, facts)
+
+
+class _Run:
+    """The measuring part; what was measured stays when it is interrupted."""
+
+    def __init__(
+        self,
+        groups: list[list[Side]],
+        tests: list[Test],
+        effort: Effort,
+        provider: str,
+        sensors: list[Sensor],
+        failures: list[Failure],
+        say: Say,
+    ) -> None:
+        self.groups, self.tests, self.effort, self.provider = groups, tests, effort, provider
+        self.sensors, self.failures, self.say = sensors, failures, say
+        self.machine = describe_machine()
+        self.bandwidths: list[Bandwidth] = []
+        self.idle = Meter(sensors)
+        self.results: list[dict[str, Any]] = []
+        self.ratios: list[dict[str, Any]] = []
+        self._rows: list[tuple[Side, Test, Samples]] = []
+
+    def all(self) -> None:
+        """Every test on every group; Ctrl-C ends it early."""
+        if not (self.groups and self.tests):
+            return
+        try:
+            with self.idle:
+                time.sleep(IDLE if self.sensors else 0)
+            self._measure_bandwidth()
+            for test in self.tests:
+                for group in self.groups:
+                    self._one(group, test)
+            self._measure_bandwidth()
+        except KeyboardInterrupt:
+            self.failures.append(Failure(None, None, "interrupted; the tests before it are kept"))
+        fastest: dict[int, float] = {}
+        for b in self.bandwidths:
+            fastest[b.threads] = max(fastest.get(b.threads, 0.0), b.bytes_per_second)
+        default = self.machine["cpu"]["physical_cores"] or 1
+        for side, test, samples in self._rows:
+            bandwidth = fastest[test.threads or default]
+            self.results.append(result_of(side, test, samples, bandwidth, self.idle))
+
+    def _measure_bandwidth(self) -> None:
+        """For each count of threads: before the tests and after them, as other load comes and goes."""
+        for count in dict.fromkeys(test.threads for test in self.tests):
+            self.say("memory bandwidth")
+            self.bandwidths.append(measure_bandwidth(threads=count))
+
+    def _one(self, group: list[Side], test: Test) -> None:
+        samples, failures = measure(group, test, self.effort, self.provider, self.sensors, self.say)
+        self.failures += failures
+        done = [(side, samples[side.name]) for side in group if side.name in samples]
+        self._rows += [(side, test, one) for side, one in done]
+        if len(done) == 2:
+            self.ratios.append(ratio_of(done[0], done[1], test))
+
+
+def _commit() -> str | None:
+    """Commit of the source tree that this package is run from; None for an installed package."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,81 @@
+"""Percentiles, spread, slope over depth and ratios with a confidence interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+#: Spread above which a result is not called good.
+NOISY = 0.10
+#: Resamples of a bootstrap.
+RESAMPLES = 4000
+
+
+def describe(seconds: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """Latency in the layout of optimum-benchmark's reports: raw values first, then their summary."""
+    values = np.asarray(seconds, np.float64)
+    p50, p90, p95, p99 = (float(np.percentile(values, p)) for p in (50, 90, 95, 99))
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return {
+        "unit": "s",
+        "values": [float(f"{v:.6g}") for v in values],
+        "count": len(values),
+        "total": float(values.sum()),
+        "mean": float(values.mean()),
+        "p50": p50,
+        "p90": p90,
+        "p95": p95,
+        "p99": p99,
+        "stdev": deviation,
+        "stdev_": 100 * deviation / float(values.mean()),
+    }
+
+
+def spread(seconds: Sequence[float]) -> float:
+    """(p90 - p10) / median of the repetitions."""
+    low, middle, high = np.percentile(np.asarray(seconds), (10, 50, 90))
+    return float((high - low) / middle)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A straight line through (depth, value).
+
+    first, last: depths of the range.  per_1000: change of the value in 1,000 tokens of depth.
+    change: change over the whole range, as a fraction of the line's value at its start.
+    """
+
+    first: int
+    last: int
+    per_1000: float
+    change: float
+
+
+def slope(depths: Sequence[int], values: Sequence[float]) -> Slope | None:
+    """Least-squares line over depth; None with fewer than two depths."""
+    if len(set(depths)) < 2:
+        return None
+    rise, start = np.polyfit(np.asarray(depths, np.float64), np.asarray(values, np.float64), 1)
+    first, last = min(depths), max(depths)
+    return Slope(first, last, float(1000 * rise), float(rise * (last - first) / (start + rise * first)))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of medians, with the 95 % interval that resampling both sides gives."""
+
+    value: float
+    low: float
+    high: float
+
+
+def ratio(over: Sequence[float], under: Sequence[float], *, seed: int = 0) -> Ratio:
+    """median(over) / median(under) of independent samples; bootstrap, percentile interval."""
+    a, b = np.asarray(over, np.float64), np.asarray(under, np.float64)
+    random = np.random.default_rng(seed)
+    resampled = [np.median(random.choice(side, (RESAMPLES, len(side))), axis=1) for side in (a, b)]
+    low, high = np.percentile(resampled[0] / resampled[1], (2.5, 97.5))
+    return Ratio(float(np.median(a) / np.median(b)), float(low), float(high))

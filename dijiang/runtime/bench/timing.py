@@ -1,0 +1,45 @@
+"""Timing one repetition: the clock is read once a token and nothing else is done between tokens."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from .plan import Test
+from .subject import Subject
+
+#: Decode steps of a warm-up.
+WARM_STEPS = 8
+
+
+class Timer:
+    """One test on one subject: its state, its token ids, its repetitions."""
+
+    def __init__(self, subject: Subject, test: Test) -> None:
+        self._subject, self._test = subject, test
+        length = test.tokens if test.kind == "pp" else 1
+        random = np.random.default_rng(test.tokens)
+        self._ids = random.integers(subject.vocab_size, size=(test.batch, length))
+        self._state: Any = subject.at(test.batch, test.depth, test.end)
+
+    def warm_up(self) -> None:
+        """Once over the same path; not part of any figure."""
+        self._run(min(self._test.tokens, WARM_STEPS))
+
+    def repeat(self) -> list[float]:
+        """Seconds of the prompt (pp: one value), or of each generated token (tg)."""
+        return self._run(self._test.tokens)
+
+    def _run(self, tokens: int) -> list[float]:
+        subject, state, ids = self._subject, self._state, self._ids
+        subject.rewind(state, self._test.depth)
+        stamps = [time.perf_counter()]
+        for _ in range(1 if self._test.kind == "pp" else tokens):
+            logits = subject.forward(ids, state)
+            chosen = logits.argmax(axis=-1)
+            if self._test.kind == "tg":
+                ids[:, 0] = chosen
+            stamps.append(time.perf_counter())
+        return np.diff(stamps).tolist()

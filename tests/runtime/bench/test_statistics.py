@@ -1,0 +1,52 @@
+"""Figures against their definitions."""
+
+import numpy as np
+import pytest
+
+from dijiang.runtime.bench.statistics import describe, ratio, slope, spread
+from dijiang.runtime.bench.traffic import Traffic
+
+
+def test_describe_keeps_raw_values_and_their_summary():
+    values = [4.0, 1.0, 2.0, 3.0]
+    found = describe(values)
+    assert (found["values"], found["count"], found["total"]) == (values, 4, 10.0)
+    assert (found["mean"], found["p50"]) == (2.5, 2.5)
+    assert found["p99"] == pytest.approx(3.97)
+    assert found["stdev"] == pytest.approx(np.std(values, ddof=1))
+    assert describe([7.0])["stdev"] == 0
+
+
+def test_spread_leaves_a_tenth_out_on_each_side():
+    assert spread(list(np.arange(0, 101) / 100 + 1)) == pytest.approx(0.8 / 1.5)
+    assert spread([2.0] * 10) == 0
+
+
+def test_slope_of_a_line_is_exact():
+    line = slope([2000, 4000, 8000], [10.0, 10.5, 11.5])
+    assert (line.first, line.last) == (2000, 8000)
+    assert line.per_1000 == pytest.approx(0.25)
+    assert line.change == pytest.approx(0.15)
+
+
+def test_slope_needs_two_depths():
+    assert slope([512, 512], [1.0, 2.0]) is None
+
+
+def test_ratio_interval_covers_the_truth_and_narrows():
+    random = np.random.default_rng(0)
+    few, many = (ratio(random.normal(3, 0.1, n), random.normal(2, 0.1, n)) for n in (10, 1000))
+    for found in (few, many):
+        assert found.low < 1.5 < found.high
+        assert found.low <= found.value <= found.high
+    assert many.high - many.low < few.high - few.low
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_bytes_of_a_step(batch):
+    dijiang = Traffic(weights=1000, rows=8, state=50)
+    transformer = Traffic(weights=900, rows=8, cache=2)
+    assert dijiang.step(batch, 500) == 1000 + batch * (8 + 2 * 50)
+    assert transformer.step(batch, 500) == 900 + batch * (8 + 500 * 2 + 2)
+    assert dijiang.step(batch, 0) == dijiang.step(batch, 10**7)
+    assert transformer.resident(batch, 500) == batch * 1000
