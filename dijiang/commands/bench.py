@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,62 @@ SIZES = "A size, a list 0,2048 or a range 128-512+128, 1-16*2."
 @click.option("-r", "repetitions", type=int, default=10, show_default=True, help="At least.")
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="At least, each test.")
 @click.option("--provider", default="auto", show_default=True)
-@click.option("-o", "form", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md")
+@click.option("-o", "form", type=click.Choice(["md", "json", "jsonl", "csv", "html"]), default="md")
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="Write there, not to stdout.")
+@click.option("--plot", type=click.Path(path_type=Path), help="All pictures in one .png or .svg file.")
+@click.option(
+    "--compare",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    help="Two JSON reports, older first: exit 1 if a test got slower.",
+)
+@click.option(
+    "--threshold", type=float, default=5.0, show_default=True, help="Percent that --compare allows."
+)
 @click.option("--explain", is_flag=True, help="Print the formula of every figure.")
 def bench(
-    bundles: tuple[Path, ...], form: str, file: Path | None, explain: bool, **options: Any
+    bundles: tuple[Path, ...],
+    form: str,
+    file: Path | None,
+    plot: Path | None,
+    compare: tuple[Path, Path] | None,
+    threshold: float,
+    explain: bool,
+    **options: Any,
 ) -> None:
     """Measure BUNDLES: speed, memory, energy, and how close that is to what the memory allows."""
     from ..runtime.bench.explain import explain as formulas
-    from ..runtime.bench.render import FORMATS, require, write
+    from ..runtime.bench.formats import FORMATS
+    from ..runtime.bench.plots import check_plot, import_matplotlib, save_plot
+    from ..runtime.bench.render import require, write
     from ..runtime.bench.runner import Options, run_bench
 
     if explain:
         click.echo(formulas())
+    if compare is not None:
+        _compare(*compare, threshold / 100, form, file)
+        return
     if not bundles:
         if explain:
             return
         raise click.UsageError("give one bundle or more")
+    if form == "html" or plot is not None:
+        import_matplotlib()
+    if plot is not None:
+        check_plot(plot)
     report = run_bench(bundles, Options(**options), say=lambda text: click.echo(text, err=True))
     write(FORMATS[form](report), file)
+    if plot is not None:
+        save_plot(report, plot)
     require(report)
+
+
+def _compare(before: Path, after: Path, threshold: float, form: str, file: Path | None) -> None:
+    from ..runtime.bench import compare
+    from ..runtime.bench.render import write
+
+    if form not in ("md", "json"):
+        raise click.UsageError("--compare writes md or json")
+    found = compare.compare(compare.read_report(before), compare.read_report(after), threshold=threshold)
+    write(compare.to_markdown(found) if form == "md" else json.dumps(found, indent=1), file)
+    compare.require(found, threshold)

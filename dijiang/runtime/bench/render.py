@@ -105,18 +105,23 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def result_rows(report: Report) -> list[dict[str, Any]]:
+    """Rows of results, without optional columns that are empty."""
+    rows = _rows(report)
+    empty = [n for n in OPTIONAL if all(row[n] is None for row in rows)]
+    return [{n: v for n, v in row.items() if n not in empty} for row in rows]
+
+
 def to_markdown(report: Report) -> str:
     """The report for people: machine, results, ratios, slopes, what failed."""
-    parts = ["# dijiang bench", header(report)]
-    rows = _rows(report)
-    if rows:
-        empty = [n for n in OPTIONAL if all(row[n] is None for row in rows)]
-        parts.append(table([{n: v for n, v in row.items() if n not in empty} for row in rows]))
-    parts += [text for text in (ratios(report), flatness(report), "\n".join(remarks(report))) if text]
+    parts = ["# dijiang bench", "\n".join(f"- {line}" for line in header_lines(report))]
+    tables = (result_rows(report), ratio_rows(report), flatness_rows(report))
+    parts += [table(rows) for rows in tables if rows]
+    parts += ["\n".join(lines) for lines in [remarks(report)] if lines]
     return "\n\n".join(parts)
 
 
-def header(report: Report) -> str:
+def header_lines(report: Report) -> list[str]:
     """Machine, versions, bandwidth, sensor, commit."""
     machine = report["environment"]
     cpu, packages = machine["cpu"], machine["packages"]
@@ -126,72 +131,66 @@ def header(report: Report) -> str:
     lines = [
         f"{report['created']}, {machine['system']}, Python {machine['python']}",
         f"{cpu['model']}, {cpu['physical_cores']} cores, {', '.join(cpu['features'])}; "
-        f"memory {machine['memory']['total_bytes'] / 1e9:.1f} GB, read at {'; '.join(reads) or UNKNOWN}",
+        f"memory {machine['memory']['total_bytes'] / 1e9:.1f} GB, read at {', '.join(reads) or UNKNOWN}",
         ", ".join(f"{name} {version}" for name, version in packages.items()),
         f"energy sensor: {report['idle']['sensor']}; commit: {report['commit'] or UNKNOWN}",
     ]
     lines += [f"GPU: {gpu['name']}, driver {gpu['driver']}" for gpu in machine["gpus"]]
     if machine["jetson"]:
         lines.append("Jetson: " + ", ".join(f"{k} {v}" for k, v in machine["jetson"].items()))
-    return "\n".join(f"- {line}" for line in lines)
+    return lines
 
 
-def ratios(report: Report) -> str:
+def ratio_rows(report: Report) -> list[dict[str, Any]]:
     """Measured ratios beside the predicted ones; empty without a baseline."""
-    rows = [
+    return [
         {
             "model": r["model"],
             "test": r["test"],
             "batch": r["batch"],
             "times the Transformer": r["measured"],
-            "95 % interval": f"{r['low']:.3g} to {r['high']:.3g}",
+            "95 % interval": f"{figure(r['low'])} to {figure(r['high'])}",
             "bytes predict": r["predicted"],
             "note": r["note"] or "",
         }
         for r in report["ratios"]
     ]
-    return table(rows) if rows else ""
 
 
-def flatness(report: Report) -> str:
+def flatness_rows(report: Report) -> list[dict[str, Any]]:
     """Slopes over depth; empty with one depth."""
-    rows = [
+    return [
         {
             "model": f["model"],
             "test": f"{f['kind']}{f['tokens']}",
             "batch": f["batch"],
             "depths": f"{f['depths'][0]} to {f['depths'][-1]}",
-            "time %": 100 * f["time"]["change"],
-            "memory %": f["memory"] and 100 * f["memory"]["change"],
-            "": "flat" if f["flat"] else "grows" if f["time"]["change"] > 0 else "falls",
+            "change of time, %": 100 * f["time"]["change"],
+            "of memory, %": f["memory"] and 100 * f["memory"]["change"],
+            "verdict": "flat" if f["flat"] else "grows" if f["time"]["change"] > 0 else "falls",
         }
         for f in report["flatness"]
     ]
-    return table(rows) if rows else ""
 
 
 def remarks(report: Report) -> list[str]:
     """What a reader must know before quoting a figure."""
-    noisy = [r for r in report["results"] if r["noisy"]]
-    lines = [
-        f"- NOISY: {r['model']}, {r['test']}, batch {r['batch']}: repetitions spread over "
-        f"{100 * r['spread']:.0f} %, more than 10 %; do not quote it, close other programs and run again"
-        for r in noisy
+    noisy = [
+        f"{r['model']}, {r['test']}, batch {r['batch']} ({100 * r['spread']:.0f} %)"
+        for r in report["results"]
+        if r["noisy"]
     ]
+    lines = []
+    if noisy:
+        lines.append(
+            "- NOISY: repetitions spread over more than 10 %: close other programs and run again before "
+            f"quoting {'; '.join(noisy)}"
+        )
     lines += [
         "- FAILED: " + ": ".join(p for p in (e["model"], e["test"], e["message"]) if p)
         for e in report["errors"]
     ]
     return lines
-
-
-#: -o -> how the report is written.
-FORMATS: dict[str, Callable[[Report], str]] = {
-    "md": to_markdown,
-    "json": to_json,
-    "jsonl": to_jsonl,
-    "csv": to_csv,
-}
 
 
 def write(text: str, file: Path | None) -> None:

@@ -27,8 +27,8 @@ from .subject import DijiangSubject, bundle_traffic
 SCHEMA_VERSION = 1
 #: Seconds of idle power before the tests.
 IDLE = 2.0
-#: Builds the vanilla Transformer of a bundle's shape in a new folder and says how to measure it.
-Baseline = Callable[[Bundle, Path], Side]
+#: build(bundle, empty folder, positions): the vanilla Transformer of its shape, ready to be measured.
+Baseline = Callable[[Bundle, Path, int], Side]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Options:
     repetitions: int = 10
     seconds: float = 10.0
     provider: str = "auto"
+    baseline: str | None = None
+    cache: str = "fp16"
 
 
 def load_bundle(path: str, threads: int | None, provider: str) -> DijiangSubject:
@@ -74,7 +76,8 @@ def run_bench(
     )
     sensors = find_sensors()
     with ExitStack() as stack:
-        groups = _open(bundles, baseline, stack, failures, say)
+        positions = max((test.end for test in tests), default=1)
+        groups = _open(bundles, baseline, positions, stack, failures, say)
         run = _Run(groups, tests, effort, options.provider, sensors, failures, say)
         run.all()
     return {
@@ -107,6 +110,7 @@ def run_bench(
 def _open(
     bundles: Sequence[str | Path],
     baseline: Baseline | None,
+    positions: int,
     stack: ExitStack,
     failures: list[Failure],
     say: Say,
@@ -129,7 +133,7 @@ def _open(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dijiang-bench-")))
         say(f"{name}: building its baseline")
         try:
-            group.append(baseline(bundle, folder))
+            group.append(baseline(bundle, folder, positions))
         except DijiangError as error:
             failures.append(Failure(f"baseline of {name}", None, str(error)))
     return groups
