@@ -1,0 +1,163 @@
+"""llama.cpp as a peer: fetched from PyPI, built here, measured by its own llama-bench."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+#: The source distribution that carries llama.cpp.
+PACKAGE = "llama-cpp-python==0.3.36"
+TOOLS = ("llama-bench", "llama-quantize")
+#: Release build for this CPU; nothing that a benchmark does not run.
+CMAKE = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DGGML_NATIVE=ON",
+    "-DBUILD_SHARED_LIBS=OFF",
+    "-DLLAMA_CURL=OFF",
+    "-DLLAMA_OPENSSL=OFF",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_SERVER=OFF",
+)
+#: What a file of ours is called -> llama-quantize's name of the type.
+TYPES = {"q8_0": "Q8_0", "q4_0": "Q4_0"}
+
+
+def _run(*command: str | Path) -> None:
+    """A build step, its output on stderr; stops the script if it fails."""
+    subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
+
+
+def build(cache: Path) -> Path:
+    """The folder of llama-bench and llama-quantize in `cache`; minutes the first time."""
+    folder = cache / "build" / "bin"
+    if all((folder / tool).is_file() for tool in TOOLS):
+        return folder
+    source = next(cache.glob("llama_cpp_python-*/vendor/llama.cpp"), None) or _fetch(cache)
+    _run("cmake", "-S", source, "-B", folder.parent, "-G", "Ninja", *CMAKE)
+    _run("cmake", "--build", folder.parent, "-j", str(os.cpu_count()), "--target", *TOOLS)
+    return folder
+
+
+def _fetch(cache: Path) -> Path:
+    pip = (sys.executable, "-m", "pip", "download", "--no-binary", ":all:", "--no-deps")
+    _run(*pip, "-d", cache, PACKAGE)
+    with tarfile.open(next(cache.glob("llama_cpp_python-*.tar.gz"))) as archive:
+        archive.extractall(cache, filter="data")
+    return next(cache.glob("llama_cpp_python-*/vendor/llama.cpp"))
+
+
+def version(cache: Path) -> dict[str, str]:
+    """What was built, and with which compiler."""
+    settings = dict(
+        line.split("=", 1)
+        for line in (cache / "build" / "CMakeCache.txt").read_text().splitlines()
+        if "=" in line and not line.startswith(("#", "//"))
+    )
+    compiler = subprocess.run(
+        [settings["CMAKE_CXX_COMPILER:FILEPATH"], "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    options = " ".join((*CMAKE, "OpenMP" if settings.get("GGML_OPENMP:BOOL") == "ON" else "no OpenMP"))
+    return {"llama.cpp": PACKAGE, "compiler": compiler.stdout.splitlines()[0], "options": options}
+
+
+def write_model(config: dict[str, Any], path: Path, seed: int = 0) -> None:
+    """A vanilla GPT-NeoX of this config.json with random weights, as an F16 GGUF file."""
+    import gguf
+
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    heads = config["num_attention_heads"]
+    writer = gguf.GGUFWriter(str(path), "gptneox")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(inner)
+    writer.add_rope_dimension_count(int(config["rotary_pct"] * hidden // heads))
+    writer.add_head_count(heads)
+    writer.add_parallel_residual(config["use_parallel_residual"])
+    writer.add_layer_norm_eps(config["layer_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+    random = np.random.default_rng(seed)
+    for name, shape in tensor_shapes(config).items():
+        if len(shape) == 2:
+            values = random.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
+            writer.add_tensor(name, values.astype(np.float16))
+        else:
+            fill = np.zeros if name.endswith(".bias") else np.ones
+            writer.add_tensor(name, fill(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """GGUF names and shapes ([out, in]) of a vanilla GPT-NeoX."""
+    hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    linear = {"attn_qkv": (3 * hidden, hidden), "attn_output": (hidden, hidden)}
+    linear |= {"ffn_up": (inner, hidden), "ffn_down": (hidden, inner)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (vocab, hidden),
+        "output_norm.weight": (hidden,),
+        "output_norm.bias": (hidden,),
+        "output.weight": (vocab, hidden),
+    }
+    for layer in range(config["num_hidden_layers"]):
+        for norm in ("attn_norm", "ffn_norm"):
+            shapes |= {f"blk.{layer}.{norm}.{part}": (hidden,) for part in ("weight", "bias")}
+        for name, shape in linear.items():
+            shapes[f"blk.{layer}.{name}.weight"] = shape
+            shapes[f"blk.{layer}.{name}.bias"] = shape[:1]
+    return shapes
+
+
+def model(cache: Path, preset: str, config: dict[str, Any], kind: str) -> Path:
+    """A GGUF file of a type in TYPES, quantized by llama-quantize as its users do."""
+    target = cache / f"{preset}-{kind}.gguf"
+    if not target.is_file():
+        source = cache / f"{preset}-f16.gguf"
+        if not source.is_file():
+            write_model(config, source)
+        _run(build(cache) / "llama-quantize", source, target, TYPES[kind])
+    return target
+
+
+class LlamaBench:
+    """One GGUF file under llama-bench: a process a call, its own warm-up before each test."""
+
+    def __init__(
+        self, cache: Path, gguf_file: Path, threads: int, options: tuple[str, ...] = ()
+    ) -> None:
+        self._command = [str(build(cache) / "llama-bench"), "-m", str(gguf_file), "-o", "json"]
+        self._command += ["-t", str(threads), *options]
+
+    def prefill(self, tokens: int, repeat: int) -> list[float]:
+        """Seconds for a prompt of `tokens`, `repeat` times."""
+        return self._samples("-p", str(tokens), "-n", "0", "-r", str(repeat))
+
+    def decode(self, depth: int, tokens: int, repeat: int) -> list[float]:
+        """Seconds for `tokens` decode steps after a really computed prompt of `depth` tokens."""
+        return self._samples("-p", "0", "-n", str(tokens), "-d", str(depth), "-r", str(repeat))
+
+    def _samples(self, *test: str) -> list[float]:
+        done = subprocess.run([*self._command, *test], capture_output=True, text=True, check=True)
+        return seconds(done.stdout)
+
+
+def seconds(report: str) -> list[float]:
+    """The samples of llama-bench's JSON report of one test, in seconds."""
+    tests = json.loads(report)
+    if len(tests) != 1 or not tests[0]["samples_ns"]:
+        raise ValueError(f"llama-bench reported {len(tests)} tests, expected one with samples")
+    return [ns / 1e9 for ns in tests[0]["samples_ns"]]
