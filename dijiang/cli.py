@@ -54,7 +54,9 @@ main.add_command(doctor)
 @main.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder.")
-@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True)
+@click.option(
+    "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True
+)
 @click.option(
     "--dialect",
     type=click.Choice(["auto", "ort", "onnx", "primitive"]),

@@ -29,10 +29,11 @@ from .attention import DIALECTS, runs_here
 from .folder import check_target, new_folder
 from .graph import build_graph
 from .parity import verify as compare
+from .passes.precision import TYPES, SetPrecision
 from .progress import Progress, silent
 from .reads import parameter_reads
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "fp16", "bf16")
 #: What runs the bundle -> the dialect it is written in; `auto` asks the installed onnxruntime.
 TARGETS = {"onnxruntime": "auto", "tensorrt": "primitive"}
 #: What a bundle needs on disk beside its weights: graph, tokenizer, tables.
@@ -59,7 +60,8 @@ def export(
     Args:
         checkpoint: folder of the published layout.
         output: folder to create; its parent must exist.
-        precision: of the weights: `fp32`.
+        precision: `fp32`, or `fp16` or `bf16`: weights and activations in the type, recurrence, state
+            and statistics in float32, for CUDA and TensorRT.
         dialect: `ort` (onnxruntime >= 1.30), `onnx` (opset 27), `primitive` (TensorRT, old
             onnxruntime), or `auto`: what the target runs.
         target: `onnxruntime`: `ort`, unless the installed one needs `primitive`; `tensorrt`:
@@ -87,6 +89,8 @@ def export(
     if verify:
         _check_verifiable(model, dialect, text)
     graph = build_graph(model, dialect)
+    if precision in TYPES:
+        SetPrecision(precision, fused_norms=DIALECTS[dialect].fused)(graph)
     with new_folder(folder) as partial:
         _check_space(partial, graph)
         _save(graph, partial, progress)

@@ -18,6 +18,9 @@ class Gate:
 #: precision -> gates. Metrics: the fields of `parity.Parity.metrics`.
 GATES: dict[str, tuple[Gate, ...]] = {
     "fp32": (Gate("max_error", 1e-4), Gate("step_error", 1e-4)),
+    # Of 16-bit types the CPU computes what rounding after every node gives. bf16 has 3 bits less.
+    "fp16": (Gate("rms_relative_error", 2e-3), Gate("kl", 1e-5), Gate("top1_disagreement", 0.01)),
+    "bf16": (Gate("rms_relative_error", 2e-2), Gate("kl", 1e-3), Gate("top1_disagreement", 0.05)),
 }
 
 

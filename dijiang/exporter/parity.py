@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..models.reference import Piece, Reference
 from ..runtime.bundle import store_parity
 from ..runtime.model import Model, load
 from .difference import Difference, Sums
+from .emulation import load_emulated
 from .gates import Verdict, judge
 from .progress import Progress, silent
 
@@ -133,6 +135,7 @@ def verify(
     *,
     text: str | Path | None = None,
     tokens: int | None = None,
+    provider: str = "cpu",
     threads: int | None = None,
     store: bool = True,
     check_hashes: bool = True,
@@ -146,6 +149,7 @@ def verify(
         text: file to measure on; None: random token ids, and no perplexity.
         tokens: how many tokens of it at most, None: as many as a model of this size does in
             reasonable time. Their logits are kept: tokens * vocabulary * 4 bytes.
+        provider: what runs the bundle; the CPU rounds fp16 and bf16 as a GPU would.
         threads: of the session; None: all physical cores.
         store: put the report into the bundle.
         check_hashes: compare every file of the bundle with its manifest first.
@@ -154,7 +158,8 @@ def verify(
     Returns:
         The report; `report.require()` raises if a gate of the bundle's precision was not met.
     """
-    model = load(bundle, threads=threads, check_hashes=check_hashes)
+    load_here = load_emulated if provider == "cpu" else partial(load, provider=provider)
+    model = load_here(bundle, threads=threads, check_hashes=check_hashes)
     opened, manifest = model.bundle, model.manifest
     mode: DecayMode = "analytic" if manifest.decay == "analytic" else "exact"
     checkpoint = load_checkpoint(against, decay=mode, repair_decay=manifest.decay == "repaired")

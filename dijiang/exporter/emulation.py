@@ -1,0 +1,32 @@
+"""A bundle in a 16-bit type as a model on the CPU, with arithmetic rounded as the type's would be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx_ir as ir
+
+from ..runtime.bundle import DATA, GRAPH, Bundle, open_bundle
+from ..runtime.model import Model
+from ..runtime.session import OrtSession
+from .passes.emulate import Emulate
+from .passes.precision import TYPES
+
+
+def load_emulated(bundle: str | Path, *, threads: int | None = None, check_hashes: bool = True) -> Model:
+    """Load a bundle on the CPU; values of fp16 or bf16 are float32 rounded to the type.
+
+    ONNX Runtime has no bfloat16 kernels for the CPU, and its float16 graphs compute in float32 without
+    rounding in between: neither would tell what a GPU computes.
+    """
+    opened = open_bundle(bundle, check_hashes=check_hashes)
+    if opened.manifest.precision not in TYPES:
+        return Model(opened, OrtSession(opened, provider="cpu", threads=threads))
+    with TemporaryDirectory(prefix="dijiang-") as folder:
+        graph = ir.load(opened.graph)
+        Emulate()(graph)
+        ir.save(graph, Path(folder) / GRAPH, external_data=DATA, max_workers=1)
+        rounded = Bundle(Path(folder), replace(opened.manifest, precision="fp32"))
+        return Model(opened, OrtSession(rounded, provider="cpu", threads=threads))

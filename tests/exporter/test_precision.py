@@ -1,0 +1,135 @@
+"""fp16 and bf16: which parts take the type, and how far the result is from float64."""
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import dijiang
+from dijiang.exporter.emulation import load_emulated
+from dijiang.exporter.passes.emulate import Emulate
+from dijiang.exporter.passes.precision import TYPES
+
+from ..conftest import EXAMPLES, GOLDEN, RUNNABLE
+
+TINY = EXAMPLES / "tiny-python"
+ONNX_TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
+#: `onnx` shares its blocks with primitive and its attention with ort.
+WRITTEN = [dialect for dialect in RUNNABLE if dialect != "onnx"]
+
+
+def options(name):
+    return {"repair_decay": True} if name == "neox-fp16-bin" else {}
+
+
+@pytest.mark.parametrize("precision", TYPES)
+@pytest.mark.parametrize("dialect", WRITTEN)
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_sixteen_bits_meet_their_gates(exported, name, dialect, precision):
+    bundle = exported(name, dialect=dialect, precision=precision, **options(name))
+    report = dijiang.verify(bundle, GOLDEN[name], tokens=200, store=False)
+    assert report.failures == ()
+    assert report.logits.max_error > 1e-5  # it was rounded
+
+
+def test_fp16_agrees_with_float64_on_text(exported):
+    """The project's own bound: the same most likely token at 99 % of the positions."""
+    bundle = exported("tiny-python", precision="fp16")
+    report = dijiang.verify(bundle, TINY, text=TINY / "held_out.txt", tokens=2048, store=False)
+    assert report.logits.top1_agreement >= 0.99
+    assert report.logits.perplexity == pytest.approx(report.logits.reference_perplexity, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", TYPES)
+@pytest.mark.parametrize("dialect", WRITTEN)
+def test_weights_take_the_type_and_states_do_not(exported, dialect, precision):
+    bundle = exported("tiny-python", dialect=dialect, precision=precision)
+    graph = onnx.load(bundle / "model.onnx").graph
+    dtype = {w.name: w.data_type for w in graph.initializer}
+    users = {w: node for node in graph.node for w in node.input}
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in dtype:
+            is_feature_map = users[node.output[0]].op_type == "Softmax"
+            expected = onnx.TensorProto.FLOAT if is_feature_map else ONNX_TYPES[precision]
+            assert dtype[node.input[1]] == expected, node.input[1]
+    states = [v for v in (*graph.input, *graph.output) if "state" in v.name]
+    assert len(states) == 12
+    kinds = {v.type.tensor_type.elem_type for v in (*states, graph.output[0])}
+    assert kinds == {onnx.TensorProto.FLOAT}
+    whole = exported("tiny-python", dialect=dialect)
+    sizes = [(folder / "model.onnx.data").stat().st_size for folder in (bundle, whole)]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+@pytest.mark.parametrize("precision", TYPES)
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_types_are_consistent(exported, name, precision):
+    path = exported(name, dialect="primitive", precision=precision, **options(name)) / "model.onnx"
+    onnx.checker.check_model(path, full_check=True)
+
+
+@pytest.mark.parametrize("precision", TYPES)
+def test_emulation_rounds_after_every_node(precision):
+    """A hand-made graph against NumPy in the type itself."""
+    dtype, numpy = TYPES[precision]
+    random = np.random.default_rng(0)
+    weight = random.normal(size=(7, 5)).astype(numpy)
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([3, 7]))
+    stored = ir.Value(
+        name="w",
+        type=ir.TensorType(dtype),
+        shape=ir.Shape([7, 5]),
+        const_value=ir.tensor(weight, name="w"),
+    )
+    down = ir.node("Cast", [x], {"to": dtype})
+    product = ir.node("MatMul", [down.outputs[0], stored])
+    twice = ir.node("Mul", [product.outputs[0], product.outputs[0]])
+    up = ir.node("Cast", [twice.outputs[0]], {"to": ir.DataType.FLOAT})
+    out = up.outputs[0]
+    out.name, out.type, out.shape = "y", ir.TensorType(ir.DataType.FLOAT), ir.Shape([3, 5])
+    nodes = [down, product, twice, up]
+    graph = ir.Graph([x], [out], nodes=nodes, initializers=[stored], opset_imports={"": 17}, name="g")
+    model = ir.Model(graph, ir_version=10)
+    Emulate()(model)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    data = random.normal(size=(3, 7)).astype(np.float32)
+    rounded = data.astype(numpy).astype(np.float32) @ weight.astype(np.float32)
+    expected = (rounded.astype(numpy).astype(np.float32) ** 2).astype(numpy).astype(np.float32)
+    assert (session.run(None, {"x": data})[0] == expected).all()
+
+
+def test_verify_measures_the_rounding(exported):
+    """float16 has three bits more than bfloat16: the error falls by about 2^3."""
+    errors = {
+        precision: dijiang.verify(
+            exported("tiny-python", precision=precision), TINY, tokens=200, store=False
+        ).logits.rms_relative_error
+        for precision in TYPES
+    }
+    assert 4 < errors["bf16"] / errors["fp16"] < 16
+
+
+def test_emulated_model_reads_the_bundle_it_came_from(exported):
+    path = exported("tiny-python", precision="bf16")
+    model = load_emulated(path)
+    assert model.bundle.path == path
+    assert model.manifest.precision == "bf16"
+    assert np.isfinite(model.forward(np.array([[1, 2]]), model.new_state())).all()
+
+
+def test_weight_beyond_float16_is_refused_and_fits_bfloat16(edit_tensors, tmp_path):
+    def grow(tensors):
+        tensors["gpt_neox.layers.0.mlp.dense_h_to_4h.weight"][0, 0] = 1e5
+
+    checkpoint = edit_tensors("neox-base", grow)
+    with pytest.raises(dijiang.ExportError, match=r"a weight of 1e\+05 is beyond FLOAT16; .*bf16"):
+        dijiang.export(checkpoint, tmp_path / "a", precision="fp16")
+    assert not (tmp_path / "a").exists()
+    assert dijiang.export(checkpoint, tmp_path / "b", precision="bf16").path.is_dir()
+
+
+def test_bfloat16_is_what_ml_dtypes_rounds_to():
+    assert TYPES["bf16"][1] == ml_dtypes.bfloat16
