@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
-from .commands import JSON, THREADS, print_table
+from .commands import BUNDLE, JSON, PROVIDER, THREADS, print_table
 from .commands.bench import bench
+from .commands.build import build
+from .commands.bundle import show_bundle
 from .commands.doctor import doctor
 from .errors import DijiangError
 
 if TYPE_CHECKING:
     from .exporter.difference import Difference
-    from .runtime.bundle import Bundle
 
 
 class OneLineErrors(click.Group):
@@ -41,13 +42,13 @@ def main() -> None:
     """DiJiang checkpoints to ONNX, and text from them with constant memory per token."""
 
 
-BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 TEXT = "Text to verify on, for perplexity; default: random token ids."
 PROGRESS = click.option(
     "--progress/--no-progress", default=None, help="Bars on stderr; default: if it is a terminal."
 )
 
 main.add_command(bench)
+main.add_command(build)
 main.add_command(doctor)
 
 
@@ -100,37 +101,7 @@ def export(checkpoint: Path, output: Path, as_json: bool, progress: bool | None,
 
     with bars(progress) as report:
         bundle = write(checkpoint, output, progress=report, **options)
-    _show_bundle(bundle, as_json)
-
-
-@main.command()
-@BUNDLE
-@click.option(
-    "--backend",
-    type=click.Choice(["auto", "tensorrt", "tensorrt_rtx"]),
-    default="auto",
-    show_default=True,
-    help="auto: the first that is installed.",
-)
-@click.option(
-    "--gpu",
-    "gpus",
-    multiple=True,
-    help="Compute capability, as in sm86; several times for one engine that runs on all. "
-    "Default: the GPU of this machine; only tensorrt_rtx builds for others.",
-)
-@click.option(
-    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences a call at most."
-)
-@click.option(
-    "--longest", type=click.IntRange(1), default=256, show_default=True, help="Tokens a call at most."
-)
-@JSON
-def build(bundle: Path, as_json: bool, **options: Any) -> None:
-    """Build a TensorRT engine into BUNDLE, exported with --target tensorrt."""
-    from .exporter.engine import build as compile_engine
-
-    _show_bundle(compile_engine(bundle, **options), as_json)
+    show_bundle(bundle, as_json)
 
 
 @main.command()
@@ -140,42 +111,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     """Show what BUNDLE holds; reads and checks every file."""
     from .runtime.bundle import open_bundle
 
-    _show_bundle(open_bundle(bundle), as_json)
-
-
-def _show_bundle(bundle: Bundle, as_json: bool) -> None:
-    manifest, spec = bundle.manifest, bundle.manifest.spec
-    if as_json:
-        click.echo(
-            json.dumps(
-                json.loads(manifest.to_json()) | {"bytes": bundle.nbytes, "path": str(bundle.path)}
-            )
-        )
-        return
-    limit = manifest.positions_limit
-    parity = bundle.parity
-    print_table(
-        [
-            ("bundle", str(bundle.path)),
-            (
-                "model",
-                f"{spec.family}, {spec.num_layers} layers of {spec.hidden_size}, {spec.num_heads} heads",
-            ),
-            ("vocabulary", f"{spec.vocab_size:,}"),
-            ("graph", f"{manifest.dialect}, {manifest.precision}"),
-            ("size", f"{bundle.nbytes / 1e6:,.1f} MB"),
-            ("state", f"{spec.state_bytes / 1e6:,.3f} MB a sequence, at any length"),
-            ("positions", "no end" if limit is None else f"{limit}: {manifest.limit_reason}"),
-            ("decay", manifest.decay),
-            ("parity", "not verified" if parity is None else "passed" if parity["passed"] else "FAILED"),
-            *(("warning", text) for text in manifest.warnings),
-            *(
-                ("engine", f"{name} {e['version']} for {', '.join(e['gpus'])}, batch {e['batch']}")
-                for name, e in manifest.engines.items()
-            ),
-            ("written by", ", ".join(f"{name} {v}" for name, v in manifest.versions.items())),
-        ]
-    )
+    show_bundle(open_bundle(bundle), as_json)
 
 
 @main.command()
@@ -184,6 +120,12 @@ def _show_bundle(bundle: Bundle, as_json: bool) -> None:
 @click.option("--text", type=click.Path(path_type=Path), help=TEXT)
 @click.option("--tokens", type=click.IntRange(2), help="At most; default: what suits the model's size.")
 @click.option("--store/--no-store", default=True, show_default=True, help="Keep the report in BUNDLE.")
+@click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="What runs BUNDLE; the CPU rounds as a GPU would.",
+)
 @PROGRESS
 @THREADS
 @JSON
@@ -252,16 +194,27 @@ def _difference_rows(difference: Difference) -> list[tuple[str, str]]:
 @click.option("--stop", multiple=True, help="Text that ends the output; may be given several times.")
 @click.option("--stop-token", "stop_tokens", type=int, multiple=True, help="Token id that ends it.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's own end token.")
-@click.option("--provider", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
+@PROVIDER
+@click.option(
+    "--cuda-graph/--no-cuda-graph",
+    default=None,
+    help="Replay decode steps as CUDA graphs; default: where they are proven equal.",
+)
 @THREADS
 @JSON
 def run(
-    bundle: Path, prompt: str | None, provider: str, threads: int | None, as_json: bool, **sampling: Any
+    bundle: Path,
+    prompt: str | None,
+    provider: str,
+    threads: int | None,
+    cuda_graph: bool | None,
+    as_json: bool,
+    **sampling: Any,
 ) -> None:
     """Generate text from BUNDLE."""
     from .runtime.model import load
 
-    model = load(bundle, provider=provider, threads=threads)
+    model = load(bundle, provider=provider, threads=threads, cuda_graph=cuda_graph)
     records = model.generate(sys.stdin.read() if prompt is None else prompt, **sampling)
     text = []
     for record in records:

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import click
 
+BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+PROVIDER = click.option(
+    "--provider",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda, tensorrt, tensorrt_rtx, ort-tensorrt or ort-tensorrt-rtx, with :N for the N-th "
+    "GPU; auto: the best that is there.",
+)
 THREADS = click.option("-t", "--threads", type=click.IntRange(1), help="Default: all physical cores.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 

@@ -16,7 +16,7 @@ from ..runtime import names
 from ..runtime.bundle import Bundle, open_bundle, sha256, write_manifest
 from ..runtime.driver import Cuda, Gpu
 from ..runtime.engine import BACKENDS, TURING, Backend, EngineRecord, import_backend, installed_backend
-from ..runtime.model import PIECE
+from ..runtime.session import PIECE
 
 #: Precisions whose matmuls Turing's TensorRT-RTX kernels do not have.
 NOT_ON_TURING = ("fp32", "bf16")

@@ -30,7 +30,8 @@ def build_graph(model: DijiangModel, dialect: str) -> ir.Model:
 
     Inputs: `input_ids`, `position_ids`, `attention_mask` [B, T] int64 (mask 0: padding, which
     leaves the state untouched), `logit_indices` [B, N] int64 (which of the T tokens to return
-    logits of), and the states [B, G, K, K] float32. Outputs: `logits` [B, N, vocab] float32, states.
+    logits of), and the states [B, G, K, K] float32. Outputs: `logits` [B, N, vocab] float32,
+    `next_tokens` [B, N] int64 (their argmax), states.
     """
     if model.spec.activation not in ACTIVATIONS:
         raise ExportError(
@@ -72,6 +73,9 @@ class _Writer:
         index = b.op("Unsqueeze", kept, b.constant([-1], np.int64))
         logits = self._logits(b.op("GatherND", x, index, batch_dims=1))
         b.output(logits, names.LOGITS, ir.DataType.FLOAT, ["batch", "kept", spec.vocab_size])
+        # On a GPU this is all that has to leave it.
+        tokens = b.op("ArgMax", logits, axis=-1, keepdims=0)
+        b.output(tokens, names.NEXT_TOKENS, ir.DataType.INT64, ["batch", "kept"])
         for layer, state in enumerate(states):
             b.output(state, names.present_state(layer), ir.DataType.FLOAT, state_shape)
         return b.model(f"dijiang_{spec.family}", {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -101,10 +101,10 @@ def _records(
     step = np.empty((1, 1), np.int64)
     started = time.perf_counter()
     sampler.see(ids)
-    logits = model.forward(ids[None], state)
+    choose = _chooser(model, state, sampler)
+    token = choose(ids[None])
     ready = time.perf_counter()
     for generated in range(1, max_tokens + 1):
-        token = sampler(logits[0])
         reason: FinishReason | None = None
         piece, met = stops.push(text.push(token) if text and token not in ends else "")
         if met or token in ends:
@@ -130,4 +130,11 @@ def _records(
         if reason:
             return
         step[0, 0] = token
-        logits = model.forward(step, state)
+        token = choose(step)
+
+
+def _chooser(model: Model, state: State, sampler: Sampler) -> Callable[[np.ndarray], int]:
+    """ids [1, T] -> the token after them; where a GPU can pick it, the logits stay there."""
+    if sampler.is_argmax and model.picks_tokens:
+        return lambda ids: model.next_token(ids, state)
+    return lambda ids: sampler(model.forward(ids, state)[0])

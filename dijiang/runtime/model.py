@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,10 @@ import numpy as np
 from ..errors import InputError
 from .bundle import TOKENIZER, Bundle, open_bundle
 from .generator import Record, generate
-from .session import OrtSession, Session
+from .providers import open_session
+from .session import Session
 from .state import State
 from .text import TextTokenizer
-
-#: Tokens of a prompt that go through the graph at once: bounds the memory of a prefill.
-PIECE = 256
 
 
 class Model:
@@ -61,7 +59,7 @@ class Model:
         """Advance the state over ids; any split of the same ids gives the same logits.
 
         Args:
-            ids: [B, T] int64; T = 1 is the decode step, T > 1 prefill in pieces of PIECE tokens.
+            ids: [B, T] int64; T = 1 is the decode step, T > 1 prefill in pieces.
             state: of this model, batch B; advanced in place.
             mask: [B, T], 0 where a token is padding (left, right or between); None: no padding.
             all_logits: return every token's logits instead of each sequence's last.
@@ -77,11 +75,12 @@ class Model:
         self.check(ids, state, real)
         batch, length = int(ids.shape[0]), int(ids.shape[1])
         last = length - 1 - np.argmax(real[:, ::-1], axis=1)
-        if length <= PIECE and not all_logits:
+        longest = self._session.longest
+        if length <= longest and not all_logits:
             return self._piece(ids, real, state, last[:, None])[:, 0].copy()
         result = np.empty((batch, length if all_logits else 1, self.spec.vocab_size), np.float32)
-        for start in range(0, length, PIECE):
-            piece = slice(start, min(start + PIECE, length))
+        for start in range(0, length, longest):
+            piece = slice(start, min(start + longest, length))
             if all_logits:
                 kept = np.broadcast_to(np.arange(piece.stop - start), ids[:, piece].shape)
                 result[:, piece] = self._piece(ids[:, piece], real[:, piece], state, kept)
@@ -92,10 +91,39 @@ class Model:
         return result if all_logits else result[:, 0]
 
     def _piece(self, ids: np.ndarray, real: np.ndarray, state: State, kept: np.ndarray) -> np.ndarray:
+        return self._advance(self._session.run, ids, real, state, kept)
+
+    @staticmethod
+    def _advance(
+        run: Callable[..., np.ndarray],
+        ids: np.ndarray,
+        real: np.ndarray,
+        state: State,
+        kept: np.ndarray,
+    ) -> np.ndarray:
         positions = state.position[:, None] + np.cumsum(real, axis=1) - 1
-        logits = self._session.run(ids, np.maximum(positions, 0), real, kept, state)
+        result = run(ids, np.maximum(positions, 0), real, kept, state)
         state.position += real.sum(axis=1)
-        return logits
+        return result
+
+    @property
+    def picks_tokens(self) -> bool:
+        """Whether `next_token` is there: on a GPU, where logits are expensive to copy."""
+        return hasattr(self._session, "next_tokens")
+
+    def next_token(self, ids: np.ndarray, state: State) -> int:
+        """Advance the state of one sequence over ids [1, T]; its most likely next token.
+
+        Only the token leaves the GPU. Raises as `forward` does.
+        """
+        self.check(ids, state)
+        longest, length = self._session.longest, ids.shape[1]
+        pick: Callable[..., np.ndarray] = self._session.next_tokens  # type: ignore[attr-defined]
+        for start in range(0, length, longest):
+            piece = ids[:, start : start + longest]
+            last = np.array([[piece.shape[1] - 1]])
+            tokens = self._advance(pick, piece, np.ones(piece.shape, np.int64), state, last)
+        return int(tokens[0, 0])
 
     def check(self, ids: np.ndarray, state: State, real: np.ndarray | None = None) -> None:
         """InputError unless ids [B, T] (real [B, T]: 0 for padding) can follow the state."""
@@ -112,7 +140,7 @@ class Model:
                 f"{state.batch}, expected the same shape and batch; use new_state({len(ids)})"
             )
         expected = [(state.batch, *self.spec.state_shape)] * self.spec.num_layers
-        if [layer.shape for layer in state.layers] != expected:
+        if state.shapes != expected:
             raise InputError("the state is of another model, expected new_state() of this one")
         seen = ids[real.astype(bool)]
         if seen.size and (seen.min() < 0 or seen.max() >= self.spec.vocab_size):
@@ -137,18 +165,27 @@ class Model:
 
 
 def load(
-    bundle: str | Path, *, provider: str = "auto", threads: int | None = None, check_hashes: bool = True
+    bundle: str | Path,
+    *,
+    provider: str = "auto",
+    threads: int | None = None,
+    cuda_graph: bool | None = None,
+    check_hashes: bool = True,
 ) -> Model:
     """Load a bundle.
 
     Args:
         bundle: folder written by `dijiang export`.
-        provider: `cpu`, or `auto` for the best available; the one asked for is used or an error.
+        provider: a name of `providers.PROVIDERS`, with `:N` for the N-th GPU; `auto`: an engine of the
+            bundle if there is a GPU, CUDA if the installed onnxruntime has it, else the CPU. The one
+            asked for is used, or it is an error.
         threads: intra-op threads; None: as many as physical cores.
+        cuda_graph: replay decode steps as CUDA graphs; None: where they are proven equal.
         check_hashes: compare every file's sha256 with the manifest.
 
     Raises:
         BundleError, SessionError
     """
     opened = open_bundle(bundle, check_hashes=check_hashes)
-    return Model(opened, OrtSession(opened, provider=provider, threads=threads))
+    session = open_session(opened, provider=provider, threads=threads, cuda_graph=cuda_graph)
+    return Model(opened, session)

@@ -5,6 +5,9 @@ POSITION_IDS = "position_ids"
 ATTENTION_MASK = "attention_mask"
 LOGIT_INDICES = "logit_indices"
 LOGITS = "logits"
+NEXT_TOKENS = "next_tokens"
+#: In the order of Session.run.
+INPUTS = (INPUT_IDS, POSITION_IDS, ATTENTION_MASK, LOGIT_INDICES)
 
 
 def past_state(layer: int) -> str:

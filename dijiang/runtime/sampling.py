@@ -55,6 +55,11 @@ class Sampler:
         self._random = np.random.default_rng(options.seed)
         self._seen = np.zeros(vocab_size, bool)
 
+    @property
+    def is_argmax(self) -> bool:
+        """Whether the next token is always the most likely one."""
+        return self._options.temperature == 0 and self._options.repetition_penalty == 1
+
     def see(self, ids: np.ndarray | list[int]) -> None:
         """Count tokens as seen, for the repetition penalty."""
         self._seen[ids] = True

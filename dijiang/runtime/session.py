@@ -11,12 +11,23 @@ from . import names
 from .bundle import Bundle
 from .state import State
 
+#: Tokens of a prompt that go through the graph at once: bounds the memory of a prefill.
+PIECE = 256
 #: --provider -> ONNX Runtime execution provider.
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
 
 
 class Session(Protocol):
-    """One step of the graph over any number of tokens."""
+    """One step of the graph over up to `longest` tokens.
+
+    A session that can also has `next_tokens`, which returns the most likely token of each kept
+    position, [B, N] int64, instead of the logits.
+    """
+
+    @property
+    def longest(self) -> int:
+        """Tokens a call at most."""
+        ...
 
     def run(
         self,
@@ -50,6 +61,8 @@ class OrtSession:
     Where the dialect's attention node allows it the same memory is bound as past and present state;
     otherwise two sets of buffers take turns and the newer one is copied back.
     """
+
+    longest = PIECE
 
     def __init__(self, bundle: Bundle, *, provider: str = "auto", threads: int | None = None) -> None:
         ort = import_onnxruntime()

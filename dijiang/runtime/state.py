@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
@@ -11,16 +11,49 @@ import numpy as np
 from ..errors import InputError
 
 
+class Keeper(Protocol):
+    """Holds the numbers of a state on a device."""
+
+    def give_back(self, arrays: list[np.ndarray]) -> None:
+        """Copy them into the arrays and hold them no longer."""
+        ...
+
+
 class State:
     """Recurrent states and positions of a batch.
 
-    layers: one [B, Hkv, K, V] float32 array a layer.  position: tokens seen, [B] int64.
-    The arrays are bound by a session and updated in place: their addresses never change.
+    position: tokens seen, [B] int64.
+    A session on the CPU binds the arrays and updates them in place: their addresses never change. One
+    on a GPU borrows them; the first look at `layers` after that copies the numbers back.
     """
 
     def __init__(self, layers: list[np.ndarray], position: np.ndarray) -> None:
-        self.layers = layers
+        self._layers = layers
+        self._keeper: Keeper | None = None
         self.position = position
+
+    @property
+    def layers(self) -> list[np.ndarray]:
+        """One [B, Hkv, K, V] float32 array a layer."""
+        self.bring_home()
+        return self._layers
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shape of each layer, wherever its numbers are."""
+        return [layer.shape for layer in self._layers]
+
+    def lend(self, keeper: Keeper) -> list[np.ndarray]:
+        """The arrays, whose numbers the keeper holds from now on."""
+        arrays = self.layers
+        self._keeper = keeper
+        return arrays
+
+    def bring_home(self) -> None:
+        """Copy the numbers back into the arrays, if a keeper holds them."""
+        if self._keeper is not None:
+            keeper, self._keeper = self._keeper, None
+            keeper.give_back(self._layers)
 
     @classmethod
     def empty(cls, batch: int, layers: int, shape: tuple[int, int, int]) -> State:
@@ -38,7 +71,7 @@ class State:
     @property
     def nbytes(self) -> int:
         """Bytes of all layers; does not depend on the position."""
-        return sum(layer.nbytes for layer in self.layers)
+        return sum(layer.nbytes for layer in self._layers)
 
     def clone(self) -> State:
         """An independent copy: fork a sequence, or keep a point to come back to."""

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dijiang
-from dijiang.runtime import model as model_module
 
 from ..conftest import Golden
 
@@ -44,7 +43,7 @@ def test_any_split_gives_the_same_logits_and_state(model, ids, whole, data):
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 128, 200])
 def test_long_prompts_go_through_in_pieces(model, monkeypatch, length):
-    monkeypatch.setattr(model_module, "PIECE", 64)
+    monkeypatch.setattr(model._session, "longest", 64, raising=False)
     prompt = np.random.default_rng(length).integers(0, model.spec.vocab_size, (2, length))
     state = model.new_state(2)
     last = model.forward(prompt, state)

@@ -1,0 +1,49 @@
+"""What a bundle holds, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from . import print_table
+
+if TYPE_CHECKING:
+    from ..runtime.bundle import Bundle
+
+
+def show_bundle(bundle: Bundle, as_json: bool) -> None:
+    """Print it on stdout."""
+    manifest, spec = bundle.manifest, bundle.manifest.spec
+    if as_json:
+        click.echo(
+            json.dumps(
+                json.loads(manifest.to_json()) | {"bytes": bundle.nbytes, "path": str(bundle.path)}
+            )
+        )
+        return
+    limit = manifest.positions_limit
+    parity = bundle.parity
+    print_table(
+        [
+            ("bundle", str(bundle.path)),
+            (
+                "model",
+                f"{spec.family}, {spec.num_layers} layers of {spec.hidden_size}, {spec.num_heads} heads",
+            ),
+            ("vocabulary", f"{spec.vocab_size:,}"),
+            ("graph", f"{manifest.dialect}, {manifest.precision}"),
+            ("size", f"{bundle.nbytes / 1e6:,.1f} MB"),
+            ("state", f"{spec.state_bytes / 1e6:,.3f} MB a sequence, at any length"),
+            ("positions", "no end" if limit is None else f"{limit}: {manifest.limit_reason}"),
+            ("decay", manifest.decay),
+            ("parity", "not verified" if parity is None else "passed" if parity["passed"] else "FAILED"),
+            *(("warning", text) for text in manifest.warnings),
+            *(
+                ("engine", f"{name} {e['version']} for {', '.join(e['gpus'])}, batch {e['batch']}")
+                for name, e in manifest.engines.items()
+            ),
+            ("written by", ", ".join(f"{name} {v}" for name, v in manifest.versions.items())),
+        ]
+    )

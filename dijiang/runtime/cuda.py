@@ -1,0 +1,249 @@
+"""ONNX Runtime on a GPU: state, tokens and logits stay there, and a decode step is one CUDA graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import SessionError
+from . import names
+from .bundle import Bundle
+from .providers import PROVIDERS, check_single_onnxruntime
+from .resident import Resident
+from .session import PIECE, import_onnxruntime
+from .state import State
+
+#: Head sizes up to this have LinearAttention kernels for any length on CUDA. Beyond, only the decode
+#: step's fits into shared memory: a prompt goes through token by token.
+LARGEST_PREFILL_HEAD = 128
+#: Decode steps compared before CUDA graphs are trusted: each of the two graphs warms up, is captured and
+#: is replayed.
+PROOF_STEPS = 8
+#: The graph id with which ONNX Runtime neither captures nor replays.
+NO_GRAPH = -1
+#: What onnxruntime says -> what to do about it.
+ADVICE = (
+    ("out of memory", "use a smaller model, precision or batch, or end what else is on the GPU"),
+    ("Failed to allocate", "use a smaller model, precision or batch, or end what else is on the GPU"),
+    ("driver version is insufficient", "install a newer NVIDIA driver (nvidia-smi shows this one)"),
+    ("no CUDA-capable device", "check nvidia-smi and CUDA_VISIBLE_DEVICES"),
+    ("no kernel image", "install an onnxruntime-gpu that was built for this GPU"),
+    ("invalid device ordinal", "choose one of the GPUs that nvidia-smi lists"),
+    ("default CPU EP", "install CUDA and cuDNN: pip install 'onnxruntime-gpu[cuda,cudnn]'"),
+    ("cannot open shared object", "install CUDA and cuDNN: pip install 'onnxruntime-gpu[cuda,cudnn]'"),
+    ("require cuDNN", "install CUDA and cuDNN: pip install 'onnxruntime-gpu[cuda,cudnn]'"),
+)
+
+
+def explain(error: Exception, what: str) -> SessionError:
+    """One line for an error of onnxruntime, whose errors share no base class."""
+    text = " ".join(str(error).split())
+    advice = next(
+        (known for part, known in ADVICE if part.lower() in text.lower()),
+        "see dijiang doctor, or use --provider cpu",
+    )
+    return SessionError(f"{what} ({text[:200]}); {advice}")
+
+
+class DeviceSession:
+    """A session of an execution provider with memory of its own.
+
+    cuda_graph: whether decode steps are replayed CUDA graphs. None asks for them where the provider has
+    them, and keeps them only if they gave the same logits and states as without, bit for bit.
+    """
+
+    def __init__(
+        self, bundle: Bundle, provider: str, device: int = 0, *, cuda_graph: bool | None = None
+    ) -> None:
+        self._bundle, self._row, self._index = bundle, PROVIDERS[provider], device
+        self._spec = bundle.manifest.spec
+        self._ort = self._import(provider)
+        if cuda_graph and not self._row.captures:
+            raise SessionError(f"provider {provider} has no CUDA graphs; leave --cuda-graph out")
+        self.cuda_graph = self._row.captures and cuda_graph is not False
+        self._open()
+        if self.cuda_graph and (difference := self._graph_difference()):
+            if cuda_graph:
+                raise SessionError(f"CUDA graphs change the result ({difference}); use --no-cuda-graph")
+            self.cuda_graph = False
+            self._open()
+
+    @property
+    def longest(self) -> int:
+        """Tokens a call at most."""
+        fused = self._bundle.manifest.dialect != "primitive"
+        return 1 if fused and self._spec.head_size > LARGEST_PREFILL_HEAD else PIECE
+
+    def _import(self, name: str) -> Any:
+        check_single_onnxruntime()
+        ort = import_onnxruntime()
+        if self._row.execution_provider not in ort.get_available_providers():
+            raise SessionError(
+                f"execution provider {name!r} is not available: onnxruntime {ort.__version__} has "
+                f"{', '.join(ort.get_available_providers())}; {self._row.install}"
+            )
+        if self._row.memory == "cuda" and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+        return ort
+
+    def _open(self) -> None:
+        """Load the graph and assert that what was asked for runs it."""
+        row, options = self._row, self._ort.SessionOptions()
+        options.log_severity_level = 3
+        if row.whole and self._bundle.manifest.dialect != "primitive":
+            # primitive computes shapes on the CPU; of the others a node left there is an error.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        settings = {"device_id": str(self._index)} if row.memory == "cuda" else {}
+        if row.captures:
+            settings["enable_cuda_graph"] = str(int(self.cuda_graph))
+        try:
+            self._session = self._ort.InferenceSession(
+                str(self._bundle.graph),
+                sess_options=options,
+                providers=[(row.execution_provider, settings | row.options)],
+                enable_fallback=0,
+            )
+        except Exception as error:
+            raise explain(
+                error, f"{self._bundle.graph}: {row.execution_provider} cannot load it"
+            ) from error
+        self.provider = self._session.get_providers()[0]
+        if self.provider != row.execution_provider:
+            raise SessionError(
+                f"asked for {row.execution_provider}, onnxruntime used {self.provider}; {row.install}"
+            )
+        self._slots: dict[int, _Slot] = {}
+        self._graphs = 0
+
+    def run(
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
+    ) -> np.ndarray:
+        """See Session.run."""
+        logits: np.ndarray = self._step(ids, positions, mask, kept, state).logits.numpy()
+        return logits
+
+    def next_tokens(
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
+    ) -> np.ndarray:
+        """As `run`, but the most likely token of each kept position, [B, N] int64."""
+        tokens: np.ndarray = self._step(ids, positions, mask, kept, state).tokens.numpy()
+        return tokens
+
+    def _step(
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
+    ) -> _Binding:
+        try:
+            if state.batch not in self._slots:
+                self._slots[state.batch] = _Slot(self, state)
+            slot = self._slots[state.batch]
+            slot.resident.take(state)
+            binding = slot.binding(ids.shape, kept.shape)
+            for buffer, array in zip(binding.inputs, (ids, positions, mask, kept), strict=True):
+                buffer.write(np.ascontiguousarray(array, np.int64))
+            self._session.run_with_iobinding(binding.io, binding.options)
+        except SessionError:
+            raise
+        except Exception as error:
+            raise explain(error, f"{self.provider} failed in a step of {ids.shape[1]} tokens") from error
+        slot.resident.swap()
+        return binding
+
+    def _graph_difference(self) -> str:
+        """What CUDA graphs change in a few decode steps; empty: nothing, bit for bit."""
+        found = []
+        for capturing in (False, True):
+            self._capturing = capturing
+            state = State.empty(1, self._spec.num_layers, self._spec.state_shape)
+            one = np.ones((1, 1), np.int64)
+            try:
+                logits = [
+                    self.run(one * (t % self._spec.vocab_size), one * t, one, one * 0, state).copy()
+                    for t in range(PROOF_STEPS)
+                ]
+            except SessionError as error:
+                return str(error)
+            found.append([*logits, *state.layers])
+            self._slots.clear()
+        changed = sum(not np.array_equal(a, b, equal_nan=True) for a, b in zip(*found, strict=True))
+        return f"{changed} of {len(found[0])} results" if changed else ""
+
+    _capturing = True
+
+    def new_graph(self) -> int:
+        """The next free graph id; 0 is onnxruntime's own."""
+        self._graphs += 1
+        return self._graphs
+
+    @property
+    def captures_now(self) -> bool:
+        """Whether a decode step is captured."""
+        return self.cuda_graph and self._capturing
+
+
+class _Tensor:
+    """An OrtValue in the provider's memory."""
+
+    def __init__(self, session: DeviceSession, shape: tuple[int, ...], dtype: Any) -> None:
+        memory, index = session._row.memory, session._index
+        self.value = session._ort.OrtValue.ortvalue_from_shape_and_type(
+            list(shape), dtype, memory, index if memory != "cpu" else 0
+        )
+
+    def write(self, array: np.ndarray) -> None:
+        self.value.update_inplace(array)
+
+    def read(self, array: np.ndarray) -> None:
+        array[...] = self.value.numpy()
+
+    def numpy(self) -> np.ndarray:
+        """A copy on the host."""
+        data: np.ndarray = self.value.numpy()
+        return data
+
+
+class _Slot:
+    """The buffers of one batch size, and what is bound to them."""
+
+    def __init__(self, session: DeviceSession, state: State) -> None:
+        self._session = session
+        sets = [[_Tensor(session, shape, np.float32) for shape in state.shapes] for _ in range(2)]
+        self.resident = Resident((sets[0], sets[1]))
+        self._bindings: dict[tuple[Any, ...], _Binding] = {}
+
+    def binding(self, shape: tuple[int, ...], kept: tuple[int, ...]) -> _Binding:
+        """Of these shapes from the side whose turn it is. Decode steps stay; of others the last does."""
+        key = (shape, kept, self.resident.side)
+        if key not in self._bindings:
+            self._bindings = {
+                k: b for k, b in self._bindings.items() if k[0][1] == 1 or k[:2] == key[:2]
+            }
+            self._bindings[key] = _Binding(self._session, self.resident, shape, kept)
+        return self._bindings[key]
+
+
+class _Binding:
+    """Inputs and outputs of one shape, one side and, for a decode step, one CUDA graph."""
+
+    def __init__(
+        self,
+        session: DeviceSession,
+        resident: Resident[_Tensor],
+        shape: tuple[int, ...],
+        kept: tuple[int, ...],
+    ) -> None:
+        self.inputs = [_Tensor(session, size, np.int64) for size in (shape, shape, shape, kept)]
+        self.logits = _Tensor(session, (*kept, session._spec.vocab_size), np.float32)
+        self.tokens = _Tensor(session, kept, np.int64)
+        self.io = session._session.io_binding()
+        for name, tensor in zip(names.INPUTS, self.inputs, strict=True):
+            self.io.bind_ortvalue_input(name, tensor.value)
+        self.io.bind_ortvalue_output(names.LOGITS, self.logits.value)
+        self.io.bind_ortvalue_output(names.NEXT_TOKENS, self.tokens.value)
+        for layer, (past, present) in enumerate(zip(resident.past, resident.present, strict=True)):
+            self.io.bind_ortvalue_input(names.past_state(layer), past.value)
+            self.io.bind_ortvalue_output(names.present_state(layer), present.value)
+        graph = session.new_graph() if session.captures_now and shape[1] == 1 else NO_GRAPH
+        self.options = session._ort.RunOptions()
+        if session._row.captures:
+            self.options.add_run_config_entry("gpu_graph_id", str(graph))

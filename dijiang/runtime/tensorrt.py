@@ -1,0 +1,212 @@
+"""A bundle's TensorRT engine, by TensorRT or TensorRT-RTX: state and logits stay on the GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import SessionError
+from . import names
+from .bundle import Bundle
+from .driver import Cuda
+from .engine import BACKENDS, EngineRecord, import_backend
+from .resident import Resident
+from .state import State
+
+#: Memory that a device needs beside engine, scratch and states: CUDA's own, and what the desktop uses.
+SPARE_BYTES = 256 << 20
+
+
+class TensorRtSession:
+    """One engine; a decode step is one captured CUDA graph, unless cuda_graph is False.
+
+    The step that is captured reads one set of state buffers and writes the other. So both directions
+    are captured, the warm-up before a capture leaves no trace, and no engine needs in-place outputs.
+    """
+
+    def __init__(
+        self, bundle: Bundle, backend: str, device: int = 0, *, cuda_graph: bool | None = None
+    ) -> None:
+        engines = bundle.manifest.engines
+        if backend not in engines:
+            raise SessionError(
+                f"{bundle.path} has no {backend} engine, it has {', '.join(engines) or 'none'}; "
+                f"run dijiang build {bundle.path} --backend {backend}"
+            )
+        self._record = EngineRecord.from_dict(engines[backend])
+        self._title = BACKENDS[backend].title
+        self._cuda = Cuda(device)
+        self._trt = import_backend(backend)
+        self._record.require(self._trt.__version__, self._cuda.gpu)
+        self._spec = bundle.manifest.spec
+        self.provider = f"{self._title} {self._trt.__version__}"
+        self.longest = self._record.longest
+        self._load(bundle)
+        self._stream = self._cuda.stream()
+        self._slots: dict[int, _Slot] = {}
+        self.cuda_graph = cuda_graph is not False
+
+    def _load(self, bundle: Bundle) -> None:
+        path, spec = bundle.path / self._record.file, bundle.manifest.spec
+        free = self._cuda.gpu.free
+        need = path.stat().st_size + 2 * self._record.batch * spec.state_bytes + SPARE_BYTES
+        if need > free:
+            raise SessionError(
+                f"{path}: needs {need / 1e9:.2f} GB of GPU memory, {free / 1e9:.2f} GB are free; "
+                "use a smaller model, precision or batch, or end what else is on the GPU"
+            )
+        trt = self._trt
+        self._logger = trt.Logger(trt.Logger.ERROR)
+        self._runtime = trt.Runtime(self._logger)
+        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise SessionError(
+                f"{path}: {self.provider} cannot load it; rebuild with: "
+                f"dijiang build {bundle.path} --backend {self._record.backend}"
+            )
+        self._engine = engine
+        # Steps follow each other on one stream: all contexts can share one scratch memory.
+        size = max(int(engine.device_memory_size_v2), 1)
+        self._scratch = self._cuda.allocate(size), size
+        last = engine.num_optimization_profiles - 1
+        self._profiles = {True: 0, False: last}
+
+    def run(
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
+    ) -> np.ndarray:
+        """See Session.run."""
+        slot = self._step(ids, positions, mask, kept, state)
+        logits = np.empty((*kept.shape, self._spec.vocab_size), np.float32)
+        self._cuda.download(logits, slot.outputs[names.LOGITS].address, self._stream)
+        return logits
+
+    def next_tokens(
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
+    ) -> np.ndarray:
+        """As `run`, but the most likely token of each kept position, [B, N] int64."""
+        slot = self._step(ids, positions, mask, kept, state)
+        tokens = np.empty(kept.shape, np.int64)
+        self._cuda.download(tokens, slot.outputs[names.NEXT_TOKENS].address, self._stream)
+        return tokens
+
+    def _step(
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
+    ) -> _Slot:
+        batch, length = ids.shape
+        if batch > self._record.batch:
+            raise SessionError(
+                f"batch is {batch}, the engine takes {self._record.batch}; "
+                f"rebuild with: dijiang build BUNDLE --batch {batch}"
+            )
+        self._cuda.activate()
+        if batch not in self._slots:
+            self._slots[batch] = _Slot(self, state)
+        slot = self._slots[batch]
+        slot.resident.take(state)
+        arrays = [np.ascontiguousarray(a, np.int64) for a in (ids, positions, mask, kept)]
+        for name, array in zip(names.INPUTS, arrays, strict=True):
+            slot.inputs[name].write(array)
+        slot.require_outputs(kept.size)
+        if length == 1 and self.cuda_graph:
+            self._replay(slot)
+        else:
+            self._enqueue(slot, self.context(slot, decode=length == 1), ids.shape, kept.shape)
+        self._cuda.synchronize(self._stream)  # the arrays above may go
+        slot.resident.swap()
+        return slot
+
+    def context(self, slot: _Slot, *, decode: bool) -> Any:
+        """The execution context for decode steps of this batch and side, or for prefill."""
+        key = (decode, slot.resident.side if decode else 0)
+        if key not in slot.contexts:
+            trt = self._trt
+            strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = self._engine.create_execution_context(strategy)
+            if context is None:
+                raise SessionError(
+                    f"{self.provider} cannot create an execution context; "
+                    "use a smaller model or batch, or end what else is on the GPU"
+                )
+            context.set_device_memory(*self._scratch)
+            context.set_optimization_profile_async(self._profiles[decode], self._stream)
+            slot.contexts[key] = context
+        return slot.contexts[key]
+
+    def _enqueue(self, slot: _Slot, context: Any, shape: tuple[int, ...], kept: tuple[int, ...]) -> None:
+        shapes = dict(zip(names.INPUTS, (shape, shape, shape, kept), strict=True))
+        buffers = {**slot.inputs, **slot.outputs}
+        for layer, (past, present) in enumerate(
+            zip(slot.resident.past, slot.resident.present, strict=True)
+        ):
+            shapes[names.past_state(layer)] = (shape[0], *self._spec.state_shape)
+            buffers[names.past_state(layer)] = past
+            buffers[names.present_state(layer)] = present
+        for name, size in shapes.items():
+            if not context.set_input_shape(name, size):
+                raise SessionError(f"{self.provider} does not take {name} of {list(size)}; rebuild it")
+        for name, buffer in buffers.items():
+            context.set_tensor_address(name, buffer.address)
+        if not context.execute_async_v3(self._stream):
+            raise SessionError(f"{self.provider} failed in a step of {shape[1]} tokens; see nvidia-smi")
+
+    def _replay(self, slot: _Slot) -> None:
+        """Launch the decode step of this side as a graph; the first time, capture it."""
+        side = slot.resident.side
+        if side not in slot.graphs:
+            batch = slot.batch
+            context = self.context(slot, decode=True)
+            # Once outside: kernels are loaded and shapes resolved, which a capture does not allow.
+            self._enqueue(slot, context, (batch, 1), (batch, 1))
+            self._cuda.synchronize(self._stream)
+            with self._cuda.capture(self._stream) as graphs:
+                self._enqueue(slot, context, (batch, 1), (batch, 1))
+            slot.graphs[side] = graphs[0]
+        self._cuda.launch(slot.graphs[side], self._stream)
+
+
+class _Memory:
+    """Device memory of one tensor, in the order of the session's stream."""
+
+    def __init__(self, session: TensorRtSession, nbytes: int) -> None:
+        self._session, self.nbytes = session, nbytes
+        self.address = session._cuda.allocate(nbytes)
+
+    def write(self, array: np.ndarray) -> None:
+        self._session._cuda.upload(self.address, array, self._session._stream)
+
+    def read(self, array: np.ndarray) -> None:
+        self._session._cuda.download(array, self.address, self._session._stream)
+
+    def free(self) -> None:
+        """Give it back."""
+        self._session._cuda.free(self.address)
+
+
+class _Slot:
+    """Buffers, contexts and graphs of one batch size."""
+
+    def __init__(self, session: TensorRtSession, state: State) -> None:
+        self._session, self.batch = session, state.batch
+        sets = [[_Memory(session, 4 * int(np.prod(shape))) for shape in state.shapes] for _ in range(2)]
+        self.resident = Resident((sets[0], sets[1]))
+        most = 8 * state.batch * session.longest
+        self.inputs = {name: _Memory(session, most) for name in names.INPUTS}
+        self.outputs: dict[str, _Memory] = {}
+        self.contexts: dict[tuple[bool, int], Any] = {}
+        self.graphs: dict[int, int] = {}
+        self.require_outputs(state.batch)
+
+    def require_outputs(self, count: int) -> None:
+        """Make room for the logits of `count` positions; graphs that wrote elsewhere are dropped."""
+        sizes = {names.LOGITS: 4 * count * self._session._spec.vocab_size, names.NEXT_TOKENS: 8 * count}
+        for name, nbytes in sizes.items():
+            old = self.outputs.get(name)
+            if old is not None and old.nbytes >= nbytes:
+                continue
+            self.outputs[name] = _Memory(self._session, nbytes)
+            if old is not None:
+                old.free()
+            for graph in self.graphs.values():
+                self._session._cuda.destroy(graph)
+            self.graphs.clear()
