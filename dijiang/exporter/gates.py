@@ -18,9 +18,10 @@ class Gate:
 #: precision -> gates. Metrics: the fields of `parity.Parity.metrics`.
 GATES: dict[str, tuple[Gate, ...]] = {
     "fp32": (Gate("max_error", 1e-4), Gate("step_error", 1e-4)),
-    # Of 16-bit types the CPU computes what rounding after every node gives. bf16 has 3 bits less.
-    "fp16": (Gate("rms_relative_error", 2e-3), Gate("kl", 1e-5), Gate("top1_disagreement", 0.01)),
-    "bf16": (Gate("rms_relative_error", 2e-2), Gate("kl", 1e-3), Gate("top1_disagreement", 0.05)),
+    # Rounding the weights alone moves small random models by 0.7e-3 to 1.9e-3 RMS in fp16, and all of it
+    # by up to 3.2e-3; bf16 has three bits less. On the trained example fp16 is 0.4e-3 off, bf16 3e-3.
+    "fp16": (Gate("rms_relative_error", 5e-3), Gate("kl", 1e-5), Gate("top1_disagreement", 0.01)),
+    "bf16": (Gate("rms_relative_error", 4e-2), Gate("kl", 1e-3), Gate("top1_disagreement", 0.05)),
 }
 
 

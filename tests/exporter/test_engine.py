@@ -12,6 +12,8 @@ from dijiang.runtime.driver import Gpu
 from dijiang.runtime.engine import RTX_GPUS, TURING, EngineRecord, import_backend
 
 from ..conftest import GOLDEN
+from ..random_models import write
+from .test_families import NAMED
 
 #: One engine runs on all of them: 1 to 3 s a build.
 MODERN = [gpu for gpu in RTX_GPUS if gpu != TURING]
@@ -34,6 +36,17 @@ def test_every_graph_is_an_engine_for_every_gpu(primitive, name):
     weights = (bundle / "model.onnx.data").stat().st_size
     assert (bundle / record.file).stat().st_size > 0.8 * weights
     assert not list(bundle.glob(".*"))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("variant", ["neox-sequential-tied", "opt-350m-like", "llama-gqa-4"])
+def test_every_family_and_type_is_an_engine(tmp_path, variant, precision):
+    (tmp_path / "checkpoint").mkdir()
+    checkpoint = write(tmp_path / "checkpoint", NAMED[variant], trained=True, seed=1)
+    options = {"target": "tensorrt", "precision": precision, "verify": False}
+    bundle = dijiang.export(checkpoint, tmp_path / "b", **options)
+    built = dijiang.build(bundle.path, backend="tensorrt_rtx", gpus=MODERN)
+    assert (bundle.path / built.manifest.engines["tensorrt_rtx"]["file"]).is_file()
 
 
 def test_engine_is_replaced_by_the_next_build(primitive):

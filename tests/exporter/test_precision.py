@@ -12,6 +12,8 @@ from dijiang.exporter.passes.emulate import Emulate
 from dijiang.exporter.passes.precision import TYPES
 
 from ..conftest import EXAMPLES, GOLDEN, RUNNABLE
+from ..random_models import write
+from .test_families import NAMED
 
 TINY = EXAMPLES / "tiny-python"
 ONNX_TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
@@ -31,6 +33,20 @@ def test_sixteen_bits_meet_their_gates(exported, name, dialect, precision):
     report = dijiang.verify(bundle, GOLDEN[name], tokens=200, store=False)
     assert report.failures == ()
     assert report.logits.max_error > 1e-5  # it was rounded
+
+
+@pytest.mark.parametrize("dialect", WRITTEN)
+@pytest.mark.parametrize("variant", NAMED)
+def test_every_family_meets_the_gates(tmp_path, variant, dialect):
+    (tmp_path / "checkpoint").mkdir()
+    checkpoint = write(tmp_path / "checkpoint", NAMED[variant], trained=True, seed=1)
+    bundle = dijiang.export(checkpoint, tmp_path / "b", dialect=dialect, precision="fp16", verify=False)
+    report = dijiang.verify(bundle.path, checkpoint, tokens=16, store=False)
+    assert report.failures == ()
+    graph = onnx.load(bundle.graph).graph
+    dtype = {w.name: w.data_type for w in graph.initializer}
+    left = [n.input[1] for n in graph.node if n.op_type == "MatMul" and dtype.get(n.input[1]) == 1]
+    assert all("proj" in name for name in left)
 
 
 def test_fp16_agrees_with_float64_on_text(exported):

@@ -126,7 +126,9 @@ class SetPrecision(InPlacePass):
             return False
         if given == {True}:
             return not (node.op_type in ARITHMETIC and wants[node] is False)
-        return wants[node] is True
+        # Both kinds meet, as in residual + position: in the type, unless float32 is wanted or a norm
+        # divides.
+        return node.op_type != "Div" and wants[node] is not False
 
     def _copy(self, graph: ir.Graph, value: ir.Value, node: ir.Node, lowered: bool) -> ir.Value:
         """The value in the other type; made once."""
