@@ -9,6 +9,11 @@ from typing import Any, Protocol
 
 from dijiang.models.presets import PRESETS
 
+#: A sample counts if runnable threads waited for a CPU that another had during at most this share of it.
+QUIET = 0.05
+#: The test of a group that compares a loop with its bare session.
+LOOP = "loop"
+
 
 class Side(Protocol):
     """One implementation of one model."""
@@ -115,27 +120,30 @@ class Group:
 P410, P70 = "pythia-410m", "pythia-70m"
 FLOATS = ("dijiang-fp32", "transformers-fp32", "transformers-bf16")
 GROUPS = {
-    "int8": Group(P410, ("dijiang-int8", "llama.cpp-q8_0"), (0, 2048), (128, 512)),
+    "int8": Group(P410, ("dijiang-int8", "llama.cpp-q8_0"), (0, 2048), (128, 512), repeat=3),
     "int8-8k": Group(P410, ("dijiang-int8", "llama.cpp-q8_0"), (8192,), (), 16, rounds=1, repeat=4),
-    "int4": Group(P410, ("dijiang-int4", "llama.cpp-q4_0"), (0, 2048), (128, 512)),
+    "int4": Group(P410, ("dijiang-int4", "llama.cpp-q4_0"), (0, 2048), (128, 512), repeat=3),
     "int4-8k": Group(P410, ("dijiang-int4", "llama.cpp-q4_0"), (8192,), (), 16, rounds=1, repeat=4),
-    "fp32": Group(P410, FLOATS, (0, 2048, 8192), (128, 512), 16, 3),
+    "fp32": Group(P410, FLOATS, (0, 2048, 8192), (128, 512), 16, 3, 2),
     # The published tables end at 2,048 positions.
     "published": Group(P410, ("dijiang-fp32", "published"), (0, 512, 2032), (128, 512), 1, 3),
-    "70m-int8": Group(P70, ("dijiang-int8", "llama.cpp-q8_0"), (0, 2048), (128, 512), 64),
-    "70m-int4": Group(P70, ("dijiang-int4", "llama.cpp-q4_0"), (0, 2048), (128, 512), 64),
-    "70m-fp32": Group(P70, FLOATS, (0, 2048, 8192), (128, 512), 32, 3),
+    "70m-int8": Group(P70, ("dijiang-int8", "llama.cpp-q8_0"), (0, 2048), (128, 512), 128, repeat=3),
+    "70m-int4": Group(P70, ("dijiang-int4", "llama.cpp-q4_0"), (0, 2048), (128, 512), 128, repeat=3),
+    "70m-fp32": Group(P70, FLOATS, (0, 2048, 8192), (128, 512), 32, 3, 2),
     "70m-published": Group(P70, ("dijiang-fp32", "published"), (0, 512, 2032), (128, 512), 2, 3),
     "endless": Group(P410, ("dijiang-int8",), (0, 10**6), (), 64, rounds=12),
     "endless-fp32": Group(P410, ("dijiang-fp32",), (0, 10**6), (), 32, rounds=8),
-    "flash-q8_0": Group(P410, ("llama.cpp-q8_0-fa0", "llama.cpp-q8_0-fa1"), (0, 2048), (512,), rounds=3),
-    "flash-q4_0": Group(P410, ("llama.cpp-q4_0-fa0", "llama.cpp-q4_0-fa1"), (0, 2048), (512,), rounds=3),
+    "flash-q8_0": Group(
+        P410, ("llama.cpp-q8_0-fa0", "llama.cpp-q8_0-fa1"), (0, 2048), (512,), rounds=3, repeat=3
+    ),
+    "flash-q4_0": Group(
+        P410, ("llama.cpp-q4_0-fa0", "llama.cpp-q4_0-fa1"), (0, 2048), (512,), rounds=3, repeat=3
+    ),
     **{
         f"70m-loop-{precision}": Group(P70, (f"dijiang-{precision}",), tokens=256, rounds=15, loop=True)
         for precision in ("fp32", "int8", "int4")
     },
 }
-LOOP = "loop"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from peer_cases import LOOP, TARGETS, Target
+from peer_cases import LOOP, QUIET, TARGETS, Target
 
 Record = dict[str, Any]
 #: Precision -> bytes a weight in the layers and in the head, without scales.
@@ -18,14 +18,24 @@ def newest(records: list[Record]) -> dict[str, Record]:
     return {record["group"]: record for record in sorted(records, key=lambda r: r["started"])}
 
 
-def rates(record: Record, side: str, test: str) -> list[float]:
-    """Tokens a second of every sample, in order."""
-    return [
-        sample["tokens"] / seconds
+def by_round(record: Record, side: str, test: str) -> dict[int, list[float]]:
+    """Round -> tokens a second of its samples; rounds in which other processes ran are left out."""
+    return {
+        sample["round"]: [sample["tokens"] / seconds for seconds in sample["seconds"]]
         for sample in record["samples"]
-        if sample["side"] == side and sample["test"] == test
-        for seconds in sample["seconds"]
-    ]
+        if sample["side"] == side and sample["test"] == test and sample["waited"] <= QUIET
+    }
+
+
+def rates(record: Record, side: str, test: str) -> list[float]:
+    """Tokens a second of every undisturbed sample, in order."""
+    return [rate for found in by_round(record, side, test).values() for rate in found]
+
+
+def _pairs(ours: dict[int, list[float]], theirs: dict[int, list[float]]) -> list[float]:
+    """Quotients of the samples of those rounds that both have."""
+    rounds = [(ours[turn], theirs[turn]) for turn in ours if turn in theirs]
+    return [a / b for mine, other in rounds for a, b in zip(mine, other, strict=True)]
 
 
 def test_names(record: Record) -> list[str]:
@@ -35,15 +45,14 @@ def test_names(record: Record) -> list[str]:
 
 def ratios(record: Record, side: str, other: str, test: str) -> list[float]:
     """side over other, sample by sample: both were measured within one round."""
-    pairs = zip(rates(record, side, test), rates(record, other, test), strict=True)
-    return [ours / theirs for ours, theirs in pairs]
+    return _pairs(by_round(record, side, test), by_round(record, other, test))
 
 
 def _share(record: Record, _: Target) -> list[float]:
     """Weights that a step reads, at one byte each, x tokens/s / bandwidth of the same round."""
     weights = record["models"]["parameters"]["step"]
-    pairs = zip(rates(record, record["sides"][0], "tg @ d0"), record["bandwidth"], strict=True)
-    return [weights * rate / bandwidth for rate, bandwidth in pairs]
+    found = by_round(record, record["sides"][0], "tg @ d0")
+    return [weights * rate / record["bandwidth"][turn] for turn in found for rate in found[turn]]
 
 
 def _ratio(record: Record, target: Target) -> list[float]:
@@ -54,7 +63,7 @@ def _endless(record: Record, _: Target) -> list[float]:
     """Time per token of the deepest test over the first."""
     first, *_, last = test_names(record)
     side = record["sides"][0]
-    return [a / b for a, b in zip(rates(record, side, first), rates(record, side, last), strict=True)]
+    return _pairs(by_round(record, side, first), by_round(record, side, last))
 
 
 def _size(record: Record, _: Target) -> list[float]:
@@ -63,7 +72,8 @@ def _size(record: Record, _: Target) -> list[float]:
 
 def _loop(record: Record, _: Target) -> list[float]:
     """Time that `Model.generate` adds to its bare session, as a share."""
-    return [looped / bare - 1 for looped, bare in (s["seconds"] for s in record["samples"])]
+    quiet = (sample["seconds"] for sample in record["samples"] if sample["waited"] <= QUIET)
+    return [looped / bare - 1 for looped, bare in quiet]
 
 
 def limit(record: Record, target: Target) -> float | None:
@@ -73,7 +83,8 @@ def limit(record: Record, target: Target) -> float | None:
         return None
     counts, (layer, head) = record["models"]["parameters"], WEIGHT_BYTES[kind]
     read = layer * (counts["step"] - counts["head"]) + head * counts["head"]
-    return median(record["bandwidth"]) / read / median(rates(record, record["sides"][1], target.test))
+    peer = rates(record, record["sides"][1], target.test)
+    return median(record["bandwidth"]) / read / median(peer) if peer else None
 
 
 KINDS: dict[str, Callable[[Record, Target], list[float]]] = {
@@ -100,6 +111,10 @@ def target_rows(groups: dict[str, Record]) -> list[tuple[str, ...]]:
         if target.group not in groups:
             continue
         values = KINDS[target.kind](groups[target.group], target)
+        goals = (_number(target.kind, target.must), _number(target.kind, target.stretch))
+        if not values:
+            rows.append((target.label, *goals, "no undisturbed sample", "", "", ""))
+            continue
         middle = median(values)
         reached = [
             name
@@ -110,8 +125,7 @@ def target_rows(groups: dict[str, Record]) -> list[tuple[str, ...]]:
         rows.append(
             (
                 target.label,
-                _number(target.kind, target.must),
-                _number(target.kind, target.stretch),
+                *goals,
                 _number(target.kind, middle),
                 f"{low} to {high}",
                 reached[-1] if reached else "no",
@@ -128,6 +142,9 @@ def rate_rows(record: Record) -> list[tuple[str, ...]]:
     for test in test_names(record):
         for side in record["sides"]:
             found = rates(record, side, test)
+            if not found:
+                rows.append((test, side, "no undisturbed sample", "", "0", "", ""))
+                continue
             ratio = [] if side == first else ratios(record, first, side, test)
             rows.append(
                 (
@@ -152,15 +169,16 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def _section(record: Record) -> str:
     bandwidth = sorted(rate / 1e9 for rate in record["bandwidth"])
     samples = record["samples"]
+    quiet = [sample for sample in samples if sample["waited"] <= QUIET]
     again = sum(len(sample["disturbed"]) for sample in samples)
+    stolen = max((sample["stolen"] for sample in quiet), default=0)
     environment = record["environment"]
     facts = (
         f"{record['preset']}, {record['threads']} threads, {record['started']}, "
         f"commit {environment['commit']}; "
         f"read bandwidth {median(bandwidth):.1f} GB/s ({bandwidth[0]:.1f} to {bandwidth[-1]:.1f}); "
-        f"{again} samples taken again because other processes ran; in those that count, threads waited "
-        f"at most {max(sample['waited'] for sample in samples):.1%} of the time and the hypervisor "
-        f"took at most {max(sample['stolen'] for sample in samples):.1%}"
+        f"other processes ran: {again} measured again, {len(samples) - len(quiet)} of {len(samples)} "
+        f"left out; the hypervisor took at most {stolen:.1%} of one that counts"
     )
     if record["samples"][0]["test"] == LOOP:
         pairs = [sample["seconds"] for sample in record["samples"]]

@@ -11,14 +11,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from peer_cases import LOOP, SIDES, Group, Place, gguf_type, precision
+from peer_cases import LOOP, QUIET, SIDES, Group, Place, gguf_type, precision
 from peer_machine import Watch, environment, wait_until_idle
 
 from dijiang.runtime.bench.bandwidth import measure_bandwidth
 
 Call = Callable[..., "list[float]"]
-#: A sample counts as undisturbed if runnable threads waited for a CPU during at most this share of it.
-QUIET = 0.03
 TRIES = 3
 #: Seconds to wait for an idle machine before a sample, and after which it is not tried again.
 PATIENCE = 20
@@ -75,6 +73,7 @@ def run(
         for turn in range(group.rounds):
             if turn and time.monotonic() > ending:
                 break
+            wait_until_idle(PATIENCE)
             record["bandwidth"].append(measure_bandwidth(threads=threads).bytes_per_second)
             for test in todo:
                 for side in group.sides:

@@ -107,3 +107,12 @@ def test_published_forward_meets_the_published_logits(name):
     published = peer_torch.Published(GOLDEN[name], threads=torch.get_num_threads())
     logits = published.forward(torch.from_numpy(golden.ids)).numpy()
     assert golden.error(logits) < 1e-4
+
+
+def test_disturbed_rounds_count_for_neither_side():
+    both = record("int8", {"tg @ d0": {"ours": [20.0, 30.0], "peer": [10.0, 1.0]}})
+    both["samples"][3]["waited"] = 0.4
+    assert peer_report.ratios(both, *both["sides"], "tg @ d0") == pytest.approx([2])
+    both["samples"][2]["waited"] = 0.4
+    assert ("tg @ d0", "peer", "no undisturbed sample", "", "0", "", "") in peer_report.rate_rows(both)
+    assert peer_report.target_rows({"70m-int8": both})[0][3] == "no undisturbed sample"
