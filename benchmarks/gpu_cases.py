@@ -1,0 +1,240 @@
+"""What benchmarks/gpu.py measures; each case returns JSON with its raw samples."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from ctypes import c_size_t, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import dijiang
+from dijiang.exporter.parity import verify
+from dijiang.models.initial import init, tensors, write_shards
+from dijiang.models.presets import PRESETS
+from dijiang.runtime.driver import Cuda
+from dijiang.runtime.model import Model
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-python"
+#: Prompt lengths, and tokens that are in the state before decoding is timed.
+PREFILL, DEPTHS = (128, 512, 2048), (0, 2048, 100_000)
+TINY = PRESETS["pythia-70m"] | {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 512,
+    "torch_dtype": "float16",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a case finds its files, and what it runs on."""
+
+    cache: Path
+    preset: str
+    precision: str
+    provider: str
+    dry_run: bool = False
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json of the shape."""
+        return TINY if self.preset == "tiny" else PRESETS[self.preset]
+
+    @property
+    def repeats(self) -> int:
+        """Samples of each figure."""
+        return 2 if self.dry_run else 10
+
+    @property
+    def steps(self) -> int:
+        """Decode steps of a sample."""
+        return 4 if self.dry_run else 64
+
+    @property
+    def checkpoint(self) -> Path:
+        """A random checkpoint of the shape, made once."""
+        folder = self.cache / self.preset
+        if not (folder / "config.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            self.cache.mkdir(parents=True, exist_ok=True)
+            if self.preset != "tiny":
+                return init(self.preset, folder)
+            folder.mkdir()
+            write_shards(folder, tensors(TINY, 0), "float16")
+            (folder / "config.json").write_text(json.dumps(TINY))
+        return folder
+
+    @property
+    def bundle(self) -> Path:
+        """Its export, made once."""
+        return self.export(self.checkpoint, f"{self.preset}-{self.precision}")
+
+    def export(self, checkpoint: Path, name: str) -> Path:
+        """A bundle of this precision for this provider; an engine is built where one is needed."""
+        folder = self.cache / f"{name}-{self.provider.partition(':')[0]}"
+        if not (folder / "dijiang.json").is_file():
+            engine = self.provider.startswith("tensorrt")
+            target = "tensorrt" if engine else "onnxruntime"
+            self.cache.mkdir(parents=True, exist_ok=True)
+            dijiang.export(checkpoint, folder, precision=self.precision, target=target, verify=False)
+            if engine:
+                dijiang.build(folder, backend=self.provider.partition(":")[0])
+        return folder
+
+    def load(self, cuda_graph: bool | None = None) -> Model:
+        """The bundle as a model on this provider."""
+        on_gpu = None if self.provider == "cpu" else cuda_graph
+        return dijiang.load(self.bundle, provider=self.provider, cuda_graph=on_gpu, check_hashes=False)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of measurement. once: of the machine, not of each size."""
+
+    name: str
+    run: Callable[[Place], dict[str, Any]]
+    once: bool = False
+
+
+def bandwidth(place: Place) -> dict[str, Any]:
+    """Bytes a second that the GPU's memory moves: device-to-device copies of 1 GiB, read and write."""
+    if place.dry_run:
+        from dijiang.runtime.bench.bandwidth import measure_bandwidth
+
+        return {"bytes_per_second": measure_bandwidth().bytes_per_second, "of": "this machine's memory"}
+    cuda, size, count = Cuda(), 1 << 30, 8
+    source, target, stream = cuda.allocate(size), cuda.allocate(size), cuda.stream()
+    samples = []
+    for _ in range(place.repeats + 1):
+        started = time.perf_counter()
+        for _ in range(count):
+            copy = (c_void_p(target), c_void_p(source), c_size_t(size), c_void_p(stream))
+            cuda._call("cuMemcpyDtoDAsync_v2", *copy)
+        cuda.synchronize(stream)
+        samples.append(2 * size * count / (time.perf_counter() - started))
+    cuda.free(source)
+    cuda.free(target)
+    return {"bytes_per_second": float(np.median(samples[1:])), "samples": samples[1:]}
+
+
+def text_parity(place: Place) -> dict[str, Any]:
+    """The trained example on its held-out text against float64."""
+    bundle = place.export(EXAMPLE, f"tiny-python-{place.precision}")
+    tokens = 512 if place.dry_run else 4096
+    text = EXAMPLE / "held_out.txt"
+    report = verify(bundle, EXAMPLE, text=text, tokens=tokens, provider=place.provider, store=False)
+    return report.to_dict()
+
+
+def parity(place: Place) -> dict[str, Any]:
+    """A random model of the size against the float64 reference, prefill and steps."""
+    report = verify(place.bundle, place.checkpoint, tokens=64, provider=place.provider, store=False)
+    return report.to_dict()
+
+
+def graphs(place: Place) -> dict[str, Any]:
+    """Decode steps with and without CUDA graphs: logits and states, bit for bit."""
+    found = []
+    for cuda_graph in (True, False):
+        model = place.load(cuda_graph)
+        state = model.new_state()
+        model.forward(np.arange(16)[None] + 1, state)
+        steps = [model.forward(np.array([[t + 1]]), state).copy() for t in range(32)]
+        found.append([*steps, *state.layers])
+        del model
+    differ = sum(not np.array_equal(a, b) for a, b in zip(*found, strict=True))
+    return {"compared": len(found[0]), "different": differ}
+
+
+def decode(place: Place) -> dict[str, Any]:
+    """Seconds a greedy step, by depth and with CUDA graphs on and off.
+
+    A state of any depth has the same size and cost; so the position is set, and the state is that of a
+    short prompt.
+    """
+    results: dict[str, Any] = {"bytes_per_token": _bytes_per_token(place), "depths": {}}
+    for label, cuda_graph in (("graph", None), ("plain", False)):
+        model = place.load(cuda_graph)
+        results[f"{label}_captured"] = bool(getattr(model._session, "cuda_graph", False))
+        for depth in DEPTHS if label == "graph" else DEPTHS[:1]:
+            state = model.new_state()
+            _greedy(model, state, 8)
+            state.position[:] = depth
+            samples = []
+            for _ in range(place.repeats):
+                started = time.perf_counter()
+                _greedy(model, state, place.steps)
+                samples.append((time.perf_counter() - started) / place.steps)
+            results["depths"][f"{label} @ d{depth}"] = samples
+        del model
+    return results
+
+
+def _greedy(model: Model, state: dijiang.State, steps: int) -> None:
+    token = 1
+    for _ in range(steps):
+        ids = np.array([[token]])
+        if model.picks_tokens:
+            token = model.next_token(ids, state)
+        else:
+            token = int(model.forward(ids, state)[0].argmax())
+
+
+def _bytes_per_token(place: Place) -> int:
+    """What a decode step has to read and write: every weight but the embedding table, and the state."""
+    bundle = dijiang.load(place.bundle, provider=place.provider, check_hashes=False).bundle
+    spec = bundle.manifest.spec
+    size = 4 if place.precision == "fp32" else 2
+    weights = (bundle.path / "model.onnx.data").stat().st_size
+    return weights - size * spec.vocab_size * spec.hidden_size + 2 * spec.state_bytes
+
+
+def prefill(place: Place) -> dict[str, Any]:
+    """Seconds for a prompt, by its length."""
+    model = place.load()
+    random, found = np.random.default_rng(0), {}
+    for length in PREFILL[:1] if place.dry_run else PREFILL:
+        ids = random.integers(0, model.spec.vocab_size, (1, length))
+        samples = []
+        for _ in range(place.repeats + 1):
+            state = model.new_state()
+            started = time.perf_counter()
+            model.forward(ids, state)
+            samples.append(time.perf_counter() - started)
+        found[f"pp{length}"] = samples[1:]
+    return {"longest_piece": model._session.longest, "lengths": found}
+
+
+def peer(kind: str) -> Callable[[Place], dict[str, Any]]:
+    """A PyTorch side, in this process; an ImportError says that it is not installed."""
+
+    def run(place: Place) -> dict[str, Any]:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import gpu_torch
+
+        return gpu_torch.measure(kind, place)
+
+    return run
+
+
+CASES = (
+    Case("bandwidth", bandwidth, once=True),
+    Case("text-parity", text_parity, once=True),
+    Case("parity", parity),
+    Case("graphs", graphs),
+    Case("decode", decode),
+    Case("prefill", prefill),
+)
+PEERS = tuple(
+    Case(kind, peer(kind))
+    for kind in ("hf-eager", "hf-static", "hf-graph", "hf-compile", "torch-dijiang")
+)

@@ -1,0 +1,109 @@
+"""The tables of benchmarks/gpu.py, from its JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+#: Columns of the decode table after our own.
+PEERS = ("hf-eager", "hf-static", "hf-graph", "hf-compile", "torch-dijiang")
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a page; a figure that is missing is a dash, with its reason below."""
+    gpu = report["gpu"]
+    where = "no GPU: a dry run of the script" if gpu is None else f"{gpu['name']} ({gpu['sm']})"
+    packages = report["machine"].get("packages", {})
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+    lines = [f"# {where}", "", f"{report['date']}, provider {report['provider']}. {versions}", ""]
+    results = report["results"]
+    rate = _first(results, "bandwidth").get("bytes_per_second")
+    if rate:
+        lines += [f"Measured memory bandwidth: {rate / 1e9:,.0f} GB/s.", ""]
+    lines += [
+        *_decode(results, rate),
+        "",
+        *_parity(results),
+        "",
+        *_prefill(results),
+        "",
+        *_failed(results),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _first(results: dict[str, Any], case: str) -> dict[str, Any]:
+    found: dict[str, Any] = next((r for key, r in results.items() if key.split()[0] == case), {})
+    return found
+
+
+def _of(results: dict[str, Any], case: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(preset, precision, result) of a case that worked."""
+    for key, found in results.items():
+        name, preset, precision = key.split()
+        if name == case and "error" not in found:
+            yield preset, precision, found
+
+
+def _rate(samples: list[float] | None) -> str:
+    return "-" if not samples else f"{1 / float(np.median(samples)):,.1f}"
+
+
+def _decode(results: dict[str, Any], bandwidth: float | None) -> Iterator[str]:
+    yield "Decode, batch 1, tokens/s (median); share: bytes a token over measured bandwidth"
+    yield ""
+    yield "| model | graph | plain | share | d100000 / d0 | " + " | ".join(PEERS) + " |"
+    yield "|---" * (5 + len(PEERS)) + "|"
+    for preset, precision, found in _of(results, "decode"):
+        depths = found["depths"]
+        base = float(np.median(depths["graph @ d0"]))
+        deep = float(np.median(depths["graph @ d100000"])) / base
+        share = found["bytes_per_token"] / base / bandwidth if bandwidth else None
+        peers = []
+        for name in PEERS:
+            lengths = results.get(f"{name} {preset} {precision}", {}).get("lengths", {})
+            peers.append(_rate(lengths.get("2048", next(iter(lengths.values()), None))))
+        yield (
+            f"| {preset} {precision} | {_rate(depths['graph @ d0'])} | {_rate(depths['plain @ d0'])} | "
+            f"{'-' if share is None else f'{share:.0%}'} | {deep:.3f} | {' | '.join(peers)} |"
+        )
+
+
+def _parity(results: dict[str, Any]) -> Iterator[str]:
+    yield "Parity with float64"
+    yield ""
+    yield "| model | max error | RMS-relative | KL | top-1 | step against prefill | graphs differ |"
+    yield "|---|---|---|---|---|---|---|"
+    for case in ("text-parity", "parity"):
+        for preset, precision, found in _of(results, case):
+            logits = found["logits"]
+            graphs = results.get(f"graphs {preset} {precision}", {})
+            name = "tiny-python on text" if case == "text-parity" else preset
+            yield (
+                f"| {name} {precision} | {logits['max_error']:.2e} | "
+                f"{logits['rms_relative_error']:.2e} | "
+                f"{logits['kl']:.1e} | {logits['top1_agreement']:.2%} | {found['step_error']:.1e} | "
+                f"{graphs.get('different', '-')} of {graphs.get('compared', '-')} |"
+            )
+
+
+def _prefill(results: dict[str, Any]) -> Iterator[str]:
+    yield "Prefill, tokens/s (median)"
+    yield ""
+    yield "| model | longest piece | figures |"
+    yield "|---|---|---|"
+    for preset, precision, found in _of(results, "prefill"):
+        rates = ", ".join(
+            f"{name} {int(name[2:]) / float(np.median(samples)):,.0f}"
+            for name, samples in found["lengths"].items()
+        )
+        yield f"| {preset} {precision} | {found['longest_piece']} | {rates} |"
+
+
+def _failed(results: dict[str, Any]) -> Iterator[str]:
+    for key, found in results.items():
+        reason = found.get("error") or found.get("skipped")
+        if reason:
+            yield f"- {key}: {reason}"
