@@ -56,7 +56,10 @@ main.add_command(doctor)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder.")
 @click.option(
-    "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "int4"]),
+    default="fp32",
+    show_default=True,
 )
 @click.option(
     "--dialect",

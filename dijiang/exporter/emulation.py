@@ -12,7 +12,6 @@ from ..runtime.bundle import DATA, GRAPH, Bundle, open_bundle
 from ..runtime.model import Model
 from ..runtime.session import OrtSession
 from .passes.emulate import Emulate
-from .passes.precision import TYPES
 
 
 def load_emulated(bundle: str | Path, *, threads: int | None = None, check_hashes: bool = True) -> Model:
@@ -22,11 +21,10 @@ def load_emulated(bundle: str | Path, *, threads: int | None = None, check_hashe
     rounding in between: neither would tell what a GPU computes.
     """
     opened = open_bundle(bundle, check_hashes=check_hashes)
-    if opened.manifest.precision not in TYPES:
+    graph = ir.load(opened.graph)
+    if not Emulate()(graph).modified:
         return Model(opened, OrtSession(opened, provider="cpu", threads=threads))
     with TemporaryDirectory(prefix="dijiang-") as folder:
-        graph = ir.load(opened.graph)
-        Emulate()(graph)
         ir.save(graph, Path(folder) / GRAPH, external_data=DATA, max_workers=1)
         rounded = Bundle(Path(folder), replace(opened.manifest, precision="fp32"))
         return Model(opened, OrtSession(rounded, provider="cpu", threads=threads))

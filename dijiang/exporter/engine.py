@@ -6,10 +6,13 @@ set, which TensorRT 11 no longer has, and the engine computes what the graph tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import onnx_ir as ir
 
 from ..errors import ExportError, SessionError
 from ..runtime import names
@@ -17,9 +20,10 @@ from ..runtime.bundle import Bundle, open_bundle, sha256, write_manifest
 from ..runtime.driver import Cuda, Gpu
 from ..runtime.engine import BACKENDS, TURING, Backend, EngineRecord, import_backend, installed_backend
 from ..runtime.session import PIECE
+from .passes.turing import ExpandMatMuls
 
 #: Precisions whose matmuls Turing's TensorRT-RTX kernels do not have.
-NOT_ON_TURING = ("fp32", "bf16")
+NOT_ON_TURING = ("fp32", "bf16", "int4")
 
 
 def build(
@@ -125,6 +129,21 @@ def _store(bundle: Bundle, record: EngineRecord, builder: _Builder) -> Bundle:
     return Bundle(bundle.path, manifest)
 
 
+@contextmanager
+def _graph_for(bundle: Bundle, gpus: tuple[str, ...]) -> Iterator[Path]:
+    """The ONNX file to parse: the bundle's, or one with what Turing lacks replaced."""
+    if TURING not in gpus:
+        yield bundle.graph
+        return
+    graph, path = ir.load(bundle.graph), bundle.path / f".{TURING}.onnx"
+    ExpandMatMuls()(graph)
+    try:
+        ir.save(graph, path)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
 class _Builder:
     """One build: parse the graph, declare the shapes, let TensorRT compile."""
 
@@ -142,7 +161,8 @@ class _Builder:
 
     def write(self, path: Path) -> list[Path]:
         """Write the engine to a file; the other files that were written beside it."""
-        network = self._parse()
+        with _graph_for(self.bundle, self.record.gpus) as graph:
+            network = self._parse(graph)
         config = self.builder.create_builder_config()
         self._set_types(config)
         for shortest, typical, longest in self.backend.profiles:
@@ -160,11 +180,11 @@ class _Builder:
         timing.write_bytes(config.get_timing_cache().serialize())
         return [timing]
 
-    def _parse(self) -> Any:
+    def _parse(self, graph: Path) -> Any:
         flag = getattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         network = self.builder.create_network(0 if flag is None else 1 << int(flag))
         parser = self.trt.OnnxParser(network, self.log)
-        if not parser.parse_from_file(str(self.bundle.graph)):
+        if not parser.parse_from_file(str(graph)):
             first = parser.get_error(0)
             raise ExportError(
                 f"{self.bundle.graph}: {self.backend.title} {self.record.version} cannot read node "

@@ -29,11 +29,12 @@ from .attention import DIALECTS, runs_here
 from .folder import check_target, new_folder
 from .graph import build_graph
 from .parity import verify as compare
+from .passes.dequantize import WEIGHTS, DequantizeWeights
 from .passes.precision import TYPES, SetPrecision
 from .progress import Progress, silent
 from .reads import parameter_reads
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", *TYPES, *WEIGHTS)
 #: What runs the bundle -> the dialect it is written in; `auto` asks the installed onnxruntime.
 TARGETS = {"onnxruntime": "auto", "tensorrt": "primitive"}
 #: What a bundle needs on disk beside its weights: graph, tokenizer, tables.
@@ -61,7 +62,8 @@ def export(
         checkpoint: folder of the published layout.
         output: folder to create; its parent must exist.
         precision: `fp32`, or `fp16` or `bf16`: weights and activations in the type, recurrence, state
-            and statistics in float32, for CUDA and TensorRT.
+            and statistics in float32, for CUDA and TensorRT; `int8` or `int4`, with the primitive
+            dialect: weights in blocks of integers, the rest as in fp16, for TensorRT.
         dialect: `ort` (onnxruntime >= 1.30), `onnx` (opset 27), `primitive` (TensorRT, old
             onnxruntime), or `auto`: what the target runs.
         target: `onnxruntime`: `ort`, unless the installed one needs `primitive`; `tensorrt`:
@@ -83,14 +85,21 @@ def export(
     dialect = _dialect(dialect, target)
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is unknown, expected one of {', '.join(PRECISIONS)}")
+    if precision in WEIGHTS and dialect != "primitive":
+        raise ExportError(
+            f"precision {precision} is for TensorRT, not for dialect {dialect}; use --target"
+        )
     folder = Path(output)
     check_target(folder, force=force)
     model = load_checkpoint(checkpoint, decay=decay, repair_decay=repair_decay)
     if verify:
         _check_verifiable(model, dialect, text)
     graph = build_graph(model, dialect)
-    if precision in TYPES:
-        SetPrecision(precision, fused_norms=DIALECTS[dialect].fused)(graph)
+    if precision in WEIGHTS:
+        DequantizeWeights(precision)(graph)
+    if precision != "fp32":
+        activations = precision if precision in TYPES else "fp16"
+        SetPrecision(activations, fused_norms=DIALECTS[dialect].fused)(graph)
     with new_folder(folder) as partial:
         _check_space(partial, graph)
         _save(graph, partial, progress)

@@ -21,6 +21,8 @@ GATES: dict[str, tuple[Gate, ...]] = {
     # Rounding the weights alone moves small random models by 0.7e-3 to 1.9e-3 RMS in fp16, and all of it
     # by up to 3.2e-3; bf16 has three bits less. On the trained example fp16 is 0.4e-3 off, bf16 3e-3.
     "fp16": (Gate("rms_relative_error", 5e-3), Gate("kl", 1e-5), Gate("top1_disagreement", 0.01)),
+    "int8": (Gate("kl", 1e-3), Gate("perplexity_change", 1e-3), Gate("top1_disagreement", 0.015)),
+    "int4": (Gate("kl", 5e-2), Gate("perplexity_change", 8e-3), Gate("top1_disagreement", 0.08)),
     "bf16": (Gate("rms_relative_error", 4e-2), Gate("kl", 1e-3), Gate("top1_disagreement", 0.05)),
 }
 

@@ -4,14 +4,17 @@ import importlib
 import sys
 from types import SimpleNamespace
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
 import dijiang
+from dijiang.exporter.passes.turing import ExpandMatMuls
 from dijiang.runtime.bundle import open_bundle
 from dijiang.runtime.driver import Gpu
 from dijiang.runtime.engine import RTX_GPUS, TURING, EngineRecord, import_backend
 
-from ..conftest import GOLDEN
+from ..conftest import GOLDEN, Golden
 from ..random_models import write
 from .test_families import NAMED
 
@@ -25,7 +28,10 @@ def primitive(exported, copy_of):
     return lambda name, **options: copy_of(exported(name, target="tensorrt", **options))
 
 
-@pytest.mark.parametrize("name", sorted(GOLDEN))
+#: Analytic and tabled decay, both residuals, endless and bounded rotary angles.
+@pytest.mark.parametrize(
+    "name", ["neox-base", "neox-trained-decay", "neox-sequential-straddle", "tiny-python-published"]
+)
 def test_every_graph_is_an_engine_for_every_gpu(primitive, name):
     bundle = primitive(name)
     dijiang.build(bundle, backend="tensorrt_rtx", gpus=MODERN)
@@ -38,7 +44,7 @@ def test_every_graph_is_an_engine_for_every_gpu(primitive, name):
     assert not list(bundle.glob(".*"))
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("variant", ["neox-sequential-tied", "opt-350m-like", "llama-gqa-4"])
 def test_every_family_and_type_is_an_engine(tmp_path, variant, precision):
     (tmp_path / "checkpoint").mkdir()
@@ -47,6 +53,26 @@ def test_every_family_and_type_is_an_engine(tmp_path, variant, precision):
     bundle = dijiang.export(checkpoint, tmp_path / "b", **options)
     built = dijiang.build(bundle.path, backend="tensorrt_rtx", gpus=MODERN)
     assert (bundle.path / built.manifest.engines["tensorrt_rtx"]["file"]).is_file()
+
+
+@pytest.mark.parametrize("name", ["neox-base", "neox-trained-decay"])
+def test_fp16_is_an_engine_for_turing(primitive, name):
+    bundle = primitive(name, precision="fp16")
+    built = dijiang.build(bundle, backend="tensorrt_rtx", gpus=[TURING])
+    assert built.manifest.engines["tensorrt_rtx"]["gpus"] == [TURING]
+    assert not list(bundle.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["neox-base", "neox-sequential-straddle"])
+def test_expanded_matmuls_compute_the_same(primitive, name):
+    bundle, golden = primitive(name), Golden.load(name)
+    graph = ir.load(bundle / "model.onnx")
+    ExpandMatMuls()(graph)
+    assert not [n for n in graph.graph if n.op_type == "MatMul"]
+    ir.save(graph, bundle / "model.onnx")
+    model = dijiang.load(bundle, check_hashes=False)
+    logits = model.forward(golden.ids[:1], model.new_state(), all_logits=True)
+    assert np.abs(logits - golden.logits[:1]).max() <= 1e-4
 
 
 def test_engine_is_replaced_by_the_next_build(primitive):

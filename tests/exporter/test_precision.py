@@ -8,6 +8,7 @@ import pytest
 
 import dijiang
 from dijiang.exporter.emulation import load_emulated
+from dijiang.exporter.passes.dequantize import INT4, INT8, WEIGHTS, block_of, rounded
 from dijiang.exporter.passes.emulate import Emulate
 from dijiang.exporter.passes.precision import TYPES
 
@@ -30,7 +31,7 @@ def options(name):
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_sixteen_bits_meet_their_gates(exported, name, dialect, precision):
     bundle = exported(name, dialect=dialect, precision=precision, **options(name))
-    report = dijiang.verify(bundle, GOLDEN[name], tokens=200, store=False)
+    report = dijiang.verify(bundle, GOLDEN[name], tokens=100, store=False)
     assert report.failures == ()
     assert report.logits.max_error > 1e-5  # it was rounded
 
@@ -145,6 +146,47 @@ def test_weight_beyond_float16_is_refused_and_fits_bfloat16(edit_tensors, tmp_pa
         dijiang.export(checkpoint, tmp_path / "a", precision="fp16")
     assert not (tmp_path / "a").exists()
     assert dijiang.export(checkpoint, tmp_path / "b", precision="bf16").path.is_dir()
+
+
+@pytest.mark.parametrize("precision", WEIGHTS)
+def test_integers_for_tensorrt_meet_their_gates_on_text(exported, precision):
+    bundle = exported("tiny-python", target="tensorrt", precision=precision)
+    report = dijiang.verify(bundle, TINY, text=TINY / "held_out.txt", tokens=2048, store=False)
+    assert report.failures == ()
+    onnx.checker.check_model(bundle / "model.onnx", full_check=True)
+
+
+@pytest.mark.parametrize(("precision", "share"), [("int8", 0.35), ("int4", 0.27)])
+def test_integers_are_stored_as_such(exported, precision, share):
+    bundle = exported("tiny-python", target="tensorrt", precision=precision)
+    whole = exported("tiny-python", target="tensorrt")
+    sizes = [(folder / "model.onnx.data").stat().st_size for folder in (bundle, whole)]
+    assert sizes[0] < share * sizes[1]
+
+
+@pytest.mark.parametrize("codes", [INT8, INT4], ids=["int8", "int4"])
+def test_rounding_is_half_a_step_off_at_most(codes):
+    random = np.random.default_rng(0)
+    weight = random.normal(size=(96, 7)) * np.array([1, 1e-3, 0, 5, 1, 1, 1])
+    found, scales = rounded(weight, codes, 32)
+    assert [block_of(rows, codes) for rows in (96, 48, 37)] == [32, 16, 0]
+    for row in range(96):
+        for column in range(7):
+            scale = scales[row // 32, column]
+            code = float(found[row, column])
+            assert -codes.largest - 1 <= code <= codes.largest
+            ends = code in (-codes.largest - 1, codes.largest)  # a shrunk scale cuts the largest off
+            assert ends or abs(weight[row, column] - code * scale) <= scale / 2 + 1e-6
+    plain = np.abs(weight).reshape(3, 32, 7).max(1) / codes.largest
+    step = np.repeat(plain, 32, 0) + (np.repeat(plain, 32, 0) == 0)
+    naive = weight - np.rint(weight / step) * step
+    shrunk = weight - found.astype(float) * np.repeat(scales, 32, 0)
+    assert (shrunk**2).sum() <= (naive**2).sum() * (1 + 1e-5)  # scales are float32
+
+
+def test_integers_for_other_dialects_are_refused(tmp_path):
+    with pytest.raises(dijiang.ExportError, match="int8 is for TensorRT, not for dialect ort"):
+        dijiang.export(TINY, tmp_path / "b", precision="int8", dialect="ort")
 
 
 def test_bfloat16_is_what_ml_dtypes_rounds_to():

@@ -104,12 +104,12 @@ class SetPrecision(InPlacePass):
             return False
         if node.op_type == "Gather":
             return True if value_of(node.inputs[1]).name == names.INPUT_IDS else None
-        if node.op_type == "GatherBlockQuantized":
+        if node.op_type in ("GatherBlockQuantized", "DequantizeLinear"):
             return True
         if node.op_type not in PROJECTIONS:
             return None
         weight = value_of(node.inputs[1])
-        return weight.is_initializer() and not _is_feature_map(node)
+        return _is_stored(weight) and not _is_feature_map(node)
 
     def _is_low(
         self,
@@ -183,6 +183,12 @@ class SetPrecision(InPlacePass):
 def _activations(node: ir.Node) -> Iterable[ir.Value]:
     """Inputs that are computed: a stored weight takes the type of its node."""
     return (v for v in node.inputs if v is not None and not v.is_initializer())
+
+
+def _is_stored(weight: ir.Value) -> bool:
+    """Whether a weight is in the graph, as it is or as codes."""
+    source = weight.producer()
+    return weight.is_initializer() or (source is not None and source.op_type == "DequantizeLinear")
 
 
 def _is_feature_map(node: ir.Node) -> bool:
