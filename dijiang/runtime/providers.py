@@ -54,6 +54,10 @@ PROVIDERS = {
 }
 
 
+#: Precisions that the primitive dialect stores in blocks with DequantizeLinear.
+TENSORRT_ONLY = ("int8", "int4")
+
+
 def open_session(
     bundle: Bundle,
     *,
@@ -73,6 +77,12 @@ def open_session(
         if cuda_graph:
             raise SessionError("the CPU has no CUDA graphs; leave --cuda-graph out")
         return OrtSession(bundle, provider=name, threads=threads)
+    written = bundle.manifest.dialect, bundle.manifest.precision
+    if name == "cuda" and written[0] == "primitive" and written[1] in TENSORRT_ONLY:
+        raise SessionError(
+            f"{bundle.path}: CUDA has no kernels for the {written[1]} blocks of the primitive dialect; "
+            "use --provider tensorrt, or export with --precision fp16"
+        )
     if row.execution_provider is None:
         from .tensorrt import TensorRtSession
 

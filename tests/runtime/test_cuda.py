@@ -251,6 +251,12 @@ def test_bfloat16_on_the_cpu_is_refused(exported):
         dijiang.load(exported("neox-base", precision="bf16"), provider="cpu")
 
 
+def test_integer_blocks_on_cuda_are_refused(exported):
+    path = exported("neox-base", target="tensorrt", precision="int8")
+    with pytest.raises(dijiang.SessionError, match=r"CUDA has no kernels for the int8 blocks"):
+        dijiang.load(path, provider="cuda")
+
+
 def test_cuda_graphs_on_the_cpu_are_refused(exported):
     with pytest.raises(dijiang.SessionError, match="the CPU has no CUDA graphs"):
         dijiang.load(exported("neox-base"), provider="cpu", cuda_graph=True)

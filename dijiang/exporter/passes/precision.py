@@ -39,6 +39,7 @@ FLOAT_NODES = frozenset(
         "Reciprocal",
         "ReduceSum",
         "ReduceMean",
+        "ArgMax",  # CUDA has it, but not in bfloat16
     }
 )
 #: One node with statistics in float32 inside, in ONNX Runtime; TensorRT takes the type as it stands.
@@ -172,11 +173,13 @@ class SetPrecision(InPlacePass):
             if output not in low:
                 continue
             name, output.name = output.name, f"{output.name}.low"
-            cast = ir.node("Cast", [output], {"to": FLOAT})
-            result = cast.outputs[0]
+            result = self._copies.get(output)
+            if result is None:
+                cast = ir.node("Cast", [output], {"to": FLOAT})
+                graph.append(cast)
+                result = cast.outputs[0]
             result.name, result.type, result.shape = name, ir.TensorType(FLOAT), output.shape
             output.type = ir.TensorType(self.dtype)
-            graph.append(cast)
             graph.outputs[index] = result
 
 
