@@ -14,9 +14,10 @@ from .resident import Resident
 from .session import PIECE, import_onnxruntime
 from .state import State
 
-#: Head sizes up to this have LinearAttention kernels for any length on CUDA. Beyond, only the decode
-#: step's fits into shared memory: a prompt goes through token by token.
-LARGEST_PREFILL_HEAD = 128
+#: Head sizes up to this have LinearAttention kernels for any length on CUDA. Beyond, a state does not
+#: fit into shared memory, and only the kernels for up to 16 tokens do without (onnxruntime-gpu 1.31.1
+#: takes 16 and refuses 17).
+LARGEST_PREFILL_HEAD, LARGE_HEAD_PIECE = 128, 16
 #: Decode steps compared before CUDA graphs are trusted: each of the two graphs warms up, is captured and
 #: is replayed.
 PROOF_STEPS = 8
@@ -73,7 +74,7 @@ class DeviceSession:
     def longest(self) -> int:
         """Tokens a call at most."""
         fused = self._bundle.manifest.dialect != "primitive"
-        return 1 if fused and self._spec.head_size > LARGEST_PREFILL_HEAD else PIECE
+        return LARGE_HEAD_PIECE if fused and self._spec.head_size > LARGEST_PREFILL_HEAD else PIECE
 
     def _import(self, name: str) -> Any:
         check_single_onnxruntime()
