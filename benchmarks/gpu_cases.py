@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -151,6 +152,7 @@ def graphs(place: Place) -> dict[str, Any]:
         steps = [model.forward(np.array([[t + 1]]), state).copy() for t in range(32)]
         found.append([*steps, *state.layers])
         del model
+        gc.collect()
     differ = sum(not np.array_equal(a, b) for a, b in zip(*found, strict=True))
     return {"compared": len(found[0]), "different": differ}
 
@@ -176,6 +178,7 @@ def decode(place: Place) -> dict[str, Any]:
                 samples.append((time.perf_counter() - started) / place.steps)
             results["depths"][f"{label} @ d{depth}"] = samples
         del model
+        gc.collect()  # device memory goes with the last reference
     return results
 
 

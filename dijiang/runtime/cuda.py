@@ -63,6 +63,7 @@ class DeviceSession:
         if cuda_graph and not self._row.captures:
             raise SessionError(f"provider {provider} has no CUDA graphs; leave --cuda-graph out")
         self.cuda_graph = self._row.captures and cuda_graph is not False
+        self._capturing = True
         self._open()
         if self.cuda_graph and (difference := self._graph_difference()):
             if cuda_graph:
@@ -168,8 +169,6 @@ class DeviceSession:
             self._slots.clear()
         changed = sum(not np.array_equal(a, b, equal_nan=True) for a, b in zip(*found, strict=True))
         return f"{changed} of {len(found[0])} results" if changed else ""
-
-    _capturing = True
 
     def new_graph(self) -> int:
         """The next free graph id; 0 is onnxruntime's own."""

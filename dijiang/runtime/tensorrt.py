@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from mmap import ACCESS_READ, mmap
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 
@@ -59,7 +61,9 @@ class TensorRtSession:
         trt = self._trt
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)
-        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        # Mapped, not read: a Jetson's GPU and CPU share one memory, and the file's pages can go.
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise SessionError(
                 f"{path}: {self.provider} cannot load it; rebuild with: "
@@ -68,7 +72,7 @@ class TensorRtSession:
         self._engine = engine
         # Steps follow each other on one stream: all contexts can share one scratch memory.
         size = max(int(engine.device_memory_size_v2), 1)
-        self._scratch = self._cuda.allocate(size), size
+        self._scratch = _Memory(self._cuda, 0, size)
         last = engine.num_optimization_profiles - 1
         self._profiles = {True: 0, False: last}
 
@@ -128,7 +132,7 @@ class TensorRtSession:
                     f"{self.provider} cannot create an execution context; "
                     "use a smaller model or batch, or end what else is on the GPU"
                 )
-            context.set_device_memory(*self._scratch)
+            context.set_device_memory(self._scratch.address, self._scratch.nbytes)
             context.set_optimization_profile_async(self._profiles[decode], self._stream)
             slot.contexts[key] = context
         return slot.contexts[key]
@@ -166,21 +170,19 @@ class TensorRtSession:
 
 
 class _Memory:
-    """Device memory of one tensor, in the order of the session's stream."""
+    """Device memory of one tensor, used in the order of a stream; freed when nothing refers to it."""
 
-    def __init__(self, session: TensorRtSession, nbytes: int) -> None:
-        self._session, self.nbytes = session, nbytes
-        self.address = session._cuda.allocate(nbytes)
+    def __init__(self, cuda: Cuda, stream: int, nbytes: int) -> None:
+        self._cuda, self._stream, self.nbytes = cuda, stream, nbytes
+        self.address = cuda.allocate(nbytes)
+        self._freed = finalize(self, cuda.free, self.address)
+        self._freed.atexit = False  # the driver may be gone by then, and the memory with it
 
     def write(self, array: np.ndarray) -> None:
-        self._session._cuda.upload(self.address, array, self._session._stream)
+        self._cuda.upload(self.address, array, self._stream)
 
     def read(self, array: np.ndarray) -> None:
-        self._session._cuda.download(array, self.address, self._session._stream)
-
-    def free(self) -> None:
-        """Give it back."""
-        self._session._cuda.free(self.address)
+        self._cuda.download(array, self.address, self._stream)
 
 
 class _Slot:
@@ -188,10 +190,11 @@ class _Slot:
 
     def __init__(self, session: TensorRtSession, state: State) -> None:
         self._session, self.batch = session, state.batch
-        sets = [[_Memory(session, 4 * int(np.prod(shape))) for shape in state.shapes] for _ in range(2)]
+        place = session._cuda, session._stream
+        sets = [[_Memory(*place, 4 * int(np.prod(shape))) for shape in state.shapes] for _ in range(2)]
         self.resident = Resident((sets[0], sets[1]))
         most = 8 * state.batch * session.longest
-        self.inputs = {name: _Memory(session, most) for name in names.INPUTS}
+        self.inputs = {name: _Memory(*place, most) for name in names.INPUTS}
         self.outputs: dict[str, _Memory] = {}
         self.contexts: dict[tuple[bool, int], Any] = {}
         self.graphs: dict[int, int] = {}
@@ -204,9 +207,7 @@ class _Slot:
             old = self.outputs.get(name)
             if old is not None and old.nbytes >= nbytes:
                 continue
-            self.outputs[name] = _Memory(self._session, nbytes)
-            if old is not None:
-                old.free()
+            self.outputs[name] = _Memory(self._session._cuda, self._session._stream, nbytes)
             for graph in self.graphs.values():
                 self._session._cuda.destroy(graph)
             self.graphs.clear()

@@ -257,7 +257,7 @@ def fake_tensorrt(cuda, version="10.3.0"):
         device_memory_size_v2 = 1024
 
         def __init__(self, data):
-            described = json.loads(data)
+            described = json.loads(bytes(data))
             self.profiles = described["profiles"]
             self.num_optimization_profiles = len(self.profiles)
             self.session = onnxruntime.InferenceSession(described["graph"])

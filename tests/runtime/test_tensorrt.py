@@ -1,5 +1,6 @@
 """The TensorRT session on a GPU that is not there: the CPU's numbers, and one line for each error."""
 
+import gc
 import sys
 
 import numpy as np
@@ -206,6 +207,18 @@ def test_larger_batch_than_the_engine_takes_says_how_to_rebuild(built):
 def test_bundle_without_an_engine_says_how_to_get_one(exported, trt):
     with pytest.raises(dijiang.SessionError, match=r"has no tensorrt engine, it has none; run dijiang"):
         dijiang.load(exported("neox-base", dialect="primitive"), provider="tensorrt")
+
+
+def test_memory_goes_back_when_the_model_goes(built, cuda):
+    path = built("neox-base")
+    for _ in range(3):
+        model = dijiang.load(path, provider="tensorrt")
+        model.forward([[1, 2, 3]], model.new_state(), all_logits=True)
+        model.forward([[1]], model.new_state())
+        assert cuda.memory
+        del model
+        gc.collect()
+        assert not cuda.memory
 
 
 def test_gpu_that_is_not_there_is_refused(built):
