@@ -62,6 +62,15 @@ main.add_command(doctor)
     show_default=True,
 )
 @click.option(
+    "--head-precision", type=click.Choice(["fp32", "int8", "int4"]), help="Default: 8 bits if quantized."
+)
+@click.option("--block-size", type=int, help="Input channels that share a scale; default: 128.")
+@click.option(
+    "--calibration-tokens",
+    type=click.IntRange(0),
+    help="Of the model's own text, to round to int4 by; 0: nearest values. Default: what pays.",
+)
+@click.option(
     "--dialect",
     type=click.Choice(["auto", "ort", "onnx", "primitive"]),
     default="auto",

@@ -27,14 +27,12 @@ from ..runtime.bundle import (
 from ..runtime.session import import_onnxruntime
 from .attention import DIALECTS, runs_here
 from .folder import check_target, new_folder
-from .graph import build_graph
 from .parity import verify as compare
-from .passes.dequantize import WEIGHTS, DequantizeWeights
-from .passes.precision import TYPES, SetPrecision
+from .pipeline import INTEGERS, step_graph
+from .precision import precision_of
 from .progress import Progress, silent
 from .reads import parameter_reads
 
-PRECISIONS = ("fp32", *TYPES, *WEIGHTS)
 #: What runs the bundle -> the dialect it is written in; `auto` asks the installed onnxruntime.
 TARGETS = {"onnxruntime": "auto", "tensorrt": "primitive"}
 #: What a bundle needs on disk beside its weights: graph, tokenizer, tables.
@@ -50,6 +48,9 @@ def export(
     target: str = "onnxruntime",
     decay: DecayMode = "exact",
     repair_decay: bool = False,
+    head_precision: str | None = None,
+    block_size: int | None = None,
+    calibration_tokens: int | None = None,
     verify: bool = True,
     text: str | Path | None = None,
     threads: int | None = None,
@@ -61,15 +62,20 @@ def export(
     Args:
         checkpoint: folder of the published layout.
         output: folder to create; its parent must exist.
-        precision: `fp32`, or `fp16` or `bf16`: weights and activations in the type, recurrence, state
-            and statistics in float32, for CUDA and TensorRT; `int8` or `int4`, with the primitive
-            dialect: weights in blocks of integers, the rest as in fp16, for TensorRT.
+        precision: `fp32`; `int8` or `int4`: weights in blocks of integers, with the primitive dialect the
+            rest as in fp16, for TensorRT; or `fp16` or `bf16`: weights and activations in the type,
+            recurrence, state and statistics in float32, for CUDA and TensorRT.
         dialect: `ort` (onnxruntime >= 1.30), `onnx` (opset 27), `primitive` (TensorRT, old
             onnxruntime), or `auto`: what the target runs.
         target: `onnxruntime`: `ort`, unless the installed one needs `primitive`; `tensorrt`:
             `primitive`, ready for `dijiang build`.
         decay: `exact` keeps trained D1/D2; `analytic` drops them and with them the position limit.
         repair_decay: a key scale of 1 where a trained D2 was lost to overflow, instead of an error.
+        head_precision: of the head; None: as `precision.PRECISIONS` says.
+        block_size: input channels that share a scale; None: 128.
+        calibration_tokens: that the float32 model writes itself, to round weights to 4 bits where it
+            changes its outputs least (`calibration`); 0: nearest values; None: as many as are worth
+            the time, 0 above 500 million parameters.
         verify: compare the bundle with the checkpoint as `parity.verify` does, on a slice that suits
             the model's size, and keep it only if it passes.
         text: file to verify on, for perplexity; None: random token ids.
@@ -83,23 +89,23 @@ def export(
         ParityError: the bundle failed a gate of its precision; nothing is left of it.
     """
     dialect = _dialect(dialect, target)
-    if precision not in PRECISIONS:
-        raise ExportError(f"precision {precision!r} is unknown, expected one of {', '.join(PRECISIONS)}")
-    if precision in WEIGHTS and dialect != "primitive":
+    rounding = precision_of(precision, head_precision, block_size)
+    if rounding.quantized and dialect not in INTEGERS:
         raise ExportError(
-            f"precision {precision} is for TensorRT, not for dialect {dialect}; use --target"
+            f"precision {precision} needs one of the dialects {', '.join(INTEGERS)}, not {dialect}; "
+            "leave --dialect out, or export with --precision fp32"
+        )
+    if dialect == "primitive" and (head_precision or block_size or calibration_tokens):
+        raise ExportError(
+            "--head-precision, --block-size and --calibration-tokens have no meaning in the primitive "
+            "dialect, whose blocks are what TensorRT reads; leave them out"
         )
     folder = Path(output)
     check_target(folder, force=force)
     model = load_checkpoint(checkpoint, decay=decay, repair_decay=repair_decay)
     if verify:
         _check_verifiable(model, dialect, text)
-    graph = build_graph(model, dialect)
-    if precision in WEIGHTS:
-        DequantizeWeights(precision)(graph)
-    if precision != "fp32":
-        activations = precision if precision in TYPES else "fp16"
-        SetPrecision(activations, fused_norms=DIALECTS[dialect].fused)(graph)
+    graph = step_graph(model, dialect, rounding, calibration_tokens, progress)
     with new_folder(folder) as partial:
         _check_space(partial, graph)
         _save(graph, partial, progress)

@@ -55,6 +55,15 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
+def physical_cores() -> int:
+    """Physical cores that this process may run on."""
+    import psutil
+
+    allowed = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else None
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    return min(cores, allowed or cores)
+
+
 class OrtSession:
     """ONNX Runtime session with states bound once and updated in place.
 
@@ -75,8 +84,10 @@ class OrtSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.enable_cpu_mem_arena = False  # memory stays flat after a long prefill
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        # Measured in docs/performance.md: 8 % of a decode step together.
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.dynamic_block_base", "4")
+        options.intra_op_num_threads = threads or physical_cores()
         try:
             self._session = ort.InferenceSession(
                 str(bundle.graph), sess_options=options, providers=[wanted]

@@ -232,7 +232,8 @@ def test_each_weight_is_read_once_while_the_bundle_is_written(tmp_path, monkeypa
     monkeypatch.setattr(Checkpoint, "read", counted)
     shown = []
     dijiang.export(BASE, tmp_path / "b", verify=False, progress=lambda *step: shown.append(step))
-    assert set(reads.values()) == {1}
+    # A norm's vectors go into every projection after it.
+    assert {count for name, count in reads.items() if "layernorm" not in name} == {1}
     assert reads.keys() == load_checkpoint(BASE).checkpoint.shapes.keys()
     stages, done, totals = zip(*shown, strict=True)
     assert set(stages) == {"write"}

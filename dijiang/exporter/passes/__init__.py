@@ -1,1 +1,31 @@
-"""Graph passes: each one small, exact, and with its pre- and postcondition."""
+"""Graph passes: each small, each with what it promises checked after it ran."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassManager
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+
+from .fold import FoldNorms
+from .merge import FlattenSplits, MergeOutputs, MergeProjections
+from .residual import FuseResidualNorms
+
+
+def optimise(model: ir.Model, *, skip_norms: bool) -> ir.Model:
+    """Fewer and larger nodes, the same function; `model` is changed in place.
+
+    skip_norms: use ONNX Runtime's node for a residual sum and the norm that reads it.
+
+    Norm weights go into the projections after them, which makes the two norms of a parallel residual
+    one; then projections of one input, and those of one sum, become one matmul each.
+    """
+    steps: list[InPlacePass] = [
+        FoldNorms(),
+        CommonSubexpressionEliminationPass(),
+        MergeProjections(),
+        FlattenSplits(),
+        MergeOutputs(),
+    ]
+    if skip_norms:
+        steps.append(FuseResidualNorms())
+    return PassManager(steps)(model).model

@@ -6,8 +6,6 @@ plain normalisation, so that two of them over one input become one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
@@ -53,14 +51,15 @@ class FoldNorms(InPlacePass):
         scale = value_of(norm.inputs[1])
         shift = norm.inputs[2] if len(norm.inputs) > 2 else None
         for linear in followers:
-            weight, bias = linear.weight, linear.bias
+            weight = linear.weight
             name = str(weight.name)
+            folded = _Folded(weight, scale, shift, linear.bias)
             linear.matmul.replace_input_with(
-                1, stored(graph, f"{name}.normed", shape_of(weight), _scaled(weight, scale))
+                1, stored(graph, f"{name}.normed", shape_of(weight), folded.weight)
             )
             if shift is None:
                 continue
-            total = stored(graph, f"{name}.bias", (linear.shape[1],), _shifted(weight, shift, bias))
+            total = stored(graph, f"{name}.bias", (linear.shape[1],), folded.bias)
             if linear.add is not None:
                 linear.add.replace_input_with(1, total)
                 continue
@@ -86,13 +85,36 @@ def _ones(graph: ir.Graph, width: int) -> ir.Value:
     return graph.initializers.get(name) or stored(graph, name, (width,), lambda: np.ones(width))
 
 
-def _scaled(weight: ir.Value, scale: ir.Value) -> Callable[[], np.ndarray]:
-    return lambda: array_of(weight).astype(np.float64) * array_of(scale).astype(np.float64)[:, None]
+class _Folded:
+    """diag(g) W and b + h W; W is read once if the weight is asked for first."""
 
+    #: Rows of W at once in the sum h W, which is in float64.
+    ROWS = 1024
 
-def _shifted(weight: ir.Value, shift: ir.Value, bias: ir.Value | None) -> Callable[[], np.ndarray]:
-    def compute() -> np.ndarray:
-        total: np.ndarray = array_of(shift).astype(np.float64) @ array_of(weight).astype(np.float64)
-        return total if bias is None else total + array_of(bias)
+    def __init__(
+        self, weight: ir.Value, scale: ir.Value, shift: ir.Value | None, bias: ir.Value | None
+    ) -> None:
+        self._weight, self._scale, self._shift, self._bias = weight, scale, shift, bias
+        self._total: np.ndarray | None = None
 
-    return compute
+    def weight(self) -> np.ndarray:
+        """[in, out] float32; on the way the bias is computed and kept."""
+        weight = array_of(self._weight)
+        if self._shift is not None:
+            self._total = self._sum(weight, array_of(self._shift))
+        scaled: np.ndarray = weight * array_of(self._scale)[:, None]
+        return scaled
+
+    def bias(self) -> np.ndarray:
+        """[out] float64."""
+        assert self._shift is not None
+        total, self._total = self._total, None
+        if total is None:
+            total = self._sum(array_of(self._weight), array_of(self._shift))
+        return total if self._bias is None else total + array_of(self._bias)
+
+    def _sum(self, weight: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        pieces = range(0, len(shift), self.ROWS)
+        rows = [slice(start, start + self.ROWS) for start in pieces]
+        parts = [shift[r].astype(np.float64) @ weight[r].astype(np.float64) for r in rows]
+        return np.sum(parts, axis=0)

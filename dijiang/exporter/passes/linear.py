@@ -107,17 +107,19 @@ def linear_to(value: ir.Value | None) -> Linear | None:
 
 
 def stored(
-    graph: ir.Graph, name: str, shape: tuple[int, ...], compute: Callable[[], np.ndarray]
+    graph: ir.Graph,
+    name: str,
+    shape: tuple[int, ...],
+    compute: Callable[[], np.ndarray],
+    dtype: ir.DataType = ir.DataType.FLOAT,
 ) -> ir.Value:
-    """A new float32 initializer, computed only when the graph is written."""
+    """A new initializer, computed only when the graph is written."""
 
     def load() -> ir.TensorProtocol:
-        return ir.tensor(np.ascontiguousarray(compute(), dtype=np.float32), name=name)
+        return ir.tensor(np.ascontiguousarray(compute(), dtype=dtype.numpy()), name=name)
 
-    tensor = ir.LazyTensor(load, ir.DataType.FLOAT, ir.Shape(shape), name=name)
-    value = ir.Value(
-        name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape), const_value=tensor
-    )
+    tensor = ir.LazyTensor(load, dtype, ir.Shape(shape), name=name)
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
     graph.register_initializer(value)
     return value
 

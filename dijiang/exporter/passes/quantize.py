@@ -1,0 +1,159 @@
+"""Weights as blocks of integers, in the nodes that ONNX Runtime multiplies them with directly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.convenience import replace_nodes_and_values
+from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
+
+from ..builder import CONTRIB
+from ..precision import Precision, Rounding
+from ..rounding import pack, round_gptq, round_nearest
+from .linear import Linear, array_of, drop_unused_initializers, linears, shape_of, stored, value_of
+
+#: MatMulNBits multiplies in int8 at this level: activations are rounded by blocks too.
+INT8_ACTIVATIONS = 4
+SMALLEST_BLOCK = 16
+
+
+class Quantize(InPlacePass):
+    """Every projection, the head and the embedding as a Precision says; P stays float32.
+
+    The weights are rounded while the graph is written, one at a time. moments: second moments of the
+    inputs by weight name (`calibration`), for those that are rounded to 4 bits; used up on the way.
+    """
+
+    def __init__(self, precision: Precision, moments: dict[str, np.ndarray] | None = None) -> None:
+        super().__init__()
+        self.precision = precision
+        self.moments = moments or {}
+
+    def call(self, model: ir.Model) -> PassResult:
+        graph = model.graph
+        found = [
+            (linear, rounding)
+            for linear in linears(graph)
+            if (rounding := self._rounding(graph, linear))
+        ]
+        for linear, rounding in found:
+            moment = self.moments.get(str(linear.weight.name)) if rounding.bits == 4 else None
+            _quantize_linear(graph, linear, rounding, moment)
+        embedding = self._embedding(graph)
+        if embedding is not None:
+            _quantize_embedding(graph, *embedding)
+        drop_unused_initializers(graph)
+        graph.opset_imports.setdefault(CONTRIB, 1)
+        return PassResult(model, modified=bool(found) or embedding is not None)
+
+    def ensures(self, model: ir.Model) -> None:
+        left = [x.weight.name for x in linears(model.graph) if self._rounding(model.graph, x)]
+        if left or self._embedding(model.graph):
+            raise PostconditionError(f"weights are left in float32: {left or 'embedding'}")
+
+    def _rounding(self, graph: ir.Graph, linear: Linear) -> Rounding | None:
+        if any(use.node.op_type == "Softmax" for use in linear.output.uses()):
+            return None  # the feature map's P
+        return self.precision.head if linear.output in graph.outputs else self.precision.body
+
+    def _embedding(self, graph: ir.Graph) -> tuple[ir.Node, Rounding] | None:
+        """The Gather of the token embedding, by the graph's first input, and how to round it.
+
+        A row must be whole blocks: they are halved until they fit; a width that no block fits stays.
+        """
+        uses = graph.inputs[0].uses()
+        gather = next((u.node for u in uses if u.node.op_type == "Gather" and u.idx == 1), None)
+        if gather is None or self.precision.embed is None:
+            return None
+        width, block = shape_of(value_of(gather.inputs[0]))[1], self.precision.embed.block
+        while width % block:
+            block //= 2
+        return (gather, replace(self.precision.embed, block=block)) if block >= SMALLEST_BLOCK else None
+
+
+class _Rounded:
+    """Codes and scales of one weight: rounded when one is asked for, each given out once."""
+
+    def __init__(
+        self, read: Callable[[], np.ndarray], rounding: Rounding, moment: np.ndarray | None
+    ) -> None:
+        self._read, self._rounding, self._moment = read, rounding, moment
+        self._left: dict[int, np.ndarray] = {}
+
+    def part(self, index: int) -> np.ndarray:
+        """0: packed codes uint8 [out, blocks, bytes].  1: scales float32 [out, blocks]."""
+        if index not in self._left:
+            bits, block = self._rounding.bits, self._rounding.block
+            if self._moment is None:
+                codes, scales = round_nearest(self._read(), bits, block)
+            else:
+                codes, scales = round_gptq(self._read(), bits, block, self._moment)
+            self._left = {0: pack(codes, bits), 1: scales}
+        return self._left.pop(index)
+
+
+def _stored_blocks(
+    graph: ir.Graph,
+    name: str,
+    shape: tuple[int, int],
+    read: Callable[[], np.ndarray],
+    rounding: Rounding,
+    *,
+    moment: np.ndarray | None = None,
+    flat: bool = False,
+) -> list[ir.Value]:
+    """Initializers of a weight [in, out]: codes and scales, each [out, ...]."""
+    rows, columns = shape
+    blocks = -(-rows // rounding.block)
+    size = rounding.block * rounding.bits // 8
+    rounded = _Rounded(read, rounding, moment)
+    packed = (columns, blocks * size) if flat else (columns, blocks, size)
+    return [
+        stored(
+            graph, f"{name}.codes", packed, lambda: rounded.part(0).reshape(packed), ir.DataType.UINT8
+        ),
+        stored(graph, f"{name}.scales", (columns, blocks), lambda: rounded.part(1)),
+    ]
+
+
+def _quantize_linear(
+    graph: ir.Graph, linear: Linear, rounding: Rounding, moment: np.ndarray | None
+) -> None:
+    weight, (rows, columns) = linear.weight, linear.shape
+    parts = _stored_blocks(
+        graph, str(weight.name), (rows, columns), lambda: array_of(weight), rounding, moment=moment
+    )
+    bias = [] if linear.bias is None else [None, None, linear.bias]
+    node = ir.node(
+        "MatMulNBits",
+        [linear.input, *parts, *bias],
+        {
+            "K": rows,
+            "N": columns,
+            "bits": rounding.bits,
+            "block_size": rounding.block,
+            "accuracy_level": INT8_ACTIVATIONS,
+        },
+        domain=CONTRIB,
+    )
+    replace_nodes_and_values(
+        graph, linear.nodes[0], linear.nodes, [node], [linear.output], [node.outputs[0]]
+    )
+
+
+def _quantize_embedding(graph: ir.Graph, gather: ir.Node, rounding: Rounding) -> None:
+    table = value_of(gather.inputs[0])
+    rows, width = shape_of(table)
+    codes, scales = _stored_blocks(
+        graph, str(table.name), (width, rows), lambda: array_of(table).T, rounding, flat=True
+    )
+    node = ir.node(
+        "GatherBlockQuantized",
+        [codes, gather.inputs[1], scales],
+        {"bits": rounding.bits, "block_size": rounding.block, "gather_axis": 0, "quantize_axis": 1},
+        domain=CONTRIB,
+    )
+    replace_nodes_and_values(graph, gather, [gather], [node], [gather.outputs[0]], [node.outputs[0]])

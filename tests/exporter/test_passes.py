@@ -1,0 +1,93 @@
+"""Each graph pass: the same function with the nodes it promises."""
+
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+
+from dijiang.exporter.graph import build_graph
+from dijiang.exporter.passes import optimise
+from dijiang.exporter.passes.fold import FoldNorms
+from dijiang.exporter.passes.merge import FlattenSplits, MergeOutputs, MergeProjections
+from dijiang.exporter.passes.residual import FuseResidualNorms
+from dijiang.models.load import load_checkpoint
+
+from ..conftest import GOLDEN
+
+STEPS = [
+    FoldNorms,
+    CommonSubexpressionEliminationPass,
+    MergeProjections,
+    FlattenSplits,
+    MergeOutputs,
+    FuseResidualNorms,
+]
+CASES = ["neox-base", "neox-sequential-straddle", "neox-trained-decay"]
+
+
+def unfused(name):
+    return build_graph(load_checkpoint(GOLDEN[name]), "primitive")
+
+
+def outputs(graph):
+    """All outputs after seven tokens of two sequences, from a random state."""
+    random = np.random.default_rng(0)
+    session = onnxruntime.InferenceSession(ir.to_proto(graph).SerializeToString())
+    ids = random.integers(0, 50, (2, 7))
+    feeds = {
+        "input_ids": ids,
+        "position_ids": np.broadcast_to(np.arange(7), ids.shape),
+        "attention_mask": np.ones_like(ids),
+        "logit_indices": np.broadcast_to(np.arange(7), ids.shape),
+    }
+    for value in session.get_inputs()[4:]:
+        feeds[value.name] = random.normal(size=(2, *value.shape[1:])).astype(np.float32)
+    return session.run(None, feeds)
+
+
+def kinds(graph):
+    return Counter(node.op_type for node in graph.graph)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_pass_in_turn_keeps_the_function(name):
+    graph = unfused(name)
+    expected = outputs(graph)
+    for step in STEPS:
+        graph = step()(graph).model
+        for found, wanted in zip(outputs(graph), expected, strict=True):
+            assert np.abs(found - wanted).max() <= 2e-5 * max(1, np.abs(wanted).max()), step.__name__
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_each_pass_finds_nothing_left_to_do_after_itself(step):
+    graph = unfused("neox-base")
+    for earlier in STEPS[: STEPS.index(step) + 1]:
+        graph = earlier()(graph).model
+    assert not step()(graph).modified
+
+
+def test_parallel_residual_has_two_matmuls_a_layer_beside_the_feature_map():
+    model = load_checkpoint(GOLDEN["neox-base"])
+    graph = optimise(build_graph(model, "ort"), skip_norms=True)
+    layers, found = model.spec.num_layers, kinds(graph)
+    assert found["MatMul"] == 3 * layers + 1
+    assert found["SkipLayerNormalization"] == layers - 1
+    assert found["LayerNormalization"] == layers + 2  # a group norm each, the first norm, the last
+    assert found["Transpose"] == 0
+
+
+def test_sequential_residual_merges_the_projections_of_one_input():
+    model = load_checkpoint(GOLDEN["neox-sequential-straddle"])
+    found = kinds(optimise(build_graph(model, "ort"), skip_norms=True))
+    # qkv and gate, P, attention-out, MLP-up, MLP-down; and the head.
+    assert found["MatMul"] == 5 * model.spec.num_layers + 1
+
+
+def test_layers_of_one_gamma_share_the_log_decay():
+    graph = build_graph(load_checkpoint(GOLDEN["neox-base"]), "ort")
+    decays = {node.inputs[4] for node in graph.graph if node.op_type == "LinearAttention"}
+    assert len(decays) == 1
