@@ -62,8 +62,8 @@ def export(
     Args:
         checkpoint: folder of the published layout.
         output: folder to create; its parent must exist.
-        precision: `fp32`; `int8` or `int4`: weights in blocks of integers, with the primitive dialect the
-            rest as in fp16, for TensorRT; or `fp16` or `bf16`: weights and activations in the type,
+        precision: `fp32`; `int8` or `int4`: weights in blocks of integers (in the primitive dialect, for
+            TensorRT, the rest as in fp16); `fp16` or `bf16`: weights and activations in the type,
             recurrence, state and statistics in float32, for CUDA and TensorRT.
         dialect: `ort` (onnxruntime >= 1.30), `onnx` (opset 27), `primitive` (TensorRT, old
             onnxruntime), or `auto`: what the target runs.

@@ -8,6 +8,7 @@ import pytest
 
 import dijiang
 from dijiang.exporter import calibration
+from dijiang.exporter.difference import Sums
 from dijiang.exporter.precision import PRECISIONS, Rounding, precision_of
 from dijiang.exporter.rounding import pack, round_gptq, round_nearest
 
@@ -32,10 +33,11 @@ def test_rounded_weight_is_within_half_a_step(rows, columns, block, bits):
     assert codes.max() < 2**bits
     error = np.abs(restored(codes, scales, bits, rows) - weight)
     steps = np.repeat(np.abs(scales), block, axis=1)[:, :rows].T
+    if bits == 8:  # only the code +128 is missing: a block's second largest weight may clip to +127
+        assert (error <= (1 + 1e-3) * steps).all()
+    # At 4 bits the scale is refitted to the codes, and the largest weights (codes at the edge) may clip.
     inner = ((codes > 0) & (codes < 2**bits - 1)).reshape(columns, -1).T[:rows]
-    # At 4 bits the search may clip the largest weights of a block: their codes are at the edge.
-    assert (error <= (0.5 + 1e-3) * steps)[inner].all()
-    assert bits == 4 or (error <= (1 + 1e-3) * steps).all()
+    assert (error <= (0.501 if bits == 8 else 0.7) * steps)[inner].all()
 
 
 def test_search_never_loses_to_the_covering_scale():
@@ -73,10 +75,30 @@ def test_four_bit_codes_lie_two_in_a_byte():
     assert pack(np.array([[[1, 2, 15, 0]]], np.uint8), 4).tolist() == [[[0x21, 0x0F]]]
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_precision_meets_its_gates_on_the_whole_held_out_text(exported, precision, copy_of):
-    bundle = copy_of(exported("tiny-python", precision=precision))
-    report = dijiang.verify(bundle, TINY, text=TINY / "held_out.txt", tokens=99 * 512)
+#: Whole windows of 512 tokens in the held-out text.
+WINDOWS = 99
+#: precision -> perplexity change and share of changed most likely tokens that are allowed.
+ALLOWED = {"int8": (1e-3, 0.015), "int4": (3e-3, 0.05)}
+
+
+@pytest.mark.parametrize("precision", ALLOWED)
+def test_precision_keeps_the_whole_held_out_text(exported, precision):
+    """Against the fp32 bundle, which meets float64 to 1e-4 (test_golden, test_parity)."""
+    exact = dijiang.load(exported("tiny-python"))
+    model = dijiang.load(exported("tiny-python", precision=precision))
+    ids = np.array(exact.tokenizer.encode((TINY / "held_out.txt").read_text(encoding="utf-8")))
+    sums = Sums()
+    for window in ids[: WINDOWS * 512].reshape(WINDOWS, 1, 512):
+        rows = [m.forward(window, m.new_state(), all_logits=True)[0] for m in (exact, model)]
+        sums.add(*rows, window[0])
+    found, (perplexity, disagreement) = sums.result(is_text=True), ALLOWED[precision]
+    assert found.perplexity / found.reference_perplexity - 1 <= perplexity
+    assert 1 - found.top1_agreement <= disagreement
+
+
+def test_every_gate_is_judged_where_there_is_text(exported, copy_of):
+    bundle = copy_of(exported("tiny-python", precision="int4"))
+    report = dijiang.verify(bundle, TINY, text=TINY / "held_out.txt", tokens=2048)
     assert report.passed, report.failures
     assert {gate.metric for gate in report.gates} == {"kl", "perplexity_change", "top1_disagreement"}
 
