@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
-from .commands import BUNDLE, JSON, PROVIDER, THREADS, print_table
+from .commands import BUNDLE, JSON, PROGRESS, PROVIDER, THREADS, print_table
 from .commands.bench import bench
 from .commands.build import build
 from .commands.bundle import show_bundle
+from .commands.convert import convert
 from .commands.doctor import doctor
+from .commands.init import init
 from .errors import DijiangError
 
 if TYPE_CHECKING:
@@ -43,13 +45,9 @@ def main() -> None:
 
 
 TEXT = "Text to verify on, for perplexity; default: random token ids."
-PROGRESS = click.option(
-    "--progress/--no-progress", default=None, help="Bars on stderr; default: if it is a terminal."
-)
 
-main.add_command(bench)
-main.add_command(build)
-main.add_command(doctor)
+for command in (bench, build, convert, doctor, init):
+    main.add_command(command)
 
 
 @main.command()

@@ -1,7 +1,7 @@
 """Every error a user can meet, as one tree.
 
 DijiangError
-├── CheckpointError    files, config or weights of a checkpoint
+├── CheckpointError    files, config or weights of a checkpoint, read or to be written
 │   └── DecayError     D1/D2 tables that cannot be used as they are
 ├── ExportError        the output cannot be written, or the options do not fit the model
 ├── BundleError        a bundle that is damaged, incomplete or of another version
@@ -19,7 +19,7 @@ class DijiangError(Exception):
 
 
 class CheckpointError(DijiangError):
-    """A checkpoint that is missing, damaged, of an unknown kind, or not converted."""
+    """A checkpoint that is missing, damaged, of an unknown kind, not converted, or cannot be written."""
 
 
 class DecayError(CheckpointError):

@@ -17,6 +17,9 @@ PROVIDER = click.option(
 )
 THREADS = click.option("-t", "--threads", type=click.IntRange(1), help="Default: all physical cores.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+PROGRESS = click.option(
+    "--progress/--no-progress", default=None, help="Bars on stderr; default: if it is a terminal."
+)
 
 
 def print_table(rows: Iterable[tuple[str, str]]) -> None:

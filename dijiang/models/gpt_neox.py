@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from .binding import Array, Binding, Bindings, added, layered, linear, norm, plain
 from .config import flag, token_ids, want
 from .rotary import read_base, read_scaling
@@ -44,12 +42,20 @@ def spec(config: dict[str, Any]) -> ModelSpec:
     )
 
 
+def published_config(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json with the rotary keys as the published modelling code reads them."""
+    found = spec(config)
+    rope = config.get("rope_parameters") or {}
+    old = {"rotary_pct": rope.get("partial_rotary_factor", 0.25), "rotary_emb_base": found.rotary_base}
+    return old | config
+
+
 def _qkv_columns(tensor: Array, *, heads: int) -> Array:
     """[head][q|k|v] of K rows each -> [q|k|v][head]; weights become [in, out]."""
     rows, rest = tensor.shape[0], tensor.shape[1:]
     size = rows // (3 * heads)
-    ordered = np.moveaxis(tensor.reshape(heads, 3, size, *rest), 1, 0).reshape(rows, *rest)
-    return ordered.T
+    ordered = tensor.reshape(heads, 3, size, *rest).swapaxes(0, 1).reshape(rows, *rest)
+    return ordered.T if rest else ordered
 
 
 def bindings(spec: ModelSpec) -> Bindings:

@@ -24,7 +24,8 @@ class Family:
     """What a family file provides.
 
     prefix: of the base model's tensors; files saved from the base model alone lack it.  head: the
-    tensor of an untied head.  ignored: ends of names that carry nothing.
+    tensor of an untied head.  ignored: ends of names that carry nothing.  published_config: the
+    config.json of a converted checkpoint, from the vanilla one's.
     """
 
     spec: Callable[[dict[str, Any]], ModelSpec]
@@ -32,12 +33,18 @@ class Family:
     prefix: str
     head: str
     ignored: tuple[str, ...] = ()
+    published_config: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
 
 #: model_type of config.json -> family. A new family is one file and one row.
 FAMILIES = {
     "gpt_neox": Family(
-        gpt_neox.spec, gpt_neox.bindings, "gpt_neox.", "embed_out.weight", gpt_neox.IGNORED
+        gpt_neox.spec,
+        gpt_neox.bindings,
+        "gpt_neox.",
+        "embed_out.weight",
+        gpt_neox.IGNORED,
+        gpt_neox.published_config,
     ),
     "llama": Family(llama.spec, llama.bindings, "model.", "lm_head.weight", llama.IGNORED),
     "opt": Family(opt.spec, opt.bindings, "model.", "lm_head.weight", opt.IGNORED),
@@ -96,12 +103,13 @@ def load_checkpoint(
     family = family_of(checkpoint)
     spec = read_spec(family, checkpoint)
     bindings = named_as_in(checkpoint, family, family.bindings(spec))
-    if is_vanilla(checkpoint):
+    wanted = shapes(bindings)
+    if is_vanilla(checkpoint) and not checkpoint.shapes.keys().isdisjoint(wanted):
         raise CheckpointError(
             f"{path}: a vanilla checkpoint (no proj_matrix in any layer), expected a DiJiang one; "
             "run dijiang convert on it first"
         )
-    check_tensors(checkpoint, shapes(bindings), ignored_by(family, spec))
+    check_tensors(checkpoint, wanted, ignored_by(family, spec))
     weights = Weights(checkpoint, bindings)
     decays = tuple(
         without_tables(d1, d2)

@@ -1,15 +1,21 @@
-"""The published shapes, as config.json of transformers spells them."""
+"""The published shapes, as config.json of transformers spells them, and what they weigh."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
+
+from .binding import shapes
+from .load import FAMILIES
+from .weights import is_decay_table
 
 
 def _pythia(hidden: int, layers: int, heads: int) -> dict[str, Any]:
     return {
         "architectures": ["GPTNeoXForCausalLM"],
         "model_type": "gpt_neox",
-        "vocab_size": 50304 if hidden < 2560 else 50432,
+        "vocab_size": 50304,
         "hidden_size": hidden,
         "intermediate_size": 4 * hidden,
         "num_hidden_layers": layers,
@@ -26,6 +32,45 @@ def _pythia(hidden: int, layers: int, heads: int) -> dict[str, Any]:
     }
 
 
+def _llama(hidden: int, ff: int, layers: int, heads: int, groups: int, positions: int) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": hidden,
+        "intermediate_size": ff,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "max_position_embeddings": positions,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+
+
+_OPT_350M = {
+    "architectures": ["OPTForCausalLM"],
+    "model_type": "opt",
+    "vocab_size": 50272,
+    "hidden_size": 1024,
+    "word_embed_proj_dim": 512,
+    "ffn_dim": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 2048,
+    "do_layer_norm_before": False,
+    "activation_function": "relu",
+    "tie_word_embeddings": True,
+    "bos_token_id": 2,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
+
 #: Name -> config. Sizes from the models' published configs.
 PRESETS: dict[str, dict[str, Any]] = {
     "pythia-70m": _pythia(512, 6, 8),
@@ -33,4 +78,35 @@ PRESETS: dict[str, dict[str, Any]] = {
     "pythia-410m": _pythia(1024, 24, 16),
     "pythia-1b": _pythia(2048, 16, 8),
     "pythia-2.8b": _pythia(2560, 32, 32),
+    "opt-350m": _OPT_350M,
+    "tinyllama-1.1b": _llama(2048, 5632, 22, 32, 4, 2048),
+    "llama2-7b": _llama(4096, 11008, 32, 32, 32, 4096),
 }
+
+#: Bytes of one weight; int8 and int4 with one float32 scale for each block of 128.
+WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 4 / 128, "int4": 0.5 + 4 / 128}
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a preset weighs.
+
+    parameters: D1 and D2 left out.  state_bytes: of one sequence, at any length.  weight_bytes: of
+    all parameters, by precision; what `export` writes differs by graph, tokenizer and the tensors it
+    keeps at a higher precision.
+    """
+
+    preset: str
+    parameters: int
+    state_bytes: int
+    weight_bytes: dict[str, int]
+
+
+def size(preset: str) -> Size:
+    """Size of a preset, from its shapes alone."""
+    family = FAMILIES[PRESETS[preset]["model_type"]]
+    spec = family.spec(PRESETS[preset])
+    tensors = shapes(family.bindings(spec))
+    count = sum(math.prod(shape) for name, shape in tensors.items() if not is_decay_table(name))
+    weights = {precision: round(count * each) for precision, each in WEIGHT_BYTES.items()}
+    return Size(preset, count, spec.state_bytes, weights)

@@ -16,6 +16,7 @@ what is in brackets, only where the ModelSpec says so; e is the embedding size, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -33,6 +34,17 @@ def is_decay_table(name: str) -> bool:
     return name.endswith((".D1", ".D2"))
 
 
+def read_finite(checkpoint: Checkpoint, source: str) -> Array:
+    """A tensor of the checkpoint in its stored dtype; CheckpointError if it holds NaN or inf."""
+    tensor = checkpoint.read(source)
+    if not np.isfinite(tensor.astype(np.float32)).all():
+        raise CheckpointError(
+            f"{checkpoint.path}: {source} holds NaN or inf; "
+            "every weight must be finite: fix or retrain the checkpoint"
+        )
+    return tensor
+
+
 class Weights(Mapping[str, Array]):
     """Canonical weights by name, read from the checkpoint each time they are asked for.
 
@@ -46,17 +58,9 @@ class Weights(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         parts = self._bindings[name]
-        tensors = [p.to_canonical(self._read(p.source, decay=is_decay_table(name))) for p in parts]
+        read = self._checkpoint.read if is_decay_table(name) else partial(read_finite, self._checkpoint)
+        tensors = [part.to_canonical(read(part.source)) for part in parts]
         return tensors[0] if len(tensors) == 1 else np.concatenate(tensors, axis=-1)
-
-    def _read(self, source: str, *, decay: bool) -> Array:
-        tensor = self._checkpoint.read(source)
-        if not decay and not np.isfinite(tensor.astype(np.float32)).all():
-            raise CheckpointError(
-                f"{self._checkpoint.path}: {source} holds NaN or inf; "
-                "every weight must be finite: fix or retrain the checkpoint"
-            )
-        return tensor
 
     def __contains__(self, name: object) -> bool:
         return name in self._bindings  # Mapping's own would read the tensor

@@ -1,6 +1,5 @@
 """The NumPy reference against the published code's logits, and its two forms against each other."""
 
-import json
 import tracemalloc
 from collections import Counter
 from collections.abc import Mapping
@@ -9,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dijiang.models.initial import tensors, write_shards
 from dijiang.models.load import load_checkpoint
 from dijiang.models.presets import PRESETS
-from dijiang.models.reference import Piece, Reference
+from dijiang.models.reference import Piece, Reference, feature_map, group_norm, rotate, silu
 from dijiang.models.weights import is_decay_table
 
 from ..conftest import GOLDEN, Golden
+from ..random_models import write
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
@@ -39,9 +38,7 @@ def test_weights_are_read_once_for_all_pieces_and_one_layer_at_a_time(tmp_path):
         "rotary_pct": 0.5,
         "max_position_embeddings": 16,
     }
-    write_shards(tmp_path, tensors(config, 0), "float32")
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    model = load_checkpoint(tmp_path)
+    model = load_checkpoint(write(tmp_path, config))
     reads = Counter()
 
     class Counted(Mapping):
@@ -67,3 +64,31 @@ def test_weights_are_read_once_for_all_pieces_and_one_layer_at_a_time(tmp_path):
     assert reads == {name: 1 for name in model.weights if not is_decay_table(name)}
     layer_bytes = 8 * 13 * hidden**2  # float64; qkv, gate, out, mlp up and down
     assert peak < 2 * layer_bytes
+
+
+def test_grouped_attention_with_trained_tables_is_the_published_sum(tmp_path):
+    """o_t = sum over s <= t of (D1_t phi(q_t) . D2_s phi(k_s)) v_s, one query head after the other."""
+    config = {"model_type": "llama", "vocab_size": 9, "hidden_size": 32, "intermediate_size": 7} | {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 12,
+    }
+    model = load_checkpoint(write(tmp_path, config, trained=True))
+    w = {n.removeprefix("layers.0."): model.weights[n].astype(np.float64) for n in model.weights}
+    x = np.random.default_rng(0).normal(size=(1, 12, 32))
+    qkv = (x @ w["qkv.weight"]).reshape(1, 12, 12, 4)
+    qk = feature_map(rotate(qkv[:, :, :10], np.arange(12)[None], model.spec), w["proj.weight"])[0]
+    out = np.zeros((12, 8, 4))
+    for head in range(8):
+        kv = head // 4
+        for t in range(12):
+            for s in range(t + 1):
+                scale = w["D1"][kv, t] * w["D2"][kv, s]
+                out[t, head] += scale * (qk[t, head] @ qk[s, 8 + kv]) * qkv[0, s, 10 + kv]
+    normed = group_norm(out.reshape(12, 32), w["group_norm.weight"], w["group_norm.bias"], 4, 1e-5)
+    expected = (silu(x[0] @ w["gate.weight"]) * normed) @ w["out.weight"]
+    reference = Reference(model)
+    for state in (None, reference.new_state(1)):
+        found = reference._attention(0, w, x, Piece(np.zeros((1, 12), int), 0, state))[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-9)

@@ -1,0 +1,39 @@
+"""dijiang convert."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import JSON, PROGRESS, print_table
+
+
+@click.command()
+@click.argument("vanilla", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn.")
+@PROGRESS
+@JSON
+def convert(vanilla: Path, output: Path, as_json: bool, progress: bool | None, **options: Any) -> None:
+    """Turn a vanilla GPT-NeoX, OPT or LLaMA checkpoint into a DiJiang one, to be fine-tuned."""
+    from ..exporter.progress import bars
+    from ..models.convert import NEXT
+    from ..models.convert import convert as write
+
+    with bars(progress) as shown:
+        done = write(vanilla, output, progress=shown, **options)
+    if as_json:
+        click.echo(json.dumps(vars(done) | {"path": str(done.path), "next": NEXT}))
+        return
+    print_table(
+        [
+            ("checkpoint", str(done.path)),
+            ("family", done.family),
+            ("parameters kept", f"{done.kept:,}"),
+            ("parameters added", f"{done.added:,}, untrained"),
+            ("next", NEXT),
+        ]
+    )

@@ -1,0 +1,49 @@
+"""Train a small vanilla GPT-NeoX (transformers' own) for examples/finetune.md to convert.
+
+    python examples/pretrain_vanilla.py TEXT_FOLDER -o OUTPUT --suffix .py
+
+Shape and tokenizer are those of examples/tiny-python. Needs `pip install transformers`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from finetune import arguments, read_ids, run
+from torch import Tensor, nn
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+SHAPE = Path(__file__).parent / "tiny-python"
+
+
+class Logits(nn.Module):
+    """ids [B, T] -> logits [B, T, vocab]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.model(ids, use_cache=False).logits
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    config = json.loads((SHAPE / "config.json").read_text())
+    for key in ("auto_map", "torch_dtype", "transformers_version"):
+        del config[key]
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(**config))
+    ids, held_out = read_ids(args.text, args.suffix, SHAPE / "tokenizer.json")
+    run(Logits(model), ids, held_out, args)
+    model.save_pretrained(args.output)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(SHAPE / name, args.output / name)
+
+
+if __name__ == "__main__":
+    main()

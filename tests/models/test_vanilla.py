@@ -1,0 +1,94 @@
+"""Converted checkpoints of transformers' own models, with softmax attention put back into our blocks.
+
+Logits then equal those of transformers: embeddings, norms, rotary positions, projections, MLPs and
+heads are right against code that is not ours, and `convert` has left every weight as it was.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from dijiang.models.convert import convert
+from dijiang.models.load import load_checkpoint
+from dijiang.models.reference import Reference, _linear, rotate
+
+SMALL = {"vocab_size": 61, "num_hidden_layers": 2, "max_position_embeddings": 48}
+NEOX = SMALL | {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 37}
+LLAMA = SMALL | {"hidden_size": 48, "num_attention_heads": 8, "intermediate_size": 37}
+OPT = SMALL | {"hidden_size": 24, "num_attention_heads": 3, "ffn_dim": 31}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0}
+LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+#: Name -> (config class, model class, options).
+CASES = {
+    "neox-parallel": ("GPTNeoX", NEOX | {"use_parallel_residual": True}),
+    "neox-sequential": ("GPTNeoX", NEOX | {"use_parallel_residual": False, "hidden_act": "gelu_new"}),
+    "neox-unbiased-tied": ("GPTNeoX", NEOX | {"attention_bias": False, "tie_word_embeddings": True}),
+    "neox-rotary-half": (
+        "GPTNeoX",
+        NEOX | {"rope_parameters": {"rope_theta": 99.0, "partial_rotary_factor": 0.5}},
+    ),
+    "opt-pre-norm": ("OPT", OPT | {"word_embed_proj_dim": 24}),
+    "opt-post-norm-projected": ("OPT", OPT | {"word_embed_proj_dim": 10, "do_layer_norm_before": False}),
+    "opt-unbiased": ("OPT", OPT | {"word_embed_proj_dim": 24, "enable_bias": False}),
+    "llama-gqa-1": ("Llama", LLAMA | {"num_key_value_heads": 8}),
+    "llama-gqa-4-biased-tied": (
+        "Llama",
+        LLAMA
+        | {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True}
+        | {"tie_word_embeddings": True},
+    ),
+    "llama-gqa-8-llama3": ("Llama", LLAMA | {"num_key_value_heads": 1, "rope_parameters": LLAMA3}),
+    "llama-linear-rope": (
+        "Llama",
+        LLAMA | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0}},
+    ),
+}
+
+
+class WithSoftmax(Reference):
+    """The reference with vanilla attention in place of DiJiang's."""
+
+    def _attention(self, layer, w, x, piece):
+        spec, length = self.spec, x.shape[1]
+        shared = spec.num_heads // spec.num_kv_heads
+        positions = np.broadcast_to(np.arange(length), x.shape[:2])
+        q, k, v = np.split(
+            _linear(w, "qkv", x).reshape(*x.shape[:2], -1, spec.head_size),
+            [spec.num_heads, spec.num_heads + spec.num_kv_heads],
+            axis=2,
+        )
+        q, k = (rotate(z, positions, spec) for z in (q, k))
+        k, v = (np.repeat(z, shared, axis=2) for z in (k, v))
+        scores = np.einsum("bthk,bshk->bhts", q, k) / math.sqrt(spec.head_size)
+        scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        out = np.einsum("bhts,bshk->bthk", weights / weights.sum(-1, keepdims=True), v)
+        return _linear(w, "out", out.reshape(x.shape))
+
+
+def vanilla(name, folder):
+    """A model of transformers with random weights, norms and biases too, saved in `folder`."""
+    family, options = CASES[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**options)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) / 4)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_our_blocks_with_softmax_attention_are_those_of_transformers(name, tmp_path):
+    model = vanilla(name, tmp_path / "vanilla")
+    convert(tmp_path / "vanilla", tmp_path / "converted")
+    ids = np.random.default_rng(0).integers(0, 61, (2, 33))
+    with torch.no_grad():
+        expected = model.double()(torch.from_numpy(ids)).logits.numpy()
+    found = WithSoftmax(load_checkpoint(tmp_path / "converted")).forward(ids)
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(found, expected, atol=2e-5)  # transformers' angles are float32
