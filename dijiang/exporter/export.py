@@ -172,6 +172,7 @@ def _manifest(model: DijiangModel, folder: Path, precision: str, dialect: str, d
             "bytes": model.spec.state_bytes,
         },
         source_sha256=model.checkpoint.sha256(),
+        parameters=model.parameters,
         versions={
             "dijiang": __version__,
             "python": platform.python_version(),
