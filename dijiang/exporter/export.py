@@ -30,7 +30,7 @@ from .folder import check_target, new_folder
 from .graph import build_graph
 from .parity import verify as compare
 from .passes.precision import TYPES, SetPrecision
-from .plan import largest_tensor, plan_export, weight_bytes
+from .plan import plan_export, weight_bytes
 from .progress import Progress, silent
 from .reads import parameter_reads
 
@@ -88,10 +88,9 @@ def export(
     if verify:
         _check_verifiable(model, dialect, text)
     graph = build_graph(model, dialect)
-    largest = largest_tensor(graph)
     if precision in TYPES:
         SetPrecision(precision, fused_norms=DIALECTS[dialect].fused)(graph)
-    plan = plan_export(model, graph, precision, largest=largest, verify=verify)
+    plan = plan_export(model, graph, precision, verify=verify)
     with new_folder(folder) as partial:
         plan.require(partial)
         _save(graph, partial, f"write {plan}", progress)

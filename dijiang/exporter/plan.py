@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from ..models.load import DijiangModel
 SPARE_BYTES = 1 << 20
 #: Memory of the process before any weight is read: Python, NumPy, onnx, onnxruntime.
 BASE_BYTES = 150 << 20
-#: Copies in float32 of the largest tensor that are alive at once while it is written: as read, as
-#: transformed (folded norms in float64), as rounded.
-WRITE_COPIES = 4
+#: Bytes for each number of a layer, and of the embedding, while it is written: as read, in float32 and
+#: as rounded. Projections of one input become one tensor, at most a whole layer.
+LAYER_BYTES, EMBEDDING_BYTES = 10, 16
 #: Seconds to write a thousand million weights, by precision, on the 2-core machine of docs/models.md.
 SECONDS = {"fp32": 12.0, "fp16": 20.0, "bf16": 20.0, "int8": 30.0, "int4": 90.0}
 
@@ -52,33 +53,26 @@ class Plan:
             )
 
 
-def plan_export(
-    model: DijiangModel, graph: ir.Model, precision: str, *, largest: int, verify: bool
-) -> Plan:
+def plan_export(model: DijiangModel, graph: ir.Model, precision: str, *, verify: bool) -> Plan:
     """The needs of writing a graph, and of comparing it with its checkpoint.
 
     Args:
         graph: as it will be written.
-        largest: numbers in the largest tensor, before any was rounded.
         verify: whether the bundle will be compared, too.
     """
     disk = weight_bytes(graph)
-    memory = WRITE_COPIES * 4 * largest
+    embedding = math.prod(model.weights.shape("embed.weight"))
+    memory = max(LAYER_BYTES * model.layer_parameters, EMBEDDING_BYTES * embedding)
     if verify:
         # First a session, which has the weights in a layout of its own; then the reference with one
         # layer, or the head and a window's logits, in float64.
-        memory = max(memory, disk, 8 * (model.layer_parameters + largest))
+        memory = max(memory, disk, 8 * (model.layer_parameters + 2 * embedding))
     return Plan(disk + SPARE_BYTES, memory + BASE_BYTES, SECONDS[precision] * model.parameters / 1e9)
 
 
 def weight_bytes(graph: ir.Model) -> int:
     """Bytes of all stored tensors of a graph."""
     return sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value)
-
-
-def largest_tensor(graph: ir.Model) -> int:
-    """Numbers in the largest stored tensor of a graph."""
-    return max(v.const_value.size for v in graph.graph.initializers.values() if v.const_value)
 
 
 def _size(count: int) -> str:

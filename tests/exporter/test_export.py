@@ -19,7 +19,7 @@ from dijiang.exporter import export as export_module
 from dijiang.exporter import plan as plan_module
 from dijiang.exporter.gates import GATES, Gate
 from dijiang.exporter.graph import build_graph
-from dijiang.exporter.plan import BASE_BYTES, largest_tensor, plan_export
+from dijiang.exporter.plan import BASE_BYTES, plan_export
 from dijiang.models.checkpoint import Checkpoint
 from dijiang.models.initial import tensors, write_shards
 from dijiang.models.load import load_checkpoint
@@ -147,10 +147,10 @@ def test_memory_of_an_export_is_a_few_of_its_largest_tensor(tmp_path, verify):
     dijiang.export(tmp_path, tmp_path / "b", verify=verify)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    plan = plan_export(model, graph, "fp32", largest=largest_tensor(graph), verify=verify)
+    plan = plan_export(model, graph, "fp32", verify=verify)
     graph_bytes = 4 << 20
     assert peak < plan.memory - BASE_BYTES + graph_bytes
-    assert verify or plan.memory - BASE_BYTES < 4 * model.parameters / 8
+    assert verify or plan.memory - BASE_BYTES < 4 * model.parameters / 4
 
 
 def test_export_into_a_missing_parent_is_one_clear_error(tmp_path):
