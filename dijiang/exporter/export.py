@@ -90,8 +90,8 @@ def export(
     graph = build_graph(model, dialect)
     if precision in TYPES:
         SetPrecision(precision, fused_norms=DIALECTS[dialect].fused)(graph)
-    plan = plan_export(model, graph, precision, verify=verify)
     with new_folder(folder) as partial:
+        plan = plan_export(model, graph, precision, verify=verify)
         plan.require(partial)
         _save(graph, partial, f"write {plan}", progress)
         for name in TOKENIZER_FILES:

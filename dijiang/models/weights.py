@@ -51,7 +51,7 @@ class Weights(Mapping[str, Array]):
 
     def _read(self, source: str, *, decay: bool) -> Array:
         tensor = self._checkpoint.read(source)
-        if not decay and not np.isfinite(tensor).all():
+        if not decay and not np.isfinite(tensor.astype(np.float32)).all():
             raise CheckpointError(
                 f"{self._checkpoint.path}: {source} holds NaN or inf; "
                 "every weight must be finite: fix or retrain the checkpoint"
