@@ -17,8 +17,11 @@ import numpy as np
 
 import dijiang
 from dijiang.exporter.parity import verify
-from dijiang.models.initial import init, tensors, write_shards
+from dijiang.models.binding import shapes
+from dijiang.models.initial import first_values, init
+from dijiang.models.load import FAMILIES
 from dijiang.models.presets import PRESETS
+from dijiang.models.store import nbytes, numpy_dtype, write_checkpoint
 from dijiang.runtime.driver import Cuda
 from dijiang.runtime.model import Model
 
@@ -69,9 +72,10 @@ class Place:
             self.cache.mkdir(parents=True, exist_ok=True)
             if self.preset != "tiny":
                 return init(self.preset, folder)
-            folder.mkdir()
-            write_shards(folder, tensors(TINY, 0), "float16")
-            (folder / "config.json").write_text(json.dumps(TINY))
+            family, dtype = FAMILIES[TINY["model_type"]], numpy_dtype("float16")
+            wanted = shapes(family.bindings(family.spec(TINY)))
+            values = first_values(wanted, dtype, 0)
+            write_checkpoint(folder, TINY, values, nbytes(wanted, dtype), progress=lambda *_: None)
         return folder
 
     @property

@@ -29,14 +29,13 @@ from .attention import DIALECTS, runs_here
 from .folder import check_target, new_folder
 from .parity import verify as compare
 from .pipeline import INTEGERS, step_graph
+from .plan import plan_export, weight_bytes
 from .precision import precision_of
 from .progress import Progress, silent
 from .reads import parameter_reads
 
 #: What runs the bundle -> the dialect it is written in; `auto` asks the installed onnxruntime.
 TARGETS = {"onnxruntime": "auto", "tensorrt": "primitive"}
-#: What a bundle needs on disk beside its weights: graph, tokenizer, tables.
-SPARE_BYTES = 1 << 20
 
 
 def export(
@@ -107,8 +106,9 @@ def export(
         _check_verifiable(model, dialect, text)
     graph = step_graph(model, dialect, rounding, calibration_tokens, progress)
     with new_folder(folder) as partial:
-        _check_space(partial, graph)
-        _save(graph, partial, progress)
+        plan = plan_export(model, graph, precision, verify=verify)
+        plan.require(partial)
+        _save(graph, partial, f"write {plan}", progress)
         for name in TOKENIZER_FILES:
             if (model.path / name).is_file():
                 shutil.copyfile(model.path / name, partial / name)
@@ -140,21 +140,17 @@ def _check_verifiable(model: DijiangModel, dialect: str, text: str | Path | None
         raise InputError(f"{text}: cannot be read (no such file); give a UTF-8 text file")
 
 
-def _save(graph: ir.Model, folder: Path, progress: Progress) -> None:
+def _save(graph: ir.Model, folder: Path, stage: str, progress: Progress) -> None:
     """Write graph and weights; each weight is computed when its turn comes, and dropped."""
-    total = _weight_bytes(graph)
+    total = weight_bytes(graph)
     ir.save(
         graph,
         folder / GRAPH,
         external_data=DATA,
         max_workers=1,
-        callback=lambda _, info: progress("write", info.offset, total),
+        callback=lambda _, info: progress(stage, info.offset, total),
     )
-    progress("write", total, total)
-
-
-def _weight_bytes(graph: ir.Model) -> int:
-    return sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value)
+    progress(stage, total, total)
 
 
 def _dialect(dialect: str, target: str) -> str:
@@ -190,6 +186,7 @@ def _manifest(model: DijiangModel, folder: Path, precision: str, dialect: str, d
             "bytes": model.spec.state_bytes,
         },
         source_sha256=model.checkpoint.sha256(),
+        parameters=model.parameters,
         versions={
             "dijiang": __version__,
             "python": platform.python_version(),
@@ -198,12 +195,3 @@ def _manifest(model: DijiangModel, folder: Path, precision: str, dialect: str, d
         warnings=tuple(note for d in model.decays for note in d.notes),
         files={file.name: sha256(file) for file in sorted(folder.iterdir())},
     )
-
-
-def _check_space(folder: Path, graph: ir.Model) -> None:
-    need, free = _weight_bytes(graph) + SPARE_BYTES, shutil.disk_usage(folder).free
-    if need > free:
-        raise ExportError(
-            f"{folder.parent}: the bundle needs {need / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free; "
-            "free some space or choose another disk"
-        )

@@ -69,6 +69,12 @@ class DijiangModel:
         return sum(math.prod(self.weights.shape(name)) for name in names)
 
     @property
+    def layer_parameters(self) -> int:
+        """Numbers in the weights of one layer; all layers have the same shapes."""
+        names = (n for n in self.weights if n.startswith("layers.0.") and not is_decay_table(n))
+        return sum(math.prod(self.weights.shape(name)) for name in names)
+
+    @property
     def positions_limit(self) -> int | None:
         """Positions that can be decoded; None: no end."""
         learned = self.spec.max_positions if self.spec.learned_positions else None

@@ -29,6 +29,7 @@ class Manifest:
     in_place: the state outputs may be bound to the memory of the state inputs.
     files: sha256 of every other file of the bundle, by its name.
     engines: backend -> `engine.EngineRecord` of the TensorRT engine that `dijiang build` put in.
+    parameters: numbers in the checkpoint's weights, D1 and D2 left out; 0: not counted.
     reads: bytes of parameters: `step`, which every step reads, and `token`, of table rows a token.
     """
 
@@ -46,6 +47,7 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     reads: dict[str, int] = field(default_factory=dict)
+    parameters: int = 0
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:

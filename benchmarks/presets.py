@@ -1,0 +1,185 @@
+"""Every published shape the whole way: init, export, verify, run 32 tokens, bench; docs/models.md.
+
+    python benchmarks/presets.py --folder /tmp/presets [--preset llama2-7b] [--precision int4]
+
+Weights are random: they have a trained model's size and speed, not its text. Each step is a process of
+its own whose memory is watched. Results are added to a JSON file, one row for a shape and a precision:
+a run can be cut into pieces. The table is written from all rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dijiang.models.presets import PRESETS, size
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "presets.json"
+TABLE = HERE.parent / "docs" / "models.md"
+DIJIANG = str(Path(sys.executable).with_name("dijiang"))
+#: Precision -> the most parameters it is measured for.
+PRECISIONS = {"fp32": 1.5e9, "int8": 1e11, "int4": 1e11}
+TOKENS = 32
+WRITE = ("--no-verify", "--json")
+BENCH = ("-p", "none", "-n", TOKENS, "-r", 3, "--seconds", 5, "-o", "json")
+#: Seconds between two looks at a process's memory.
+INTERVAL = 0.02
+GENERATE = f"""
+import dijiang, sys
+model = dijiang.load(sys.argv[1], check_hashes=False)
+*_, last = model.generate([1, 2, 3], max_tokens={TOKENS}, ignore_eos=True)
+assert last.generated == {TOKENS}
+"""
+
+
+def watched(command: list[str]) -> dict[str, Any]:
+    """Run a command: seconds, peak memory without and with mapped file pages (bytes), its output."""
+    started, peak_anonymous, peak_resident = time.perf_counter(), 0, 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        watch = psutil.Process(process.pid)
+        while process.poll() is None:
+            try:
+                memory = watch.memory_info()
+            except psutil.Error:  # it ended between the two calls
+                break
+            peak_anonymous = max(peak_anonymous, memory.rss - memory.shared)
+            peak_resident = max(peak_resident, memory.rss)
+            time.sleep(INTERVAL)
+        output, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command[:4])} ... failed with {process.returncode}")
+    seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "anonymous_bytes": peak_anonymous,
+        "resident_bytes": peak_resident,
+        "output": output,
+    }
+
+
+def measure(preset: str, precision: str, folder: Path, dtype: str) -> dict[str, Any]:
+    """One row: all steps of one shape and precision."""
+    checkpoint, bundle = folder / preset, folder / f"{preset}-{precision}"
+    if not checkpoint.is_dir():
+        watched([DIJIANG, "init", preset, "-o", str(checkpoint), "--dtype", dtype])
+    shutil.rmtree(bundle, ignore_errors=True)
+    source = sum(file.stat().st_size for file in checkpoint.iterdir())
+    steps = {
+        "export": [DIJIANG, "export", checkpoint, "-o", bundle, "--precision", precision, *WRITE],
+        "verify": [DIJIANG, "verify", bundle, "--against", checkpoint, "--no-store", "--json"],
+        "run": [sys.executable, "-c", GENERATE, bundle],
+        "bench": [DIJIANG, "bench", bundle, *BENCH],
+    }
+    row: dict[str, Any] = {"preset": preset, "precision": precision, "source_bytes": source}
+    row["parameters"], row["state_bytes"] = size(preset).parameters, size(preset).state_bytes
+    for name, command in steps.items():
+        print(f"{preset} {precision}: {name}", file=sys.stderr)
+        found = watched([str(part) for part in command])
+        output = found.pop("output")
+        row[name] = found
+        if name == "export":
+            row["bytes"] = json.loads(output)["bytes"]
+        if name == "verify":
+            report = json.loads(output)
+            row[name] |= {key: report[key] for key in ("tokens", "passed", "worst_layer")}
+            row[name] |= report["logits"]
+        if name == "bench":
+            report = json.loads(output)
+            row["tokens_per_second"] = report["results"][0]["tokens_per_second"]
+            row["machine"] = machine_line(report["environment"])
+    shutil.rmtree(bundle)
+    return row
+
+
+def machine_line(environment: dict[str, Any]) -> str:
+    """The machine and its software, in one sentence."""
+    packages = ", ".join(f"{name} {v}" for name, v in environment["packages"].items())
+    cores = psutil.cpu_count(logical=False)
+    memory = psutil.virtual_memory().total / 1e9
+    return (
+        f"Machine: {environment['cpu']['model']}, {cores} cores, {memory:.0f} GB; Python "
+        f"{environment['python']}; {packages}."
+    )
+
+
+#: Heading of the table -> what a row says.
+COLUMNS = {
+    "model": lambda r: r["preset"],
+    "parameters": lambda r: f"{r['parameters'] / 1e6:,.0f} M",
+    "state": lambda r: f"{r['state_bytes'] / 1e6:,.1f} MB",
+    "precision": lambda r: r["precision"],
+    "bundle": lambda r: f"{r['bytes'] / 1e6:,.0f} MB",
+    "export": lambda r: f"{r['export']['seconds']:,.0f} s",
+    "export memory": lambda r: f"{r['export']['anonymous_bytes'] / 1e6:,.0f} MB",
+    "verify": lambda r: f"{r['verify']['tokens']} tokens, {r['verify']['seconds']:,.0f} s",
+    "verify memory": lambda r: f"{r['verify']['anonymous_bytes'] / 1e6:,.0f} MB",
+    "logits off": lambda r: f"{r['verify']['rms_relative_error']:.1e}",
+    "KL": lambda r: f"{r['verify']['kl']:.1e}",
+    "run memory": lambda r: f"{r['run']['anonymous_bytes'] / 1e6:,.0f} MB",
+    "decode": lambda r: f"{r['tokens_per_second']:,.1f} tokens/s",
+}
+INTRODUCTION = """# Models
+
+Written by `python benchmarks/presets.py`: the published shapes with random weights, each taken the whole
+way, every step in a process of its own. The figures are in `benchmarks/results/presets.json`.
+
+- *state*: of one sequence, at any length.  *bundle*: size on disk.
+- *export*: seconds with `--no-verify`, from a {dtype} checkpoint.  *memory*: the largest anonymous
+  memory of the step's process; mapped file pages, which the system drops when it needs to, are not
+  counted.
+- *verify*: the default slice of `dijiang verify`, against float64.  *logits off*: RMS of the difference
+  over RMS of the reference; *KL* in nats. Random weights say little about a trained model's text.
+- *run*: 32 tokens.  *decode*: `dijiang bench -n 32`, tokens a second at batch 1.
+
+{machine}
+
+"""
+
+
+def table(rows: list[dict[str, Any]], machine: str, dtype: str) -> str:
+    """docs/models.md from all rows, in the order of PRESETS."""
+    order = {name: index for index, name in enumerate(PRESETS)}
+    rows = sorted(rows, key=lambda r: (order[r["preset"]], list(PRECISIONS).index(r["precision"])))
+    lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
+    lines += [[show(row) for show in COLUMNS.values()] for row in rows]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return INTRODUCTION.format(machine=machine, dtype=dtype) + text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="For checkpoints and bundles.")
+    parser.add_argument("--preset", choices=PRESETS, action="append", help="Default: all.")
+    parser.add_argument("--precision", choices=PRECISIONS, action="append", help="Default: all.")
+    parser.add_argument("--dtype", default="float16", help="Of the checkpoints.")
+    parser.add_argument("--keep", action="store_true", help="Keep the checkpoints.")
+    options = parser.parse_args()
+    options.folder.mkdir(exist_ok=True)
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": []}
+    for preset in options.preset or PRESETS:
+        for precision in options.precision or PRECISIONS:
+            if size(preset).parameters > PRECISIONS[precision]:
+                continue
+            row = measure(preset, precision, options.folder, options.dtype)
+            results["rows"] = [
+                r for r in results["rows"] if (r["preset"], r["precision"]) != (preset, precision)
+            ] + [row]
+            results |= {"machine": row.pop("machine"), "dtype": options.dtype}
+            RESULTS.parent.mkdir(exist_ok=True)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            TABLE.write_text(table(results["rows"], results["machine"], options.dtype))
+        if not options.keep:
+            shutil.rmtree(options.folder / preset, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
