@@ -14,8 +14,20 @@ WEIGHT_BYTES = {"fp32": (4.0, 4.0), "int8": (1.0, 1.0), "int4": (0.5, 1.0)}
 
 
 def newest(records: list[Record]) -> dict[str, Record]:
-    """The latest record of each group."""
-    return {record["group"]: record for record in sorted(records, key=lambda r: r["started"])}
+    """The latest record of each group, with the rounds of earlier ones of the same commit."""
+    groups: dict[str, Record] = {}
+    for record in sorted(records, key=lambda r: r["started"]):
+        before = groups.get(record["group"])
+        same = before and before["environment"]["commit"] == record["environment"]["commit"]
+        groups[record["group"]] = _joined(before, record) if before and same else record
+    return groups
+
+
+def _joined(before: Record, after: Record) -> Record:
+    first = len(before["bandwidth"])
+    later = [sample | {"round": first + sample["round"]} for sample in after["samples"]]
+    bandwidth = before["bandwidth"] + after["bandwidth"]
+    return after | {"bandwidth": bandwidth, "samples": before["samples"] + later}
 
 
 def by_round(record: Record, side: str, test: str) -> dict[int, list[float]]:

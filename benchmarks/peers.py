@@ -5,7 +5,7 @@
     python benchmarks/peers.py run                  # every group; or --group int8 --group endless
     python benchmarks/peers.py report FILE          # the Markdown again
 
-Results are appended to one JSON file; the newest record of a group counts. Nothing else should run
+Results are appended to one JSON file; of a group, the newest commit counts. Nothing else should run
 meanwhile.
 """
 

@@ -13,7 +13,7 @@ import peer_torch
 import pytest
 import torch
 
-from tests.conftest import GOLDEN, Golden
+from tests.conftest import GOLDEN, TESTS, Golden
 
 
 def record(group: str, tests: dict[str, dict[str, list[float]]]) -> dict:
@@ -90,9 +90,18 @@ def test_targets_are_judged_on_their_median():
     assert endless == ("1.02", "", "1.25", "1.25 to 1.25", "no", "")
 
 
-def test_markdown_shows_the_newest_record_of_a_group():
+def test_records_of_one_commit_are_joined_round_by_round():
+    first = record("int8", {"tg @ d0": {"ours": [10.0], "peer": [10.0]}})
+    second = record("int8", {"tg @ d0": {"ours": [40.0], "peer": [20.0]}}) | {"started": "2026-01-02"}
+    joined = peer_report.newest([second, first])["int8"]
+    assert peer_report.ratios(joined, "ours", "peer", "tg @ d0") == pytest.approx([1, 2])
+    assert len(joined["bandwidth"]) == 2
+
+
+def test_markdown_shows_the_newest_commit_of_a_group():
     old = record("fp32", {"pp128": {"ours": [1.0], "peer": [1.0]}})
     new = record("fp32", {"pp128": {"ours": [50.0], "peer": [20.0]}}) | {"started": "2026-01-02"}
+    new["environment"] |= {"commit": "d"}
     loop = record("70m-loop-int8", {"loop": {"ours": [1.0]}})
     loop["samples"][0]["seconds"] = [1.1, 1.0]
     text = peer_report.markdown({"records": [new, old, loop], "llama.cpp": {"options": "O"}})
@@ -116,3 +125,10 @@ def test_disturbed_rounds_count_for_neither_side():
     both["samples"][2]["waited"] = 0.4
     assert ("tg @ d0", "peer", "no undisturbed sample", "", "0", "", "") in peer_report.rate_rows(both)
     assert peer_report.target_rows({"70m-int8": both})[0][3] == "no undisturbed sample"
+
+
+def test_results_in_the_repository_can_be_printed():
+    results = sorted((TESTS.parent / "benchmarks" / "results").glob("*-peers.json"))
+    assert results
+    for path in results:
+        assert path.with_suffix(".md").read_text() == peer_report.markdown(json.loads(path.read_text()))
