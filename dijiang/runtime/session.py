@@ -55,6 +55,16 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
+def session_options(ort: Any, threads: int | None) -> Any:
+    """Options of every session here; threads: None: as many as physical cores."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False  # memory stays flat after a long prefill
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
 class OrtSession:
     """ONNX Runtime session with states bound once and updated in place.
 
@@ -72,14 +82,9 @@ class OrtSession:
                 f"execution provider {provider!r} is not available, expected one of "
                 f"{', '.join(PROVIDERS)}; install the package that has it"
             )
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.enable_cpu_mem_arena = False  # memory stays flat after a long prefill
-        if threads is not None:
-            options.intra_op_num_threads = threads
         try:
             self._session = ort.InferenceSession(
-                str(bundle.graph), sess_options=options, providers=[wanted]
+                str(bundle.graph), sess_options=session_options(ort, threads), providers=[wanted]
             )
         except Exception as error:  # onnxruntime's errors share no base class
             reason = str(error).splitlines()[0]
