@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: test lint soak demo clean
+.PHONY: test lint soak timing demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -21,6 +21,9 @@ demo: $(VENV)/.demo
 
 soak: $(VENV)/.dev
 	$(BIN)/pytest -m soak -s
+
+timing: $(VENV)/.dev
+	$(BIN)/pytest -m timing -s
 
 # The environments: demo has what a Jetson needs, no torch; dev has everything.
 $(VENV)/.demo: EXTRAS := cpu,export

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ SIZES = "A size, a list 0,2048 or a range 128-512+128, 1-16*2."
 @click.option("-r", "repetitions", type=int, default=10, show_default=True, help="At least.")
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="At least, each test.")
 @click.option("--provider", default="auto", show_default=True)
+@click.option(
+    "--baseline", type=click.Choice(["transformer"]), help="Compare with one of the same shape."
+)
+@click.option(
+    "--cache",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp16",
+    show_default=True,
+    help="Keys and values of the baseline.",
+)
 @click.option("-o", "form", type=click.Choice(["md", "json", "jsonl", "csv", "html"]), default="md")
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="Write there, not to stdout.")
 @click.option("--plot", type=click.Path(path_type=Path), help="All pictures in one .png or .svg file.")
@@ -38,6 +49,8 @@ SIZES = "A size, a list 0,2048 or a range 128-512+128, 1-16*2."
 @click.option("--explain", is_flag=True, help="Print the formula of every figure.")
 def bench(
     bundles: tuple[Path, ...],
+    baseline: str | None,
+    cache: str,
     form: str,
     file: Path | None,
     plot: Path | None,
@@ -66,7 +79,15 @@ def bench(
         import_matplotlib()
     if plot is not None:
         check_plot(plot)
-    report = run_bench(bundles, Options(**options), say=lambda text: click.echo(text, err=True))
+    build = None
+    if baseline is not None:
+        from ..exporter.baseline import BASELINES
+
+        build = partial(BASELINES[baseline], cache=cache)
+    options |= {"baseline": baseline, "cache": cache}
+    report = run_bench(
+        bundles, Options(**options), baseline=build, say=lambda text: click.echo(text, err=True)
+    )
     write(FORMATS[form](report), file)
     if plot is not None:
         save_plot(report, plot)

@@ -38,10 +38,10 @@ def build_graph(model: DijiangModel, dialect: str) -> ir.Model:
             f"config.json: hidden_act {model.spec.activation!r} is not supported, expected one of "
             f"{', '.join(ACTIVATIONS)}"
         )
-    return _Writer(model, DIALECTS[dialect]).write()
+    return Writer(model, DIALECTS[dialect]).write()
 
 
-class _Writer:
+class Writer:
     """Holds what every layer needs while the graph is written."""
 
     def __init__(self, model: DijiangModel, dialect: Dialect) -> None:

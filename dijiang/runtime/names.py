@@ -18,3 +18,18 @@ def past_state(layer: int) -> str:
 def present_state(layer: int) -> str:
     """Output state of a layer."""
     return f"present.{layer}.recurrent_state"
+
+
+#: Of the vanilla Transformer that benchmarks compare with: int32, tokens so far less one [B], tokens [].
+LAST_POSITION = "seqlens_k"
+TOTAL_LENGTH = "total_sequence_length"
+
+
+def past_cache(layer: int) -> tuple[str, str]:
+    """Input keys and values of a layer."""
+    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
+
+
+def present_cache(layer: int) -> tuple[str, str]:
+    """Output keys and values of a layer."""
+    return f"present.{layer}.key", f"present.{layer}.value"

@@ -64,6 +64,18 @@ def physical_cores() -> int:
     return min(cores, allowed or cores)
 
 
+def session_options(ort: Any, threads: int | None) -> Any:
+    """Options of every session here; threads: None: as many as physical cores."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False  # memory stays flat after a long prefill
+    # Measured in docs/performance.md: 8 % of a decode step together.
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.dynamic_block_base", "4")
+    options.intra_op_num_threads = threads or physical_cores()
+    return options
+
+
 class OrtSession:
     """ONNX Runtime session with states bound once and updated in place.
 
@@ -81,16 +93,9 @@ class OrtSession:
                 f"execution provider {provider!r} is not available, expected one of "
                 f"{', '.join(PROVIDERS)}; install the package that has it"
             )
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.enable_cpu_mem_arena = False  # memory stays flat after a long prefill
-        # Measured in docs/performance.md: 8 % of a decode step together.
-        options.enable_mem_pattern = False
-        options.add_session_config_entry("session.dynamic_block_base", "4")
-        options.intra_op_num_threads = threads or physical_cores()
         try:
             self._session = ort.InferenceSession(
-                str(bundle.graph), sess_options=options, providers=[wanted]
+                str(bundle.graph), sess_options=session_options(ort, threads), providers=[wanted]
             )
         except Exception as error:  # onnxruntime's errors share no base class
             reason = str(error).splitlines()[0]

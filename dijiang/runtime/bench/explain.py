@@ -20,13 +20,14 @@ FORMULAS = {
     "bytes per token": "bytes per step / batch",
     "bandwidth": "bytes / seconds of the fastest of 10 reads of 1 GiB with the same threads, before "
     "the tests and after them; the faster of the two counts",
-    "% of roofline": "100 * (bytes per step / bandwidth) / TPOT; caches can lift a small model over 100",
+    "% of roofline": "100 * (bytes per step / bandwidth) / TPOT, on a CPU; caches can lift a "
+    "small model over 100",
     "J/token": "energy of the sensor named, over all repetitions, / (batch * tokens); idle-subtracted: "
     "less idle power (2 s before the tests) * seconds; without a sensor: unknown",
     "slope": "least-squares line of the medians over depth; change: over the range of depths, relative "
     "to the line's start; flat: at most 2 % in time",
-    "ratio": "median seconds of the Transformer / of the bundle, repetitions in turn; interval: 95 %, "
-    "bootstrap",
+    "ratio": "seconds of a repetition of the Transformer / of the bundle's beside it; median of the "
+    "turns; interval: 95 %, bootstrap",
     "predicted ratio": "bytes per step of the Transformer / of the bundle: what it would be if both "
     "moved bytes equally fast and did nothing else",
 }

@@ -47,8 +47,14 @@ PACKAGES = (
     "nvidia-ml-py",
     "matplotlib",
 )
-#: L4T release -> JetPack. Source: NVIDIA's Jetson Linux archive.
-JETPACKS = (("36.5", "6.2"), ("36.4", "6.1 or 6.2"), ("36.3", "6.0"), ("38.", "7"), ("35.", "5"))
+#: Start of the L4T release -> JetPack. Source: NVIDIA's Jetson Linux archive.
+JETPACKS = (
+    ("39.2", "7.2"),
+    ("38.", "7.0 or 7.1"),
+    ("36.4", "6.1 or 6.2"),
+    ("36.3", "6.0"),
+    ("35.", "5"),
+)
 
 
 def describe_machine(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]:

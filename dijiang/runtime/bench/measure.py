@@ -42,6 +42,7 @@ class Samples:
     """
 
     load_seconds: float
+    provider: str
     repetitions: list[list[float]] = field(default_factory=list)
     peaks: dict[str, int | None] = field(default_factory=dict)
     joules: float | None = None
@@ -115,7 +116,7 @@ def _take_turns(
         say(f"{side.name}: {test.label}")
         worker = stack.enter_context(Worker(side.load, side.path, provider, test))
         workers[side.name] = worker
-        samples[side.name] = Samples(worker.start())
+        samples[side.name] = Samples(*worker.start())
 
     def repeat(side: Side) -> None:
         one = samples[side.name]

@@ -13,6 +13,8 @@ from .plan import Test
 from .sensors import Meter
 from .statistics import NOISY, describe, ratio, slope, spread
 
+#: The provider whose memory's bandwidth is measured.
+CPU = "CPUExecutionProvider"
 #: Change of time over a range of depths up to which a model counts as flat.
 FLAT = 0.02
 #: Part of the predicted ratio below which bytes are said not to explain the result.
@@ -30,11 +32,12 @@ def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: 
         "throughput": {"unit": "tokens/s", "value": tokens / middle},
         "energy": _energy(samples, tokens, idle),
     }
-    decode = test.kind == "tg"
+    decode, on_cpu = test.kind == "tg", samples.provider == CPU
     noise = spread(totals)
     return {
         "model": side.name,
         **test.to_dict(),
+        "provider": samples.provider,
         "load_model": {"latency": describe([samples.load_seconds])},
         "prefill": None if decode else target,
         "decode": target if decode else None,
@@ -45,7 +48,7 @@ def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: 
         "spread": noise,
         "noisy": noise > NOISY,
         "alone": samples.alone,
-        "roofline": _roofline(side, test, middle, bandwidth) if decode else None,
+        "roofline": _roofline(side, test, middle, bandwidth) if decode and on_cpu else None,
     }
 
 
@@ -87,7 +90,7 @@ def _roofline(side: Side, test: Test, seconds: float, bandwidth: float) -> dict[
 
 def ratio_of(ours: tuple[Side, Samples], other: tuple[Side, Samples], test: Test) -> dict[str, Any]:
     """Throughput of a bundle over its baseline's, beside what bytes alone predict."""
-    measured = ratio(other[1].totals, ours[1].totals)
+    measured = ratio(other[1].totals, ours[1].totals, paired=not ours[1].alone)
     predicted = None
     if test.kind == "tg":
         depth = mean_depth(test)
@@ -100,18 +103,20 @@ def ratio_of(ours: tuple[Side, Samples], other: tuple[Side, Samples], test: Test
         "low": measured.low,
         "high": measured.high,
         "predicted": predicted,
-        "note": _note(measured.value, predicted, ours[1].alone),
+        "note": _note(measured.value, predicted, [ours[1], other[1]]),
     }
 
 
-def _note(measured: float, predicted: float | None, alone: bool) -> str | None:
+def _note(measured: float, predicted: float | None, samples: list[Samples]) -> str | None:
     notes = []
+    if any(spread(one.totals) > NOISY for one in samples):
+        notes.append("noisy")
     if predicted is not None and measured < EXPLAINED * predicted:
         notes.append("below what bytes predict: arithmetic or overhead sets the pace, not memory")
     if predicted is not None and measured > predicted / EXPLAINED:
-        notes.append("above what bytes predict: the baseline's attention is further from its roofline")
-    if alone:
-        notes.append("the two did not fit into memory together, so they did not take turns")
+        notes.append("above what bytes predict: the Transformer is further from its roofline")
+    if samples[0].alone:
+        notes.append("too large to be in memory together, so not in turn")
     return "; ".join(notes) or None
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -176,9 +178,11 @@ class _Run:
         self._rows: list[tuple[Side, Test, Samples]] = []
 
     def all(self) -> None:
-        """Every test on every group; Ctrl-C ends it early."""
+        """Every test on every group; Ctrl-C or a polite kill ends it early."""
         if not (self.groups and self.tests):
             return
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
         try:
             with self.idle:
                 time.sleep(IDLE if self.sensors else 0)
@@ -189,6 +193,9 @@ class _Run:
             self._measure_bandwidth()
         except KeyboardInterrupt:
             self.failures.append(Failure(None, None, "interrupted; the tests before it are kept"))
+        finally:
+            if main:
+                signal.signal(signal.SIGTERM, before)
         fastest: dict[int, float] = {}
         for b in self.bandwidths:
             fastest[b.threads] = max(fastest.get(b.threads, 0.0), b.bytes_per_second)
@@ -208,7 +215,11 @@ class _Run:
         self.failures += failures
         done = [(side, samples[side.name]) for side in group if side.name in samples]
         self._rows += [(side, test, one) for side, one in done]
-        if len(done) == 2:
+        used = {one.provider for _, one in done}
+        if len(used) > 1:
+            message = f"ran on {' and '.join(sorted(used))}: no ratio; use --provider cpu"
+            self.failures.append(Failure(group[0].name, test.label, message))
+        elif len(done) == 2:
             self.ratios.append(ratio_of(done[0], done[1], test))
 
 

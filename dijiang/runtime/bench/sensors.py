@@ -145,6 +145,7 @@ class Meter:
     joules: float | None = None
     _readings: list[tuple[float, ...]] = field(default_factory=list)
     _times: list[float] = field(default_factory=list)
+    _lost: bool = False
 
     @property
     def watts(self) -> float | None:
@@ -157,9 +158,12 @@ class Meter:
         return " + ".join(sensor.name for sensor in self.sensors) or "unknown"
 
     def sample(self) -> None:
-        """Read every sensor once."""
+        """Read every sensor once; one that stops answering makes the energy unknown, not wrong."""
         self._times.append(self.clock())
-        self._readings.append(tuple(sensor.read() for sensor in self.sensors))
+        try:
+            self._readings.append(tuple(sensor.read() for sensor in self.sensors))
+        except Exception:  # pynvml's errors share no base class with OSError
+            self._lost = True
 
     def __enter__(self) -> Meter:
         self._stopped = threading.Event()
@@ -181,7 +185,7 @@ class Meter:
             self._thread.join()
         self.sample()
         self.seconds = self._times[-1] - self._times[0]
-        if self.sensors:
+        if self.sensors and not self._lost:
             self.joules = sum(self._energy(i, sensor) for i, sensor in enumerate(self.sensors))
 
     def _energy(self, index: int, sensor: Sensor) -> float:

@@ -65,17 +65,33 @@ def slope(depths: Sequence[int], values: Sequence[float]) -> Slope | None:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of medians, with the 95 % interval that resampling both sides gives."""
+    """A ratio, with the 95 % interval that resampling gives."""
 
     value: float
     low: float
     high: float
 
 
-def ratio(over: Sequence[float], under: Sequence[float], *, seed: int = 0) -> Ratio:
-    """median(over) / median(under) of independent samples; bootstrap, percentile interval."""
+def ratio(
+    over: Sequence[float], under: Sequence[float], *, paired: bool = False, seed: int = 0
+) -> Ratio:
+    """How many times `over` is `under`; the interval is a percentile bootstrap.
+
+    paired: the samples were taken in turn: the median of the ratios of neighbours, so that what slows
+    both down for a while cancels. Else the ratio of the medians of independent samples.
+    """
     a, b = np.asarray(over, np.float64), np.asarray(under, np.float64)
     random = np.random.default_rng(seed)
-    resampled = [np.median(random.choice(side, (RESAMPLES, len(side))), axis=1) for side in (a, b)]
-    low, high = np.percentile(resampled[0] / resampled[1], (2.5, 97.5))
-    return Ratio(float(np.median(a) / np.median(b)), float(low), float(high))
+
+    def medians(values: np.ndarray) -> np.ndarray:
+        found: np.ndarray = np.median(random.choice(values, (RESAMPLES, len(values))), axis=1)
+        return found
+
+    if paired:
+        count = min(len(a), len(b))
+        turns = a[:count] / b[:count]
+        value, resampled = float(np.median(turns)), medians(turns)
+    else:
+        value, resampled = float(np.median(a) / np.median(b)), medians(a) / medians(b)
+    low, high = np.percentile(resampled, (2.5, 97.5))
+    return Ratio(value, float(low), float(high))

@@ -19,6 +19,7 @@ class Subject(Protocol):
     """One loaded model. ids [B, T] int64; logits [B, vocab] float32 of each sequence's last token."""
 
     vocab_size: int
+    provider: str  #: what really runs it, as ONNX Runtime names it
 
     def at(self, batch: int, depth: int, end: int) -> Any:
         """The state of `batch` sequences that have `depth` tokens and will have up to `end`."""
@@ -44,6 +45,7 @@ class DijiangSubject:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.vocab_size = model.spec.vocab_size
+        self.provider = str(getattr(model._session, "provider", type(model._session).__name__))
 
     def at(self, batch: int, depth: int, end: int) -> State:
         """See Subject.at; InputError past a tabled model's last position."""
@@ -67,11 +69,6 @@ class DijiangSubject:
     def forward(self, ids: np.ndarray, state: State) -> np.ndarray:
         """See Subject.forward."""
         return self.model.forward(ids, state)
-
-
-def traffic_of(model: Model) -> Traffic:
-    """Bytes of a bundle's step, from its manifest."""
-    return bundle_traffic(model.manifest.reads, model.spec.state_bytes)
 
 
 def bundle_traffic(reads: dict[str, int] | None, state_bytes: int) -> Traffic:

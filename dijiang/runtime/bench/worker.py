@@ -49,10 +49,10 @@ class Worker:
             self._process.kill()
             self._process.join()
 
-    def start(self) -> float:
-        """Load, reach the depth, warm up; seconds of the load."""
-        seconds: float = self._receive()
-        return seconds
+    def start(self) -> tuple[float, str]:
+        """Load, reach the depth, warm up; seconds of the load, and the provider that really runs it."""
+        seconds, provider = self._receive()
+        return float(seconds), str(provider)
 
     def repeat(self) -> list[float]:
         """One repetition; see Timer.repeat."""
@@ -92,7 +92,7 @@ def _serve(pipe: Connection, load: Load, path: str, provider: str, test: Test) -
         seconds = time.perf_counter() - started
         timer = Timer(subject, test)
         timer.warm_up()
-        pipe.send(seconds)
+        pipe.send((seconds, subject.provider))
         while pipe.recv():
             pipe.send(timer.repeat())
         pipe.send({"host": peak_host_bytes(), "device": device_bytes()})

@@ -17,6 +17,7 @@ from dijiang.errors import BenchError
 from dijiang.runtime.bench import render, runner
 from dijiang.runtime.bench.bandwidth import measure_bandwidth
 from dijiang.runtime.bench.explain import FORMULAS, explain
+from dijiang.runtime.bench.measure import measure
 from dijiang.runtime.bench.plan import Test
 from dijiang.runtime.bench.runner import Options, load_bundle, run_bench
 from dijiang.runtime.bench.sensors import Sensor
@@ -134,14 +135,14 @@ def test_noise_is_said():
     assert "17 %" in text or "18 %" in text
 
 
-def runner_result(totals, joules=None, idle=None):
+def runner_result(totals, joules=None, idle=None, provider="CPUExecutionProvider"):
     from dijiang.runtime.bench.measure import Samples, Side
     from dijiang.runtime.bench.results import result_of
     from dijiang.runtime.bench.sensors import Meter
     from dijiang.runtime.bench.traffic import Traffic
 
     side = Side("m", "p", load_bundle, Traffic(weights=10_000_000), {})
-    samples = Samples(1.0, [[t / 4] * 4 for t in totals], {"host": 5}, joules, sum(totals))
+    samples = Samples(1.0, provider, [[t / 4] * 4 for t in totals], {"host": 5}, joules, sum(totals))
     meter = Meter([], seconds=2.0, joules=idle)
     return result_of(side, Test("tg", 4, batch=2), samples, 40e6, meter)
 
@@ -149,6 +150,10 @@ def runner_result(totals, joules=None, idle=None):
 def test_roofline_is_bytes_over_bandwidth_over_time():
     found = runner_result([2.0] * 3)["roofline"]
     assert (found["bound_s"], found["percent"]) == (0.25, 50.0)
+
+
+def test_a_gpu_is_not_held_against_the_hosts_memory():
+    assert runner_result([2.0] * 3, provider="CUDAExecutionProvider")["roofline"] is None
 
 
 def test_energy_is_gross_and_less_idle():
@@ -205,10 +210,22 @@ def test_a_test_beyond_the_memory_is_one_line(exported):
 
 def test_a_killed_process_is_one_line(exported):
     with Worker(load_bundle, str(exported("tiny-python")), "auto", Test("tg", 3)) as worker:
-        assert worker.start() > 0
+        assert worker.start()[1] == "CPUExecutionProvider"
         os.kill(worker._process.pid, signal.SIGKILL)
         with pytest.raises(BenchError, match="want of memory"):
             worker.repeat()
+
+
+def test_what_was_measured_before_an_interruption_is_kept(exported, monkeypatch):
+    def interrupted(group, test, *rest):
+        if test.depth:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return measure(group, test, *rest)
+
+    monkeypatch.setattr(runner, "measure", interrupted)
+    report = run_bench([exported("tiny-python")], Options("none", "3", "0,5", **QUICK))
+    assert [r["test"] for r in report["results"]] == ["tg3"]
+    assert "interrupted" in report["errors"][0]["message"]
 
 
 def test_unknown_provider_is_the_sessions_error(exported):

@@ -127,6 +127,15 @@ def test_meter_samples_in_its_thread():
     assert meter.joules == len(meter._readings) - 1
 
 
+def test_a_sensor_that_stops_answering_makes_energy_unknown():
+    def fails():
+        next(left)
+        return 1.0
+
+    left = iter(range(2))
+    assert metered(Sensor("x", "power", fails), 4).joules is None
+
+
 def test_no_sensor_is_unknown_not_zero(tmp_path):
     with Meter(find_sensors(tmp_path, NO_GPU)) as meter:
         pass

@@ -50,3 +50,15 @@ def test_bytes_of_a_step(batch):
     assert transformer.step(batch, 500) == 900 + batch * (8 + 500 * 2 + 2)
     assert dijiang.step(batch, 0) == dijiang.step(batch, 10**7)
     assert transformer.resident(batch, 500) == batch * 1000
+
+
+def test_paired_ratio_cancels_what_slows_both_down():
+    drift = np.exp(np.random.default_rng(0).standard_normal(30))
+    paired = ratio(3 * drift, 2 * drift, paired=True)
+    assert (paired.value, paired.low, paired.high) == pytest.approx((1.5, 1.5, 1.5))
+    alone = ratio(3 * drift, 2 * drift)
+    assert alone.low < 1.4 < 1.6 < alone.high
+
+
+def test_paired_ratio_leaves_out_what_has_no_partner():
+    assert ratio([3.0, 3.0], [2.0, 2.0, 9.0], paired=True).value == 1.5
