@@ -16,11 +16,8 @@ import numpy as np
 
 import dijiang
 from dijiang.exporter.parity import verify
-from dijiang.models.binding import shapes
-from dijiang.models.initial import first_values, init
-from dijiang.models.load import FAMILIES
+from dijiang.models.initial import write_random
 from dijiang.models.presets import PRESETS
-from dijiang.models.store import nbytes, numpy_dtype, write_checkpoint
 from dijiang.runtime.driver import Cuda
 from dijiang.runtime.model import Model
 
@@ -69,12 +66,7 @@ class Place:
         if not (folder / "config.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)
             self.cache.mkdir(parents=True, exist_ok=True)
-            if self.preset != "tiny":
-                return init(self.preset, folder)
-            family, dtype = FAMILIES[TINY["model_type"]], numpy_dtype("float16")
-            wanted = shapes(family.bindings(family.spec(TINY)))
-            values = first_values(wanted, dtype, 0)
-            write_checkpoint(folder, TINY, values, nbytes(wanted, dtype), progress=lambda *_: None)
+            write_random(self.config, folder)
         return folder
 
     @property

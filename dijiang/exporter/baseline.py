@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassManager
-from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
 from ..errors import ExportError
 from ..models.binding import Bindings
@@ -35,8 +33,10 @@ from .attention import DIALECTS
 from .blocks import rotary_angles, rotate
 from .builder import CONTRIB
 from .graph import Writer
-from .passes.fold import FoldNorms
-from .passes.merge import FlattenSplits, MergeOutputs, MergeProjections
+from .passes import optimise
+from .passes.precision import TYPES
+from .passes.quantize import Quantize
+from .precision import precision_of
 from .reads import parameter_reads
 
 #: Kind of cache -> the element type of keys and values, and of what the attention node computes in.
@@ -47,14 +47,6 @@ ELEMENTS = {
 }
 #: Scale of an int8 cache: random values have no better one.
 CACHE_SCALE = 0.05
-#: Fewer and larger matmuls: the strongest form of the opponent.
-FUSIONS: list[InPlacePass] = [
-    FoldNorms(),
-    CommonSubexpressionEliminationPass(),
-    MergeProjections(),
-    FlattenSplits(),
-    MergeOutputs(),
-]
 #: Channels that the node's rotary kernel takes at once.
 ROTARY_VECTOR = 8
 
@@ -183,15 +175,21 @@ def random_weights(spec: ModelSpec) -> Weights:
     return Weights(RandomTensors(bindings), bindings)  # type: ignore[arg-type]
 
 
-def write_transformer(spec: ModelSpec, folder: Path, positions: int, *, cache: str = "fp16") -> Traffic:
+def write_transformer(
+    spec: ModelSpec, folder: Path, positions: int, *, precision: str = "fp32", cache: str = "fp16"
+) -> Traffic:
     """Write graph, weights and facts of a Transformer into a folder; the bytes its steps move.
 
     Args:
         positions: tokens that a sequence can have.
+        precision: of the weights, as for `export`.
         cache: element type of keys and values: fp32, fp16 or int8.
     """
     writer = VanillaWriter(VanillaModel(spec, random_weights(spec), positions), cache)
-    graph = PassManager(FUSIONS)(writer.write()).model
+    graph = optimise(writer.write(), skip_norms=True)
+    rounding = precision_of(precision)
+    if rounding.quantized:
+        Quantize(rounding)(graph)
     ir.save(graph, folder / GRAPH, external_data=DATA, max_workers=1)
     facts = VanillaFacts(
         vocab_size=spec.vocab_size,
@@ -216,10 +214,10 @@ def build_transformer(bundle: Bundle, folder: Path, positions: int, *, cache: st
     manifest = bundle.manifest
     if cache not in CACHE_TYPES:
         raise ExportError(f"cache {cache!r} is unknown, expected one of {', '.join(CACHE_TYPES)}")
-    if manifest.precision != "fp32":
+    if manifest.precision in TYPES:
         raise ExportError(
-            f"precision {manifest.precision} has no baseline to compare with, expected fp32; "
-            "export with --precision fp32"
+            f"precision {manifest.precision} has no baseline to compare with, expected fp32 or int8; "
+            "export with --precision int8"
         )
     if manifest.dialect != "ort":
         raise ExportError(
@@ -227,7 +225,9 @@ def build_transformer(bundle: Bundle, folder: Path, positions: int, *, cache: st
             "export with --dialect ort"
         )
     try:
-        traffic = write_transformer(manifest.spec, folder, positions, cache=cache)
+        traffic = write_transformer(
+            manifest.spec, folder, positions, precision=manifest.precision, cache=cache
+        )
     except OSError as error:
         raise ExportError(
             f"{folder}: the baseline cannot be written ({error.strerror or error}); "

@@ -37,7 +37,7 @@ class Precision:
         return self.body is not None
 
 
-#: The head keeps 8 bits under int4: rounding it changes the most likely token most (ADR 0006).
+#: The head keeps 8 bits under int4: rounding it changes the most likely token most (ADR 0009).
 PRECISIONS = {
     "fp32": Precision(),
     "fp16": Precision(type="fp16"),

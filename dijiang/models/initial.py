@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -107,13 +108,23 @@ def init(
     for what, value, known in (("preset", preset, tuple(PRESETS)), ("dtype", dtype, DTYPES)):
         if value not in known:
             raise InputError(f"{what} {value!r} is unknown, expected one of {', '.join(known)}")
-    config = PRESETS[preset]
-    family = FAMILIES[config["model_type"]]
-    wanted = shapes(family.bindings(family.spec(config)))
-    kind = numpy_dtype(dtype)
+    return write_random(PRESETS[preset], output, dtype=dtype, seed=seed, progress=progress)
+
+
+def write_random(
+    config: Mapping[str, Any],
+    output: str | Path,
+    *,
+    dtype: str = "float16",
+    seed: int = 0,
+    progress: Progress = lambda stage, done, total: None,
+) -> Path:
+    """Write a random checkpoint of any config of a supported family; see `init`."""
+    family, kind = FAMILIES[config["model_type"]], numpy_dtype(dtype)
+    wanted = shapes(family.bindings(family.spec(dict(config))))
     write_checkpoint(
         Path(output),
-        config | {"torch_dtype": dtype},
+        {**config, "torch_dtype": dtype},
         first_values(wanted, kind, seed),
         nbytes(wanted, kind),
         progress=progress,

@@ -126,8 +126,9 @@ def test_dialects_without_a_baseline_are_refused(exported, tmp_path):
         build_transformer(bundle, tmp_path, 10)
 
 
-def test_bench_puts_the_measured_ratio_beside_the_predicted_one(exported):
-    path = exported("tiny-python")
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_bench_puts_the_measured_ratio_beside_the_predicted_one(exported, precision):
+    path = exported("tiny-python", precision=precision)
     options = Options("5", "4", "0,500", repetitions=2, seconds=0.0, baseline="transformer")
     report = run_bench([path], options, baseline=build_transformer)
     assert report["errors"] == []

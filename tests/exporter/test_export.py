@@ -21,7 +21,7 @@ from dijiang.exporter.gates import GATES, Gate
 from dijiang.exporter.graph import build_graph
 from dijiang.exporter.plan import BASE_BYTES, plan_export
 from dijiang.models.checkpoint import Checkpoint
-from dijiang.models.initial import tensors, write_shards
+from dijiang.models.initial import write_random
 from dijiang.models.load import load_checkpoint
 from dijiang.models.presets import PRESETS
 
@@ -139,12 +139,11 @@ def test_memory_of_an_export_is_a_few_of_its_largest_tensor(tmp_path, verify):
     config = PRESETS["pythia-70m"] | {"hidden_size": 384, "num_hidden_layers": 12, "vocab_size": 1000}
     config |= {"intermediate_size": 1536, "max_position_embeddings": 64}
     dijiang.export(BASE, tmp_path / "first")  # imports are no part of it
-    write_shards(tmp_path, tensors(config, 0), "float32")
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    model = load_checkpoint(tmp_path)
+    checkpoint = write_random(config, tmp_path / "checkpoint", dtype="float32")
+    model = load_checkpoint(checkpoint)
     graph = build_graph(model, RUNNABLE[0])
     tracemalloc.start()
-    dijiang.export(tmp_path, tmp_path / "b", verify=verify)
+    dijiang.export(checkpoint, tmp_path / "b", verify=verify)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     plan = plan_export(model, graph, "fp32", verify=verify)

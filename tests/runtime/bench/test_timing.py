@@ -65,7 +65,7 @@ int main(int argc, char **argv) {
 def pythia_70m(tmp_path_factory):
     folder = tmp_path_factory.mktemp("timing")
     init("pythia-70m", folder / "checkpoint")
-    return dijiang.export(folder / "checkpoint", folder / "bundle", verify=False).path
+    return dijiang.export(folder / "checkpoint", folder / "bundle", precision="int8", verify=False).path
 
 
 @pytest.mark.parametrize("threads", [1, 2])
