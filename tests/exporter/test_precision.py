@@ -186,10 +186,5 @@ def test_rounding_is_half_a_step_off_at_most(codes):
     assert (shrunk**2).sum() <= (naive**2).sum() * (1 + 1e-5)  # scales are float32
 
 
-def test_integers_for_other_dialects_are_refused(tmp_path):
-    with pytest.raises(dijiang.ExportError, match="int8 is for TensorRT, not for dialect ort"):
-        dijiang.export(TINY, tmp_path / "b", precision="int8", dialect="ort")
-
-
 def test_bfloat16_is_what_ml_dtypes_rounds_to():
     assert TYPES["bf16"][1] == ml_dtypes.bfloat16
