@@ -137,4 +137,5 @@ def _chooser(model: Model, state: State, sampler: Sampler) -> Callable[[np.ndarr
     """ids [1, T] -> the token after them; where a GPU can pick it, the logits stay there."""
     if sampler.is_argmax and model.picks_tokens:
         return lambda ids: model.next_token(ids, state)
-    return lambda ids: sampler(model.forward(ids, state)[0])
+    # The prompt was checked and the limit is watched, so that single tokens need no checks.
+    return lambda ids: sampler((model.step if ids.shape[1] == 1 else model.forward)(ids, state)[0])

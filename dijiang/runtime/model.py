@@ -90,6 +90,17 @@ class Model:
                 result[inside] = self._piece(ids[:, piece], real[:, piece], state, kept)[inside]
         return result if all_logits else result[:, 0]
 
+    def step(self, ids: np.ndarray, state: State) -> np.ndarray:
+        """`forward` for one token a sequence that the model's own logits chose: no checks, no copy.
+
+        ids [B, 1] int64. Returns [B, vocab] float32, overwritten by the next step of this state.
+        """
+        run, shape = self._session.run, ids.shape
+        ones, zeros = np.ones(shape, np.int64), np.zeros(shape, np.int64)
+        logits = run(ids, state.position[:, None], ones, zeros, state)[:, 0]
+        state.position += 1
+        return logits
+
     def _piece(self, ids: np.ndarray, real: np.ndarray, state: State, kept: np.ndarray) -> np.ndarray:
         return self._advance(self._session.run, ids, real, state, kept)
 

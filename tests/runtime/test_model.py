@@ -171,3 +171,14 @@ def test_prompt_text_needs_a_tokenizer(model):
     assert not model.has_tokenizer
     with pytest.raises(dijiang.InputError, match="no tokenizer in the bundle; pass token ids"):
         model.generate("text")
+
+
+def test_step_is_forward_of_one_token(exported):
+    model = dijiang.load(exported("tiny-python"))
+    states = [model.new_state(2) for _ in range(2)]
+    for ids in ([[1], [2]], [[30], [40]], [[5], [6]]):
+        expected = model.forward(np.array(ids), states[0])
+        assert (model.step(np.array(ids), states[1]) == expected).all()
+        assert (states[0].position == states[1].position).all()
+    for expected, found in zip(*(s.layers for s in states), strict=True):
+        assert (found == expected).all()
