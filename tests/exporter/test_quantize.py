@@ -100,7 +100,11 @@ def test_every_gate_is_judged_where_there_is_text(exported, copy_of):
     bundle = copy_of(exported("tiny-python", precision="int4"))
     report = dijiang.verify(bundle, TINY, text=TINY / "held_out.txt", tokens=2048)
     assert report.passed, report.failures
-    assert {gate.metric for gate in report.gates} == {"kl", "perplexity_change", "top1_disagreement"}
+    assert {gate.metric for gate in report.gates} == {
+        "rms_relative_error",
+        "perplexity_change",
+        "top1_disagreement",
+    }
 
 
 def test_int4_is_calibrated_on_text_of_its_own(tmp_path):
