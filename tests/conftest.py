@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import dijiang
 from dijiang.exporter.attention import DIALECTS, runs_here
+from dijiang.models.binding import ADDED
 
 TESTS = Path(__file__).parent
 EXAMPLES = TESTS.parent / "examples"
@@ -94,3 +95,14 @@ def edit_config(copy_of):
         return folder
 
     return apply
+
+
+@pytest.fixture
+def vanilla(edit_tensors):
+    """The golden GPT-NeoX checkpoint without what DiJiang adds."""
+
+    def unconvert(tensors):
+        for name in [n for n in tensors if n.endswith(ADDED)]:
+            del tensors[name]
+
+    return edit_tensors("neox-base", unconvert)

@@ -7,7 +7,6 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 from dijiang.cli import main
-from dijiang.models.binding import ADDED
 from dijiang.models.load import load_checkpoint
 from dijiang.models.presets import PRESETS
 
@@ -21,15 +20,6 @@ def cli(monkeypatch):
     """cli(*arguments): the finished command; pythia-70m is tiny."""
     monkeypatch.setitem(PRESETS, "pythia-70m", TINY | {"intermediate_size": 48})
     return lambda *arguments: CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-@pytest.fixture
-def vanilla(edit_tensors):
-    def unconvert(tensors):
-        for name in [n for n in tensors if n.endswith(ADDED)]:
-            del tensors[name]
-
-    return edit_tensors("neox-base", unconvert)
 
 
 def drawn(folder):

@@ -14,6 +14,7 @@ class Gate:
     bound: float
 
 
+#: What integer weights must meet on any tokens.
 OFF = (Gate("rms_relative_error", 0.7),)
 #: precision -> gates. Metrics: the keys of `parity.Parity.metrics`; those about a text are None without.
 GATES: dict[str, tuple[Gate, ...]] = {
@@ -23,8 +24,18 @@ GATES: dict[str, tuple[Gate, ...]] = {
     "fp16": (Gate("rms_relative_error", 5e-3), Gate("kl", 1e-5), Gate("top1_disagreement", 0.01)),
     # Text is what counts. Without one only gross errors can be told: random weights amplify rounding
     # (TinyLLaMA in int8 is 0.15 off); channels in a wrong place are 1.4 off.
-    "int8": (*OFF, Gate("perplexity_change", 1e-3), Gate("top1_disagreement", 0.015)),
-    "int4": (*OFF, Gate("perplexity_change", 8e-3), Gate("top1_disagreement", 0.08)),
+    "int8": (
+        *OFF,
+        Gate("kl_on_text", 1e-3),
+        Gate("perplexity_change", 1e-3),
+        Gate("top1_disagreement", 0.015),
+    ),
+    "int4": (
+        *OFF,
+        Gate("kl_on_text", 5e-2),
+        Gate("perplexity_change", 8e-3),
+        Gate("top1_disagreement", 0.08),
+    ),
     "bf16": (Gate("rms_relative_error", 4e-2), Gate("kl", 1e-3), Gate("top1_disagreement", 0.05)),
 }
 

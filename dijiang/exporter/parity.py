@@ -83,6 +83,7 @@ class Parity:
             "step_error": self.step_error,
             "rms_relative_error": d.rms_relative_error,
             "kl": d.kl,
+            "kl_on_text": None if d.perplexity is None else d.kl,
             "top1_disagreement": None if d.perplexity is None else 1 - d.top1_agreement,
             "perplexity_change": d.perplexity_change,
         }

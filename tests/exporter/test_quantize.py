@@ -102,6 +102,7 @@ def test_every_gate_is_judged_where_there_is_text(exported, copy_of):
     assert report.passed, report.failures
     assert {gate.metric for gate in report.gates} == {
         "rms_relative_error",
+        "kl_on_text",
         "perplexity_change",
         "top1_disagreement",
     }

@@ -29,17 +29,6 @@ LLAMA = {"model_type": "llama", "hidden_size": 48, "intermediate_size": 37, "voc
 }
 
 
-@pytest.fixture
-def vanilla(edit_tensors):
-    """The golden GPT-NeoX checkpoint without what DiJiang adds."""
-
-    def unconvert(tensors):
-        for name in [n for n in tensors if n.endswith(ADDED)]:
-            del tensors[name]
-
-    return edit_tensors("neox-base", unconvert)
-
-
 def tensors_of(folder):
     return {n: t for file in sorted(folder.glob("*.safetensors")) for n, t in load_file(file).items()}
 

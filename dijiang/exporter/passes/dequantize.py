@@ -13,7 +13,16 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
-from .linear import Linear, array_of, drop_unused_initializers, linears, shape_of, stored, value_of
+from .linear import (
+    Linear,
+    Shared,
+    array_of,
+    drop_unused_initializers,
+    linears,
+    shape_of,
+    stored,
+    value_of,
+)
 
 #: First opset whose DequantizeLinear has blocks and 4 bits.
 BLOCK_OPSET = 21
@@ -103,15 +112,14 @@ def rounded(weight: np.ndarray, codes: Codes, block: int) -> tuple[np.ndarray, n
 def _replace(graph: ir.Graph, linear: Linear, codes: Codes) -> None:
     weight, block = linear.weight, block_of(linear.shape[0], codes)
     (rows, columns), name = linear.shape, str(weight.name)
+    parts = Shared(lambda: rounded(array_of(weight), codes, block))
     scales = stored(
         graph,
         f"{name}.scales",
         (rows // block, columns),
-        lambda: rounded(array_of(weight), codes, block)[1],
+        lambda: parts.part(1),
     )
-    packed = _stored_codes(
-        graph, f"{name}.codes", weight, lambda: rounded(array_of(weight), codes, block)[0], codes
-    )
+    packed = _stored_codes(graph, f"{name}.codes", weight, lambda: parts.part(0), codes)
     node = ir.node("DequantizeLinear", [packed, scales], {"axis": 0, "block_size": block})
     graph.insert_before(linear.matmul, [node])
     linear.matmul.replace_input_with(1, node.outputs[0])

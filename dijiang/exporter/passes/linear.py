@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from ..builder import row_major
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -116,12 +118,26 @@ def stored(
     """A new initializer, computed only when the graph is written."""
 
     def load() -> ir.TensorProtocol:
-        return ir.tensor(np.ascontiguousarray(compute(), dtype=dtype.numpy()), name=name)
+        return ir.tensor(row_major(compute(), dtype.numpy()), name=name)
 
     tensor = ir.LazyTensor(load, dtype, ir.Shape(shape), name=name)
     value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+class Shared:
+    """Several initializers of one computation: made when one is asked for, each given out once."""
+
+    def __init__(self, compute: Callable[[], tuple[np.ndarray, ...]]) -> None:
+        self._compute = compute
+        self._left: dict[int, np.ndarray] = {}
+
+    def part(self, index: int) -> np.ndarray:
+        """One result of the computation; the others are kept until they are asked for."""
+        if index not in self._left:
+            self._left = dict(enumerate(self._compute()))
+        return self._left.pop(index)
 
 
 def drop_unused_initializers(graph: ir.Graph) -> None:

@@ -13,7 +13,16 @@ from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 from ..builder import CONTRIB
 from ..precision import Precision, Rounding
 from ..rounding import pack, round_gptq, round_nearest
-from .linear import Linear, array_of, drop_unused_initializers, linears, shape_of, stored, value_of
+from .linear import (
+    Linear,
+    Shared,
+    array_of,
+    drop_unused_initializers,
+    linears,
+    shape_of,
+    stored,
+    value_of,
+)
 
 #: MatMulNBits multiplies in int8 at this level: activations are rounded by blocks too.
 INT8_ACTIVATIONS = 4
@@ -74,25 +83,16 @@ class Quantize(InPlacePass):
         return (gather, replace(self.precision.embed, block=block)) if block >= SMALLEST_BLOCK else None
 
 
-class _Rounded:
-    """Codes and scales of one weight: rounded when one is asked for, each given out once."""
-
-    def __init__(
-        self, read: Callable[[], np.ndarray], rounding: Rounding, moment: np.ndarray | None
-    ) -> None:
-        self._read, self._rounding, self._moment = read, rounding, moment
-        self._left: dict[int, np.ndarray] = {}
-
-    def part(self, index: int) -> np.ndarray:
-        """0: packed codes uint8 [out, blocks, bytes].  1: scales float32 [out, blocks]."""
-        if index not in self._left:
-            bits, block = self._rounding.bits, self._rounding.block
-            if self._moment is None:
-                codes, scales = round_nearest(self._read(), bits, block)
-            else:
-                codes, scales = round_gptq(self._read(), bits, block, self._moment)
-            self._left = {0: pack(codes, bits), 1: scales}
-        return self._left.pop(index)
+def _rounded(
+    read: Callable[[], np.ndarray], rounding: Rounding, moment: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Packed codes uint8 [out, blocks, bytes] and scales float32 [out, blocks] of a weight."""
+    bits, block = rounding.bits, rounding.block
+    if moment is None:
+        codes, scales = round_nearest(read(), bits, block)
+    else:
+        codes, scales = round_gptq(read(), bits, block, moment)
+    return pack(codes, bits), scales
 
 
 def _stored_blocks(
@@ -109,7 +109,7 @@ def _stored_blocks(
     rows, columns = shape
     blocks = -(-rows // rounding.block)
     size = rounding.block * rounding.bits // 8
-    rounded = _Rounded(read, rounding, moment)
+    rounded = Shared(lambda: _rounded(read, rounding, moment))
     packed = (columns, blocks * size) if flat else (columns, blocks, size)
     return [
         stored(

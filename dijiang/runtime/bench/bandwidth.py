@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 
 from ...errors import InputError
+from ..session import physical_cores
 
 #: Far beyond any last-level cache.
 BYTES = 1 << 30
@@ -42,7 +43,7 @@ def measure_bandwidth(
     Raises:
         InputError: sizes that are not positive.
     """
-    threads = threads or psutil.cpu_count(logical=False) or 1
+    threads = threads or physical_cores()
     size = min(BYTES, psutil.virtual_memory().available // 2) if size is None else size
     if min(threads, size // 8, passes) < 1:
         raise InputError(f"threads {threads}, {size} bytes, {passes} passes: expected 1 or more of each")
