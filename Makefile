@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: test lint soak timing demo clean
+# The oldest onnxruntime that PyPI has for this Python: 1.17.0 for Python 3.12, 1.20.0 for 3.13.
+OLDEST ?= 1.15.0
+
+.PHONY: test lint soak timing oldest demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -25,6 +28,15 @@ soak: $(VENV)/.dev
 timing: $(VENV)/.dev
 	$(BIN)/pytest -m timing -s
 
+# The primitive dialect on an onnxruntime that has no LinearAttention, in an environment of its own.
+oldest: $(VENV)-$(OLDEST)/.oldest
+	$(VENV)-$(OLDEST)/bin/pytest tests/exporter/test_golden.py tests/exporter/test_families.py tests/runtime/test_session.py
+
+$(VENV)-$(OLDEST)/.oldest: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-$(OLDEST)
+	$(VENV)-$(OLDEST)/bin/pip install -q -c constraints.txt onnxruntime==$(OLDEST) 'numpy<2' -e '.[export,torch]' pytest hypothesis
+	touch $@
+
 # The environments: demo has what a Jetson needs, no torch; dev has everything.
 $(VENV)/.demo: EXTRAS := cpu,export
 $(VENV)/.dev: EXTRAS := dev
@@ -34,4 +46,4 @@ $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) $(VENV)-* demo build *.egg-info

@@ -151,7 +151,7 @@ class Dialect:
 DIALECTS = {
     "ort": Dialect(23, attend_contrib, fused=True, in_place=True, onnxruntime=(1, 30)),
     "onnx": Dialect(27, attend_standard, fused=False, in_place=False, onnxruntime=(1, 30)),
-    "primitive": Dialect(17, attend_primitive, fused=False, in_place=False, onnxruntime=(1, 18)),
+    "primitive": Dialect(17, attend_primitive, fused=False, in_place=False, onnxruntime=(1, 15)),
 }
 
 

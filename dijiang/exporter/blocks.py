@@ -109,7 +109,8 @@ def group_norm(
         mean = b.op("Div", _last_sum(b, grouped), b.constant(float(size)))
         centred = b.op("Sub", grouped, mean)
         variance = b.op("Div", _last_sum(b, b.op("Mul", centred, centred)), b.constant(float(size)))
-        deviation = b.op("Sqrt", b.op("Add", variance, b.constant(spec.group_norm_eps)))
+        # Not Sqrt: that of onnxruntime 1.15 makes NaN of infinity.
+        deviation = b.op("Pow", b.op("Add", variance, b.constant(spec.group_norm_eps)), b.constant(0.5))
         normed = b.op("Div", centred, deviation)
     flat = b.op("Reshape", normed, b.constant([0, 0, spec.hidden_size], np.int64))
     return b.op("Add", b.op("Mul", flat, weight), bias)

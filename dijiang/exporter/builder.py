@@ -12,6 +12,9 @@ from onnx_ir.tape import Tape
 CONTRIB = "com.microsoft"
 #: Rows of a transposed view copied at once: a strip of them stays in the processor's cache.
 STRIP = 16
+#: (opset, version of the file format it came with), newest first. Onnxruntime 1.20 (JetPack 6) reads up
+#: to 10, onnxruntime 1.15 up to 8; what opset 23 added to the format is not used here.
+IR_VERSIONS = ((21, 10), (1, 8))
 
 
 class GraphBuilder:
@@ -82,8 +85,17 @@ class GraphBuilder:
             opset_imports={"": self.opset} | dict.fromkeys(sorted(domains), 1),
             name=name,
         )
-        # IR version 10 is the newest that onnxruntime 1.20 (JetPack 6) reads.
-        return ir.Model(graph, ir_version=10, producer_name="dijiang", metadata_props=metadata)
+        return ir.Model(
+            graph,
+            ir_version=ir_version(self.opset),
+            producer_name="dijiang",
+            metadata_props=metadata,
+        )
+
+
+def ir_version(opset: int) -> int:
+    """The oldest version of the file format that has an opset: an old onnxruntime reads no newer one."""
+    return next(version for first, version in IR_VERSIONS if opset >= first)
 
 
 def row_major(array: np.ndarray, dtype: Any) -> np.ndarray:

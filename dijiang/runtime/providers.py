@@ -11,7 +11,7 @@ from ..errors import SessionError
 from .bundle import Bundle
 from .driver import Cuda
 from .engine import BACKENDS
-from .session import OrtSession, Session, import_onnxruntime
+from .session import INTEGERS, OrtSession, Session, import_onnxruntime
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,6 @@ PROVIDERS = {
 }
 
 
-#: Precisions that the primitive dialect stores in blocks with DequantizeLinear.
-TENSORRT_ONLY = ("int8", "int4")
-
-
 def open_session(
     bundle: Bundle,
     *,
@@ -78,7 +74,7 @@ def open_session(
             raise SessionError("the CPU has no CUDA graphs; leave --cuda-graph out")
         return OrtSession(bundle, provider=name, threads=threads)
     written = bundle.manifest.dialect, bundle.manifest.precision
-    if name == "cuda" and written[0] == "primitive" and written[1] in TENSORRT_ONLY:
+    if name == "cuda" and written[0] == "primitive" and written[1] in INTEGERS:
         raise SessionError(
             f"{bundle.path}: CUDA has no kernels for the {written[1]} blocks of the primitive dialect; "
             "use --provider tensorrt, or export with --precision fp16"

@@ -13,6 +13,9 @@ from .state import State
 
 #: Tokens of a prompt that go through the graph at once: bounds the memory of a prefill.
 PIECE = 256
+#: Precisions whose weights are blocks of integers, and the oldest onnxruntime that reads the blocks of
+#: the primitive dialect: 1.18 loads them and fails in the first step.
+INTEGERS, BLOCKS_FROM = ("int8", "int4"), (1, 19)
 #: --provider -> ONNX Runtime execution provider.
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
 
@@ -55,6 +58,18 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
+def check_blocks(bundle: Bundle, onnxruntime: str) -> None:
+    """SessionError if this version of onnxruntime does not run the bundle's integer weights."""
+    manifest = bundle.manifest
+    found = tuple(int(part) for part in onnxruntime.split(".")[:2])
+    if manifest.dialect == "primitive" and manifest.precision in INTEGERS and found < BLOCKS_FROM:
+        raise SessionError(
+            f"{bundle.path}: the {manifest.precision} blocks of the primitive dialect need onnxruntime "
+            f"{'.'.join(map(str, BLOCKS_FROM))} or newer, here is {onnxruntime}; upgrade it, or export "
+            "with --precision fp16 or fp32"
+        )
+
+
 def physical_cores() -> int:
     """Physical cores that this process may run on."""
     import psutil
@@ -93,16 +108,17 @@ class OrtSession:
                 f"execution provider {provider!r} is not available, expected one of "
                 f"{', '.join(PROVIDERS)}; install the package that has it"
             )
+        check_blocks(bundle, ort.__version__)
         try:
             self._session = ort.InferenceSession(
                 str(bundle.graph), sess_options=session_options(ort, threads), providers=[wanted]
             )
         except Exception as error:  # onnxruntime's errors share no base class
-            reason = str(error).splitlines()[0]
+            dialect = bundle.manifest.dialect
+            other = "" if dialect == "primitive" else ", or export with --dialect primitive"
             raise SessionError(
-                f"{bundle.graph}: onnxruntime {ort.__version__} cannot load the "
-                f"{bundle.manifest.dialect} dialect ({reason}); upgrade onnxruntime, or export with "
-                "--dialect primitive"
+                f"{bundle.graph}: onnxruntime {ort.__version__} cannot load the {dialect} dialect "
+                f"({str(error).splitlines()[0]}); upgrade onnxruntime{other}"
             ) from error
         used = self._session.get_providers()[0]
         if used != wanted:
@@ -127,7 +143,13 @@ class OrtSession:
             binding = _Binding(self._ort, self._session, state, ids.shape, kept.shape, self)
             if ids.shape[1] == 1:
                 self._step = binding
-        return binding.run(ids, positions, mask, kept)
+        try:
+            return binding.run(ids, positions, mask, kept)
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise SessionError(
+                f"onnxruntime {self._ort.__version__} failed in a step of {ids.shape[1]} tokens "
+                f"({str(error).splitlines()[0][:200]}); use a smaller batch, or upgrade onnxruntime"
+            ) from error
 
     @property
     def in_place(self) -> bool:

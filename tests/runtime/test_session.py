@@ -2,6 +2,7 @@
 
 import sys
 
+import onnxruntime
 import pytest
 
 import dijiang
@@ -28,6 +29,27 @@ def test_graph_that_the_backend_cannot_load_is_one_error(exported, copy_of):
     (bundle / "model.onnx").write_bytes(b"\x08\x0a")
     with pytest.raises(dijiang.SessionError, match=r"cannot load the ort dialect .*upgrade"):
         dijiang.load(bundle, check_hashes=False)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_integer_blocks_on_an_onnxruntime_without_them_are_one_error(exported, monkeypatch, precision):
+    monkeypatch.setattr(onnxruntime, "__version__", "1.18.1")
+    bundle = exported("tiny-python", dialect="primitive", precision=precision)
+    with pytest.raises(
+        dijiang.SessionError, match=rf"{precision} blocks .* need onnxruntime 1.19 .* here is 1.18.1"
+    ):
+        dijiang.load(bundle)
+
+
+def test_step_that_the_backend_cannot_run_is_one_error(exported, monkeypatch):
+    def fail(self, io):
+        raise RuntimeError("Non-zero status code\nreturned while running a node")
+
+    model = dijiang.load(exported("neox-base"))
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", fail)
+    with pytest.raises(dijiang.SessionError, match=r"failed in a step of 2 tokens .*; use") as raised:
+        model.forward([[1, 2]], model.new_state())
+    assert "\n" not in str(raised.value)
 
 
 def test_threads_reach_the_backend(exported):

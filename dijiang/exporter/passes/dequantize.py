@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
+from ..builder import ir_version
 from .linear import (
     Linear,
     Shared,
@@ -66,6 +67,7 @@ class DequantizeWeights(InPlacePass):
             _replace(graph, linear, codes)
         drop_unused_initializers(graph)
         graph.opset_imports[""] = max(graph.opset_imports[""], BLOCK_OPSET)
+        model.ir_version = max(model.ir_version, ir_version(BLOCK_OPSET))
         return PassResult(model, modified=bool(found))
 
     def ensures(self, model: ir.Model) -> None:

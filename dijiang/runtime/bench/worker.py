@@ -9,6 +9,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -56,15 +57,19 @@ class Worker:
 
     def repeat(self) -> list[float]:
         """One repetition; see Timer.repeat."""
-        self._pipe.send(True)
-        seconds: list[float] = self._receive()
+        seconds: list[float] = self._ask(True)
         return seconds
 
     def finish(self) -> dict[str, int | None]:
         """Peak bytes: `host` (resident set), `device` (GPU memory of this process)."""
-        self._pipe.send(False)
-        peaks: dict[str, int | None] = self._receive()
+        peaks: dict[str, int | None] = self._ask(False)
         return peaks
+
+    def _ask(self, go_on: bool) -> Any:
+        # A child that died before it was asked breaks the pipe; its last words are still in it.
+        with suppress(ConnectionError):
+            self._pipe.send(go_on)
+        return self._receive()
 
     def _receive(self) -> Any:
         try:
@@ -96,7 +101,7 @@ def _serve(pipe: Connection, load: Load, path: str, provider: str, test: Test) -
         while pipe.recv():
             pipe.send(timer.repeat())
         pipe.send({"host": peak_host_bytes(), "device": device_bytes()})
-    except EOFError:
+    except (EOFError, ConnectionError):
         return  # the parent has gone
     except DijiangError as error:
         pipe.send(error)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import threading
 from importlib.resources import files
 
 import jsonschema
@@ -208,12 +209,24 @@ def test_a_test_beyond_the_memory_is_one_line(exported):
     assert "GB are free" in report["errors"][0]["message"]
 
 
-def test_a_killed_process_is_one_line(exported):
+@pytest.mark.parametrize("ask", [Worker.repeat, Worker.finish])
+def test_a_killed_process_is_one_line(exported, ask):
     with Worker(load_bundle, str(exported("tiny-python")), "auto", Test("tg", 3)) as worker:
         assert worker.start()[1] == "CPUExecutionProvider"
-        os.kill(worker._process.pid, signal.SIGKILL)
+        worker._process.kill()
+        worker._process.join()  # its end of the pipe is closed before it is asked
+        with pytest.raises(BenchError, match="want of memory"):
+            ask(worker)
+
+
+def test_a_process_that_is_killed_while_it_works_is_one_line(exported):
+    with Worker(load_bundle, str(exported("tiny-python")), "auto", Test("tg", 10**9)) as worker:
+        worker.start()
+        killer = threading.Timer(0.2, worker._process.kill)
+        killer.start()
         with pytest.raises(BenchError, match="want of memory"):
             worker.repeat()
+        killer.join()
 
 
 def test_what_was_measured_before_an_interruption_is_kept(exported, monkeypatch):
