@@ -178,13 +178,9 @@ def decode(place: Place) -> dict[str, Any]:
 
 
 def _greedy(model: Model, state: dijiang.State, steps: int) -> None:
-    token = 1
+    token, step = 1, model.decoder(state).pick
     for _ in range(steps):
-        ids = np.array([[token]])
-        if model.picks_tokens:
-            token = model.next_token(ids, state)
-        else:
-            token = int(model.forward(ids, state)[0].argmax())
+        token = step(token)
 
 
 def _bytes_per_token(place: Place) -> int:

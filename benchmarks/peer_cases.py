@@ -11,8 +11,23 @@ from dijiang.models.presets import PRESETS
 
 #: A sample counts if runnable threads waited for a CPU that another had during at most this share of it.
 QUIET = 0.05
-#: The test of a group that compares a loop with its bare session.
-LOOP = "loop"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two ways of one side, in turn in one process: their ratio is finer than that of two processes.
+
+    method: of the side, returns the seconds of both; labels: of both.
+    """
+
+    method: str
+    labels: tuple[str, str]
+
+
+PAIRS = {
+    "loop": Pair("loop_and_bare", ("Model.generate", "bare run_with_iobinding")),
+    "depth": Pair("far_and_near", ("at the last depth", "at depth 0")),
+}
 
 
 class Side(Protocol):
@@ -103,8 +118,8 @@ def gguf_type(side: str) -> str | None:
 class Group:
     """Sides that take turns, `rounds` times, on every test; the first is compared with the others.
 
-    Samples of one turn: `repeat`. A decode sample is `tokens` steps. `loop`: compare `Model.generate`
-    with its bare session instead.
+    Samples of one turn: `repeat`. A decode sample is `tokens` steps. `pair`: a row of PAIRS that is
+    measured instead.
     """
 
     preset: str
@@ -114,7 +129,7 @@ class Group:
     tokens: int = 32
     rounds: int = 5
     repeat: int = 1
-    loop: bool = False
+    pair: str | None = None
 
 
 P410, P70 = "pythia-410m", "pythia-70m"
@@ -131,8 +146,8 @@ GROUPS = {
     "70m-int4": Group(P70, ("dijiang-int4", "llama.cpp-q4_0"), (0, 2048), (128, 512), 128, repeat=3),
     "70m-fp32": Group(P70, FLOATS, (0, 2048, 8192), (128, 512), 32, 3, 2),
     "70m-published": Group(P70, ("dijiang-fp32", "published"), (0, 512, 2032), (128, 512), 2, 3),
-    "endless": Group(P410, ("dijiang-int8",), (0, 10**6), (), 64, rounds=12),
-    "endless-fp32": Group(P410, ("dijiang-fp32",), (0, 10**6), (), 32, rounds=8),
+    "endless": Group(P410, ("dijiang-int8",), (0, 10**6), tokens=32, rounds=40, pair="depth"),
+    "endless-fp32": Group(P410, ("dijiang-fp32",), (0, 10**6), tokens=16, rounds=20, pair="depth"),
     "flash-q8_0": Group(
         P410, ("llama.cpp-q8_0-fa0", "llama.cpp-q8_0-fa1"), (0, 2048), (512,), rounds=3, repeat=3
     ),
@@ -140,7 +155,7 @@ GROUPS = {
         P410, ("llama.cpp-q4_0-fa0", "llama.cpp-q4_0-fa1"), (0, 2048), (512,), rounds=3, repeat=3
     ),
     **{
-        f"70m-loop-{precision}": Group(P70, (f"dijiang-{precision}",), tokens=256, rounds=15, loop=True)
+        f"70m-loop-{precision}": Group(P70, (f"dijiang-{precision}",), tokens=64, rounds=80, pair="loop")
         for precision in ("fp32", "int8", "int4")
     },
 }
@@ -173,14 +188,14 @@ TARGETS = (
     Target("410M int4 decode / llama.cpp Q4_0, depth 2048", "int4", "ratio", 6, 8, "tg @ d2048"),
     Target("410M int8 prefill 512 / llama.cpp Q8_0", "int8", "ratio", 3, 4, "pp512"),
     Target(
-        "410M int8 time per token, depth 10^6 / depth 0", "endless", "endless", 1.02, None, at_most=True
+        "410M int8 time per token, depth 10^6 / depth 0", "endless", "pair", 1.02, None, at_most=True
     ),
     Target("70M int8 decode / llama.cpp Q8_0, depth 0", "70m-int8", "ratio", 1.2, 1.5, "tg @ d0"),
     Target("70M int4 bundle bytes / parameters", "70m-int4", "size", 0.75, None, at_most=True),
     Target(
         "70M int8 loop overhead over bare run_with_iobinding",
         "70m-loop-int8",
-        "loop",
+        "overhead",
         0.05,
         0.02,
         at_most=True,

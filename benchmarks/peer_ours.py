@@ -15,6 +15,8 @@ from dijiang.runtime.state import State
 #: Tokens that are really computed before the position is set to a depth beyond REAL_DEPTH.
 REAL_DEPTH = 8192
 PIECE = 512
+#: Runs some steps; seconds.
+Block = Callable[[], float]
 
 
 def checkpoint(cache: Path, preset: str) -> Path:
@@ -26,9 +28,19 @@ def checkpoint(cache: Path, preset: str) -> Path:
 
 
 def bundle(cache: Path, preset: str, precision: str) -> Path:
-    """Its bundle; the graph is that of the exporter as it is now, so old ones are replaced."""
+    """Its bundle; the graph is that of the exporter as it is now, so old ones are replaced.
+
+    Nothing is calibrated: how random weights are rounded changes no time.
+    """
     target = cache / f"{preset}-{precision}"
-    dijiang.export(checkpoint(cache, preset), target, precision=precision, verify=False, force=True)
+    dijiang.export(
+        checkpoint(cache, preset),
+        target,
+        precision=precision,
+        calibration_tokens=0,
+        verify=False,
+        force=True,
+    )
     return target
 
 
@@ -58,6 +70,8 @@ class Ours:
         self.model = dijiang.load(folder, threads=threads, check_hashes=False)
         self._random = np.random.default_rng(0)
         self._states: dict[int, State] = {}
+        self._pairs: dict[tuple[int, ...], tuple[Block, Block]] = {}
+        self._flip = False
 
     def prefill(self, tokens: int, repeat: int) -> list[float]:
         """Seconds for a prompt of `tokens` into a new state, `repeat` times."""
@@ -75,9 +89,11 @@ class Ours:
         return [self._generate(depth, tokens) for _ in range(repeat)]
 
     def _generate(self, depth: int, tokens: int) -> float:
-        records = self.model.generate(
-            [1], state=self.state(depth).clone(), max_tokens=tokens + 1, ignore_eos=True
-        )
+        return self._steps(self.state(depth).clone(), tokens)
+
+    def _steps(self, state: State, tokens: int) -> float:
+        """Seconds for `tokens` greedy steps of `Model.generate`."""
+        records = self.model.generate([1], state=state, max_tokens=tokens + 1, ignore_eos=True)
         next(records)  # the prompt's one token, and the binding of this state
         started = time.perf_counter()
         for _ in records:
@@ -103,17 +119,43 @@ class Ours:
     def _ids(self, tokens: int) -> np.ndarray:
         return self._random.integers(self.model.spec.vocab_size, size=(1, tokens))
 
-    def loop_and_bare(self, tokens: int) -> tuple[float, float]:
-        """Seconds for `tokens` steps by `Model.generate`, and by its session and binding alone."""
-        looped = self._generate(0, tokens)
-        bare = self._bare_step()
-        started = time.perf_counter()
-        for _ in range(tokens):
-            bare()
-        return looped, time.perf_counter() - started
+    def far_and_near(self, tokens: int, near: int, far: int) -> tuple[float, float]:
+        """Seconds for `tokens` steps after `far` tokens and after `near`, each in its own state."""
 
-    def _bare_step(self) -> Callable[[], None]:
-        """One call of the session's own binding, as `generate` left it bound."""
-        session: Any = self.model._session
-        run, io = session._session.run_with_iobinding, session._step._io
-        return lambda: run(io)
+        def block(depth: int) -> Callable[[], float]:
+            state = self.state(depth).clone()
+            return lambda: self._steps(state, tokens)
+
+        return self._turns((tokens, near, far), lambda: (block(far), block(near)))
+
+    def loop_and_bare(self, tokens: int) -> tuple[float, float]:
+        """Seconds for `tokens` steps by `Model.generate`, and by a binding of its session alone."""
+
+        def blocks() -> tuple[Block, Block]:
+            state = self.state(0).clone()
+            decoder: Any = self.model.decoder(state)
+            decoder.pick(1)
+            run, io = decoder._binding._session.run_with_iobinding, decoder._binding._io
+
+            def bare() -> float:
+                started = time.perf_counter()
+                for _ in range(tokens):
+                    run(io)
+                return time.perf_counter() - started
+
+            return lambda: self._steps(state, tokens), bare
+
+        return self._turns((tokens,), blocks)
+
+    def _turns(
+        self, key: tuple[int, ...], make: Callable[[], tuple[Block, Block]]
+    ) -> tuple[float, float]:
+        """One block of each of a pair; which of them is first changes from call to call."""
+        if key not in self._pairs:
+            self._pairs[key] = make()
+        first, second = self._pairs[key]
+        self._flip = not self._flip
+        if self._flip:
+            return first(), second()
+        later = second()
+        return first(), later

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
-from peer_cases import LOOP, QUIET, TARGETS, Target
+from peer_cases import PAIRS, QUIET, TARGETS, Pair, Target
 
 Record = dict[str, Any]
 #: Precision -> bytes a weight in the layers and in the head, without scales.
@@ -71,43 +71,69 @@ def _ratio(record: Record, target: Target) -> list[float]:
     return ratios(record, *record["sides"][:2], target.test)
 
 
-def _endless(record: Record, _: Target) -> list[float]:
-    """Time per token of the deepest test over the first."""
-    first, *_, last = test_names(record)
-    side = record["sides"][0]
-    return _pairs(by_round(record, side, first), by_round(record, side, last))
+def _pair(record: Record, _: Target) -> list[float]:
+    """The first time of each pair over the second."""
+    quiet = (sample["seconds"] for sample in record["samples"] if sample["waited"] <= QUIET)
+    return [first / second for first, second in quiet]
+
+
+def _overhead(record: Record, target: Target) -> list[float]:
+    """Time that the first of each pair takes beyond the second, as a share."""
+    return [ratio - 1 for ratio in _pair(record, target)]
 
 
 def _size(record: Record, _: Target) -> list[float]:
     return [record["models"]["bytes"][record["sides"][0]] / record["models"]["parameters"]["all"]]
 
 
-def _loop(record: Record, _: Target) -> list[float]:
-    """Time that `Model.generate` adds to its bare session, as a share."""
-    quiet = (sample["seconds"] for sample in record["samples"] if sample["waited"] <= QUIET)
-    return [looped / bare - 1 for looped, bare in quiet]
-
-
-def limit(record: Record, target: Target) -> float | None:
-    """The ratio at which our side would do nothing but read its weights, scales not counted."""
-    kind = record["sides"][0].rpartition("-")[2]
-    if target.kind != "ratio" or not target.test.startswith("tg") or kind not in WEIGHT_BYTES:
+def read_seconds(record: Record) -> float | None:
+    """Seconds to read the weights of a step of our side once, scales not counted."""
+    name, _, kind = record["sides"][0].partition("-")
+    if name != "dijiang":
         return None
     counts, (layer, head) = record["models"]["parameters"], WEIGHT_BYTES[kind]
-    read = layer * (counts["step"] - counts["head"]) + head * counts["head"]
-    peer = rates(record, record["sides"][1], target.test)
-    return median(record["bandwidth"]) / read / median(peer) if peer else None
+    read: float = layer * (counts["step"] - counts["head"]) + head * counts["head"]
+    return read / median(record["bandwidth"])
+
+
+def limit(record: Record, side: str, test: str) -> float | None:
+    """Our side over another, if ours only read its weights: for every token, or once for a prompt."""
+    peer, reading = rates(record, side, test), read_seconds(record)
+    if not peer or not reading:
+        return None
+    tokens = 1 if test.startswith("tg") else _tokens(record, test)
+    return tokens / reading / median(peer)
+
+
+def _tokens(record: Record, test: str) -> int:
+    return next(int(sample["tokens"]) for sample in record["samples"] if sample["test"] == test)
+
+
+def asked(record: Record, side: str, test: str) -> str:
+    """The ratio that must be reached in a test, if there is one."""
+    for target in TARGETS:
+        measured = (target.group, *record["sides"][1:2], target.test)
+        if target.kind == "ratio" and measured == (record["group"], side, test):
+            return _number(target.kind, target.must)
+    return ""
+
+
+def _target_limit(record: Record, target: Target) -> float | None:
+    """What reading alone would give for a target: of a pair nothing is left between its two."""
+    if target.kind == "ratio":
+        return limit(record, record["sides"][1], target.test)
+    return {"share": 1.0, "pair": 1.0, "overhead": 0.0}.get(target.kind)
 
 
 KINDS: dict[str, Callable[[Record, Target], list[float]]] = {
     "share": _share,
     "ratio": _ratio,
-    "endless": _endless,
+    "pair": _pair,
+    "overhead": _overhead,
     "size": _size,
-    "loop": _loop,
 }
 #: Kinds printed in percent.
-PERCENT = ("share", "loop")
+PERCENT = ("share", "overhead")
 
 
 def _number(kind: str, value: float | None) -> str:
@@ -141,35 +167,52 @@ def target_rows(groups: dict[str, Record]) -> list[tuple[str, ...]]:
                 _number(target.kind, middle),
                 f"{low} to {high}",
                 reached[-1] if reached else "no",
-                _number(target.kind, limit(groups[target.group], target)),
+                _number(target.kind, _target_limit(groups[target.group], target)),
             )
         )
     return rows
 
 
+RATE_HEADER = ("test", "side", "tokens/s", "lowest to highest", "samples")
+RATIO_HEADER = ("asked", "lowest to highest", "memory limit")
+
+
 def rate_rows(record: Record) -> list[tuple[str, ...]]:
-    """(test, side, median tokens/s, lowest to highest, samples, first side over this one, spread)."""
+    """RATE_HEADER of every test and side, the first side over this one, and RATIO_HEADER."""
     rows = []
     first = record["sides"][0]
     for test in test_names(record):
         for side in record["sides"]:
             found = rates(record, side, test)
             if not found:
-                rows.append((test, side, "no undisturbed sample", "", "0", "", ""))
+                rows.append((test, side, "no undisturbed sample", "", "0", "", "", "", ""))
                 continue
+            rates_found = (f"{median(found):,.1f}", f"{min(found):,.1f} to {max(found):,.1f}")
             ratio = [] if side == first else ratios(record, first, side, test)
-            rows.append(
-                (
-                    test,
-                    side,
-                    f"{median(found):,.1f}",
-                    f"{min(found):,.1f} to {max(found):,.1f}",
-                    str(len(found)),
-                    f"{median(ratio):.2f}x" if ratio else "",
-                    f"{min(ratio):.2f} to {max(ratio):.2f}" if ratio else "",
+            compared = ("",) * 4
+            if ratio:
+                compared = (
+                    f"{median(ratio):.2f}x",
+                    asked(record, side, test),
+                    f"{min(ratio):.2f} to {max(ratio):.2f}",
+                    _number("ratio", limit(record, side, test)),
                 )
-            )
+            rows.append((test, side, *rates_found, str(len(found)), *compared))
     return rows
+
+
+def pair_table(record: Record, pair: Pair) -> str:
+    """The times of a pair's blocks, and what one is of the other."""
+    tokens = record["samples"][0]["tokens"]
+    quiet = [sample["seconds"] for sample in record["samples"] if sample["waited"] <= QUIET]
+    if len(quiet) < 2:
+        return "Too few undisturbed pairs.\n"
+    found = sorted(first / second for first, second in quiet)
+    low, middle, high = (f"{value:.3f}" for value in quantiles(found, n=4))
+    times = (f"{median(block[i] for block in quiet) / tokens * 1e3:.3f}" for i in range(2))
+    header = (*(f"{label}, ms a token" for label in pair.labels), "ratio", "middle half")
+    row = (*times, middle, f"{low} to {high}", f"{found[0]:.3f} to {found[-1]:.3f}", str(len(found)))
+    return table((*header, "lowest to highest", f"pairs of {tokens} tokens"), [row])
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -192,25 +235,10 @@ def _section(record: Record) -> str:
         f"other processes ran: {again} measured again, {len(samples) - len(quiet)} of {len(samples)} "
         f"left out; the hypervisor took at most {stolen:.1%} of one that counts"
     )
-    if record["samples"][0]["test"] == LOOP:
-        pairs = [sample["seconds"] for sample in record["samples"]]
-        tokens = record["samples"][0]["tokens"]
-        rows = [
-            (name, f"{median(tokens / pair[i] for pair in pairs):,.1f}", str(len(pairs)))
-            for i, name in enumerate(("Model.generate", "bare run_with_iobinding"))
-        ]
-        body = table(("loop", "tokens/s", "samples"), rows)
+    if pair := PAIRS.get(samples[0]["test"]):
+        body = pair_table(record, pair)
     else:
-        first = record["sides"][0]
-        header = (
-            "test",
-            "side",
-            "tokens/s",
-            "lowest to highest",
-            "samples",
-            f"{first} / side",
-            "spread",
-        )
+        header = (*RATE_HEADER, f"{record['sides'][0]} / side", *RATIO_HEADER)
         body = table(header, rate_rows(record))
     return f"### {record['group']}\n\n{facts}\n\n{body}"
 
@@ -242,7 +270,8 @@ def markdown(document: dict[str, Any]) -> str:
         f"{machine}; {llama}\n",
         "Written by `benchmarks/peers.py`; every sample is in the JSON file of the same name. Ratios "
         "pair the samples of one round. `tg @ d2048`: decoding after 2,048 tokens; `pp512`: a prompt of "
-        "512. Memory limit: the ratio at which our side would only read its weights.\n",
+        "512. Memory limit: the ratio at which our side would only read its weights, once a token or a "
+        "prompt.\n",
         *(["## Numbers to reach\n", table(header, numbers)] if numbers else []),
         "## Groups\n",
         *(_section(record) for record in groups.values()),

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from peer_cases import LOOP, QUIET, SIDES, Group, Place, gguf_type, precision
+from peer_cases import PAIRS, QUIET, SIDES, Group, Place, gguf_type, precision
 from peer_machine import Watch, environment, wait_until_idle
 
 from dijiang.runtime.bench.bandwidth import measure_bandwidth
@@ -34,9 +34,10 @@ class Test:
 
 
 def tests(group: Group) -> list[Test]:
-    """The tests of a group: prompts (`pp512`), then decoding by depth (`tg @ d2048`)."""
-    if group.loop:
-        return [Test(LOOP, "loop_and_bare", (group.tokens,), (8,), group.tokens)]
+    """The tests of a group: its pair, or prompts (`pp512`), then decoding by depth (`tg @ d2048`)."""
+    if group.pair:
+        arguments = (group.tokens, *group.depths)
+        return [Test(group.pair, PAIRS[group.pair].method, arguments, arguments, group.tokens)]
     found = [Test(f"pp{n}", "prefill", (n, group.repeat), (n, 1), n) for n in group.prompts]
     for depth in group.depths:
         arguments = (depth, group.tokens, group.repeat)

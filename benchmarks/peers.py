@@ -27,11 +27,16 @@ from rich.console import Console
 from dijiang.models.presets import PRESETS
 
 HERE = Path(__file__).parent
-CACHE = HERE / ".peers"
 err = Console(stderr=True)
 
 group_option = click.option(
     "--group", "names", type=click.Choice(list(GROUPS)), multiple=True, help="Default: all of them."
+)
+cache_option = click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=HERE / ".peers",
+    help="Where everything that is built lies.  [default: benchmarks/.peers]",
 )
 
 
@@ -46,20 +51,21 @@ def _chosen(names: tuple[str, ...]) -> dict[str, Any]:
 
 @main.command()
 @group_option
+@cache_option
 @click.option("--threads", type=int, default=os.cpu_count(), show_default=True)
-def prepare(names: tuple[str, ...], threads: int) -> None:
+def prepare(names: tuple[str, ...], cache: Path, threads: int) -> None:
     """Fetch and build llama.cpp; write checkpoints, bundles, GGUF files and states; time nothing."""
     from peer_llama import model
     from peer_ours import Ours, bundle
 
-    CACHE.mkdir(exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
     chosen = _chosen(names).values()
     for preset, side in sorted({(group.preset, side) for group in chosen for side in group.sides}):
         err.print(f"{preset}: {side}")
         if kind := gguf_type(side):
-            model(CACHE, preset, PRESETS[preset], kind)
+            model(cache, preset, PRESETS[preset], kind)
         elif kind := precision(side):
-            ours = Ours(bundle(CACHE, preset, kind), threads)
+            ours = Ours(bundle(cache, preset, kind), threads)
             groups = [group for group in chosen if group.preset == preset and side in group.sides]
             for depth in sorted({depth for group in groups for depth in group.depths}):
                 ours.state(depth)
@@ -67,12 +73,18 @@ def prepare(names: tuple[str, ...], threads: int) -> None:
 
 @main.command()
 @group_option
+@cache_option
 @click.option("--threads", type=int, default=os.cpu_count(), show_default=True, help="Physical cores.")
 @click.option("--rounds", type=click.IntRange(1), help="Default: the group's.")
 @click.option("--minutes", type=float, default=60, show_default=True, help="Of a group, at most.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to append to.")
 def run(
-    names: tuple[str, ...], threads: int, rounds: int | None, minutes: float, output: Path | None
+    names: tuple[str, ...],
+    cache: Path,
+    threads: int,
+    rounds: int | None,
+    minutes: float,
+    output: Path | None,
 ) -> None:
     """Measure groups and append them to OUTPUT; writes the Markdown beside it."""
     from dataclasses import replace
@@ -86,8 +98,8 @@ def run(
     records = json.loads(output.read_text())["records"] if output.is_file() else []
     for name, group in _chosen(names).items():
         group = replace(group, rounds=rounds) if rounds else group
-        for record in measure(name, group, CACHE, threads, minutes, err.print):
-            whole = {"llama.cpp": version(CACHE), "records": [*records, record]}
+        for record in measure(name, group, cache, threads, minutes, err.print):
+            whole = {"llama.cpp": version(cache), "records": [*records, record]}
             output.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
             output.with_suffix(".md").write_text(markdown(whole), encoding="utf-8")
         records.append(record)

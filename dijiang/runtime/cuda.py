@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import SessionError
 from . import names
 from .bundle import Bundle
+from .decode import Decoder, SessionDecoder
 from .providers import PROVIDERS, check_single_onnxruntime
 from .resident import Resident
 from .session import PIECE, import_onnxruntime
@@ -131,6 +132,10 @@ class DeviceSession:
         """As `run`, but the most likely token of each kept position, [B, N] int64."""
         tokens: np.ndarray = self._step(ids, positions, mask, kept, state).tokens.numpy()
         return tokens
+
+    def decoder(self, state: State) -> Decoder:
+        """See Session.decoder."""
+        return SessionDecoder(self, state)
 
     def _step(
         self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State

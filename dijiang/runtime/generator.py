@@ -98,11 +98,10 @@ def _records(
 ) -> Iterator[Record]:
     text = model.tokenizer.stream(ids.tolist()) if model.has_tokenizer else None
     limit = model.manifest.positions_limit
-    step = np.empty((1, 1), np.int64)
     started = time.perf_counter()
     sampler.see(ids)
-    choose = _chooser(model, state, sampler)
-    token = choose(ids[None])
+    first, following = _choosers(model, state, sampler)
+    token = first(ids[None])
     ready = time.perf_counter()
     for generated in range(1, max_tokens + 1):
         reason: FinishReason | None = None
@@ -129,13 +128,18 @@ def _records(
         )
         if reason:
             return
-        step[0, 0] = token
-        token = choose(step)
+        token = following(token)
 
 
-def _chooser(model: Model, state: State, sampler: Sampler) -> Callable[[np.ndarray], int]:
-    """ids [1, T] -> the token after them; where a GPU can pick it, the logits stay there."""
-    if sampler.is_argmax and model.picks_tokens:
-        return lambda ids: model.next_token(ids, state)
-    # The prompt was checked and the limit is watched, so that single tokens need no checks.
-    return lambda ids: sampler((model.step if ids.shape[1] == 1 else model.forward)(ids, state)[0])
+def _choosers(
+    model: Model, state: State, sampler: Sampler
+) -> tuple[Callable[[np.ndarray], int], Callable[[int], int]]:
+    """(prompt [1, T] -> the token after it, token -> the one after that).
+
+    The most likely token is picked in the graph: on a GPU logits are expensive to copy, on a CPU they
+    are in another core's cache.
+    """
+    if sampler.is_argmax:
+        return lambda ids: model.next_token(ids, state), model.decoder(state).pick
+    step = model.decoder(state).logits
+    return lambda ids: sampler(model.forward(ids, state)[0]), lambda token: sampler(step(token))

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from .bundle import TOKENIZER, Bundle, open_bundle
+from .decode import Decoder
 from .generator import Record, generate
 from .providers import open_session
 from .session import Session
@@ -90,16 +91,9 @@ class Model:
                 result[inside] = self._piece(ids[:, piece], real[:, piece], state, kept)[inside]
         return result if all_logits else result[:, 0]
 
-    def step(self, ids: np.ndarray, state: State) -> np.ndarray:
-        """`forward` for one token a sequence that the model's own logits chose: no checks, no copy.
-
-        ids [B, 1] int64. Returns [B, vocab] float32, overwritten by the next step of this state.
-        """
-        run, shape = self._session.run, ids.shape
-        ones, zeros = np.ones(shape, np.int64), np.zeros(shape, np.int64)
-        logits = run(ids, state.position[:, None], ones, zeros, state)[:, 0]
-        state.position += 1
-        return logits
+    def decoder(self, state: State) -> Decoder:
+        """Steps of one token for a state of batch 1, without the checks of `forward`."""
+        return self._session.decoder(state)
 
     def _piece(self, ids: np.ndarray, real: np.ndarray, state: State, kept: np.ndarray) -> np.ndarray:
         return self._advance(self._session.run, ids, real, state, kept)
@@ -117,19 +111,13 @@ class Model:
         state.position += real.sum(axis=1)
         return result
 
-    @property
-    def picks_tokens(self) -> bool:
-        """Whether `next_token` is there: on a GPU, where logits are expensive to copy."""
-        return hasattr(self._session, "next_tokens")
-
     def next_token(self, ids: np.ndarray, state: State) -> int:
         """Advance the state of one sequence over ids [1, T]; its most likely next token.
 
-        Only the token leaves the GPU. Raises as `forward` does.
+        On a GPU only the token leaves it. Raises as `forward` does.
         """
         self.check(ids, state)
-        longest, length = self._session.longest, ids.shape[1]
-        pick: Callable[..., np.ndarray] = self._session.next_tokens  # type: ignore[attr-defined]
+        longest, length, pick = self._session.longest, ids.shape[1], self._session.next_tokens
         for start in range(0, length, longest):
             piece = ids[:, start : start + longest]
             last = np.array([[piece.shape[1] - 1]])

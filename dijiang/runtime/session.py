@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import SessionError
 from . import names
 from .bundle import Bundle
+from .decode import Decoder
 from .state import State
 
 #: Tokens of a prompt that go through the graph at once: bounds the memory of a prefill.
@@ -21,11 +22,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider"}
 
 
 class Session(Protocol):
-    """One step of the graph over up to `longest` tokens.
-
-    A session that can also has `next_tokens`, which returns the most likely token of each kept
-    position, [B, N] int64, instead of the logits.
-    """
+    """One step of the graph over up to `longest` tokens."""
 
     @property
     def longest(self) -> int:
@@ -44,6 +41,21 @@ class Session(Protocol):
 
         ids, positions, mask [B, T] int64; kept [B, N] int64, indices into T.
         """
+        ...
+
+    def next_tokens(
+        self,
+        ids: np.ndarray,
+        positions: np.ndarray,
+        mask: np.ndarray,
+        kept: np.ndarray,
+        state: State,
+    ) -> np.ndarray:
+        """As `run`, but the most likely token of each kept position, [B, N] int64."""
+        ...
+
+    def decoder(self, state: State) -> Decoder:
+        """Steps of one token for a state of batch 1."""
         ...
 
 
@@ -130,26 +142,33 @@ class OrtSession:
         self._step: _Binding | None = None
 
     def run(
-        self,
-        ids: np.ndarray,
-        positions: np.ndarray,
-        mask: np.ndarray,
-        kept: np.ndarray,
-        state: State,
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
     ) -> np.ndarray:
         """See Session.run. The logits' memory is reused by the next decode step of this state."""
+        return self._advance(ids, positions, mask, kept, state).logits
+
+    def next_tokens(
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
+    ) -> np.ndarray:
+        """See Session.next_tokens."""
+        return self._advance(ids, positions, mask, kept, state).tokens
+
+    def decoder(self, state: State) -> Decoder:
+        """See Session.decoder: a binding of its own."""
+        return _BoundDecoder(_Binding(self._ort, self._session, state, (1, 1), (1, 1), self), state)
+
+    def _advance(
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
+    ) -> _Binding:
         binding = self._step
         if binding is None or not binding.fits(state, ids.shape, kept.shape):
             binding = _Binding(self._ort, self._session, state, ids.shape, kept.shape, self)
             if ids.shape[1] == 1:
                 self._step = binding
-        try:
-            return binding.run(ids, positions, mask, kept)
-        except Exception as error:  # onnxruntime's errors share no base class
-            raise SessionError(
-                f"onnxruntime {self._ort.__version__} failed in a step of {ids.shape[1]} tokens "
-                f"({str(error).splitlines()[0][:200]}); use a smaller batch, or upgrade onnxruntime"
-            ) from error
+        for buffer, array in zip(binding.inputs.values(), (ids, positions, mask, kept), strict=True):
+            buffer[...] = array
+        binding.run()
+        return binding
 
     @property
     def in_place(self) -> bool:
@@ -174,10 +193,10 @@ class _Binding:
         kept_shape: tuple[int, ...],
         owner: OrtSession,
     ) -> None:
-        self._session, self._state = session, state
+        self._ort, self._session, self._state = ort, session, state
         self._shape, self._kept_shape = shape, kept_shape
         self._io = session.io_binding()
-        self._inputs = {
+        self.inputs = {
             name: np.zeros(size, np.int64)
             for name, size in (
                 (names.INPUT_IDS, shape),
@@ -187,14 +206,16 @@ class _Binding:
             )
         }
         self.logits = np.empty((*kept_shape, owner.vocab), np.float32)
+        self.tokens = np.empty(kept_shape, np.int64)
         layers = state.layers
         self._next = layers if owner.in_place else [np.empty_like(layer) for layer in layers]
         # The OrtValues share the arrays' memory and must live as long as the binding.
-        self._values = {name: self._value(ort, array) for name, array in self._inputs.items()}
+        self._values = {name: self._value(ort, array) for name, array in self.inputs.items()}
         for name, value in self._values.items():
             self._io.bind_ortvalue_input(name, value)
-        self._outputs = [self._value(ort, self.logits)]
-        self._io.bind_ortvalue_output(names.LOGITS, self._outputs[0])
+        self._outputs = [self._value(ort, array) for array in (self.logits, self.tokens)]
+        for name, value in zip((names.LOGITS, names.NEXT_TOKENS), self._outputs, strict=True):
+            self._io.bind_ortvalue_output(name, value)
         for i, (past, present) in enumerate(zip(layers, self._next, strict=True)):
             source = self._value(ort, past)
             target = source if past is present else self._value(ort, present)
@@ -210,14 +231,44 @@ class _Binding:
         """Whether this binding serves a call."""
         return self._state is state and self._shape == shape and self._kept_shape == kept_shape
 
-    def run(
-        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray
-    ) -> np.ndarray:
-        """Copy the inputs into the bound buffers and run."""
-        for name, array in zip(self._inputs, (ids, positions, mask, kept), strict=True):
-            self._inputs[name][...] = array
-        self._session.run_with_iobinding(self._io)
+    def run(self) -> None:
+        """Advance the state over what is in `inputs`; results in `logits` and `tokens`."""
+        try:
+            self._session.run_with_iobinding(self._io)
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise SessionError(
+                f"onnxruntime {self._ort.__version__} failed in a step of {self._shape[1]} tokens "
+                f"({str(error).splitlines()[0][:200]}); use a smaller batch, or upgrade onnxruntime"
+            ) from error
         if self._next is not self._state.layers:
             for layer, new in zip(self._state.layers, self._next, strict=True):
                 layer[...] = new
-        return self.logits
+
+
+class _BoundDecoder:
+    """The Decoder whose inputs and results are the bound memory itself."""
+
+    def __init__(self, binding: _Binding, state: State) -> None:
+        self._binding, self._state = binding, state
+        self._ids, self._positions = (
+            binding.inputs[name] for name in (names.INPUT_IDS, names.POSITION_IDS)
+        )
+        binding.inputs[names.ATTENTION_MASK][...] = 1
+        self._logits, self._tokens = binding.logits[0, 0], binding.tokens
+
+    def logits(self, token: int) -> np.ndarray:
+        """See Decoder.logits."""
+        self._advance(token)
+        return self._logits
+
+    def pick(self, token: int) -> int:
+        """See Decoder.pick."""
+        self._advance(token)
+        return int(self._tokens[0, 0])
+
+    def _advance(self, token: int) -> None:
+        position = self._state.position
+        self._ids[0, 0] = token
+        self._positions[0, 0] = position[0]
+        self._binding.run()
+        position[0] += 1

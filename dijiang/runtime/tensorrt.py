@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import SessionError
 from . import names
 from .bundle import Bundle
+from .decode import Decoder, SessionDecoder
 from .driver import Cuda
 from .engine import BACKENDS, EngineRecord, import_backend
 from .resident import Resident
@@ -93,6 +94,10 @@ class TensorRtSession:
         tokens = np.empty(kept.shape, np.int64)
         self._cuda.download(tokens, slot.outputs[names.NEXT_TOKENS].address, self._stream)
         return tokens
+
+    def decoder(self, state: State) -> Decoder:
+        """See Session.decoder."""
+        return SessionDecoder(self, state)
 
     def _step(
         self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import peer_cases
 import peer_llama
+import peer_ours
 import peer_report
 import peer_run
 import peer_torch
@@ -45,6 +46,14 @@ def record(group: str, tests: dict[str, dict[str, list[float]]]) -> dict:
     }
 
 
+def pairs(group: str, pair: str, seconds: list[tuple[float, float]]) -> dict:
+    """A record of a pair of blocks of 10 tokens."""
+    one = record(group, {pair: {"dijiang-int8": [1.0] * len(seconds)}})
+    for sample, both in zip(one["samples"], seconds, strict=True):
+        sample["seconds"] = list(both)
+    return one
+
+
 def test_llama_bench_report_gives_its_samples_in_seconds():
     report = json.dumps([{"n_gen": 32, "avg_ns": 2, "samples_ns": [1_500_000_000, 500_000_000]}])
     assert peer_llama.seconds(report) == [1.5, 0.5]
@@ -71,23 +80,23 @@ def test_every_target_reads_a_group_and_a_test_that_are_measured():
         names = [test.name for test in peer_run.tests(peer_cases.GROUPS[target.group])]
         assert target.kind in peer_report.KINDS
         assert not target.test or target.test in names
-        assert target.kind != "loop" or names == [peer_cases.LOOP]
+        assert (target.kind in ("pair", "overhead")) == (names[0] in peer_cases.PAIRS)
 
 
 def test_targets_are_judged_on_their_median():
     step = {"dijiang-int8": [1.0, 10.0, 10.0], "peer": [1.0, 6.0, 5.0]}
     groups = {
         "int8": record("int8", dict.fromkeys(("tg @ d0", "tg @ d2048", "pp512"), step)),
-        "endless": record("endless", {"tg @ d0": {"ours": [10.0]}, "tg @ d1000000": {"ours": [8.0]}}),
+        "endless": pairs("endless", "depth", [(1.25, 1.0)]),
     }
     rows = {row[0]: row[1:] for row in peer_report.target_rows(groups)}
     share, ratio, endless = (
         next(row for label, row in rows.items() if text in label)
         for text in ("bandwidth", "Q8_0, depth 0", "10^6")
     )
-    assert share == ("74.0%", "80.0%", "80.0%", "8.0% to 80.0%", "stretch", "")
+    assert share == ("74.0%", "80.0%", "80.0%", "8.0% to 80.0%", "stretch", "100.0%")
     assert ratio == ("1.5", "1.8", "1.67", "1 to 2", "reached", "2.5")
-    assert endless == ("1.02", "", "1.25", "1.25 to 1.25", "no", "")
+    assert endless == ("1.02", "", "1.25", "1.25 to 1.25", "no", "1")
 
 
 def test_records_of_one_commit_are_joined_round_by_round():
@@ -102,12 +111,38 @@ def test_markdown_shows_the_newest_commit_of_a_group():
     old = record("fp32", {"pp128": {"ours": [1.0], "peer": [1.0]}})
     new = record("fp32", {"pp128": {"ours": [50.0], "peer": [20.0]}}) | {"started": "2026-01-02"}
     new["environment"] |= {"commit": "d"}
-    loop = record("70m-loop-int8", {"loop": {"ours": [1.0]}})
-    loop["samples"][0]["seconds"] = [1.1, 1.0]
+    loop = pairs("70m-loop-int8", "loop", [(1.1, 1.0), (1.2, 1.0), (1.0, 1.0)])
     text = peer_report.markdown({"records": [new, old, loop], "llama.cpp": {"options": "O"}})
-    assert "| pp128 | peer | 20.0 | 20.0 to 20.0 | 1 | 2.50x | 2.50 to 2.50 |" in text
-    assert "| Model.generate | 9.1 | 1 |" in text
-    assert "10.0%" in text
+    assert "| pp128 | peer | 20.0 | 20.0 to 20.0 | 1 | 2.50x |  | 2.50 to 2.50 |  |" in text
+    assert "| 110.000 | 100.000 | 1.100 | 1.000 to 1.200 | 1.000 to 1.200 | 3 |" in text
+    assert "| 10.0% | 0.0% to 20.0% | no | 0.0% |" in text
+
+
+def test_every_ratio_stands_beside_what_is_asked_and_what_reading_allows():
+    """80 weights of 1 byte at 1,000 bytes/s: 12.5 steps a second, and as many prompts of 10 tokens."""
+    rate = {"dijiang-int8": [6.0], "llama.cpp-q8_0": [5.0]}
+    both = record("int8", {"tg @ d0": rate, "pp512": rate})
+    rows = [row for row in peer_report.rate_rows(both) if row[1] == "llama.cpp-q8_0"]
+    assert [(row[5], row[6], row[8]) for row in rows] == [("1.20x", "1.5", "2.5"), ("1.20x", "3", "25")]
+
+
+def test_prefill_of_a_peer_alone_has_no_limit_of_ours():
+    flash = record("flash-q8_0", {"pp512": {"llama.cpp-q8_0-fa0": [1.0], "llama.cpp-q8_0-fa1": [1.0]}})
+    assert peer_report.limit(flash, "llama.cpp-q8_0-fa1", "pp512") is None
+
+
+@pytest.mark.parametrize("pair", peer_cases.PAIRS)
+def test_pairs_take_turns_on_one_state_each(exported, pair):
+    """No times are judged: that steps were made, and that the far state is far."""
+    side = peer_ours.Ours(exported("tiny-python"), threads=1)
+    first, second = {
+        "loop": lambda: side.loop_and_bare(3),
+        "depth": lambda: side.far_and_near(3, 0, 50),
+    }[pair]()
+    assert first > 0
+    assert second > 0
+    side.far_and_near(3, 0, 50)
+    assert side.state(50).position == 50
 
 
 @pytest.mark.parametrize("name", ["neox-base", "neox-trained-decay"])
@@ -123,7 +158,9 @@ def test_disturbed_rounds_count_for_neither_side():
     both["samples"][3]["waited"] = 0.4
     assert peer_report.ratios(both, *both["sides"], "tg @ d0") == pytest.approx([2])
     both["samples"][2]["waited"] = 0.4
-    assert ("tg @ d0", "peer", "no undisturbed sample", "", "0", "", "") in peer_report.rate_rows(both)
+    assert ("tg @ d0", "peer", "no undisturbed sample", "", "0", *[""] * 4) in peer_report.rate_rows(
+        both
+    )
     assert peer_report.target_rows({"70m-int8": both})[0][3] == "no undisturbed sample"
 
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dijiang
+from dijiang.runtime.decode import SessionDecoder
 
-from ..conftest import Golden
+from ..conftest import RUNNABLE, Golden
 
 
 @pytest.fixture(scope="module")
@@ -173,12 +174,33 @@ def test_prompt_text_needs_a_tokenizer(model):
         model.generate("text")
 
 
-def test_step_is_forward_of_one_token(exported):
-    model = dijiang.load(exported("tiny-python"))
-    states = [model.new_state(2) for _ in range(2)]
-    for ids in ([[1], [2]], [[30], [40]], [[5], [6]]):
-        expected = model.forward(np.array(ids), states[0])
-        assert (model.step(np.array(ids), states[1]) == expected).all()
-        assert (states[0].position == states[1].position).all()
+@pytest.mark.parametrize("dialect", RUNNABLE)
+@pytest.mark.parametrize("plain", [False, True])
+def test_decoder_is_forward_of_one_token(exported, dialect, plain):
+    model = dijiang.load(exported("tiny-python", dialect=dialect))
+    states = [model.new_state() for _ in range(2)]
+    prompt = np.array([[7, 8, 9]])
+    for state in states:
+        model.forward(prompt, state)
+    decoder = SessionDecoder(model._session, states[1]) if plain else model.decoder(states[1])
+    for token in (1, 30, 5):
+        expected = model.forward(np.array([[token]]), states[0])[0]
+        assert (decoder.logits(token) == expected).all()
+        assert decoder.pick(token) == model.next_token(np.array([[token]]), states[0])
+        assert states[0].position == states[1].position
     for expected, found in zip(*(s.layers for s in states), strict=True):
         assert (found == expected).all()
+
+
+def test_decoder_goes_on_where_the_state_was_moved_to(exported):
+    """Another state, a masked step and a set position in between leave it right."""
+    model = dijiang.load(exported("tiny-python"))
+    state, other = model.new_state(), model.new_state()
+    model.decoder(other).pick(3)
+    decoder = model.decoder(state)
+    decoder.pick(5)
+    model.forward(np.array([[6]]), state, mask=np.array([[0]]))
+    state.position[:] = 40
+    twin = state.clone()
+    assert (decoder.logits(8) == model.forward(np.array([[8]]), twin)[0]).all()
+    assert state.position == twin.position == 41
