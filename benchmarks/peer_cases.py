@@ -17,7 +17,7 @@ QUIET = 0.05
 class Pair:
     """Two ways of one side, in turn in one process: their ratio is finer than that of two processes.
 
-    method: of the side, returns the seconds of both; labels: of both.
+    method: of the side, returns the seconds of the first, the second, the first ...; labels: of both.
     """
 
     method: str
@@ -146,8 +146,8 @@ GROUPS = {
     "70m-int4": Group(P70, ("dijiang-int4", "llama.cpp-q4_0"), (0, 2048), (128, 512), 128, repeat=3),
     "70m-fp32": Group(P70, FLOATS, (0, 2048, 8192), (128, 512), 32, 3, 2),
     "70m-published": Group(P70, ("dijiang-fp32", "published"), (0, 512, 2032), (128, 512), 2, 3),
-    "endless": Group(P410, ("dijiang-int8",), (0, 10**6), tokens=32, rounds=40, pair="depth"),
-    "endless-fp32": Group(P410, ("dijiang-fp32",), (0, 10**6), tokens=16, rounds=20, pair="depth"),
+    "endless": Group(P410, ("dijiang-int8",), (0, 10**6), (), 16, 8, 10, pair="depth"),
+    "endless-fp32": Group(P410, ("dijiang-fp32",), (0, 10**6), (), 8, 6, 6, pair="depth"),
     "flash-q8_0": Group(
         P410, ("llama.cpp-q8_0-fa0", "llama.cpp-q8_0-fa1"), (0, 2048), (512,), rounds=3, repeat=3
     ),
@@ -155,7 +155,7 @@ GROUPS = {
         P410, ("llama.cpp-q4_0-fa0", "llama.cpp-q4_0-fa1"), (0, 2048), (512,), rounds=3, repeat=3
     ),
     **{
-        f"70m-loop-{precision}": Group(P70, (f"dijiang-{precision}",), tokens=64, rounds=80, pair="loop")
+        f"70m-loop-{precision}": Group(P70, (f"dijiang-{precision}",), (), (), 32, 10, 20, pair="loop")
         for precision in ("fp32", "int8", "int4")
     },
 }

@@ -71,7 +71,6 @@ class Ours:
         self._random = np.random.default_rng(0)
         self._states: dict[int, State] = {}
         self._pairs: dict[tuple[int, ...], tuple[Block, Block]] = {}
-        self._flip = False
 
     def prefill(self, tokens: int, repeat: int) -> list[float]:
         """Seconds for a prompt of `tokens` into a new state, `repeat` times."""
@@ -119,16 +118,16 @@ class Ours:
     def _ids(self, tokens: int) -> np.ndarray:
         return self._random.integers(self.model.spec.vocab_size, size=(1, tokens))
 
-    def far_and_near(self, tokens: int, near: int, far: int) -> tuple[float, float]:
-        """Seconds for `tokens` steps after `far` tokens and after `near`, each in its own state."""
+    def far_and_near(self, near: int, far: int, tokens: int, repeat: int) -> list[float]:
+        """Seconds for `tokens` steps after `far` tokens and after `near`, `repeat` times in turn."""
 
-        def block(depth: int) -> Callable[[], float]:
+        def block(depth: int) -> Block:
             state = self.state(depth).clone()
             return lambda: self._steps(state, tokens)
 
-        return self._turns((tokens, near, far), lambda: (block(far), block(near)))
+        return self._turns((near, far, tokens), lambda: (block(far), block(near)), repeat)
 
-    def loop_and_bare(self, tokens: int) -> tuple[float, float]:
+    def loop_and_bare(self, tokens: int, repeat: int) -> list[float]:
         """Seconds for `tokens` steps by `Model.generate`, and by a binding of its session alone."""
 
         def blocks() -> tuple[Block, Block]:
@@ -145,17 +144,20 @@ class Ours:
 
             return lambda: self._steps(state, tokens), bare
 
-        return self._turns((tokens,), blocks)
+        return self._turns((tokens,), blocks, repeat)
 
     def _turns(
-        self, key: tuple[int, ...], make: Callable[[], tuple[Block, Block]]
-    ) -> tuple[float, float]:
-        """One block of each of a pair; which of them is first changes from call to call."""
+        self, key: tuple[int, ...], make: Callable[[], tuple[Block, Block]], repeat: int
+    ) -> list[float]:
+        """Seconds of both blocks, `repeat` times; which one runs first changes from time to time."""
         if key not in self._pairs:
             self._pairs[key] = make()
         first, second = self._pairs[key]
-        self._flip = not self._flip
-        if self._flip:
-            return first(), second()
-        later = second()
-        return first(), later
+        samples = []
+        for turn in range(repeat):
+            if turn % 2:
+                later = second()
+                samples += [first(), later]
+            else:
+                samples += [first(), second()]
+        return samples

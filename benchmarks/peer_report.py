@@ -6,7 +6,7 @@ from collections.abc import Callable
 from statistics import median, quantiles
 from typing import Any
 
-from peer_cases import PAIRS, QUIET, TARGETS, Pair, Target
+from peer_cases import PAIRS, QUIET, TARGETS, Target
 
 Record = dict[str, Any]
 #: Precision -> bytes a weight in the layers and in the head, without scales.
@@ -71,10 +71,15 @@ def _ratio(record: Record, target: Target) -> list[float]:
     return ratios(record, *record["sides"][:2], target.test)
 
 
+def block_pairs(record: Record) -> list[tuple[float, float]]:
+    """Seconds of both blocks of every undisturbed pair."""
+    quiet = (sample["seconds"] for sample in record["samples"] if sample["waited"] <= QUIET)
+    return [pair for seconds in quiet for pair in zip(seconds[::2], seconds[1::2], strict=True)]
+
+
 def _pair(record: Record, _: Target) -> list[float]:
     """The first time of each pair over the second."""
-    quiet = (sample["seconds"] for sample in record["samples"] if sample["waited"] <= QUIET)
-    return [first / second for first, second in quiet]
+    return [first / second for first, second in block_pairs(record)]
 
 
 def _overhead(record: Record, target: Target) -> list[float]:
@@ -201,16 +206,16 @@ def rate_rows(record: Record) -> list[tuple[str, ...]]:
     return rows
 
 
-def pair_table(record: Record, pair: Pair) -> str:
+def pair_table(record: Record, labels: tuple[str, str]) -> str:
     """The times of a pair's blocks, and what one is of the other."""
     tokens = record["samples"][0]["tokens"]
-    quiet = [sample["seconds"] for sample in record["samples"] if sample["waited"] <= QUIET]
-    if len(quiet) < 2:
+    blocks = block_pairs(record)
+    if len(blocks) < 2:
         return "Too few undisturbed pairs.\n"
-    found = sorted(first / second for first, second in quiet)
+    found = sorted(first / second for first, second in blocks)
     low, middle, high = (f"{value:.3f}" for value in quantiles(found, n=4))
-    times = (f"{median(block[i] for block in quiet) / tokens * 1e3:.3f}" for i in range(2))
-    header = (*(f"{label}, ms a token" for label in pair.labels), "ratio", "middle half")
+    times = (f"{median(pair[i] for pair in blocks) / tokens * 1e3:.3f}" for i in range(2))
+    header = (*(f"{label}, ms a token" for label in labels), "ratio", "middle half")
     row = (*times, middle, f"{low} to {high}", f"{found[0]:.3f} to {found[-1]:.3f}", str(len(found)))
     return table((*header, "lowest to highest", f"pairs of {tokens} tokens"), [row])
 
@@ -236,7 +241,7 @@ def _section(record: Record) -> str:
         f"left out; the hypervisor took at most {stolen:.1%} of one that counts"
     )
     if pair := PAIRS.get(samples[0]["test"]):
-        body = pair_table(record, pair)
+        body = pair_table(record, pair.labels)
     else:
         header = (*RATE_HEADER, f"{record['sides'][0]} / side", *RATIO_HEADER)
         body = table(header, rate_rows(record))

@@ -36,8 +36,9 @@ class Test:
 def tests(group: Group) -> list[Test]:
     """The tests of a group: its pair, or prompts (`pp512`), then decoding by depth (`tg @ d2048`)."""
     if group.pair:
-        arguments = (group.tokens, *group.depths)
-        return [Test(group.pair, PAIRS[group.pair].method, arguments, arguments, group.tokens)]
+        arguments = (*group.depths, group.tokens)
+        method = PAIRS[group.pair].method
+        return [Test(group.pair, method, (*arguments, group.repeat), (*arguments, 1), group.tokens)]
     found = [Test(f"pp{n}", "prefill", (n, group.repeat), (n, 1), n) for n in group.prompts]
     for depth in group.depths:
         arguments = (depth, group.tokens, group.repeat)

@@ -132,16 +132,15 @@ def test_prefill_of_a_peer_alone_has_no_limit_of_ours():
 
 
 @pytest.mark.parametrize("pair", peer_cases.PAIRS)
-def test_pairs_take_turns_on_one_state_each(exported, pair):
-    """No times are judged: that steps were made, and that the far state is far."""
+def test_a_pair_gives_the_seconds_of_both_in_turn(exported, pair):
+    """No times are judged: that steps were made, and that the state a block starts from stays."""
+    depths = (0, 50) if pair == "depth" else ()
+    group = peer_cases.Group("pythia-70m", ("dijiang-fp32",), depths, (), 3, 1, 2, pair)
+    [test] = peer_run.tests(group)
     side = peer_ours.Ours(exported("tiny-python"), threads=1)
-    first, second = {
-        "loop": lambda: side.loop_and_bare(3),
-        "depth": lambda: side.far_and_near(3, 0, 50),
-    }[pair]()
-    assert first > 0
-    assert second > 0
-    side.far_and_near(3, 0, 50)
+    seconds = getattr(side, test.method)(*test.arguments)
+    assert len(seconds) == 4
+    assert min(seconds) > 0
     assert side.state(50).position == 50
 
 
