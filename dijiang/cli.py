@@ -44,7 +44,7 @@ def main() -> None:
     """DiJiang checkpoints to ONNX, and text from them with constant memory per token."""
 
 
-TEXT = "Text to verify on, for perplexity; default: random token ids."
+TEXT = "Text to verify on, for perplexity; default: random token ids, or (int8, int4) text of its own."
 
 for command in (bench, build, convert, doctor, init):
     main.add_command(command)

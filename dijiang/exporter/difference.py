@@ -16,7 +16,8 @@ class Difference:
 
     max_error: largest absolute difference.  rms_relative_error: RMS of the difference over RMS of
     the reference.  kl: mean KL(reference || candidate), nats.  top1_agreement: share of positions
-    with the same most likely token.  perplexity: exp of the mean negative log-likelihood of the
+    with the same most likely token.  reference_entropy: mean, of the reference's next token, nats.
+    perplexity: exp of the mean negative log-likelihood of the
     tokens that follow, None where no text was given.
     """
 
@@ -24,6 +25,7 @@ class Difference:
     rms_relative_error: float
     kl: float
     top1_agreement: float
+    reference_entropy: float
     reference_perplexity: float | None
     perplexity: float | None
 
@@ -40,12 +42,12 @@ class Sums:
 
     def __init__(self) -> None:
         self.rows = self.agreed = self.followed = 0
-        self.max_error = self.squares = self.reference_squares = self.kl = 0.0
+        self.max_error = self.squares = self.reference_squares = self.kl = self.entropy = 0.0
         self.losses = np.zeros(2)
 
     def add(self, reference: np.ndarray, candidate: np.ndarray, ids: np.ndarray) -> None:
-        """Logits [T, vocab] of the tokens ids [T]: row t predicts ids[t + 1]."""
-        for start in range(0, len(ids), ROWS):
+        """Logits [T, vocab] of the tokens ids [T], or [T + 1]: row t predicts ids[t + 1]."""
+        for start in range(0, len(reference), ROWS):
             rows = slice(start, start + ROWS)
             self._add(reference[rows], candidate[rows], ids[start + 1 : start + ROWS + 1])
 
@@ -55,7 +57,9 @@ class Sums:
         self.squares += float((error**2).sum())
         self.reference_squares += float((reference**2).sum())
         expected, found = log_softmax(reference), log_softmax(candidate.astype(np.float64))
-        self.kl += float((np.exp(expected) * (expected - found)).sum())
+        likelihood = np.exp(expected)
+        self.kl += float((likelihood * (expected - found)).sum())
+        self.entropy -= float((likelihood * expected).sum())
         self.agreed += int((reference.argmax(-1) == candidate.argmax(-1)).sum())
         self.rows += len(reference)
         at = np.arange(len(following)), following
@@ -70,6 +74,7 @@ class Sums:
             rms_relative_error=(self.squares / self.reference_squares) ** 0.5,
             kl=self.kl / self.rows,
             top1_agreement=self.agreed / self.rows,
+            reference_entropy=self.entropy / self.rows,
             reference_perplexity=None if perplexities[0] is None else float(perplexities[0]),
             perplexity=None if perplexities[1] is None else float(perplexities[1]),
         )

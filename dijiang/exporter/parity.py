@@ -6,7 +6,7 @@ is that of the bundle or of one float64 layer, whichever is larger, plus the log
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..errors import InputError, ParityError
+from ..errors import ParityError
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
 from ..models.reference import Piece, Reference
 from ..runtime.bundle import store_parity
@@ -23,7 +23,9 @@ from ..runtime.model import Model, load
 from .difference import Difference, Sums
 from .emulation import load_emulated
 from .gates import Verdict, judge
+from .precision import PRECISIONS
 from .progress import Progress, silent
+from .windows import OWN, RANDOM, windows_of
 
 #: Positions a window has at most: perplexity is over non-overlapping windows.
 WINDOW = 512
@@ -37,6 +39,12 @@ STEPS = 128
 BUDGET, TEXT_BUDGET, STEP_BUDGET, FEWEST = 1.5e11, 6e11, 2e10, 32
 #: Lengths at which the states are compared, within the first window.
 STATE_LENGTHS = (1, 8, 64, 256, 512)
+#: Layers whose states tell a wrong weight before depth amplifies rounding: the second one sees all of
+#: the first.
+EARLY = 2
+#: exp(entropy) of a model's own next tokens, as a share of its vocabulary, below which it has learned
+#: something. Random weights: 0.4 to 1; the two trained checkpoints: 0.016 and 0.03.
+LEARNED = 0.1
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Parity:
     """The report of one verification.
 
     tokens, positions: tokens compared, and the positions 0 .. positions - 1 they stood at.
+    learned: whether they are text to this model: from a file, or drawn by one that is no longer random.
     step_error: largest difference between the logits of one-token-at-a-time decoding and of the
     prefill, over the first `steps` tokens.  state_errors: on the way through the first window.
     layer_errors: each layer's at its end; what a layer adds to the residual shows in the next one's.
@@ -63,6 +72,7 @@ class Parity:
     tokens: int
     positions: int
     text: str
+    learned: bool
     logits: Difference
     step_error: float
     steps: int
@@ -83,7 +93,8 @@ class Parity:
             "step_error": self.step_error,
             "rms_relative_error": d.rms_relative_error,
             "kl": d.kl,
-            "kl_on_text": None if d.perplexity is None else d.kl,
+            "kl_on_text": d.kl if self.learned else None,
+            "early_state_error": max(self.layer_errors[:EARLY]),
             "top1_disagreement": None if d.perplexity is None else 1 - d.top1_agreement,
             "perplexity_change": d.perplexity_change,
         }
@@ -148,7 +159,8 @@ def verify(
     Args:
         bundle: folder written by `export`.
         against: checkpoint folder.
-        text: file to measure on; None: random token ids, and no perplexity.
+        text: file to measure on; None: random token ids, or for integer weights text that the bundle
+            draws itself; and no perplexity.
         tokens: how many tokens of it at most, None: as many as a model of this size does in
             reasonable time. Their logits are kept: tokens * vocabulary * 4 bytes.
         provider: what runs the bundle; the CPU rounds fp16 and bf16 as a GPU would.
@@ -169,7 +181,9 @@ def verify(
     window = min(manifest.positions_limit or WINDOW, checkpoint.spec.max_positions, WINDOW)
     budget = BUDGET if text is None else TEXT_BUDGET
     count = _affordable(budget, parameters, TOKENS) if tokens is None else tokens
-    windows = list(_windows(model, text, count, window))
+    source, windows = windows_of(
+        model, text, count, window, own=PRECISIONS[manifest.precision].quantized
+    )
     run = _run_bundle(model, windows, _affordable(STEP_BUDGET, parameters, STEPS))
     del model  # and with it the session's weights
     logits, states = _compare(checkpoint, windows, run, progress)
@@ -178,11 +192,13 @@ def verify(
         stored = load_checkpoint(against, repair_decay=True)
         change = _decay_change(stored, checkpoint, windows) if stored.positions_limit else None
     is_text = text is not None
+    found = logits.result(is_text=is_text)
     report = Parity(
         tokens=sum(map(len, windows)),
         positions=max(map(len, windows)),
-        text=str(text) if is_text else "random token ids",
-        logits=logits.result(is_text=is_text),
+        text=source,
+        learned=_has_learned(source, found, checkpoint.spec.vocab_size),
+        logits=found,
         step_error=run.step_error,
         steps=run.steps,
         state_errors=tuple(StateError(n, max(e), int(np.argmax(e))) for n, e in states.items()),
@@ -203,23 +219,10 @@ def _affordable(budget: float, parameters: int, most: int) -> int:
     return int(np.clip(budget / parameters, FEWEST, most))
 
 
-def _windows(model: Model, text: str | Path | None, tokens: int, window: int) -> Iterator[np.ndarray]:
-    """Token ids in windows [<= window]; a rest of one token is left out."""
-    if tokens < 2:
-        raise InputError(f"tokens is {tokens}, expected at least 2; compare more")
-    if text is None:
-        # One window: from random ids there is nothing to learn that a second would add.
-        ids = np.random.default_rng(0).integers(0, model.spec.vocab_size, min(tokens, window))
-    else:
-        try:
-            content = Path(text).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{text}: cannot be read ({error}); give a UTF-8 text file") from error
-        ids = np.array(model.tokenizer.encode(content))[:tokens]
-    if len(ids) < 2:
-        raise InputError(f"{text}: {len(ids)} token, expected at least 2; give a longer text")
-    for start in range(0, len(ids) - 1, window):
-        yield ids[start : start + window]
+def _has_learned(source: str, found: Difference, vocabulary: int) -> bool:
+    if source in (OWN, RANDOM):
+        return source == OWN and bool(np.exp(found.reference_entropy) < LEARNED * vocabulary)
+    return True
 
 
 def _cuts(length: int) -> list[int]:
@@ -264,7 +267,8 @@ def _compare(
 
     expected = reference.run(pieces, passed)
     sums = Sums()
-    sums.add(np.concatenate([next(expected)[0] for _ in cuts]), run.logits[0], first)
+    for start, cut in zip((0, *cuts), cuts, strict=False):
+        sums.add(next(expected)[0], run.logits[0][start:cut], first[start : cut + 1])
     for ids, rows, found in zip(others, expected, run.logits[1:], strict=True):
         sums.add(rows[0], found, ids)
     return sums, errors

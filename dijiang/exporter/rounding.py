@@ -6,14 +6,18 @@ block, whatever its own sign, takes the code that exists on one side only.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from scipy.linalg import lapack
+
+from ..runtime.session import physical_cores
 
 Array = np.ndarray
 #: Starting scales tried at 4 bits, as factors of the one that just covers the largest weight.
 STARTS = (1.0, 0.94, 0.88, 0.82)
-#: Output channels rounded at once: bounds the temporaries.
-ROWS = 512
+#: Output channels that one thread rounds at once: bounds the temporaries.
+ROWS = 64
 #: Added to the second moment's diagonal, in means of it: channels that were never seen stay solvable.
 DAMPING = 0.01
 
@@ -74,14 +78,18 @@ def round_nearest(weight: Array, bits: int, block: int) -> tuple[Array, Array]:
 
     Returns codes uint8 [out, blocks, block], offset by 2^(bits-1), and scales float32 [out, blocks].
     """
-    blocks = by_blocks(weight, block)
-    codes = np.empty(blocks.shape, np.uint8)
-    scales = np.empty(blocks.shape[:2], np.float32)
-    for start in range(0, len(blocks), ROWS):
+    rows, columns = weight.shape
+    codes = np.empty((columns, -(-rows // block), block), np.uint8)
+    scales = np.empty(codes.shape[:2], np.float32)
+
+    def fill(start: int) -> None:
         part = slice(start, start + ROWS)
-        rounded, scale = best_scale(blocks[part], bits)
+        rounded, scale = best_scale(by_blocks(weight[:, part], block), bits)
         codes[part] = rounded + np.float32(2 ** (bits - 1))
         scales[part] = scale[..., 0]
+
+    with ThreadPoolExecutor(physical_cores()) as pool:
+        list(pool.map(fill, range(0, columns, ROWS)))
     return codes, scales
 
 

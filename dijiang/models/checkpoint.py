@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 from abc import ABC, abstractmethod
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,8 @@ class Checkpoint:
                 "expected float weights; start from the unquantized checkpoint"
             )
         self.shapes: dict[str, Shape] = {n: f.shapes[n] for n, f in self._owner.items()}
-        self._hashes: dict[str, str] = {}
+        self._hashes: dict[str, Future[str]] = {}
+        self._hashing = ThreadPoolExecutor(1)
 
     def _weight_files(self) -> list[tuple[type[TensorFile], Path]]:
         for index, single, reader in LAYOUTS:
@@ -171,19 +173,25 @@ class Checkpoint:
     def _hashed(self, name: str) -> np.ndarray:
         tensor = self._owner[name].read(name)
         if name not in self._hashes:
-            data = np.ascontiguousarray(tensor).view(np.uint8)
-            self._hashes[name] = hashlib.sha256(data.data).hexdigest()
+            if self._hashes:
+                self._hashes[next(reversed(self._hashes))].result()  # one tensor at most is held for it
+            self._hashes[name] = self._hashing.submit(_sha256, tensor)
         return tensor
 
     def sha256(self) -> str:
         """Hash over config.json and name, shape and data of every tensor.
 
-        A tensor is hashed when it is first read, so that a pass over the weights need not be followed by
-        another; those not read so far are read now. How they are spread over files does not matter.
+        A tensor is hashed when it is first read, in a thread of its own, so that a pass over the weights
+        need not be followed by another; those not read so far are read now. How they are spread over
+        files does not matter.
         """
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
         for name, shape in sorted(self.shapes.items()):
             if name not in self._hashes:
                 self._hashed(name)
-            digest.update(f"{name} {list(shape)} {self._hashes[name]}\n".encode())
+            digest.update(f"{name} {list(shape)} {self._hashes[name].result()}\n".encode())
         return digest.hexdigest()
+
+
+def _sha256(tensor: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(tensor).view(np.uint8).data).hexdigest()

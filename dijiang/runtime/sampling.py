@@ -75,7 +75,8 @@ class Sampler:
         else:
             tokens, weights = candidates(logits, self._options)
             edges = np.cumsum(weights)
-            token = int(tokens[np.searchsorted(edges, self._random.random() * edges[-1], side="right")])
+            at = np.searchsorted(edges, self._random.random() * edges[-1], side="right")
+            token = int(tokens[min(at, len(tokens) - 1)])  # past the end where a logit is NaN
         self._seen[token] = True
         return token
 

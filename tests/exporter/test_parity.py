@@ -109,6 +109,7 @@ def test_difference_agrees_with_a_naive_twin():
         rms_relative_error=np.linalg.norm(b - a) / np.linalg.norm(a),
         kl=sum(np.sum(p[t] * np.log(p[t] / q[t])) for t in range(9)) / 9,
         top1_agreement=sum(int(x.argmax() == y.argmax()) for x, y in zip(a, b, strict=True)) / 9,
+        reference_entropy=-np.sum(p * np.log(p)) / 9,
         reference_perplexity=1 / np.prod(likelihoods[0]) ** (1 / 8),
         perplexity=1 / np.prod(likelihoods[1]) ** (1 / 8),
     )

@@ -15,7 +15,8 @@ from dijiang.exporter.passes.merge import FlattenSplits, MergeOutputs, MergeProj
 from dijiang.exporter.passes.residual import FuseResidualNorms
 from dijiang.models.load import load_checkpoint
 
-from ..conftest import GOLDEN
+from ..conftest import GOLDEN, RUNNABLE
+from ..random_models import write
 
 STEPS = [
     FoldNorms,
@@ -25,11 +26,37 @@ STEPS = [
     MergeOutputs,
     FuseResidualNorms,
 ]
-CASES = ["neox-base", "neox-sequential-straddle", "neox-trained-decay"]
+NEOX = ["neox-base", "neox-sequential-straddle", "neox-trained-decay"]
+#: Ends of the nodes that are RMSNorms.
+RMS = ("RMSNormalization", "SkipSimplifiedLayerNormalization")
+SMALL = {
+    "model_type": "llama",
+    "vocab_size": 61,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 16,
+    "hidden_size": 48,
+    "intermediate_size": 37,
+    "num_attention_heads": 8,
+}
+#: Every norm weight of these is random.
+LLAMA = {
+    "llama-gqa-4": SMALL | {"num_key_value_heads": 2},
+    "llama-biased-tied": SMALL | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+}
+#: RMSNormalization is a node of opset 23, which onnxruntime knows since it runs the `ort` dialect.
+CASES = [*NEOX, *(LLAMA if "ort" in RUNNABLE else ())]
 
 
-def unfused(name):
-    return build_graph(load_checkpoint(GOLDEN[name]), "primitive")
+@pytest.fixture
+def unfused(tmp_path):
+    """unfused(case): the graph that every pass starts from."""
+
+    def build(name):
+        if name in GOLDEN:
+            return build_graph(load_checkpoint(GOLDEN[name]), "primitive")
+        return build_graph(load_checkpoint(write(tmp_path, LLAMA[name])), "ort")
+
+    return build
 
 
 def outputs(graph):
@@ -53,7 +80,7 @@ def kinds(graph):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_pass_in_turn_keeps_the_function(name):
+def test_each_pass_in_turn_keeps_the_function(name, unfused):
     graph = unfused(name)
     expected = outputs(graph)
     for step in STEPS:
@@ -62,9 +89,10 @@ def test_each_pass_in_turn_keeps_the_function(name):
             assert np.abs(found - wanted).max() <= 2e-5 * max(1, np.abs(wanted).max()), step.__name__
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name in ("neox-base", "llama-gqa-4")])
 @pytest.mark.parametrize("step", STEPS)
-def test_each_pass_finds_nothing_left_to_do_after_itself(step):
-    graph = unfused("neox-base")
+def test_each_pass_finds_nothing_left_to_do_after_itself(step, name, unfused):
+    graph = unfused(name)
     for earlier in STEPS[: STEPS.index(step) + 1]:
         graph = earlier()(graph).model
     assert not step()(graph).modified
@@ -85,6 +113,19 @@ def test_sequential_residual_merges_the_projections_of_one_input():
     found = kinds(optimise(build_graph(model, "ort"), skip_norms=True))
     # qkv and gate, P, attention-out, MLP-up, MLP-down; and the head.
     assert found["MatMul"] == 5 * model.spec.num_layers + 1
+
+
+@pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is older than 1.30")
+@pytest.mark.parametrize("name", LLAMA)
+def test_rms_norms_have_no_weights_and_every_sum_but_the_last_is_part_of_one(name, unfused):
+    graph = optimise(unfused(name), skip_norms=True)
+    layers, found = SMALL["num_hidden_layers"], kinds(graph)
+    # qkv and gate, P, attention-out, MLP-gate and -up, MLP-down; and the head.
+    assert found["MatMul"] == 5 * layers + 1
+    assert found["SkipSimplifiedLayerNormalization"] == 2 * layers - 1
+    assert found["RMSNormalization"] == 2  # the first, and the last, over the kept tokens only
+    weights = {n.inputs[-1].name for n in graph.graph if n.op_type.endswith(RMS)}
+    assert weights == {"ones.48", "final_norm.weight"}
 
 
 def test_layers_of_one_gamma_share_the_log_decay():

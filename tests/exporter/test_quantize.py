@@ -7,8 +7,9 @@ import onnx
 import pytest
 
 import dijiang
-from dijiang.exporter import calibration
+from dijiang.exporter import calibration, windows
 from dijiang.exporter.difference import Sums
+from dijiang.exporter.passes import quantize
 from dijiang.exporter.precision import PRECISIONS, Rounding, precision_of
 from dijiang.exporter.rounding import pack, round_gptq, round_nearest
 
@@ -101,6 +102,7 @@ def test_every_gate_is_judged_where_there_is_text(exported, copy_of):
     report = dijiang.verify(bundle, TINY, text=TINY / "held_out.txt", tokens=2048)
     assert report.passed, report.failures
     assert {gate.metric for gate in report.gates} == {
+        "early_state_error",
         "rms_relative_error",
         "kl_on_text",
         "perplexity_change",
@@ -199,3 +201,48 @@ def test_options_that_do_not_fit_are_one_error(tmp_path, options, message):
 def test_head_keeps_eight_bits_under_int4():
     assert precision_of("int4").head == Rounding(8, 128)
     assert PRECISIONS["int4"].body == Rounding(4, 128)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_export_without_a_text_judges_the_text_that_the_bundle_draws(precision, tmp_path, monkeypatch):
+    bundle = dijiang.export(TINY, tmp_path / "b", precision=precision, calibration_tokens=0)
+    assert bundle.parity["learned"]
+    assert bundle.parity["text"] == windows.OWN
+    assert {gate["metric"] for gate in bundle.parity["gates"]} == {
+        "early_state_error",
+        "rms_relative_error",
+        "kl_on_text",
+    }
+
+    def shrunk(weight, bits, block):
+        codes, scales = round_nearest(weight, bits, block)
+        return codes, scales * np.float32(0.3 if len(scales) == 192 else 1)
+
+    # Attention-out and MLP-down of every layer: no gross error, but not this model any more.
+    monkeypatch.setattr(quantize, "round_nearest", shrunk)
+    with pytest.raises(dijiang.ParityError, match=r"differs from its checkpoint: kl_on_text") as refused:
+        dijiang.export(TINY, tmp_path / "shrunk", precision=precision, calibration_tokens=0)
+    assert "rms_relative_error" not in str(refused.value)
+
+
+def test_random_weights_are_judged_by_gross_errors_only(tmp_path, monkeypatch):
+    base = GOLDEN["neox-base"]
+    assert not dijiang.export(base, tmp_path / "b", precision="int8").parity["learned"]
+
+    def swapped(weight, bits, block):
+        codes, scales = round_nearest(weight, bits, block)
+        return codes[::-1], scales[::-1]
+
+    monkeypatch.setattr(quantize, "round_nearest", swapped)
+    with pytest.raises(dijiang.ParityError, match="early_state_error"):
+        dijiang.export(base, tmp_path / "swapped", precision="int8")
+
+
+def test_bundle_that_computes_nan_fails_on_text_of_its_own(tmp_path, monkeypatch):
+    def broken(weight, bits, block):
+        codes, scales = round_nearest(weight, bits, block)
+        return codes, scales * np.float32(np.nan)
+
+    monkeypatch.setattr(quantize, "round_nearest", broken)
+    with pytest.raises(dijiang.ParityError, match="rms_relative_error nan"):
+        dijiang.export(GOLDEN["neox-base"], tmp_path / "b", precision="int8")

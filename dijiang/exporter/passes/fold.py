@@ -1,7 +1,7 @@
 """Fold the weight and bias of a norm into the projections that follow it.
 
 (n * g + h) W + b = n (diag(g) W) + (b + h W): afterwards every norm of the residual stream is the same
-plain normalisation, so that two of them over one input become one.
+plain normalisation, so that two of them over one input become one. An RMSNorm has no h.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
 from .linear import Linear, array_of, drop_unused_initializers, linear_at, shape_of, stored, value_of
 
-NORM = "LayerNormalization"
+NORMS = ("LayerNormalization", "RMSNormalization")
 
 
 class FoldNorms(InPlacePass):
@@ -40,7 +40,7 @@ class FoldNorms(InPlacePass):
     @staticmethod
     def _followers(graph: ir.Graph, node: ir.Node) -> list[Linear]:
         """The linears that take a norm's weights in; empty if there is nothing to fold."""
-        if node.op_type != NORM or value_of(node.inputs[1]).name == ONES.format(_width(node)):
+        if node.op_type not in NORMS or value_of(node.inputs[1]).name == ONES.format(_width(node)):
             return []
         found = [linear_at(use.node) for use in node.outputs[0].uses()]
         linears = [f for f in found if f is not None and f.output not in graph.outputs]
@@ -88,8 +88,8 @@ def _ones(graph: ir.Graph, width: int) -> ir.Value:
 class _Folded:
     """diag(g) W and b + h W; W is read once if the weight is asked for first."""
 
-    #: Rows of W at once in the sum h W, which is in float64.
-    ROWS = 1024
+    #: Rows of W that are summed in float32 in h W; their sums are added up in float64.
+    ROWS = 64
 
     def __init__(
         self, weight: ir.Value, scale: ir.Value, shift: ir.Value | None, bias: ir.Value | None
@@ -116,5 +116,4 @@ class _Folded:
     def _sum(self, weight: np.ndarray, shift: np.ndarray) -> np.ndarray:
         pieces = range(0, len(shift), self.ROWS)
         rows = [slice(start, start + self.ROWS) for start in pieces]
-        parts = [shift[r].astype(np.float64) @ weight[r].astype(np.float64) for r in rows]
-        return np.sum(parts, axis=0)
+        return np.stack([shift[r] @ weight[r] for r in rows]).sum(axis=0, dtype=np.float64)

@@ -12,7 +12,10 @@ from ..builder import CONTRIB
 from .linear import is_vector, value_of
 
 #: Norm of a sum -> the node that does both. Further outputs: mean, inverse deviation, the sum.
-FUSED = {"LayerNormalization": "SkipLayerNormalization"}
+FUSED = {
+    "LayerNormalization": "SkipLayerNormalization",
+    "RMSNormalization": "SkipSimplifiedLayerNormalization",
+}
 SUM_OUTPUT = 3
 
 
@@ -30,7 +33,7 @@ def _matches(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node]]:
 
 
 class FuseResidualNorms(InPlacePass):
-    """Add and LayerNormalization become SkipLayerNormalization, which gives the sum out too."""
+    """A sum and its norm become one node of FUSED, which gives the sum out too."""
 
     def call(self, model: ir.Model) -> PassResult:
         graph = model.graph
