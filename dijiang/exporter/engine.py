@@ -16,9 +16,10 @@ import onnx_ir as ir
 
 from ..errors import ExportError, SessionError
 from ..runtime import names
-from ..runtime.bundle import Bundle, open_bundle, sha256, write_manifest
+from ..runtime.bundle import DATA, Bundle, open_bundle, sha256, write_manifest
 from ..runtime.driver import Cuda, Gpu
 from ..runtime.engine import BACKENDS, TURING, Backend, EngineRecord, import_backend, installed_backend
+from ..runtime.memory import build_bytes, require_memory
 from ..runtime.session import PIECE
 from .passes.turing import ExpandMatMuls
 
@@ -46,7 +47,7 @@ def build(
 
     Raises:
         BundleError, SessionError: the bundle, or the backend, its GPU or driver, is not usable.
-        ExportError: the graph cannot be built for what was asked.
+        ExportError: the graph cannot be built for what was asked, or not in the memory that is free.
     """
     opened = open_bundle(bundle)
     name = installed_backend() if backend == "auto" else backend
@@ -58,6 +59,12 @@ def build(
         )
     device, targets = _targets(name, tuple(gpus))
     _check_graph(opened, targets)
+    require_memory(
+        f"{opened.path}: building its engine",
+        build_bytes((opened.path / DATA).stat().st_size),
+        "close something, export a smaller precision, or build on a machine with more memory",
+        ExportError,
+    )
     trt = import_backend(name)
     record = EngineRecord(
         file=f"{name}.engine",

@@ -8,6 +8,7 @@ from typing import Any
 
 from .binding import shapes
 from .load import FAMILIES
+from .precisions import WEIGHT_BYTES
 from .weights import is_decay_table
 
 
@@ -82,9 +83,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tinyllama-1.1b": _llama(2048, 5632, 22, 32, 4, 2048),
     "llama2-7b": _llama(4096, 11008, 32, 32, 32, 4096),
 }
-
-#: Bytes of one weight; int8 and int4 with one float32 scale for each block of 128.
-WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 4 / 128, "int4": 0.5 + 4 / 128}
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,24 @@ from typing import Any
 import numpy as np
 
 from ..errors import SessionError
+from .memory import available_bytes
 
 LIBRARY = "libcuda.so.1"
 #: CUresult of an allocation that does not fit.
 OUT_OF_MEMORY = 2
-#: CUdevice_attribute: compute capability.
-MAJOR, MINOR = 75, 76
+#: CUdevice_attribute: compute capability; whether the GPU shares the memory of the host.
+MAJOR, MINOR, INTEGRATED = 75, 76, 18
 #: CU_STREAM_NON_BLOCKING; CU_STREAM_CAPTURE_MODE_THREAD_LOCAL.
 NON_BLOCKING, THREAD_LOCAL = 1, 1
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. memory, free: bytes; driver: the CUDA version it supports, as in "13.0"."""
+    """One GPU. memory, free: bytes; driver: the CUDA version it supports, as in "13.0".
+
+    A Jetson's free memory includes what the system would drop for it: the driver counts file pages as
+    taken.
+    """
 
     index: int
     name: str
@@ -100,13 +105,16 @@ class Cuda:
         self._call("cuDeviceGetName", name, c_int(len(name)), self._device)
         free, total = c_size_t(), c_size_t()
         self._call("cuMemGetInfo_v2", byref(free), byref(total))
+        unused = free.value
+        if self._integer("cuDeviceGetAttribute", c_int(INTEGRATED), self._device):
+            unused = max(unused, available_bytes())
         version = self._integer("cuDriverGetVersion")
         sm = "".join(
             str(self._integer("cuDeviceGetAttribute", c_int(which), self._device))
             for which in (MAJOR, MINOR)
         )
         driver = f"{version // 1000}.{version % 1000 // 10}"
-        return Gpu(self._index, name.value.decode(), f"sm{sm}", total.value, free.value, driver)
+        return Gpu(self._index, name.value.decode(), f"sm{sm}", total.value, unused, driver)
 
     def _integer(self, call: str, *arguments: Any) -> int:
         value = c_int()

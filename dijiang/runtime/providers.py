@@ -8,9 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ..errors import SessionError
-from .bundle import Bundle
+from .bundle import DATA, Bundle
 from .driver import Cuda
 from .engine import BACKENDS
+from .memory import require_memory, run_bytes
 from .session import INTEGERS, OrtSession, Session, import_onnxruntime
 
 
@@ -72,6 +73,12 @@ def open_session(
             )
         if cuda_graph:
             raise SessionError("the CPU has no CUDA graphs; leave --cuda-graph out")
+        weights = (bundle.path / DATA).stat().st_size
+        require_memory(
+            str(bundle.path),
+            run_bytes(weights, bundle.manifest.spec.state_bytes),
+            "close something, or use a smaller model or precision",
+        )
         return OrtSession(bundle, provider=name, threads=threads)
     written = bundle.manifest.dialect, bundle.manifest.precision
     if name == "cuda" and written[0] == "primitive" and written[1] in INTEGERS:

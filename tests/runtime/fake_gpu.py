@@ -17,8 +17,8 @@ OUT_OF_MEMORY = 2
 class FakeLibcuda:
     """The driver calls that dijiang.runtime.driver makes."""
 
-    def __init__(self, sm="87", free=8 << 30, name=b"Fake Orin"):
-        self.sm, self.free, self.name = sm, free, name
+    def __init__(self, sm="87", free=8 << 30, name=b"Fake Orin", integrated=False):
+        self.sm, self.free, self.name, self.integrated = sm, free, name, integrated
         self.memory, self.graphs = {}, {}
         self.recording = None
         self.launches = self.down = 0
@@ -65,7 +65,8 @@ class FakeLibcuda:
         return 0
 
     def cuDeviceGetAttribute(self, value, which, device):
-        value._obj.value = int(self.sm[:-1] if which.value == 75 else self.sm[-1])
+        known = {75: self.sm[:-1], 76: self.sm[-1], 18: self.integrated}
+        value._obj.value = int(known[which.value])
         return 0
 
     def cuGetErrorString(self, code, text):

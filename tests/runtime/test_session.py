@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 
 import dijiang
+from dijiang.runtime import memory
 
 
 def test_unknown_provider_is_refused(exported):
@@ -55,3 +56,9 @@ def test_step_that_the_backend_cannot_run_is_one_error(exported, monkeypatch):
 def test_threads_reach_the_backend(exported):
     model = dijiang.load(exported("neox-base"), threads=1)
     assert model._session._session.get_session_options().intra_op_num_threads == 1
+
+
+def test_bundle_that_does_not_fit_into_memory_is_refused_with_numbers(exported, monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 100_000_000)
+    with pytest.raises(dijiang.SessionError, match=r"needs 0.2\d GB of memory, 0.10 GB are free; close"):
+        dijiang.load(exported("tiny-python"))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import dijiang
+from dijiang.runtime import driver, memory
 from dijiang.runtime.bundle import open_bundle
 
 from ..conftest import Golden
@@ -187,6 +188,32 @@ def test_engine_that_does_not_fit_is_refused_before_it_is_loaded(built, cuda):
     cuda.free = 1 << 20
     with pytest.raises(dijiang.SessionError, match=r"needs 0.27 GB of GPU memory, 0.00 GB are free"):
         dijiang.load(path, provider="tensorrt")
+
+
+def test_free_memory_of_a_jetson_is_that_of_the_host(built, cuda, monkeypatch):
+    """File pages count as taken for the driver, and go when they are needed."""
+    path = built("neox-base")
+    cuda.free, cuda.integrated = 1 << 20, True
+    monkeypatch.setattr(driver, "available_bytes", lambda: 1 << 30)
+    cuda_free = driver.Cuda().gpu.free
+    assert cuda_free == 1 << 30
+    cuda.free = 8 << 30
+    model = dijiang.load(path, provider="tensorrt")
+    assert model.forward([[1]], model.new_state()).shape == (1, model.spec.vocab_size)
+
+
+def test_build_that_does_not_fit_into_memory_is_refused_with_numbers(
+    exported, copy_of, trt, monkeypatch
+):
+    bundle = copy_of(exported("neox-base", dialect="primitive"))
+    monkeypatch.setattr(memory, "available_bytes", lambda: 300_000_000)
+    with pytest.raises(
+        dijiang.ExportError,
+        match=r"building its engine needs 0.42 GB of memory, 0.30 GB are free; close",
+    ):
+        dijiang.build(bundle, backend="tensorrt")
+    assert trt.built == []
+    assert open_bundle(bundle).manifest.engines == {}
 
 
 def test_allocation_that_fails_says_out_of_memory(built, cuda):

@@ -6,16 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..memory import parameters_that_fit
 from .bandwidth import Bandwidth, measure_bandwidth
 from .machine import describe_machine
 from .probes import Probe, probe_providers
+from .remedies import REMEDIES
 from .sensors import find_sensors
-
-#: NVIDIA provider -> what makes it run.
-REMEDIES = {
-    "CUDAExecutionProvider": "nvidia-smi must show a GPU; then pip install 'dijiang[gpu]'",
-    "TensorrtExecutionProvider": "pip install tensorrt (on a Jetson: sudo apt install tensorrt)",
-}
 
 
 @dataclass(frozen=True)
@@ -23,7 +19,7 @@ class Finding:
     """One line of the diagnosis. next: the command that changes it, None if there is nothing to do."""
 
     name: str
-    status: Literal["ok", "missing", "unknown"]
+    status: Literal["ok", "wrong", "missing", "unknown"]
     found: str
     next: str | None = None
 
@@ -64,13 +60,14 @@ def _hardware(machine: dict[str, Any], bandwidth: Bandwidth) -> list[Finding]:
         Finding("system", "ok", f"{machine['system']}, Python {machine['python']}"),
         Finding("processor", "ok", f"{cpu['model']}, {cpu['physical_cores']} physical cores{clock}"),
         Finding("instructions", "ok", ", ".join(cpu["features"]) or "none of those that matter"),
-        _governor(cpu["governor"]),
+        _governor(cpu["governor"], _next(machine, "governor")),
         Finding(
             "memory",
             "ok",
             f"{memory['available_bytes'] / 1e9:,.1f} of {memory['total_bytes'] / 1e9:,.1f} GB free, "
             f"read at {bandwidth.bytes_per_second / 1e9:,.1f} GB/s by {bandwidth.threads} threads",
         ),
+        *_room(machine),
         _temperature(machine["temperatures"]),
     ]
     findings += [
@@ -83,16 +80,38 @@ def _hardware(machine: dict[str, Any], bandwidth: Bandwidth) -> list[Finding]:
         for gpu in machine["gpus"]
     ]
     if jetson is not None:
-        findings.append(_jetson(jetson))
+        findings.append(_jetson(jetson, _next(machine, "power mode")))
     elif not machine["gpus"]:
-        findings.append(Finding("GPU", "unknown", "NVML shows none", "nvidia-smi"))
+        findings.append(Finding("GPU", "unknown", "NVML shows none", _next(machine, "GPU")))
     return findings
 
 
-def _governor(governor: str | None) -> Finding:
+def _next(machine: dict[str, Any], name: str) -> str | None:
+    """The command for a missing piece on this machine."""
+    remedy = REMEDIES.get(name)
+    return None if remedy is None else remedy.text(jetson=machine.get("jetson") is not None)
+
+
+def _room(machine: dict[str, Any]) -> list[Finding]:
+    """Sizes of models that the free memory holds, and of those whose engines can be built in it."""
+    free = machine["memory"]["available_bytes"]
+    return [
+        Finding(
+            name,
+            "ok",
+            ", ".join(f"{precision} {count / 1e9:.1f}" for precision, count in found.items())
+            + " billion parameters at most",
+        )
+        for name, found in (
+            ("models that fit", parameters_that_fit(free)),
+            ("engines built here", parameters_that_fit(free, build=True)),
+        )
+    ]
+
+
+def _governor(governor: str | None, steady: str | None) -> Finding:
     if governor is None:
         return Finding("clock governor", "unknown", "not shown by this kernel")
-    steady = "sudo cpupower frequency-set -g performance"
     return Finding("clock governor", "ok", governor, None if governor == "performance" else steady)
 
 
@@ -103,14 +122,14 @@ def _temperature(zones: dict[str, float]) -> Finding:
     return Finding("temperature", "ok", f"{zones[name]:.0f} °C at most ({name})")
 
 
-def _jetson(jetson: dict[str, Any]) -> Finding:
+def _jetson(jetson: dict[str, Any], command: str | None) -> Finding:
     known = {key: value or "unknown" for key, value in jetson.items()}
     return Finding(
         "Jetson",
         "ok",
         f"{known['model']}, L4T {known['l4t']}, JetPack {known['jetpack']}, "
         f"power mode {known['power_mode']}",
-        "sudo nvpmodel -q; sudo jetson_clocks",
+        command,
     )
 
 
@@ -120,46 +139,35 @@ def _backends(machine: dict[str, Any], probes: list[Probe]) -> list[Finding]:
         f"{name} {packages[name]}" for name in ("onnxruntime", "onnxruntime-gpu") if name in packages
     ]
     if not found:
-        return [Finding("onnxruntime", "missing", "not installed", "pip install 'dijiang[cpu]'")]
-    both = "pip uninstall onnxruntime onnxruntime-gpu, then install one of the two"
-    findings = [Finding("onnxruntime", "ok", ", ".join(found), both if len(found) == 2 else None)]
+        return [Finding("onnxruntime", "missing", "not installed", _next(machine, "onnxruntime"))]
+    both = _next(machine, "two onnxruntimes") if len(found) == 2 else None
+    findings = [Finding("onnxruntime", "wrong" if both else "ok", ", ".join(found), both)]
     for probe in probes:
         name = probe.provider
         if not probe.runs:
             reason = probe.reason or "does not run"
-            findings.append(Finding(name, "missing", reason, REMEDIES.get(name)))
+            findings.append(Finding(name, "missing", reason, _next(machine, name)))
         elif probe.linear_attention:
             findings.append(Finding(name, "ok", "runs, with the fused LinearAttention node"))
         else:
-            findings.append(
-                Finding(
-                    name,
-                    "ok",
-                    "runs, but has no LinearAttention node",
-                    "pip install -U 'onnxruntime>=1.30', or export with --dialect primitive",
-                )
-            )
+            command = _next(machine, "LinearAttention")
+            findings.append(Finding(name, "ok", "runs, but has no LinearAttention node", command))
     return findings
 
 
 def _tools(machine: dict[str, Any], sensors: list[str]) -> list[Finding]:
     packages = machine["packages"]
     findings = []
-    for name, extra in (("tensorrt", "tensorrt"), ("onnx-ir", "export"), ("matplotlib", "bench")):
+    for name in ("tensorrt", "onnx-ir", "matplotlib"):
         if name in packages:
             findings.append(Finding(name, "ok", packages[name]))
         else:
-            findings.append(Finding(name, "missing", "not installed", f"pip install 'dijiang[{extra}]'"))
+            findings.append(Finding(name, "missing", "not installed", _next(machine, name)))
     if sensors:
         findings.append(Finding("energy sensors", "ok", ", ".join(sensors)))
     else:
+        command = _next(machine, "energy sensors")
         findings.append(
-            Finding(
-                "energy sensors",
-                "unknown",
-                "neither NVML, INA3221 nor RAPL answers",
-                "pip install 'dijiang[bench]' for NVML; sudo chmod a+r "
-                "/sys/class/powercap/intel-rapl:*/energy_uj for RAPL",
-            )
+            Finding("energy sensors", "unknown", "neither NVML, INA3221 nor RAPL answers", command)
         )
     return findings

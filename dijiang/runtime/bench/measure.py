@@ -7,16 +7,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
-
 from ...errors import BenchError, DijiangError
+from ..memory import available_bytes, run_bytes
 from .plan import Failure, Test
 from .sensors import Meter, Sensor
 from .traffic import Traffic
 from .worker import Load, Worker
-
-#: What a process needs beside weights and states, bytes.
-OVERHEAD = 200 << 20
 
 Say = Callable[[str], None]
 
@@ -65,7 +61,7 @@ class Effort:
 
 def needed_bytes(side: Side, test: Test) -> int:
     """Memory that a test takes on a side, about."""
-    return OVERHEAD + side.traffic.weights + side.traffic.resident(test.batch, test.end)
+    return run_bytes(side.traffic.weights, side.traffic.resident(test.batch, test.end))
 
 
 def measure(
@@ -74,7 +70,7 @@ def measure(
     """Run a test on every side, in turn, repetition by repetition; samples by the side's name."""
     failures: list[Failure] = []
     able = []
-    free = psutil.virtual_memory().available
+    free = available_bytes()
     for side in sides:
         need = needed_bytes(side, test)
         if need > free:

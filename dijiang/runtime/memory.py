@@ -1,0 +1,49 @@
+"""What a model needs in memory, said before it is loaded or built."""
+
+from __future__ import annotations
+
+import psutil
+
+from ..errors import DijiangError, SessionError
+from ..models.precisions import WEIGHT_BYTES
+
+#: What a process has beside weights and states: Python, NumPy, onnxruntime, a piece's activations. 70 to
+#: 120 MB were measured for models of 70 to 410 million parameters.
+SPARE_BYTES = 200 << 20
+#: Host memory of `dijiang build`: so many times the weights, and so much more. Peaks of TensorRT-RTX
+#: 1.7: 0.71 GB at 0.10 GB of weights, 1.51 at 0.34, 2.19 at 0.50, 3.30 at 0.86, for one GPU or five.
+#: TensorRT is taken to need as much.
+BUILD_FACTOR, BUILD_BYTES = 3.75, 400 << 20
+
+
+def run_bytes(weights: int, states: int) -> int:
+    """Memory of a loaded model with the states of its sequences."""
+    return weights + states + SPARE_BYTES
+
+
+def build_bytes(weights: int) -> int:
+    """Host memory of an engine's build."""
+    return round(BUILD_FACTOR * weights) + BUILD_BYTES
+
+
+def available_bytes() -> int:
+    """Memory that this machine can give without swapping."""
+    return int(psutil.virtual_memory().available)
+
+
+def require_memory(what: str, need: int, advice: str, error: type[DijiangError] = SessionError) -> None:
+    """Raise `error` if the machine has less than `need` bytes of memory left."""
+    free = available_bytes()
+    if need > free:
+        raise error(
+            f"{what} needs {need / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free; {advice}"
+        )
+
+
+def parameters_that_fit(free: int, *, build: bool = False) -> dict[str, int]:
+    """Precision -> parameters of a model that runs, or whose engine can be built, in `free` bytes.
+
+    The state is not counted: it is 1 to 70 MB for the published shapes.
+    """
+    weights = (free - BUILD_BYTES) / BUILD_FACTOR if build else free - SPARE_BYTES
+    return {precision: max(0, int(weights / each)) for precision, each in WEIGHT_BYTES.items()}
