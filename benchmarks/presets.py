@@ -1,10 +1,11 @@
 """Every published shape the whole way: init, export, verify, run 32 tokens, bench; docs/models.md.
 
     python benchmarks/presets.py --folder /tmp/presets [--preset llama2-7b] [--precision int4]
+                                 [--only export --only verify --keep]
 
 Weights are random: they have a trained model's size and speed, not its text. Each step is a process of
-its own whose memory is watched. Results are added to a JSON file, one row for a shape and a precision:
-a run can be cut into pieces. The table is written from all rows.
+its own whose memory is watched. Results are added to a JSON file, one row for a shape and a precision,
+and within a row step by step: a run can be cut into pieces. The table is written from all whole rows.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import psutil
 
 from dijiang.models.presets import PRESETS, size
+from dijiang.runtime.bundle import sha256
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "presets.json"
@@ -28,6 +30,7 @@ TABLE = HERE.parent / "docs" / "models.md"
 DIJIANG = str(Path(sys.executable).with_name("dijiang"))
 #: Precision -> the most parameters it is measured for.
 PRECISIONS = {"fp32": 1.5e9, "int8": 1e11, "int4": 1e11}
+STEPS = ("export", "verify", "run", "bench")
 TOKENS = 32
 WRITE = ("--no-verify", "--json")
 BENCH = ("-p", "none", "-n", TOKENS, "-r", 3, "--seconds", 5, "-o", "json")
@@ -66,38 +69,64 @@ def watched(command: list[str]) -> dict[str, Any]:
     }
 
 
-def measure(preset: str, precision: str, folder: Path, dtype: str) -> dict[str, Any]:
-    """One row: all steps of one shape and precision."""
-    checkpoint, bundle = folder / preset, folder / f"{preset}-{precision}"
-    if not checkpoint.is_dir():
-        watched([DIJIANG, "init", preset, "-o", str(checkpoint), "--dtype", dtype])
-    shutil.rmtree(bundle, ignore_errors=True)
-    source = sum(file.stat().st_size for file in checkpoint.iterdir())
-    steps = {
+def copied(checkpoint: Path, folder: Path) -> float:
+    """Seconds to copy and hash the files of a checkpoint: what an export is held to."""
+    copy, started = folder / f"{checkpoint.name}.copy", time.perf_counter()
+    for file in checkpoint.iterdir():
+        shutil.copyfile(file, copy)
+        sha256(copy)
+    seconds = time.perf_counter() - started
+    copy.unlink()
+    return seconds
+
+
+def commands(checkpoint: Path, bundle: Path, precision: str) -> dict[str, list[Any]]:
+    """What each step runs."""
+    return {
         "export": [DIJIANG, "export", checkpoint, "-o", bundle, "--precision", precision, *WRITE],
         "verify": [DIJIANG, "verify", bundle, "--against", checkpoint, "--no-store", "--json"],
         "run": [sys.executable, "-c", GENERATE, bundle],
         "bench": [DIJIANG, "bench", bundle, *BENCH],
     }
-    row: dict[str, Any] = {"preset": preset, "precision": precision, "source_bytes": source}
+
+
+def measure(row: dict[str, Any], folder: Path, dtype: str, only: list[str]) -> None:
+    """Some steps of one shape and precision, added to its row."""
+    preset, precision = row["preset"], row["precision"]
+    checkpoint, bundle = folder / preset, folder / f"{preset}-{precision}"
+    if not checkpoint.is_dir():
+        watched([DIJIANG, "init", preset, "-o", str(checkpoint), "--dtype", dtype])
+    row["source_bytes"] = sum(file.stat().st_size for file in checkpoint.iterdir())
     row["parameters"], row["state_bytes"] = size(preset).parameters, size(preset).state_bytes
-    for name, command in steps.items():
+    for name, command in commands(checkpoint, bundle, precision).items():
+        if name not in only:
+            continue
         print(f"{preset} {precision}: {name}", file=sys.stderr)
+        if name == "export":
+            shutil.rmtree(bundle, ignore_errors=True)
+            row["copy_seconds"] = copied(checkpoint, folder)
         found = watched([str(part) for part in command])
         output = found.pop("output")
         row[name] = found
-        if name == "export":
-            row["bytes"] = json.loads(output)["bytes"]
-        if name == "verify":
-            report = json.loads(output)
-            row[name] |= {key: report[key] for key in ("tokens", "passed", "worst_layer")}
-            row[name] |= report["logits"]
-        if name == "bench":
-            report = json.loads(output)
-            row["tokens_per_second"] = report["results"][0]["tokens_per_second"]
-            row["machine"] = machine_line(report["environment"])
-    shutil.rmtree(bundle)
-    return row
+        READ.get(name, lambda row, report: None)(row, json.loads(output or "{}"))
+
+
+def _read_verify(row: dict[str, Any], report: dict[str, Any]) -> None:
+    row["verify"] |= {key: report[key] for key in ("tokens", "passed", "text", "learned", "worst_layer")}
+    row["verify"] |= report["logits"]
+
+
+def _read_bench(row: dict[str, Any], report: dict[str, Any]) -> None:
+    row["tokens_per_second"] = report["results"][0]["tokens_per_second"]
+    row["machine"] = machine_line(report["environment"])
+
+
+#: Step -> what its report adds to a row.
+READ = {
+    "export": lambda row, report: row.update(bytes=report["bytes"]),
+    "verify": _read_verify,
+    "bench": _read_bench,
+}
 
 
 def machine_line(environment: dict[str, Any]) -> str:
@@ -119,6 +148,7 @@ COLUMNS = {
     "precision": lambda r: r["precision"],
     "bundle": lambda r: f"{r['bytes'] / 1e6:,.0f} MB",
     "export": lambda r: f"{r['export']['seconds']:,.0f} s",
+    "of copying": lambda r: f"{r['export']['seconds'] / r['copy_seconds']:.1f}",
     "export memory": lambda r: f"{r['export']['anonymous_bytes'] / 1e6:,.0f} MB",
     "verify": lambda r: f"{r['verify']['tokens']} tokens, {r['verify']['seconds']:,.0f} s",
     "verify memory": lambda r: f"{r['verify']['anonymous_bytes'] / 1e6:,.0f} MB",
@@ -133,11 +163,12 @@ Written by `python benchmarks/presets.py`: the published shapes with random weig
 way, every step in a process of its own. The figures are in `benchmarks/results/presets.json`.
 
 - *state*: of one sequence, at any length.  *bundle*: size on disk.
-- *export*: seconds with `--no-verify`, from a {dtype} checkpoint.  *memory*: the largest anonymous
-  memory of the step's process; mapped file pages, which the system drops when it needs to, are not
-  counted.
-- *verify*: the default slice of `dijiang verify`, against float64.  *logits off*: RMS of the difference
-  over RMS of the reference; *KL* in nats. Random weights say little about a trained model's text.
+- *export*: seconds with `--no-verify`, from a {dtype} checkpoint.  *of copying*: over the seconds that
+  copying and hashing the checkpoint's files took just before.  *memory*: the largest anonymous memory of
+  the step's process; mapped file pages, which the system drops when it needs to, are not counted.
+- *verify*: the default slice of `dijiang verify`, against float64; a default `export` does it too.
+  *logits off*: RMS of the difference over RMS of the reference (1.41: unrelated); *KL* in nats. Random
+  weights amplify rounding with depth and say little about a trained model's text.
 - *run*: 32 tokens.  *decode*: `dijiang bench -n 32`, tokens a second at batch 1.
 
 {machine}
@@ -161,24 +192,28 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, action="append", help="Default: all.")
     parser.add_argument("--precision", choices=PRECISIONS, action="append", help="Default: all.")
     parser.add_argument("--dtype", default="float16", help="Of the checkpoints.")
-    parser.add_argument("--keep", action="store_true", help="Keep the checkpoints.")
+    parser.add_argument("--keep", action="store_true", help="Keep checkpoints and bundles.")
+    parser.add_argument("--only", choices=STEPS, action="append", help="Steps; default: all.")
     options = parser.parse_args()
     options.folder.mkdir(exist_ok=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": []}
+    rows = {(row["preset"], row["precision"]): row for row in results["rows"]}
     for preset in options.preset or PRESETS:
         for precision in options.precision or PRECISIONS:
             if size(preset).parameters > PRECISIONS[precision]:
                 continue
-            row = measure(preset, precision, options.folder, options.dtype)
-            results["rows"] = [
-                r for r in results["rows"] if (r["preset"], r["precision"]) != (preset, precision)
-            ] + [row]
-            results |= {"machine": row.pop("machine"), "dtype": options.dtype}
-            RESULTS.parent.mkdir(exist_ok=True)
+            row = rows.setdefault((preset, precision), {"preset": preset, "precision": precision})
+            measure(row, options.folder, options.dtype, options.only or list(STEPS))
+            results["machine"] = row.pop("machine", results.get("machine"))
+            results |= {"dtype": options.dtype, "rows": list(rows.values())}
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-            TABLE.write_text(table(results["rows"], results["machine"], options.dtype))
+            whole = [r for r in results["rows"] if r.keys() >= {"copy_seconds", *STEPS}]
+            if whole:
+                TABLE.write_text(table(whole, results["machine"], options.dtype))
+            if not options.keep:
+                shutil.rmtree(options.folder / f"{preset}-{precision}")
         if not options.keep:
-            shutil.rmtree(options.folder / preset, ignore_errors=True)
+            shutil.rmtree(options.folder / preset)
 
 
 if __name__ == "__main__":

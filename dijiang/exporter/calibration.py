@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..runtime import names
-from ..runtime.session import import_onnxruntime
+from ..runtime.session import import_onnxruntime, session_options
 from .passes.linear import linears
 from .progress import Progress, silent
 
@@ -31,6 +31,11 @@ def default_tokens(parameters: int) -> int:
     """Tokens to calibrate on; 0 where the model is so large that it would take too long."""
     affordable = int(min(TOKENS, WORK / parameters))
     return affordable if affordable >= LEAST else 0
+
+
+def batch_of(tokens: int) -> int:
+    """Sequences that are drawn side by side."""
+    return max(1, min(BATCH, tokens // LENGTH))
 
 
 def second_moments(
@@ -53,7 +58,7 @@ def second_moments(
     with tempfile.TemporaryDirectory(prefix="dijiang-") as folder:
         model = _Float32(graph, Path(folder))
         length = min(LENGTH, limit or LENGTH)
-        batch = max(1, min(BATCH, tokens // length))
+        batch = batch_of(tokens)
         moments: Moments = {}
         rounds = max(1, round(tokens / (batch * length)))
         for seed in range(rounds):
@@ -70,10 +75,10 @@ class _Float32:
     def __init__(self, graph: ir.Model, folder: Path) -> None:
         ort = import_onnxruntime()
         ir.save(graph, folder / "model.onnx", external_data="model.onnx.data", max_workers=1)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
         self._session = ort.InferenceSession(
-            str(folder / "model.onnx"), sess_options=options, providers=["CPUExecutionProvider"]
+            str(folder / "model.onnx"),
+            sess_options=session_options(ort, None),
+            providers=["CPUExecutionProvider"],
         )
         self._states = {
             i.name: i.shape for i in self._session.get_inputs() if "recurrent_state" in i.name

@@ -25,10 +25,10 @@ from ..runtime.bundle import (
     write_manifest,
 )
 from ..runtime.session import import_onnxruntime
+from . import pipeline
 from .attention import DIALECTS, runs_here
 from .folder import check_target, new_folder
 from .parity import verify as compare
-from .pipeline import INTEGERS, step_graph
 from .plan import plan_export, weight_bytes
 from .precision import precision_of
 from .progress import Progress, silent
@@ -89,10 +89,10 @@ def export(
     """
     dialect = _dialect(dialect, target)
     rounding = precision_of(precision, head_precision, block_size)
-    if rounding.quantized and dialect not in INTEGERS:
+    if rounding.quantized and dialect not in pipeline.INTEGERS:
         raise ExportError(
-            f"precision {precision} needs one of the dialects {', '.join(INTEGERS)}, not {dialect}; "
-            "leave --dialect out, or export with --precision fp32"
+            f"precision {precision} needs one of the dialects {', '.join(pipeline.INTEGERS)}, "
+            f"not {dialect}; leave --dialect out, or export with --precision fp32"
         )
     if dialect == "primitive" and (head_precision or block_size or calibration_tokens):
         raise ExportError(
@@ -104,10 +104,21 @@ def export(
     model = load_checkpoint(checkpoint, decay=decay, repair_decay=repair_decay)
     if verify:
         _check_verifiable(model, dialect, text)
-    graph = step_graph(model, dialect, rounding, calibration_tokens, progress)
+    tokens = pipeline.calibration_tokens(model, dialect, rounding, calibration_tokens)
+    graph = pipeline.step_graph(model, dialect, rounding)
     with new_folder(folder) as partial:
-        plan = plan_export(model, graph, precision, verify=verify)
+        plan = plan_export(
+            model,
+            graph,
+            precision,
+            verify=verify,
+            text=text is not None,
+            calibration_tokens=tokens,
+        )
         plan.require(partial)
+        if tokens:
+            moments = pipeline.calibrate(model, dialect, tokens, progress)
+            graph = pipeline.step_graph(model, dialect, rounding, moments)
         _save(graph, partial, f"write {plan}", progress)
         for name in TOKENIZER_FILES:
             if (model.path / name).is_file():

@@ -178,11 +178,13 @@ def verify(
     mode: DecayMode = "analytic" if manifest.decay == "analytic" else "exact"
     checkpoint = load_checkpoint(against, decay=mode, repair_decay=manifest.decay == "repaired")
     parameters = checkpoint.parameters
-    window = min(manifest.positions_limit or WINDOW, checkpoint.spec.max_positions, WINDOW)
-    budget = BUDGET if text is None else TEXT_BUDGET
-    count = _affordable(budget, parameters, TOKENS) if tokens is None else tokens
+    count, window = default_slice(checkpoint, text=text is not None)
     source, windows = windows_of(
-        model, text, count, window, own=PRECISIONS[manifest.precision].quantized
+        model,
+        text,
+        count if tokens is None else tokens,
+        window,
+        own=PRECISIONS[manifest.precision].quantized,
     )
     run = _run_bundle(model, windows, _affordable(STEP_BUDGET, parameters, STEPS))
     del model  # and with it the session's weights
@@ -212,6 +214,13 @@ def verify(
     if store:
         store_parity(opened, report.to_dict())
     return report
+
+
+def default_slice(model: DijiangModel, *, text: bool) -> tuple[int, int]:
+    """(tokens that a verification compares, tokens of a window) unless asked for more."""
+    window = min(model.positions_limit or WINDOW, model.spec.max_positions, WINDOW)
+    budget, most = (TEXT_BUDGET, TOKENS) if text else (BUDGET, window)
+    return _affordable(budget, model.parameters, most), window
 
 
 def _affordable(budget: float, parameters: int, most: int) -> int:

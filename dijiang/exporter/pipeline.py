@@ -25,13 +25,12 @@ INTEGERS = ("ort", "primitive")
 
 
 def step_graph(
-    model: DijiangModel,
-    dialect: str,
-    precision: Precision,
-    calibration_tokens: int | None = None,
-    progress: Progress = silent,
+    model: DijiangModel, dialect: str, precision: Precision, moments: Moments | None = None
 ) -> ir.Model:
-    """The graph of a checkpoint; its weights are computed when it is saved."""
+    """The graph of a checkpoint; its weights are computed when it is saved.
+
+    moments: of `calibrate`; used up on the way. None: 4-bit weights go to their nearest codes.
+    """
     fused = DIALECTS[dialect].fused
     graph = optimise(build_graph(model, dialect), skip_norms=fused and precision.type == "fp32")
     types = precision.type
@@ -39,11 +38,25 @@ def step_graph(
         DequantizeWeights(f"int{precision.body.bits}")(graph)
         types = "fp16"
     elif precision.quantized:
-        precision = _with_embedding(precision, model)
-        Quantize(precision, _moments(model, dialect, precision, calibration_tokens, progress))(graph)
+        Quantize(_with_embedding(precision, model), moments)(graph)
     if types in TYPES:
         SetPrecision(types, fused_norms=fused)(graph)
     return graph
+
+
+def calibration_tokens(
+    model: DijiangModel, dialect: str, precision: Precision, wanted: int | None
+) -> int:
+    """Tokens to calibrate on; 0 where nothing is rounded by them. wanted: None: what pays."""
+    if dialect == "primitive" or precision.body is None or precision.body.bits > 4:
+        return 0
+    return default_tokens(model.parameters) if wanted is None else wanted
+
+
+def calibrate(model: DijiangModel, dialect: str, tokens: int, progress: Progress = silent) -> Moments:
+    """Second moments of every projection's inputs, on text that the float32 model draws."""
+    graph = optimise(build_graph(model, dialect), skip_norms=False)
+    return second_moments(graph, tokens, model.positions_limit, model.spec.vocab_size, progress)
 
 
 def _with_embedding(precision: Precision, model: DijiangModel) -> Precision:
@@ -52,15 +65,3 @@ def _with_embedding(precision: Precision, model: DijiangModel) -> Precision:
     if embed is None or rows * width >= EMBEDDING_SHARE * model.parameters:
         return precision
     return replace(precision, embed=Rounding(8, embed.block))
-
-
-def _moments(
-    model: DijiangModel, dialect: str, precision: Precision, tokens: int | None, progress: Progress
-) -> Moments:
-    if precision.body is None or precision.body.bits > 4:
-        return {}
-    tokens = default_tokens(model.parameters) if tokens is None else tokens
-    if not tokens:
-        return {}
-    graph = optimise(build_graph(model, dialect), skip_norms=False)
-    return second_moments(graph, tokens, model.positions_limit, model.spec.vocab_size, progress)

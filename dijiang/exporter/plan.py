@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import psutil
 
 from ..errors import ExportError
 from ..models.load import DijiangModel
+from .calibration import batch_of
+from .parity import default_slice
+from .passes.precision import TYPES
 
 #: What a bundle needs on disk beside its weights: graph, tokenizer, tables.
 SPARE_BYTES = 1 << 20
@@ -20,19 +24,30 @@ BASE_BYTES = 150 << 20
 #: Bytes for each number of a layer, and of the embedding, while it is written: as read, in float32 and
 #: as rounded. Projections of one input become one tensor, at most a whole layer.
 LAYER_BYTES, EMBEDDING_BYTES = 10, 16
-#: Seconds to write a thousand million weights on 2 cores. fp32: 8 to 13 s were measured for Pythia-410M;
-#: the others are guesses from their kind of work. They inform, and refuse nothing.
-SECONDS = {"fp32": 25.0, "fp16": 30.0, "bf16": 30.0, "int8": 40.0, "int4": 100.0}
+#: Bytes for each number of a second moment that GPTQ works on: its copy in float64 and the factors.
+GPTQ_BYTES = 20
+#: Bytes for each drawn logit: of float32, with float64 noise, and their sum.
+DRAWN_BYTES = 24
+#: Bytes for each logit compared: the bundle's, as it comes and as it is kept, and a float64 window.
+COMPARED_BYTES = 16
+#: Numbers of working memory for each token of a prefill piece, in channels of the widest matmul.
+ACTIVATIONS = 8
+#: Seconds to write a thousand million weights on 2 cores, measured on the presets (docs/models.md).
+SECONDS = {"fp32": 20.0, "fp16": 20.0, "bf16": 20.0, "int8": 25.0, "int4": 40.0}
+#: Seconds to draw 10^12 parameters x tokens and to round by them, and to verify 10^9 parameters.
+CALIBRATION_SECONDS, VERIFY_SECONDS = 55.0, 20.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Needs of an export. disk, memory: bytes; memory is the peak, file pages not counted.
+    """Needs of an export.
 
-    seconds: about, to write the bundle.
+    disk: bytes of the output folder.  temporary: bytes of the system's folder for temporary files.
+    memory: bytes at the peak, an upper bound; file pages not counted.  seconds: about.
     """
 
     disk: int
+    temporary: int
     memory: int
     seconds: float
 
@@ -41,39 +56,90 @@ class Plan:
 
     def require(self, folder: Path) -> None:
         """ExportError if the disk of `folder` or the memory of this machine does not suffice."""
-        disk, memory = shutil.disk_usage(folder).free, psutil.virtual_memory().available
-        if self.disk > disk:
-            raise ExportError(
-                f"{folder.parent}: the bundle needs {_size(self.disk)}, {_size(disk)} are free; "
-                "free some space or choose another disk"
-            )
+        needs, other = {folder: self.disk}, Path(tempfile.gettempdir())
+        if _device(other) == _device(folder):
+            needs[folder] += self.temporary
+        else:
+            needs[other] = self.temporary
+        for place, need in needs.items():
+            free = shutil.disk_usage(place).free
+            if need > free:
+                name = folder.parent if place == folder else place
+                raise ExportError(
+                    f"{name}: the export needs {_size(need)}, {_size(free)} are free; "
+                    "free some space or choose another disk"
+                )
+        memory = psutil.virtual_memory().available
         if self.memory > memory:
             raise ExportError(
                 f"the export needs {_size(self.memory)} of memory, {_size(memory)} are available; "
-                "close something, or verify on another machine: --no-verify"
+                "close something, or leave out what needs it: --no-verify, --calibration-tokens 0"
             )
 
 
-def plan_export(model: DijiangModel, graph: ir.Model, precision: str, *, verify: bool) -> Plan:
+def plan_export(
+    model: DijiangModel,
+    graph: ir.Model,
+    precision: str,
+    *,
+    verify: bool,
+    text: bool = False,
+    calibration_tokens: int = 0,
+) -> Plan:
     """The needs of writing a graph, and of comparing it with its checkpoint.
 
     Args:
         graph: as it will be written.
         verify: whether the bundle will be compared, too.
+        text: whether it will be compared on a file.
+        calibration_tokens: that the float32 model draws before.
     """
-    disk = weight_bytes(graph)
+    disk, parameters = weight_bytes(graph), model.parameters
+    emulated = 4 * parameters if verify and precision in TYPES else 0
+    calibrated = 4 * parameters if calibration_tokens else 0
     embedding = math.prod(model.weights.shape("embed.weight"))
     memory = max(LAYER_BYTES * model.layer_parameters, EMBEDDING_BYTES * embedding)
+    seconds = SECONDS[precision] * parameters / 1e9
+    if calibration_tokens:
+        memory = max(memory, _calibration_bytes(model, graph, batch_of(calibration_tokens)))
+        seconds += CALIBRATION_SECONDS * parameters * calibration_tokens / 1e12
     if verify:
-        # First a session, which has the weights in a layout of its own; then the reference with one
-        # layer, or the head and a window's logits, in float64.
-        memory = max(memory, disk, 8 * (model.layer_parameters + 2 * embedding))
-    return Plan(disk + SPARE_BYTES, memory + BASE_BYTES, SECONDS[precision] * model.parameters / 1e9)
+        memory = max(memory, _verify_bytes(model, emulated or disk, text=text))
+        seconds += VERIFY_SECONDS * parameters / 1e9
+    return Plan(disk + SPARE_BYTES, max(emulated, calibrated), memory + BASE_BYTES, seconds)
+
+
+def _calibration_bytes(model: DijiangModel, graph: ir.Model, batch: int) -> int:
+    """The float32 model with a batch of sequences, or GPTQ; and the second moments of all inputs."""
+    spec, widths = model.spec, [n.attributes["K"].as_int() for n in graph.graph if "K" in n.attributes]
+    moments = sum(4 * width**2 for width in widths)
+    drawing = 4 * model.parameters + batch * (2 * spec.state_bytes + DRAWN_BYTES * spec.vocab_size)
+    rounding = LAYER_BYTES * model.layer_parameters + GPTQ_BYTES * max(widths) ** 2
+    return moments + max(drawing, rounding)
+
+
+def _verify_bytes(model: DijiangModel, session: int, *, text: bool) -> int:
+    """First a session, which has the weights in a layout of its own; then the float64 reference.
+
+    That one has a layer, or the head and what it was made from, beside the logits.
+    """
+    vocab, layer = model.spec.vocab_size, model.layer_parameters
+    embedding = math.prod(model.weights.shape("embed.weight"))
+    tokens, window = default_slice(model, text=text)
+    widest = layer // model.spec.hidden_size
+    working = 8 * ACTIVATIONS * tokens * widest
+    compared = 4 * tokens * vocab + COMPARED_BYTES * window * vocab
+    return compared + working + max(session, 12 * max(layer, embedding))
 
 
 def weight_bytes(graph: ir.Model) -> int:
     """Bytes of all stored tensors of a graph."""
     return sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value)
+
+
+def _device(place: Path) -> object:
+    """What tells one disk from another."""
+    return place.stat().st_dev
 
 
 def _size(count: int) -> str:

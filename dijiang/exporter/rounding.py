@@ -126,15 +126,16 @@ def round_gptq(weight: Array, bits: int, block: int, moment: Array) -> tuple[Arr
 
 def _inverse_factor(moment: Array, rows: int, count: int) -> Array:
     """Upper U [count, count] float32 with U^T U = (moment + damping)^-1; padding is the identity."""
-    full = np.eye(count)
+    full = np.eye(count, order="F")
     full[:rows, :rows] = moment
     diagonal = np.diag(moment)
     full[np.arange(rows), np.arange(rows)] += DAMPING * max(float(diagonal.mean()), 1e-30)
-    factor, _ = lapack.dpotrf(full)
-    inverse, _ = lapack.dpotri(factor)
-    inverse_factor, failed = lapack.dpotrf(inverse)
+    # Each step overwrites its input: a moment of 11,008 channels is 1 GB in float64.
+    factor, _ = lapack.dpotrf(full, overwrite_a=True)
+    inverse, _ = lapack.dpotri(factor, overwrite_c=True)
+    inverse_factor, failed = lapack.dpotrf(inverse, overwrite_a=True)
     assert not failed, "a damped moment is positive definite"
-    upper: Array = np.triu(inverse_factor).astype(np.float32)
+    upper: Array = np.triu(inverse_factor.astype(np.float32))
     return upper
 
 

@@ -49,7 +49,7 @@ class Quantize(InPlacePass):
             if (rounding := self._rounding(graph, linear))
         ]
         for linear, rounding in found:
-            moment = self.moments.get(str(linear.weight.name)) if rounding.bits == 4 else None
+            moment = self.moments.pop(str(linear.weight.name), None) if rounding.bits == 4 else None
             _quantize_linear(graph, linear, rounding, moment)
         embedding = self._embedding(graph)
         if embedding is not None:

@@ -1,0 +1,101 @@
+"""The plan of an export: an upper bound of what a real one needs, and not a wild one."""
+
+import subprocess
+import sys
+import time
+from collections import namedtuple
+
+import psutil
+import pytest
+
+import dijiang
+from dijiang.exporter import plan as plan_module
+from dijiang.exporter.pipeline import step_graph
+from dijiang.exporter.plan import BASE_BYTES, plan_export
+from dijiang.exporter.precision import precision_of
+from dijiang.models.initial import write_random
+from dijiang.models.load import load_checkpoint
+from dijiang.models.presets import PRESETS
+
+from ..conftest import GOLDEN, RUNNABLE
+
+#: 20 million parameters: weights outgrow what a process needs in any case.
+CONFIG = PRESETS["pythia-70m"] | {"num_hidden_layers": 2, "vocab_size": 12_000}
+CONFIG |= {"max_position_embeddings": 256}
+TOKENS = 256
+CLI = "from dijiang.cli import main; main()"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_random(CONFIG, tmp_path_factory.mktemp("plan") / "checkpoint")
+
+
+def peak_anonymous(*arguments):
+    """Largest anonymous memory of an export in a process of its own, bytes."""
+    peak, command = 0, [sys.executable, "-c", CLI, "export", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        watch = psutil.Process(process.pid)
+        while process.poll() is None:
+            memory = watch.memory_info()
+            peak = max(peak, memory.rss - memory.shared)
+            time.sleep(0.005)
+    assert process.returncode == 0
+    return peak
+
+
+@pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is older than 1.30")
+@pytest.mark.parametrize(
+    ("precision", "tokens", "verify"),
+    [("fp32", 0, True), ("fp16", 0, True), ("int8", 0, True), ("int4", TOKENS, False)],
+    ids=["fp32", "fp16-emulated", "int8", "int4-calibrated"],
+)
+def test_planned_memory_bounds_that_of_a_real_export(checkpoint, precision, tokens, verify, tmp_path):
+    model = load_checkpoint(checkpoint)
+    graph = step_graph(model, "ort", precision_of(precision))
+    plan = plan_export(model, graph, precision, verify=verify, calibration_tokens=tokens)
+    options = ["--precision", precision, *(() if verify else ("--no-verify",))]
+    options += ["--calibration-tokens", tokens] if tokens else []
+    peak = peak_anonymous(checkpoint, "-o", tmp_path / "b", *options)
+    assert plan.memory / 2 < peak < plan.memory
+    size = sum(file.stat().st_size for file in (tmp_path / "b").iterdir())
+    assert size - plan_module.SPARE_BYTES < plan.disk < size + plan_module.SPARE_BYTES
+
+
+def plan_of(checkpoint, precision, **options):
+    model = load_checkpoint(checkpoint)
+    return plan_export(model, step_graph(model, "ort", precision_of(precision)), precision, **options)
+
+
+def test_plan_counts_calibration_and_emulation(checkpoint):
+    parameters = load_checkpoint(checkpoint).parameters
+    nearest = plan_of(checkpoint, "int4", verify=False)
+    drawn = plan_of(checkpoint, "int4", verify=False, calibration_tokens=TOKENS)
+    assert drawn.memory > nearest.memory + 4 * parameters - BASE_BYTES
+    assert (nearest.temporary, drawn.temporary) == (0, 4 * parameters)
+    assert drawn.seconds > nearest.seconds
+    assert plan_of(checkpoint, "fp16", verify=True).temporary == 4 * parameters
+    assert plan_of(checkpoint, "fp16", verify=False).temporary == 0
+
+
+def test_temporary_files_need_room_on_their_own_disk(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    plan = plan_module.Plan(disk=600, temporary=500, memory=0, seconds=1)
+    folder = tmp_path / "b"
+    folder.mkdir()
+    monkeypatch.setattr(plan_module.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(plan_module.shutil, "disk_usage", lambda _: usage(0, 0, 1_000))
+    with pytest.raises(dijiang.ExportError, match=r"the export needs 0\.0 MB"):
+        plan.require(folder)  # one disk for both
+    monkeypatch.setattr(plan_module, "_device", lambda place: place)
+    plan.require(folder)
+
+
+@pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is older than 1.30")
+def test_calibration_that_does_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch):
+    memory = namedtuple("memory", "available")
+    monkeypatch.setattr(plan_module.psutil, "virtual_memory", lambda: memory(10**8))
+    monkeypatch.setattr("dijiang.exporter.pipeline.calibrate", None)
+    with pytest.raises(dijiang.ExportError, match=r"of memory, 100\.0 MB are available"):
+        dijiang.export(GOLDEN["neox-base"], tmp_path / "b", precision="int4")
+    assert list(tmp_path.iterdir()) == []
