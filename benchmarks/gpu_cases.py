@@ -18,12 +18,15 @@ import dijiang
 from dijiang.exporter.parity import verify
 from dijiang.models.initial import write_random
 from dijiang.models.presets import PRESETS
+from dijiang.runtime.bench.subject import bundle_traffic
+from dijiang.runtime.bundle import open_bundle
 from dijiang.runtime.driver import Cuda
 from dijiang.runtime.model import Model
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-python"
 #: Prompt lengths, and tokens that are in the state before decoding is timed.
 PREFILL, DEPTHS = (128, 512, 2048), (0, 2048, 100_000)
+FLOATS = ("fp16", "bf16", "fp32")
 TINY = PRESETS["pythia-70m"] | {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -79,9 +82,11 @@ class Place:
         folder = self.cache / f"{name}-{self.provider.partition(':')[0]}"
         if not (folder / "dijiang.json").is_file():
             engine = self.provider.startswith("tensorrt")
-            target = "tensorrt" if engine else "onnxruntime"
+            options: dict[str, Any] = {"target": "tensorrt" if engine else "cuda"}
+            if self.precision == "int4" and not engine and checkpoint != EXAMPLE:
+                options["calibration_tokens"] = 0  # minutes, and random weights gain nothing
             self.cache.mkdir(parents=True, exist_ok=True)
-            dijiang.export(checkpoint, folder, precision=self.precision, target=target, verify=False)
+            dijiang.export(checkpoint, folder, precision=self.precision, verify=False, **options)
             if engine:
                 dijiang.build(folder, backend=self.provider.partition(":")[0])
         return folder
@@ -94,11 +99,25 @@ class Place:
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of measurement. once: of the machine, not of each size."""
+    """One kind of measurement.
+
+    once: of the machine, not of each size.  precisions: that it has; None: all.  family: of the shapes
+    that it has; None: all.
+    """
 
     name: str
     run: Callable[[Place], dict[str, Any]]
     once: bool = False
+    precisions: tuple[str, ...] | None = None
+    family: str | None = None
+
+    def covers(self, preset: str, precision: str) -> bool:
+        """Whether it is measured for a shape in a precision."""
+        family = "gpt_neox" if preset not in PRESETS else PRESETS[preset]["model_type"]
+        return (self.precisions is None or precision in self.precisions) and self.family in (
+            None,
+            family,
+        )
 
 
 def bandwidth(place: Place) -> dict[str, Any]:
@@ -138,14 +157,16 @@ def parity(place: Place) -> dict[str, Any]:
 
 
 def graphs(place: Place) -> dict[str, Any]:
-    """Decode steps with and without CUDA graphs: logits and states, bit for bit."""
+    """A prompt of whole pieces, then decode steps, with and without CUDA graphs: bit for bit."""
     found = []
     for cuda_graph in (True, False):
         model = place.load(cuda_graph)
         state = model.new_state()
-        model.forward(np.arange(16)[None] + 1, state)
+        # Each side of the states warms up, is captured and is replayed; then a rest.
+        prompt = np.arange(6 * model._session.longest + 16)[None] % model.spec.vocab_size
+        first = model.forward(prompt, state)
         steps = [model.forward(np.array([[t + 1]]), state).copy() for t in range(32)]
-        found.append([*steps, *state.layers])
+        found.append([first, *steps, *state.layers])
         del model
         gc.collect()
     differ = sum(not np.array_equal(a, b) for a, b in zip(*found, strict=True))
@@ -183,29 +204,30 @@ def _greedy(model: Model, state: dijiang.State, steps: int) -> None:
         token = step(token)
 
 
-def _bytes_per_token(place: Place) -> int:
-    """What a decode step has to read and write: every weight but the embedding table, and the state."""
-    bundle = dijiang.load(place.bundle, provider=place.provider, check_hashes=False).bundle
-    spec = bundle.manifest.spec
-    size = 4 if place.precision == "fp32" else 2
-    weights = (bundle.path / "model.onnx.data").stat().st_size
-    return weights - size * spec.vocab_size * spec.hidden_size + 2 * spec.state_bytes
+def _bytes_per_token(place: Place) -> float:
+    """What a decode step has to read and write: every weight but looked-up rows, and the state."""
+    manifest = open_bundle(place.bundle, check_hashes=False).manifest
+    return bundle_traffic(manifest.reads, manifest.spec.state_bytes).step(1, 0)
 
 
 def prefill(place: Place) -> dict[str, Any]:
-    """Seconds for a prompt, by its length."""
-    model = place.load()
+    """Seconds for a prompt, by its length and with CUDA graphs on and off."""
     random, found = np.random.default_rng(0), {}
-    for length in PREFILL[:1] if place.dry_run else PREFILL:
-        ids = random.integers(0, model.spec.vocab_size, (1, length))
-        samples = []
-        for _ in range(place.repeats + 1):
-            state = model.new_state()
-            started = time.perf_counter()
-            model.forward(ids, state)
-            samples.append(time.perf_counter() - started)
-        found[f"pp{length}"] = samples[1:]
-    return {"longest_piece": model._session.longest, "lengths": found}
+    for label, cuda_graph in (("graph", None), ("plain", False)):
+        model = place.load(cuda_graph)
+        for length in PREFILL[:1] if place.dry_run else PREFILL:
+            ids = random.integers(0, model.spec.vocab_size, (1, length))
+            samples = []
+            for _ in range(place.repeats + 1):
+                state = model.new_state()
+                started = time.perf_counter()
+                model.forward(ids, state)
+                samples.append(time.perf_counter() - started)
+            found[f"{label} pp{length}"] = samples[1:]
+        longest = model._session.longest
+        del model
+        gc.collect()
+    return {"longest_piece": longest, "lengths": found}
 
 
 def peer(kind: str) -> Callable[[Place], dict[str, Any]]:
@@ -221,7 +243,7 @@ def peer(kind: str) -> Callable[[Place], dict[str, Any]]:
 
 
 CASES = (
-    Case("bandwidth", bandwidth, once=True),
+    Case("bandwidth", bandwidth, once=True, precisions=FLOATS),
     Case("text-parity", text_parity, once=True),
     Case("parity", parity),
     Case("graphs", graphs),
@@ -229,6 +251,6 @@ CASES = (
     Case("prefill", prefill),
 )
 PEERS = tuple(
-    Case(kind, peer(kind))
+    Case(kind, peer(kind), precisions=FLOATS, family="gpt_neox")
     for kind in ("hf-eager", "hf-static", "hf-graph", "hf-compile", "torch-dijiang")
 )

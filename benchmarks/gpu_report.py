@@ -23,6 +23,8 @@ def markdown(report: dict[str, Any]) -> str:
     if rate:
         lines += [f"Measured memory bandwidth: {rate / 1e9:,.0f} GB/s.", ""]
     lines += [
+        *_asked(results, rate),
+        "",
         *_decode(results, rate),
         "",
         *_parity(results),
@@ -32,6 +34,57 @@ def markdown(report: dict[str, Any]) -> str:
         *_failed(results),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _asked(results: dict[str, Any], bandwidth: float | None) -> Iterator[str]:
+    """The numbers of the issue beside what was found."""
+    rows: list[tuple[str, float, float, float | None]] = [
+        ("fp16 2.8B decode, share of bandwidth", 0.60, 0.80, _share(results, "pythia-2.8b", bandwidth)),
+        ("fp16 410M decode over hf-graph at 2,048", 1.5, 3.0, _over(results, "hf-graph", "pythia-410m")),
+        ("fp16 410M decode over hf-eager at 2,048", 3.9, 7.8, _over(results, "hf-eager", "pythia-410m")),
+        (
+            "fp16 2.8B decode over hf-eager at 2,048",
+            8.4,
+            16.8,
+            _over(results, "hf-eager", "pythia-2.8b"),
+        ),
+        ("fp16 top-1 agreement on tiny-python", 0.99, 1.0, _top1(results)),
+    ]
+    yield "| asked | must | stretch | found | |"
+    yield "|---|---|---|---|---|"
+    for name, must, stretch, found in rows:
+        verdict = (
+            "stretch" if (found or 0) >= stretch else "reached" if (found or 0) >= must else "missed"
+        )
+        shown = "- | not measured" if found is None else f"{found:.3f} | {verdict}"
+        yield f"| {name} | {must} | {stretch} | {shown} |"
+    for preset, precision, found in _of(results, "decode"):
+        deep = _deep(found)
+        verdict = "reached" if abs(deep - 1) <= 0.02 else "missed"
+        yield f"| {preset} {precision}, time at 100,000 over 0 | 1 +- 0.02 | | {deep:.3f} | {verdict} |"
+
+
+def _deep(decode: dict[str, Any]) -> float:
+    depths = decode["depths"]
+    return float(np.median(depths["graph @ d100000"])) / float(np.median(depths["graph @ d0"]))
+
+
+def _share(results: dict[str, Any], preset: str, bandwidth: float | None) -> float | None:
+    found = results.get(f"decode {preset} fp16", {})
+    if "depths" not in found or not bandwidth:
+        return None
+    return float(found["bytes_per_token"] / np.median(found["depths"]["graph @ d0"]) / bandwidth)
+
+
+def _over(results: dict[str, Any], peer: str, preset: str) -> float | None:
+    ours = results.get(f"decode {preset} fp16", {}).get("depths", {}).get("graph @ d2048")
+    theirs = results.get(f"{peer} {preset} fp16", {}).get("lengths", {}).get("2048")
+    return float(np.median(theirs) / np.median(ours)) if ours and theirs else None
+
+
+def _top1(results: dict[str, Any]) -> float | None:
+    logits = results.get("text-parity - fp16", {}).get("logits")
+    return float(logits["top1_agreement"]) if logits else None
 
 
 def _first(results: dict[str, Any], case: str) -> dict[str, Any]:
@@ -59,7 +112,7 @@ def _decode(results: dict[str, Any], bandwidth: float | None) -> Iterator[str]:
     for preset, precision, found in _of(results, "decode"):
         depths = found["depths"]
         base = float(np.median(depths["graph @ d0"]))
-        deep = float(np.median(depths["graph @ d100000"])) / base
+        deep = _deep(found)
         share = found["bytes_per_token"] / base / bandwidth if bandwidth else None
         peers = []
         for name in PEERS:
@@ -96,7 +149,7 @@ def _prefill(results: dict[str, Any]) -> Iterator[str]:
     yield "|---|---|---|"
     for preset, precision, found in _of(results, "prefill"):
         rates = ", ".join(
-            f"{name} {int(name[2:]) / float(np.median(samples)):,.0f}"
+            f"{name} {int(name.partition('pp')[2]) / float(np.median(samples)):,.0f}"
             for name, samples in found["lengths"].items()
         )
         yield f"| {preset} {precision} | {found['longest_piece']} | {rates} |"

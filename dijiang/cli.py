@@ -78,10 +78,11 @@ for command in (bench, build, convert, doctor, init):
 )
 @click.option(
     "--target",
-    type=click.Choice(["onnxruntime", "tensorrt"]),
+    type=click.Choice(["onnxruntime", "cuda", "tensorrt"]),
     default="onnxruntime",
     show_default=True,
-    help="tensorrt: the primitive dialect, for dijiang build.",
+    help="cuda: int8 and int4 with activations in fp16; tensorrt: the primitive dialect, for dijiang "
+    "build.",
 )
 @click.option(
     "--decay",

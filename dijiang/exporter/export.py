@@ -35,7 +35,7 @@ from .progress import Progress, silent
 from .reads import parameter_reads
 
 #: What runs the bundle -> the dialect it is written in; `auto` asks the installed onnxruntime.
-TARGETS = {"onnxruntime": "auto", "tensorrt": "primitive"}
+TARGETS = {"onnxruntime": "auto", "cuda": "ort", "tensorrt": "primitive"}
 
 
 def export(
@@ -66,8 +66,9 @@ def export(
             recurrence, state and statistics in float32, for CUDA and TensorRT.
         dialect: `ort` (onnxruntime >= 1.30), `onnx` (opset 27), `primitive` (TensorRT, old
             onnxruntime), or `auto`: what the target runs.
-        target: `onnxruntime`: `ort`, unless the installed one needs `primitive`; `tensorrt`:
-            `primitive`, ready for `dijiang build`.
+        target: `onnxruntime`: `ort`, unless the installed one needs `primitive`; `cuda`: `ort`, with
+            activations in fp16 beside integer weights; `tensorrt`: `primitive`, ready for
+            `dijiang build`.
         decay: `exact` keeps trained D1/D2; `analytic` drops them and with them the position limit.
         repair_decay: a key scale of 1 where a trained D2 was lost to overflow, instead of an error.
         head_precision: of the head; None: as `precision.PRECISIONS` says.
@@ -105,7 +106,8 @@ def export(
     if verify:
         _check_verifiable(model, dialect, text)
     tokens = pipeline.calibration_tokens(model, dialect, rounding, calibration_tokens)
-    graph = pipeline.step_graph(model, dialect, rounding)
+    on_cuda = target == "cuda"
+    graph = pipeline.step_graph(model, dialect, rounding, cuda=on_cuda)
     with new_folder(folder) as partial:
         plan = plan_export(
             model,
@@ -118,14 +120,16 @@ def export(
         plan.require(partial)
         if tokens:
             moments = pipeline.calibrate(model, dialect, tokens, progress)
-            graph = pipeline.step_graph(model, dialect, rounding, moments)
+            graph = pipeline.step_graph(model, dialect, rounding, moments, cuda=on_cuda)
         _save(graph, partial, f"write {plan}", progress)
         for name in TOKENIZER_FILES:
             if (model.path / name).is_file():
                 shutil.copyfile(model.path / name, partial / name)
         mode = "repaired" if repair_decay else decay
         manifest = replace(
-            _manifest(model, partial, precision, dialect, mode), reads=parameter_reads(graph)
+            _manifest(model, partial, precision, dialect, mode),
+            target=target,
+            reads=parameter_reads(graph),
         )
         write_manifest(partial, manifest)
         del graph

@@ -25,20 +25,28 @@ INTEGERS = ("ort", "primitive")
 
 
 def step_graph(
-    model: DijiangModel, dialect: str, precision: Precision, moments: Moments | None = None
+    model: DijiangModel,
+    dialect: str,
+    precision: Precision,
+    moments: Moments | None = None,
+    *,
+    cuda: bool = False,
 ) -> ir.Model:
     """The graph of a checkpoint; its weights are computed when it is saved.
 
     moments: of `calibrate`; used up on the way. None: 4-bit weights go to their nearest codes.
+    cuda: weights in blocks of integers are for the kernels of CUDA, with activations in fp16.
     """
     fused = DIALECTS[dialect].fused
-    graph = optimise(build_graph(model, dialect), skip_norms=fused and precision.type == "fp32")
-    types = precision.type
+    blocks_on_gpu = precision.quantized and (cuda or dialect == "primitive")
+    types = "fp16" if blocks_on_gpu else precision.type
+    graph = optimise(build_graph(model, dialect), skip_norms=fused and types == "fp32")
     if precision.body is not None and dialect == "primitive":
         DequantizeWeights(f"int{precision.body.bits}")(graph)
-        types = "fp16"
     elif precision.quantized:
-        Quantize(_with_embedding(precision, model), moments)(graph)
+        # One row of the embedding is read in a step: on a GPU it stays in fp16, whose lookup is exact.
+        precision = replace(precision, embed=None) if cuda else _with_embedding(precision, model)
+        Quantize(precision, moments, cuda=cuda)(graph)
     if types in TYPES:
         SetPrecision(types, fused_norms=fused)(graph)
     return graph

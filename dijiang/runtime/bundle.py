@@ -30,6 +30,7 @@ class Manifest:
     files: sha256 of every other file of the bundle, by its name.
     engines: backend -> `engine.EngineRecord` of the TensorRT engine that `dijiang build` put in.
     parameters: numbers in the checkpoint's weights, D1 and D2 left out; 0: not counted.
+    target: what `export` wrote it for: `onnxruntime`, `cuda` or `tensorrt`.
     reads: bytes of parameters: `step`, which every step reads, and `token`, of table rows a token.
     """
 
@@ -48,6 +49,7 @@ class Manifest:
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     reads: dict[str, int] = field(default_factory=dict)
     parameters: int = 0
+    target: str = "onnxruntime"
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:

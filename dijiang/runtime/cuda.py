@@ -19,8 +19,8 @@ from .state import State
 #: fit into shared memory, and only the kernels for up to 16 tokens do without (onnxruntime-gpu 1.31.1
 #: takes 16 and refuses 17).
 LARGEST_PREFILL_HEAD, LARGE_HEAD_PIECE = 128, 16
-#: Decode steps compared before CUDA graphs are trusted: each of the two graphs warms up, is captured and
-#: is replayed.
+#: Calls compared before CUDA graphs are trusted: each of the two graphs warms up, is captured and is
+#: replayed.
 PROOF_STEPS = 8
 #: The graph id with which ONNX Runtime neither captures nor replays.
 NO_GRAPH = -1
@@ -51,8 +51,9 @@ def explain(error: Exception, what: str) -> SessionError:
 class DeviceSession:
     """A session of an execution provider with memory of its own.
 
-    cuda_graph: whether decode steps are replayed CUDA graphs. None asks for them where the provider has
-    them, and keeps them only if they gave the same logits and states as without, bit for bit.
+    cuda_graph: whether decode steps and whole pieces of a prompt are replayed CUDA graphs. None asks for
+    them where the provider has them, and keeps them only if they gave the same logits and states as
+    without, bit for bit; True makes a difference an error.
     """
 
     def __init__(
@@ -63,14 +64,29 @@ class DeviceSession:
         self._ort = self._import(provider)
         if cuda_graph and not self._row.captures:
             raise SessionError(f"provider {provider} has no CUDA graphs; leave --cuda-graph out")
-        self.cuda_graph = self._row.captures and cuda_graph is not False
-        self._capturing = True
-        self._open()
-        if self.cuda_graph and (difference := self._graph_difference()):
-            if cuda_graph:
+        #: Tokens of the calls that are captured.
+        self._captured: frozenset[int] = frozenset()
+        self._open(graphs=self._row.captures and cuda_graph is not False)
+        if self._graphs_on:
+            self._prove(insist=bool(cuda_graph))
+
+    def _prove(self, *, insist: bool) -> None:
+        """Capture decode steps and whole pieces, each if that changes nothing."""
+        lengths, proven = sorted({1, self.longest}), set()
+        for length in lengths:
+            difference = self._graph_difference(length)
+            if not difference:
+                proven.add(length)
+            elif insist:
                 raise SessionError(f"CUDA graphs change the result ({difference}); use --no-cuda-graph")
-            self.cuda_graph = False
-            self._open()
+        if len(proven) < len(lengths):  # a capture that failed may have left the session unusable
+            self._open(graphs=bool(proven))
+        self._captured = frozenset(proven)
+
+    @property
+    def cuda_graph(self) -> bool:
+        """Whether decode steps are replayed CUDA graphs."""
+        return 1 in self._captured
 
     @property
     def longest(self) -> int:
@@ -90,8 +106,9 @@ class DeviceSession:
             ort.preload_dlls()
         return ort
 
-    def _open(self) -> None:
+    def _open(self, *, graphs: bool) -> None:
         """Load the graph and assert that what was asked for runs it."""
+        self._graphs_on = graphs
         row, options = self._row, self._ort.SessionOptions()
         options.log_severity_level = 3
         if row.whole and self._bundle.manifest.dialect != "primitive":
@@ -99,7 +116,7 @@ class DeviceSession:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         settings = {"device_id": str(self._index)} if row.memory == "cuda" else {}
         if row.captures:
-            settings["enable_cuda_graph"] = str(int(self.cuda_graph))
+            settings["enable_cuda_graph"] = str(int(graphs))
         try:
             self._session = self._ort.InferenceSession(
                 str(self._bundle.graph),
@@ -156,34 +173,42 @@ class DeviceSession:
         slot.resident.swap()
         return binding
 
-    def _graph_difference(self) -> str:
-        """What CUDA graphs change in a few decode steps; empty: nothing, bit for bit."""
+    def _graph_difference(self, length: int) -> str:
+        """What CUDA graphs change in a few calls of `length` tokens; empty: nothing, bit for bit."""
         found = []
-        for capturing in (False, True):
-            self._capturing = capturing
+        ids = np.arange(PROOF_STEPS * length).reshape(PROOF_STEPS, 1, length)
+        ones, last = np.ones((1, length), np.int64), np.array([[length - 1]])
+        for captured in (frozenset[int](), frozenset({length})):
+            self._captured = captured
             state = State.empty(1, self._spec.num_layers, self._spec.state_shape)
-            one = np.ones((1, 1), np.int64)
             try:
                 logits = [
-                    self.run(one * (t % self._spec.vocab_size), one * t, one, one * 0, state).copy()
-                    for t in range(PROOF_STEPS)
+                    self.run(
+                        piece % self._spec.vocab_size, self._positions(piece), ones, last, state
+                    ).copy()
+                    for piece in ids
                 ]
             except SessionError as error:
                 return str(error)
+            finally:
+                self._slots.clear()
             found.append([*logits, *state.layers])
-            self._slots.clear()
         changed = sum(not np.array_equal(a, b, equal_nan=True) for a, b in zip(*found, strict=True))
         return f"{changed} of {len(found[0])} results" if changed else ""
+
+    def _positions(self, positions: np.ndarray) -> np.ndarray:
+        """Within what the model has."""
+        limit = self._bundle.manifest.positions_limit
+        return positions if limit is None else positions % limit
 
     def new_graph(self) -> int:
         """The next free graph id; 0 is onnxruntime's own."""
         self._graphs += 1
         return self._graphs
 
-    @property
-    def captures_now(self) -> bool:
-        """Whether a decode step is captured."""
-        return self.cuda_graph and self._capturing
+    def captures(self, shape: tuple[int, ...], kept: tuple[int, ...]) -> bool:
+        """Whether calls of this shape are captured: those that come again, with one row of logits."""
+        return shape[1] in self._captured and kept[1] == 1
 
 
 class _Tensor:
@@ -217,18 +242,20 @@ class _Slot:
         self._bindings: dict[tuple[Any, ...], _Binding] = {}
 
     def binding(self, shape: tuple[int, ...], kept: tuple[int, ...]) -> _Binding:
-        """Of these shapes from the side whose turn it is. Decode steps stay; of others the last does."""
+        """Of these shapes from the side whose turn it is. Decode steps and graphs stay, and the last."""
         key = (shape, kept, self.resident.side)
         if key not in self._bindings:
             self._bindings = {
-                k: b for k, b in self._bindings.items() if k[0][1] == 1 or k[:2] == key[:2]
+                k: b
+                for k, b in self._bindings.items()
+                if k[0][1] == 1 or b.graph != NO_GRAPH or k[:2] == key[:2]
             }
             self._bindings[key] = _Binding(self._session, self.resident, shape, kept)
         return self._bindings[key]
 
 
 class _Binding:
-    """Inputs and outputs of one shape, one side and, for a decode step, one CUDA graph."""
+    """Inputs and outputs of one shape and side, with their CUDA graph if they have one."""
 
     def __init__(
         self,
@@ -248,7 +275,7 @@ class _Binding:
         for layer, (past, present) in enumerate(zip(resident.past, resident.present, strict=True)):
             self.io.bind_ortvalue_input(names.past_state(layer), past.value)
             self.io.bind_ortvalue_output(names.present_state(layer), present.value)
-        graph = session.new_graph() if session.captures_now and shape[1] == 1 else NO_GRAPH
+        self.graph = session.new_graph() if session.captures(shape, kept) else NO_GRAPH
         self.options = session._ort.RunOptions()
         if session._row.captures:
-            self.options.add_run_config_entry("gpu_graph_id", str(graph))
+            self.options.add_run_config_entry("gpu_graph_id", str(self.graph))

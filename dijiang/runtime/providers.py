@@ -80,11 +80,11 @@ def open_session(
             "close something, or use a smaller model or precision",
         )
         return OrtSession(bundle, provider=name, threads=threads)
-    written = bundle.manifest.dialect, bundle.manifest.precision
-    if name == "cuda" and written[0] == "primitive" and written[1] in INTEGERS:
+    manifest = bundle.manifest
+    if name == "cuda" and manifest.precision in INTEGERS and manifest.target != "cuda":
         raise SessionError(
-            f"{bundle.path}: CUDA has no kernels for the {written[1]} blocks of the primitive dialect; "
-            "use --provider tensorrt, or export with --precision fp16"
+            f"{bundle.path}: {manifest.precision} weights were written for {manifest.target}, not for "
+            "CUDA; export again with --target cuda"
         )
     if row.execution_provider is None:
         from .tensorrt import TensorRtSession

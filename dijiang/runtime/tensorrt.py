@@ -19,10 +19,13 @@ from .state import State
 
 #: Memory that a device needs beside engine, scratch and states: CUDA's own, and what the desktop uses.
 SPARE_BYTES = 256 << 20
+#: Key of the context for prompts' rests, which have any length.
+ANY_LENGTH = 0
 
 
 class TensorRtSession:
-    """One engine; a decode step is one captured CUDA graph, unless cuda_graph is False.
+    """One engine; a decode step, and a whole piece of a prompt, is one captured CUDA graph, unless
+    cuda_graph is False.
 
     The step that is captured reads one set of state buffers and writes the other. So both directions
     are captured, the warm-up before a capture leaves no trace, and no engine needs in-place outputs.
@@ -117,17 +120,19 @@ class TensorRtSession:
         for name, array in zip(names.INPUTS, arrays, strict=True):
             slot.inputs[name].write(array)
         slot.require_outputs(kept.size)
-        if length == 1 and self.cuda_graph:
-            self._replay(slot)
+        side = slot.resident.side
+        if self.cuda_graph and length in (1, self.longest) and kept.shape[1] == 1:
+            self._replay(slot, length, side)
         else:
-            self._enqueue(slot, self.context(slot, decode=length == 1), ids.shape, kept.shape)
+            key = (1, side) if length == 1 else (ANY_LENGTH, 0)
+            self._enqueue(slot, self.context(slot, *key), ids.shape, kept.shape)
         self._cuda.synchronize(self._stream)  # the arrays above may go
         slot.resident.swap()
         return slot
 
-    def context(self, slot: _Slot, *, decode: bool) -> Any:
-        """The execution context for decode steps of this batch and side, or for prefill."""
-        key = (decode, slot.resident.side if decode else 0)
+    def context(self, slot: _Slot, length: int, side: int) -> Any:
+        """The execution context for calls of a length from one side of this batch's states."""
+        key = (length, side)
         if key not in slot.contexts:
             trt = self._trt
             strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -138,7 +143,7 @@ class TensorRtSession:
                     "use a smaller model or batch, or end what else is on the GPU"
                 )
             context.set_device_memory(self._scratch.address, self._scratch.nbytes)
-            context.set_optimization_profile_async(self._profiles[decode], self._stream)
+            context.set_optimization_profile_async(self._profiles[length == 1], self._stream)
             slot.contexts[key] = context
         return slot.contexts[key]
 
@@ -159,19 +164,19 @@ class TensorRtSession:
         if not context.execute_async_v3(self._stream):
             raise SessionError(f"{self.provider} failed in a step of {shape[1]} tokens; see nvidia-smi")
 
-    def _replay(self, slot: _Slot) -> None:
-        """Launch the decode step of this side as a graph; the first time, capture it."""
-        side = slot.resident.side
-        if side not in slot.graphs:
-            batch = slot.batch
-            context = self.context(slot, decode=True)
+    def _replay(self, slot: _Slot, length: int, side: int) -> None:
+        """Launch the call of this length and side as a graph; the first time, capture it."""
+        key = (length, side)
+        if key not in slot.graphs:
+            shapes = (slot.batch, length), (slot.batch, 1)
+            context = self.context(slot, *key)
             # Once outside: kernels are loaded and shapes resolved, which a capture does not allow.
-            self._enqueue(slot, context, (batch, 1), (batch, 1))
+            self._enqueue(slot, context, *shapes)
             self._cuda.synchronize(self._stream)
             with self._cuda.capture(self._stream) as graphs:
-                self._enqueue(slot, context, (batch, 1), (batch, 1))
-            slot.graphs[side] = graphs[0]
-        self._cuda.launch(slot.graphs[side], self._stream)
+                self._enqueue(slot, context, *shapes)
+            slot.graphs[key] = graphs[0]
+        self._cuda.launch(slot.graphs[key], self._stream)
 
 
 class _Memory:
@@ -201,8 +206,9 @@ class _Slot:
         most = 8 * state.batch * session.longest
         self.inputs = {name: _Memory(*place, most) for name in names.INPUTS}
         self.outputs: dict[str, _Memory] = {}
-        self.contexts: dict[tuple[bool, int], Any] = {}
-        self.graphs: dict[int, int] = {}
+        #: By length and side.
+        self.contexts: dict[tuple[int, int], Any] = {}
+        self.graphs: dict[tuple[int, int], int] = {}
         self.require_outputs(state.batch)
 
     def require_outputs(self, count: int) -> None:

@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -12,7 +13,7 @@ import dijiang
 from dijiang.runtime import cuda, providers
 from dijiang.runtime.providers import PROVIDERS, Provider, check_single_onnxruntime
 
-from ..conftest import RUNNABLE, Golden
+from ..conftest import EXAMPLES, RUNNABLE, Golden
 from .fake_gpu import FakeLibcuda
 
 GATE = 1e-4
@@ -90,7 +91,9 @@ def test_greedy_text_is_the_cpus_and_no_logits_are_read(stand_in, exported, monk
     assert texts[0] == texts[1]
 
 
-def test_decode_steps_have_one_graph_a_side_and_prefill_none(stand_in, exported, monkeypatch):
+@pytest.fixture
+def graph_ids(monkeypatch):
+    """The graph id of every run, in order."""
     used = []
     run = onnxruntime.InferenceSession.run_with_iobinding
 
@@ -98,18 +101,69 @@ def test_decode_steps_have_one_graph_a_side_and_prefill_none(stand_in, exported,
         used.append(options.get_run_config_entry("gpu_graph_id"))
         run(self, io, options)
 
-    model = dijiang.load(exported("neox-base"), provider="cuda")
     monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", spy)
+    return used
+
+
+def test_decode_steps_have_one_graph_a_side_and_short_prompts_none(stand_in, exported, graph_ids):
+    model = dijiang.load(exported("neox-base"), provider="cuda")
+    graph_ids.clear()
     assert model._session.cuda_graph
     state = model.new_state()
     model.forward([[1, 2, 3]], state)
     for token in range(4):
         model.forward([[token]], state)
-    prefill, *steps = used
+    prefill, *steps = graph_ids
     assert prefill == "-1"
     assert steps[0] != steps[1]
     assert steps[:2] == steps[2:]
     assert "0" not in steps
+
+
+def test_whole_pieces_of_a_prompt_have_graphs_too(stand_in, exported, monkeypatch, graph_ids):
+    monkeypatch.setattr(cuda.DeviceSession, "longest", 4)
+    model = dijiang.load(exported("neox-base"), provider="cuda")
+    graph_ids.clear()
+    prompt = np.arange(18)[None]
+    model.forward(prompt, model.new_state())
+    first, second, third, fourth, rest = graph_ids
+    assert (first, second) == (third, fourth)
+    assert first != second
+    assert "-1" not in (first, second)
+    assert rest == "-1"  # two tokens are left over
+    graph_ids.clear()
+    model.forward(prompt[:, :8], model.new_state(), all_logits=True)
+    assert set(graph_ids) == {"-1"}
+
+
+def test_pieces_whose_graphs_change_results_leave_those_of_steps(stand_in, exported, monkeypatch):
+    run = onnxruntime.InferenceSession.run_with_iobinding
+
+    def spoilt(self, io, options=None):
+        run(self, io, options)
+        captured = options is not None and options.get_run_config_entry("gpu_graph_id") != "-1"
+        for output in io.get_outputs():
+            if captured and len(output.shape()) == 4:  # a state
+                steps = model_steps[-1]
+                output.update_inplace(output.numpy() * (2 if steps > 1 else 1))
+
+    model_steps = []
+    step = cuda.DeviceSession._step
+
+    def note(self, ids, *rest):
+        model_steps.append(ids.shape[1])
+        return step(self, ids, *rest)
+
+    monkeypatch.setattr(cuda.DeviceSession, "longest", 4)
+    monkeypatch.setattr(cuda.DeviceSession, "_step", note)
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", spoilt)
+    path = exported("neox-base")
+    model, expected = (dijiang.load(path, provider=name) for name in ("cuda", "cpu"))
+    assert model._session.cuda_graph
+    found, wanted = (m.forward(np.arange(12)[None], m.new_state()) for m in (model, expected))
+    np.testing.assert_allclose(found, wanted, atol=GATE)
+    with pytest.raises(dijiang.SessionError, match=r"CUDA graphs change the result \(\d+ of \d+"):
+        dijiang.load(path, provider="cuda", cuda_graph=True)
 
 
 def test_graphs_that_change_results_are_not_used(stand_in, corrupting, exported):
@@ -251,10 +305,39 @@ def test_bfloat16_on_the_cpu_is_refused(exported):
         dijiang.load(exported("neox-base", precision="bf16"), provider="cpu")
 
 
-def test_integer_blocks_on_cuda_are_refused(exported):
-    path = exported("neox-base", target="tensorrt", precision="int8")
-    with pytest.raises(dijiang.SessionError, match=r"CUDA has no kernels for the int8 blocks"):
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_integers_that_were_not_written_for_cuda_are_refused(exported, target):
+    path = exported("neox-base", target=target, precision="int8")
+    with pytest.raises(
+        dijiang.SessionError, match=rf"int8 weights were written for {target}, .* --target"
+    ):
         dijiang.load(path, provider="cuda")
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_integers_for_cuda_meet_their_gates_through_the_device_session(stand_in, exported, precision):
+    bundle = exported("tiny-python", target="cuda", precision=precision)
+    text = EXAMPLES / "tiny-python" / "held_out.txt"
+    for provider in ("cpu", "cuda"):  # rounded as a GPU would, and by the CPU's kernels
+        report = dijiang.verify(
+            bundle, EXAMPLES / "tiny-python", text=text, tokens=2048, provider=provider, store=False
+        )
+        assert report.failures == ()
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_graph_of_integers_for_cuda_has_only_what_its_kernels_take(exported, precision):
+    graph = onnx.load(exported("tiny-python", target="cuda", precision=precision) / "model.onnx").graph
+    kinds = {weight.name: weight.data_type for weight in graph.initializer}
+    matmuls = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    assert len(matmuls) == 2 * 6 + 1
+    for node in matmuls:
+        codes, scales = node.input[1:]  # no zero points, no bias
+        assert (kinds[codes], kinds[scales]) == (onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT16)
+        assert {a.name: a.i for a in node.attribute}["accuracy_level"] == 0
+    assert not [node for node in graph.node if node.op_type == "GatherBlockQuantized"]
+    (lookup,) = (n for n in graph.node if n.op_type == "Gather" and n.input[1] == "input_ids")
+    assert kinds[lookup.input[0]] == onnx.TensorProto.FLOAT16
 
 
 def test_cuda_graphs_on_the_cpu_are_refused(exported):

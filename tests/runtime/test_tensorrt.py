@@ -70,6 +70,19 @@ def test_graphs_change_nothing_and_are_captured_once_a_side(built, cuda):
     assert len(cuda.graphs) == 2
 
 
+def test_whole_pieces_of_a_prompt_are_captured_once_a_side(built, cuda):
+    path = built("neox-base", longest=8)
+    prompt, results = np.arange(45)[None], []
+    for cuda_graph in (True, False):
+        model = dijiang.load(path, provider="tensorrt", cuda_graph=cuda_graph)
+        state = model.new_state()
+        results.append([model.forward(prompt, state), *state.layers])
+    assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
+    assert (cuda.launches, len(cuda.graphs)) == (5, 2)
+    model.forward(prompt, model.new_state(), all_logits=True)
+    assert cuda.launches == 5
+
+
 def test_states_take_turns_on_one_engine(built):
     path = built("neox-base")
     gpu, cpu = (dijiang.load(path, provider=name) for name in ("tensorrt", "cpu"))

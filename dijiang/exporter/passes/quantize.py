@@ -26,6 +26,8 @@ from .linear import (
 
 #: MatMulNBits multiplies in int8 at this level: activations are rounded by blocks too.
 INT8_ACTIVATIONS = 4
+#: At this one it multiplies in the type of the activations.
+EXACT_ACTIVATIONS = 0
 SMALLEST_BLOCK = 16
 
 
@@ -34,11 +36,19 @@ class Quantize(InPlacePass):
 
     The weights are rounded while the graph is written, one at a time. moments: second moments of the
     inputs by weight name (`calibration`), for those that are rounded to 4 bits; used up on the way.
+    cuda: activations are not rounded, and biases are added by nodes of their own, as older CUDA kernels
+    take none.
     """
 
-    def __init__(self, precision: Precision, moments: dict[str, np.ndarray] | None = None) -> None:
+    def __init__(
+        self,
+        precision: Precision,
+        moments: dict[str, np.ndarray] | None = None,
+        *,
+        cuda: bool = False,
+    ) -> None:
         super().__init__()
-        self.precision = precision
+        self.precision, self.cuda = precision, cuda
         self.moments = moments or {}
 
     def call(self, model: ir.Model) -> PassResult:
@@ -50,7 +60,7 @@ class Quantize(InPlacePass):
         ]
         for linear, rounding in found:
             moment = self.moments.pop(str(linear.weight.name), None) if rounding.bits == 4 else None
-            _quantize_linear(graph, linear, rounding, moment)
+            _quantize_linear(graph, linear, rounding, moment, cuda=self.cuda)
         embedding = self._embedding(graph)
         if embedding is not None:
             _quantize_embedding(graph, *embedding)
@@ -120,8 +130,10 @@ def _stored_blocks(
 
 
 def _quantize_linear(
-    graph: ir.Graph, linear: Linear, rounding: Rounding, moment: np.ndarray | None
+    graph: ir.Graph, linear: Linear, rounding: Rounding, moment: np.ndarray | None, *, cuda: bool
 ) -> None:
+    if cuda:
+        linear = replace(linear, add=None)  # it stays as it is
     weight, (rows, columns) = linear.weight, linear.shape
     parts = _stored_blocks(
         graph, str(weight.name), (rows, columns), lambda: array_of(weight), rounding, moment=moment
@@ -135,7 +147,7 @@ def _quantize_linear(
             "N": columns,
             "bits": rounding.bits,
             "block_size": rounding.block,
-            "accuracy_level": INT8_ACTIVATIONS,
+            "accuracy_level": EXACT_ACTIVATIONS if cuda else INT8_ACTIVATIONS,
         },
         domain=CONTRIB,
     )
