@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dijiang.runtime.sampling import SHORTLIST, Sampler, Sampling, candidates
+from dijiang.runtime.sampling import SHORTLIST, Sampler, Sampling, candidates, largest
 
 
 def naive_distribution(logits, options):
@@ -46,6 +46,19 @@ def test_candidates_have_the_naive_distribution(options, vocab, spread, seed):
     found = np.zeros(vocab)
     found[tokens] = weights / weights.sum()
     np.testing.assert_allclose(found, naive_distribution(logits, options), atol=1e-9)
+
+
+@given(
+    count=st.sampled_from([1, 2, 7, 50, 500]),
+    length=st.sampled_from([1, 17, 500, 1023, 1024, 1025, 9001]),
+    distinct=st.sampled_from([2, 10, 10**6]),
+    seed=st.integers(0, 99),
+)
+def test_largest_are_those_of_a_sort(count, length, distinct, seed):
+    values = np.random.default_rng(seed).integers(distinct, size=length).astype(np.float32)
+    found = largest(values, min(count, length))
+    assert len(set(found.tolist())) == min(count, length)
+    np.testing.assert_array_equal(values[found], np.sort(values)[::-1][:count])
 
 
 def test_draws_follow_the_distribution():
