@@ -30,6 +30,7 @@ ADVICE = (
     ("Failed to allocate", "use a smaller model, precision or batch, or end what else is on the GPU"),
     ("driver version is insufficient", "install a newer NVIDIA driver (nvidia-smi shows this one)"),
     ("no CUDA-capable device", "check nvidia-smi and CUDA_VISIBLE_DEVICES"),
+    ("libcuda.so", "install the NVIDIA driver (nvidia-smi shows it)"),
     ("no kernel image", "install an onnxruntime-gpu that was built for this GPU"),
     ("invalid device ordinal", "choose one of the GPUs that nvidia-smi lists"),
     ("default CPU EP", "install CUDA and cuDNN: pip install 'onnxruntime-gpu[cuda,cudnn]'"),

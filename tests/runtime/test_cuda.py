@@ -222,6 +222,8 @@ def test_prompt_goes_through_in_short_pieces_where_it_must(stand_in, exported, m
         ("CUDA failure 101: invalid device ordinal", "one of the GPUs"),
         ("nodes that are assigned to the default CPU EP", r"pip install 'onnxruntime-gpu\[cuda"),
         ("no kernel image is available", "built for this GPU"),
+        ("libcuda.so.1: cannot open shared object file", "install the NVIDIA driver"),
+        ("libcublasLt.so.13: cannot open shared object file", r"pip install 'onnxruntime-gpu\[cuda"),
         ("anything\nelse", "see dijiang doctor"),
     ],
 )
