@@ -40,10 +40,11 @@ $(VENV)-$(OLDEST)/.oldest: pyproject.toml constraints.txt
 # The environments: demo has what a Jetson needs, no torch; dev has everything.
 $(VENV)/.demo: EXTRAS := cpu,export
 $(VENV)/.dev: EXTRAS := dev
-$(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt
+NATIVE := setup.py $(wildcard dijiang/runtime/native/*.cc dijiang/runtime/native/*.h)
+$(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* demo build *.egg-info
+	rm -rf $(VENV) $(VENV)-* demo build *.egg-info dijiang/runtime/native/*.so

@@ -70,10 +70,11 @@ for command in (bench, build, convert, doctor, init):
 )
 @click.option(
     "--dialect",
-    type=click.Choice(["auto", "ort", "onnx", "primitive"]),
+    type=click.Choice(["auto", "native", "ort", "onnx", "primitive"]),
     default="auto",
     show_default=True,
-    help="ort: onnxruntime 1.30 or newer; onnx: opset 27; primitive: TensorRT, old onnxruntime; "
+    help="native: fastest on the CPU, with an operator that dijiang compiles when it is installed; "
+    "ort: onnxruntime 1.30 or newer; onnx: opset 27; primitive: TensorRT, old onnxruntime; "
     "auto: ort, or primitive if the installed onnxruntime is older.",
 )
 @click.option(

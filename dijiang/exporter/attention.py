@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 import onnx_ir as ir
 
+from ..runtime.native import find_library
 from .builder import CONTRIB, GraphBuilder
 
 Attend = Callable[..., "tuple[ir.Value, ir.Value]"]
@@ -135,28 +136,35 @@ def _future(b: GraphBuilder, log_decay: ir.Value) -> ir.Value:
 class Dialect:
     """How a graph is written for a class of backends.
 
+    attend: writes the recurrence; None: the whole layer is one node (`native`).
     fused: rotary embedding, activations and group norm are ONNX Runtime's own single nodes.
     in_place: the attention node may write the new state over the old one.
+    picks: the most likely tokens are an output too: all that has to leave a GPU.
     onnxruntime: oldest version that runs it.
     """
 
     opset: int
-    attend: Attend
+    attend: Attend | None
     fused: bool
     in_place: bool
     onnxruntime: tuple[int, int]
+    picks: bool = True
 
 
 #: ort: the fused node.  onnx: the standard function.  primitive: TensorRT, old onnxruntime.
+#: native: a node of our own, compiled with dijiang, for all that stands between a layer's projections.
 DIALECTS = {
     "ort": Dialect(23, attend_contrib, fused=True, in_place=True, onnxruntime=(1, 30)),
     "onnx": Dialect(27, attend_standard, fused=False, in_place=False, onnxruntime=(1, 30)),
     "primitive": Dialect(17, attend_primitive, fused=False, in_place=False, onnxruntime=(1, 15)),
+    "native": Dialect(23, None, fused=True, in_place=True, onnxruntime=(1, 30), picks=False),
 }
 
 
 def runs_here(dialect: str) -> bool:
-    """Whether the installed onnxruntime runs a dialect; True where none is installed."""
+    """Whether the installed onnxruntime runs a dialect; where none is installed, whether one could."""
+    if dialect == "native" and find_library() is None:
+        return False
     for package in ("onnxruntime", "onnxruntime-gpu"):
         with suppress(PackageNotFoundError):
             major, minor = version(package).split(".")[:2]

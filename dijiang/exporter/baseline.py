@@ -219,9 +219,9 @@ def build_transformer(bundle: Bundle, folder: Path, positions: int, *, cache: st
             f"precision {manifest.precision} has no baseline to compare with, expected fp32 or int8; "
             "export with --precision int8"
         )
-    if manifest.dialect != "ort":
+    if manifest.dialect not in ("ort", "native"):
         raise ExportError(
-            f"the {manifest.dialect} dialect has no baseline to compare with, expected ort; "
+            f"the {manifest.dialect} dialect has no baseline to compare with, expected ort or native; "
             "export with --dialect ort"
         )
     try:

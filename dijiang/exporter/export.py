@@ -24,11 +24,13 @@ from ..runtime.bundle import (
     sha256,
     write_manifest,
 )
+from ..runtime.native import operator_library
 from ..runtime.session import import_onnxruntime
 from . import pipeline
 from .attention import DIALECTS, runs_here
 from .folder import check_target, new_folder
 from .parity import verify as compare
+from .passes.precision import TYPES
 from .plan import plan_export, weight_bytes
 from .precision import precision_of
 from .progress import Progress, silent
@@ -64,8 +66,8 @@ def export(
         precision: `fp32`; `int8` or `int4`: weights in blocks of integers (in the primitive dialect, for
             TensorRT, the rest as in fp16); `fp16` or `bf16`: weights and activations in the type,
             recurrence, state and statistics in float32, for CUDA and TensorRT.
-        dialect: `ort` (onnxruntime >= 1.30), `onnx` (opset 27), `primitive` (TensorRT, old
-            onnxruntime), or `auto`: what the target runs.
+        dialect: `ort` (onnxruntime >= 1.30), `native` (the same with our compiled operator, CPU only),
+            `onnx` (opset 27), `primitive` (TensorRT, old onnxruntime), or `auto`: what the target runs.
         target: `onnxruntime`: `ort`, unless the installed one needs `primitive`; `cuda`: `ort`, with
             activations in fp16 beside integer weights; `tensorrt`: `primitive`, ready for
             `dijiang build`.
@@ -94,6 +96,11 @@ def export(
         raise ExportError(
             f"precision {precision} needs one of the dialects {', '.join(pipeline.INTEGERS)}, "
             f"not {dialect}; leave --dialect out, or export with --precision fp32"
+        )
+    if dialect == "native" and rounding.type in TYPES:
+        raise ExportError(
+            f"the native dialect runs on the CPU, which gains nothing from {precision}; "
+            "leave --dialect out, or export with --precision int8"
         )
     if dialect == "primitive" and (head_precision or block_size or calibration_tokens):
         raise ExportError(
@@ -145,6 +152,8 @@ def _check_verifiable(model: DijiangModel, dialect: str, text: str | Path | None
     """Everything that could stop a verification, before minutes are spent on the bundle."""
     import_onnxruntime()
     if not runs_here(dialect):
+        if dialect == "native":
+            operator_library()
         raise ExportError(
             f"the {dialect} dialect does not run on the installed onnxruntime, so the bundle cannot be "
             "verified; upgrade onnxruntime, or use --no-verify"

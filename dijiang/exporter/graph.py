@@ -11,7 +11,7 @@ from ..errors import ExportError
 from ..models.decay import Decay
 from ..models.load import DijiangModel
 from ..runtime import names
-from .attention import DIALECTS, Dialect
+from .attention import Dialect
 from .blocks import (
     ACTIVATIONS,
     activation,
@@ -25,26 +25,25 @@ from .blocks import (
 from .builder import GraphBuilder
 
 
-def build_graph(model: DijiangModel, dialect: str) -> ir.Model:
-    """The graph of a checkpoint; weights are read when it is saved.
+class Writer:
+    """Writes the graph of a checkpoint; its weights are read when the graph is saved.
 
     Inputs: `input_ids`, `position_ids`, `attention_mask` [B, T] int64 (mask 0: padding, which
     leaves the state untouched), `logit_indices` [B, N] int64 (which of the T tokens to return
     logits of), and the states [B, G, K, K] float32. Outputs: `logits` [B, N, vocab] float32,
-    `next_tokens` [B, N] int64 (their argmax), states.
+    `next_tokens` [B, N] int64 (their argmax, if the
+    dialect picks), states.
+
+    Raises:
+        ExportError: the activation is unknown.
     """
-    if model.spec.activation not in ACTIVATIONS:
-        raise ExportError(
-            f"config.json: hidden_act {model.spec.activation!r} is not supported, expected one of "
-            f"{', '.join(ACTIVATIONS)}"
-        )
-    return Writer(model, DIALECTS[dialect]).write()
-
-
-class Writer:
-    """Holds what every layer needs while the graph is written."""
 
     def __init__(self, model: DijiangModel, dialect: Dialect) -> None:
+        if model.spec.activation not in ACTIVATIONS:
+            raise ExportError(
+                f"config.json: hidden_act {model.spec.activation!r} is not supported, expected one of "
+                f"{', '.join(ACTIVATIONS)}"
+            )
         self.model, self.spec, self.dialect = model, model.spec, dialect
         self.b = GraphBuilder(dialect.opset)
         self._log_decays: dict[bytes, ir.Value] = {}
@@ -73,9 +72,9 @@ class Writer:
         index = b.op("Unsqueeze", kept, b.constant([-1], np.int64))
         logits = self._logits(b.op("GatherND", x, index, batch_dims=1))
         b.output(logits, names.LOGITS, ir.DataType.FLOAT, ["batch", "kept", spec.vocab_size])
-        # On a GPU this is all that has to leave it.
-        tokens = b.op("ArgMax", logits, axis=-1, keepdims=0)
-        b.output(tokens, names.NEXT_TOKENS, ir.DataType.INT64, ["batch", "kept"])
+        if self.dialect.picks:
+            tokens = b.op("ArgMax", logits, axis=-1, keepdims=0)
+            b.output(tokens, names.NEXT_TOKENS, ir.DataType.INT64, ["batch", "kept"])
         for layer, state in enumerate(states):
             b.output(state, names.present_state(layer), ir.DataType.FLOAT, state_shape)
         return b.model(f"dijiang_{spec.family}", {})
@@ -128,11 +127,13 @@ class Writer:
             qk = rotate(b, qk, self.angles, spec, fused=self.dialect.fused)
         qk = b.op("Reshape", qk, b.constant([0, 0, heads + kv, size], np.int64))
         features = b.op("Softmax", b.op("MatMul", qk, self._weight(f"{prefix}.proj.weight")), axis=-1)
-        features = b.op(
-            "Reshape", self._scaled(decay, features), b.constant([0, 0, (heads + kv) * size], np.int64)
-        )
+        scales = self._scales(decay)
+        if scales is not None:
+            features = b.op("Mul", features, scales)
+        features = b.op("Reshape", features, b.constant([0, 0, (heads + kv) * size], np.int64))
         q, k = b.ops("Split", 2, features, b.constant([heads * size, kv * size], np.int64), axis=-1)
         k = b.op("Mul", k, self.mask)  # a padded key adds nothing
+        assert self.dialect.attend is not None
         out, state = self.dialect.attend(b, q, k, v, past, self._log_decay(decay), heads, kv)
         normed = group_norm(
             b,
@@ -145,13 +146,13 @@ class Writer:
         gate = silu(b, self._linear(f"{prefix}.gate", x), fused=self.dialect.fused)
         return self._linear(f"{prefix}.out", b.op("Mul", gate, normed)), state
 
-    def _scaled(self, decay: Decay, features: ir.Value) -> ir.Value:
-        """Features [B, T, H + G, K] times query scale u and key scale w of their positions."""
+    def _scales(self, decay: Decay) -> ir.Value | None:
+        """Query scale u and key scale w [B, T, H + G, 1] of the tokens' positions; None: all 1."""
         if decay.u is None or decay.w is None:
-            return features
+            return None
         u = np.repeat(decay.u, self.spec.num_heads // self.spec.num_kv_heads, axis=0)
         scales = self.b.constant(np.concatenate([u, decay.w]).T[..., None])
-        return self.b.op("Mul", features, self.b.op("Gather", scales, self.positions, axis=0))
+        return self.b.op("Gather", scales, self.positions, axis=0)
 
     def _log_decay(self, decay: Decay) -> ir.Value:
         """[B, T, G], 0 where a token is padding; one node for all layers of the same gamma."""

@@ -9,7 +9,8 @@ import onnx_ir as ir
 from ..models.load import DijiangModel
 from .attention import DIALECTS
 from .calibration import Moments, default_tokens, second_moments
-from .graph import build_graph
+from .graph import Writer
+from .native import NativeWriter
 from .passes import optimise
 from .passes.dequantize import DequantizeWeights
 from .passes.precision import TYPES, SetPrecision
@@ -21,7 +22,12 @@ from .progress import Progress, silent
 #: row of it, so a smaller one costs no time and little space at 8 bits, and its rounding is felt.
 EMBEDDING_SHARE = 0.25
 #: Dialects that have weights in blocks of integers: ONNX Runtime's nodes, or DequantizeLinear.
-INTEGERS = ("ort", "primitive")
+INTEGERS = ("native", "ort", "primitive")
+
+
+def build_graph(model: DijiangModel, dialect: str) -> ir.Model:
+    """The graph before any pass."""
+    return (NativeWriter(model) if dialect == "native" else Writer(model, DIALECTS[dialect])).write()
 
 
 def step_graph(
@@ -63,7 +69,8 @@ def calibration_tokens(
 
 def calibrate(model: DijiangModel, dialect: str, tokens: int, progress: Progress = silent) -> Moments:
     """Second moments of every projection's inputs, on text that the float32 model draws."""
-    graph = optimise(build_graph(model, dialect), skip_norms=False)
+    # The operator of the native dialect has the same projections around it as the nodes it stands for.
+    graph = optimise(build_graph(model, "ort" if dialect == "native" else dialect), skip_norms=False)
     return second_moments(graph, tokens, model.positions_limit, model.spec.vocab_size, progress)
 
 

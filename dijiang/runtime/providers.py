@@ -81,6 +81,11 @@ def open_session(
         )
         return OrtSession(bundle, provider=name, threads=threads)
     manifest = bundle.manifest
+    if manifest.dialect == "native":
+        raise SessionError(
+            f"{bundle.path}: the operator of the native dialect runs on the CPU only; use --provider "
+            "cpu, or export with --dialect ort"
+        )
     if name == "cuda" and manifest.precision in INTEGERS and manifest.target != "cuda":
         raise SessionError(
             f"{bundle.path}: {manifest.precision} weights were written for {manifest.target}, not for "
@@ -112,6 +117,8 @@ def _parse(bundle: Bundle, provider: str) -> tuple[str, int]:
 
 def _best(bundle: Bundle) -> str:
     """An engine of the bundle if there is a GPU, CUDA if this onnxruntime has it, else the CPU."""
+    if bundle.manifest.dialect == "native":
+        return "cpu"
     try:
         Cuda()
     except SessionError:

@@ -10,6 +10,7 @@ from ..errors import SessionError
 from . import names
 from .bundle import Bundle
 from .decode import Decoder
+from .native import operator_library
 from .state import State
 
 #: Tokens of a prompt that go through the graph at once: bounds the memory of a prefill.
@@ -91,8 +92,11 @@ def physical_cores() -> int:
     return min(cores, allowed or cores)
 
 
-def session_options(ort: Any, threads: int | None) -> Any:
-    """Options of every session here; threads: None: as many as physical cores."""
+def session_options(ort: Any, threads: int | None, *, native: bool = False) -> Any:
+    """Options of every session here.
+
+    threads: None: as many as physical cores.  native: the graph has our own operator.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # memory stays flat after a long prefill
@@ -100,6 +104,8 @@ def session_options(ort: Any, threads: int | None) -> Any:
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.dynamic_block_base", "4")
     options.intra_op_num_threads = threads or physical_cores()
+    if native:
+        options.register_custom_ops_library(str(operator_library()))
     return options
 
 
@@ -123,8 +129,12 @@ class OrtSession:
         check_blocks(bundle, ort.__version__)
         try:
             self._session = ort.InferenceSession(
-                str(bundle.graph), sess_options=session_options(ort, threads), providers=[wanted]
+                str(bundle.graph),
+                sess_options=session_options(ort, threads, native=bundle.manifest.dialect == "native"),
+                providers=[wanted],
             )
+        except SessionError:
+            raise
         except Exception as error:  # onnxruntime's errors share no base class
             dialect = bundle.manifest.dialect
             other = "" if dialect == "primitive" else ", or export with --dialect primitive"

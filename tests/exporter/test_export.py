@@ -18,7 +18,7 @@ from dijiang.exporter import attention as attention_module
 from dijiang.exporter import export as export_module
 from dijiang.exporter import plan as plan_module
 from dijiang.exporter.gates import GATES, Gate
-from dijiang.exporter.graph import build_graph
+from dijiang.exporter.pipeline import build_graph
 from dijiang.exporter.plan import BASE_BYTES, plan_export
 from dijiang.models.checkpoint import Checkpoint
 from dijiang.models.initial import write_random

@@ -8,11 +8,11 @@ import onnxruntime
 import pytest
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
-from dijiang.exporter.graph import build_graph
 from dijiang.exporter.passes import optimise
 from dijiang.exporter.passes.fold import FoldNorms
-from dijiang.exporter.passes.merge import FlattenSplits, MergeOutputs, MergeProjections
+from dijiang.exporter.passes.merge import DropRejoined, FlattenSplits, MergeOutputs, MergeProjections
 from dijiang.exporter.passes.residual import FuseResidualNorms
+from dijiang.exporter.pipeline import build_graph
 from dijiang.models.load import load_checkpoint
 
 from ..conftest import GOLDEN, RUNNABLE
@@ -24,6 +24,7 @@ STEPS = [
     MergeProjections,
     FlattenSplits,
     MergeOutputs,
+    DropRejoined,
     FuseResidualNorms,
 ]
 NEOX = ["neox-base", "neox-sequential-straddle", "neox-trained-decay"]

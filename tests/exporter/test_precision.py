@@ -19,7 +19,7 @@ from .test_families import NAMED
 TINY = EXAMPLES / "tiny-python"
 ONNX_TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 #: `onnx` shares its blocks with primitive and its attention with ort.
-WRITTEN = [dialect for dialect in RUNNABLE if dialect != "onnx"]
+WRITTEN = [dialect for dialect in RUNNABLE if dialect not in ("onnx", "native")]
 
 
 def options(name):

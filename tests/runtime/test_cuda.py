@@ -41,7 +41,7 @@ def corrupting(monkeypatch):
     monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", spoilt)
 
 
-@pytest.mark.parametrize("dialect", RUNNABLE)
+@pytest.mark.parametrize("dialect", [dialect for dialect in RUNNABLE if dialect != "native"])
 @pytest.mark.parametrize("name", ["neox-base", "neox-trained-decay", "neox-sequential-straddle"])
 def test_device_session_meets_published_logits(stand_in, exported, name, dialect):
     golden = Golden.load(name)

@@ -7,7 +7,7 @@ from onnx_ir.passes import InPlacePass, PassManager
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
 from .fold import FoldNorms
-from .merge import FlattenSplits, MergeOutputs, MergeProjections
+from .merge import DropRejoined, FlattenSplits, MergeOutputs, MergeProjections
 from .residual import FuseResidualNorms
 
 
@@ -25,6 +25,7 @@ def optimise(model: ir.Model, *, skip_norms: bool) -> ir.Model:
         MergeProjections(),
         FlattenSplits(),
         MergeOutputs(),
+        DropRejoined(),
     ]
     if skip_norms:
         steps.append(FuseResidualNorms())

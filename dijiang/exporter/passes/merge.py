@@ -175,3 +175,35 @@ class MergeOutputs(InPlacePass):
         new.append(ir.node("Add", [inner.inputs[0], new[-1].outputs[0]]))
         old = [*first.nodes, inner, *second.nodes, outer]
         replace_nodes_and_values(graph, outer, old, new, [outer.outputs[0]], [new[-1].outputs[0]])
+
+
+def _rejoined(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node]]:
+    """(Split, Concat) where the Concat puts all parts of the Split together again, in their order."""
+    for joined in list(graph):
+        split = value_of(joined.inputs[0]).producer() if joined.op_type == "Concat" else None
+        if (
+            split is not None
+            and split.op_type == "Split"
+            and list(split.outputs) == list(joined.inputs)
+            and all(node.attributes["axis"].as_int() == -1 for node in (split, joined))
+        ):
+            yield split, joined
+
+
+class DropRejoined(InPlacePass):
+    """Concat(Split(x)) is x."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        graph = model.graph
+        pairs = list(_rejoined(graph))
+        for split, joined in pairs:
+            joined.outputs[0].replace_all_uses_with(value_of(split.inputs[0]))
+            graph.remove(joined, safe=True)
+            if not any(output.uses() for output in split.outputs):
+                graph.remove(split, safe=True)
+        drop_unused_initializers(graph)
+        return PassResult(model, modified=bool(pairs))
+
+    def ensures(self, model: ir.Model) -> None:
+        if any(_rejoined(model.graph)):
+            raise PostconditionError("a Concat of all parts of a Split is left")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..memory import parameters_that_fit
+from ..native import find_library
 from .bandwidth import Bandwidth, measure_bandwidth
 from .machine import describe_machine
 from .probes import Probe, probe_providers
@@ -163,6 +164,18 @@ def _tools(machine: dict[str, Any], sensors: list[str]) -> list[Finding]:
             findings.append(Finding(name, "ok", packages[name]))
         else:
             findings.append(Finding(name, "missing", "not installed", _next(machine, name)))
+    operator = find_library()
+    if operator is not None:
+        findings.append(Finding("native operator", "ok", f"compiled ({operator.name})"))
+    else:
+        findings.append(
+            Finding(
+                "native operator",
+                "missing",
+                "not compiled, so no bundles of the native dialect",
+                "sudo apt-get install g++, then install dijiang again",
+            )
+        )
     if sensors:
         findings.append(Finding("energy sensors", "ok", ", ".join(sensors)))
     else:
