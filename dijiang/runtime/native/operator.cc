@@ -1,5 +1,6 @@
 // The step as an ONNX Runtime custom operator: domain `dijiang`, type `RecurrentStep`.
 #include <cstring>
+#include <memory>
 
 #include "onnxruntime_abi.h"
 #include "step.h"
@@ -83,9 +84,10 @@ struct Kernel {
 };
 
 ort::Status* create(const ort::Op*, const ort::Api* api, const ort::Info* info, void** out) {
-  auto* kernel = new Kernel{*api, 0, 0, 0, 0.0f};
-  *out = kernel;
-  return kernel->read(info);
+  auto kernel = std::make_unique<Kernel>(Kernel{*api, 0, 0, 0, 0.0f});
+  CHECK(kernel->read(info));
+  *out = kernel.release();
+  return nullptr;
 }
 
 ort::Op make_op() {
@@ -116,6 +118,7 @@ extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps
     ort::Options* options, const ort::ApiBase* base) {
   static const ort::Op op = make_op();
   const ort::Api* api = base->get(ort::kApiVersion);
+  if (!api) return base->get(1)->fail("the native dialect needs onnxruntime 1.17 or newer");
   ort::Domain* domain;
   CHECK(api->create_domain("dijiang", &domain));
   CHECK(api->add_op(domain, &op));
