@@ -139,7 +139,6 @@ class Dialect:
     attend: writes the recurrence; None: the whole layer is one node (`native`).
     fused: rotary embedding, activations and group norm are ONNX Runtime's own single nodes.
     in_place: the attention node may write the new state over the old one.
-    picks: the most likely tokens are an output too: all that has to leave a GPU.
     onnxruntime: oldest version that runs it.
     """
 
@@ -148,7 +147,6 @@ class Dialect:
     fused: bool
     in_place: bool
     onnxruntime: tuple[int, int]
-    picks: bool = True
 
 
 #: ort: the fused node.  onnx: the standard function.  primitive: TensorRT, old onnxruntime.
@@ -157,7 +155,7 @@ DIALECTS = {
     "ort": Dialect(23, attend_contrib, fused=True, in_place=True, onnxruntime=(1, 30)),
     "onnx": Dialect(27, attend_standard, fused=False, in_place=False, onnxruntime=(1, 30)),
     "primitive": Dialect(17, attend_primitive, fused=False, in_place=False, onnxruntime=(1, 15)),
-    "native": Dialect(23, None, fused=True, in_place=True, onnxruntime=(1, 30), picks=False),
+    "native": Dialect(23, None, fused=True, in_place=True, onnxruntime=(1, 30)),
 }
 
 

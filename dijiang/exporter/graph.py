@@ -31,8 +31,7 @@ class Writer:
     Inputs: `input_ids`, `position_ids`, `attention_mask` [B, T] int64 (mask 0: padding, which
     leaves the state untouched), `logit_indices` [B, N] int64 (which of the T tokens to return
     logits of), and the states [B, G, K, K] float32. Outputs: `logits` [B, N, vocab] float32,
-    `next_tokens` [B, N] int64 (their argmax, if the
-    dialect picks), states.
+    `next_tokens` [B, N] int64 (their argmax), states.
 
     Raises:
         ExportError: the activation is unknown.
@@ -72,9 +71,9 @@ class Writer:
         index = b.op("Unsqueeze", kept, b.constant([-1], np.int64))
         logits = self._logits(b.op("GatherND", x, index, batch_dims=1))
         b.output(logits, names.LOGITS, ir.DataType.FLOAT, ["batch", "kept", spec.vocab_size])
-        if self.dialect.picks:
-            tokens = b.op("ArgMax", logits, axis=-1, keepdims=0)
-            b.output(tokens, names.NEXT_TOKENS, ir.DataType.INT64, ["batch", "kept"])
+        # On a GPU this is all that has to leave it.
+        tokens = b.op("ArgMax", logits, axis=-1, keepdims=0)
+        b.output(tokens, names.NEXT_TOKENS, ir.DataType.INT64, ["batch", "kept"])
         for layer, state in enumerate(states):
             b.output(state, names.present_state(layer), ir.DataType.FLOAT, state_shape)
         return b.model(f"dijiang_{spec.family}", {})

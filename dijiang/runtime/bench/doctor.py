@@ -164,18 +164,7 @@ def _tools(machine: dict[str, Any], sensors: list[str]) -> list[Finding]:
             findings.append(Finding(name, "ok", packages[name]))
         else:
             findings.append(Finding(name, "missing", "not installed", _next(machine, name)))
-    operator = find_library()
-    if operator is not None:
-        findings.append(Finding("native operator", "ok", f"compiled ({operator.name})"))
-    else:
-        findings.append(
-            Finding(
-                "native operator",
-                "missing",
-                "not compiled, so no bundles of the native dialect",
-                "sudo apt-get install g++, then install dijiang again",
-            )
-        )
+    findings.append(_operator(machine))
     if sensors:
         findings.append(Finding("energy sensors", "ok", ", ".join(sensors)))
     else:
@@ -184,3 +173,13 @@ def _tools(machine: dict[str, Any], sensors: list[str]) -> list[Finding]:
             Finding("energy sensors", "unknown", "neither NVML, INA3221 nor RAPL answers", command)
         )
     return findings
+
+
+def _operator(machine: dict[str, Any]) -> Finding:
+    found = find_library()
+    if found is not None:
+        return Finding("native operator", "ok", f"compiled ({found.name})")
+    command = _next(machine, "native operator")
+    return Finding(
+        "native operator", "missing", "not compiled: no bundles of the native dialect", command
+    )

@@ -40,6 +40,9 @@ REMEDIES = {
     "tensorrt": _TENSORRT,
     "onnx-ir": Remedy(("pip install 'dijiang[export]'",)),
     "matplotlib": Remedy(("pip install 'dijiang[bench]'",)),
+    "native operator": Remedy(
+        ("sudo apt-get install g++ && pip install --force-reinstall --no-binary=dijiang dijiang",)
+    ),
     "energy sensors": Remedy(
         (
             "pip install 'dijiang[bench]'",
