@@ -56,11 +56,11 @@ class Place:
         return PRESETS[self.preset]
 
 
-def _dijiang(precision: str) -> Callable[[Place], Side]:
+def _dijiang(kind: str) -> Callable[[Place], Side]:
     def make(place: Place) -> Side:
         from peer_ours import Ours
 
-        return Ours(place.cache / f"{place.preset}-{precision}", place.threads)
+        return Ours(place.cache / f"{place.preset}-{kind}", place.threads)
 
     return make
 
@@ -91,9 +91,9 @@ def _published(place: Place) -> Side:
     return Published(checkpoint(place.cache, place.preset), place.threads)
 
 
-#: Name -> maker. llama.cpp's default leaves flash attention to itself; -fa0 and -fa1 force it.
+#: Name -> maker. Ours are of the native dialect; -ort: without our operator. llama.cpp's default leaves flash attention to itself; -fa0 and -fa1 force it.
 SIDES: dict[str, Callable[[Place], Side]] = {
-    **{f"dijiang-{precision}": _dijiang(precision) for precision in ("fp32", "int8", "int4")},
+    **{f"dijiang-{kind}": _dijiang(kind) for kind in ("fp32", "int8", "int4", "int8-ort", "int4-ort")},
     **{f"llama.cpp-{kind}": _llama(kind) for kind in ("q8_0", "q4_0")},
     **{f"llama.cpp-{kind}-fa0": _llama(kind, "-fa", "0") for kind in ("q8_0", "q4_0")},
     **{f"llama.cpp-{kind}-fa1": _llama(kind, "-fa", "1") for kind in ("q8_0", "q4_0")},
@@ -102,8 +102,8 @@ SIDES: dict[str, Callable[[Place], Side]] = {
 }
 
 
-def precision(side: str) -> str | None:
-    """The precision of a side of ours."""
+def bundle_kind(side: str) -> str | None:
+    """PRECISION or PRECISION-DIALECT of a side of ours."""
     name, _, kind = side.partition("-")
     return kind if name == "dijiang" else None
 
@@ -146,6 +146,9 @@ GROUPS = {
     "70m-int4": Group(P70, ("dijiang-int4", "llama.cpp-q4_0"), (0, 2048), (128, 512), 128, repeat=3),
     "70m-fp32": Group(P70, FLOATS, (0, 2048, 8192), (128, 512), 32, 3, 2),
     "70m-published": Group(P70, ("dijiang-fp32", "published"), (0, 512, 2032), (128, 512), 2, 3),
+    "operator-int8": Group(P410, ("dijiang-int8", "dijiang-int8-ort"), (0,), (512,), repeat=3),
+    "operator-int4": Group(P410, ("dijiang-int4", "dijiang-int4-ort"), (0,), (512,), repeat=3),
+    "operator-70m": Group(P70, ("dijiang-int8", "dijiang-int8-ort"), (0,), (512,), 128, repeat=3),
     "endless": Group(P410, ("dijiang-int8",), (0, 10**6), (), 16, 8, 10, pair="depth"),
     "endless-fp32": Group(P410, ("dijiang-fp32",), (0, 10**6), (), 8, 6, 6, pair="depth"),
     "flash-q8_0": Group(

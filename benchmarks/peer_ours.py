@@ -27,16 +27,18 @@ def checkpoint(cache: Path, preset: str) -> Path:
     return folder if folder.is_dir() else init(preset, folder, dtype="float32")
 
 
-def bundle(cache: Path, preset: str, precision: str) -> Path:
-    """Its bundle; the graph is that of the exporter as it is now, so old ones are replaced.
+def bundle(cache: Path, preset: str, kind: str) -> Path:
+    """Its bundle, kind: PRECISION or PRECISION-DIALECT, `native` if none is named; the graph is that of the exporter as it is now, so old ones are replaced.
 
     Nothing is calibrated: how random weights are rounded changes no time.
     """
-    target = cache / f"{preset}-{precision}"
+    target = cache / f"{preset}-{kind}"
+    precision, _, dialect = kind.partition("-")
     dijiang.export(
         checkpoint(cache, preset),
         target,
         precision=precision,
+        dialect=dialect or "native",
         calibration_tokens=0,
         verify=False,
         force=True,

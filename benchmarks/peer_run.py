@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from peer_cases import PAIRS, QUIET, SIDES, Group, Place, gguf_type, precision
+from peer_cases import PAIRS, QUIET, SIDES, Group, Place, bundle_kind, gguf_type
 from peer_machine import Watch, environment, wait_until_idle
 
 from dijiang.runtime.bench.bandwidth import measure_bandwidth
@@ -107,7 +107,7 @@ def models(group: Group, cache: Path) -> dict[str, Any]:
 
     found: dict[str, Any] = {"parameters": parameters(checkpoint(cache, group.preset)), "bytes": {}}
     for side in group.sides:
-        if kind := precision(side):
+        if kind := bundle_kind(side):
             file = cache / f"{group.preset}-{kind}"
             found["bytes"][side] = sum(part.stat().st_size for part in file.iterdir())
         elif kind := gguf_type(side):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from peer_cases import GROUPS, gguf_type, precision
+from peer_cases import GROUPS, bundle_kind, gguf_type
 from peer_report import markdown
 from rich.console import Console
 
@@ -64,7 +64,7 @@ def prepare(names: tuple[str, ...], cache: Path, threads: int) -> None:
         err.print(f"{preset}: {side}")
         if kind := gguf_type(side):
             model(cache, preset, PRESETS[preset], kind)
-        elif kind := precision(side):
+        elif kind := bundle_kind(side):
             ours = Ours(bundle(cache, preset, kind), threads)
             groups = [group for group in chosen if group.preset == preset and side in group.sides]
             for depth in sorted({depth for group in groups for depth in group.depths}):
