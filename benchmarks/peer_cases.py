@@ -91,7 +91,8 @@ def _published(place: Place) -> Side:
     return Published(checkpoint(place.cache, place.preset), place.threads)
 
 
-#: Name -> maker. Ours are of the native dialect; -ort: without our operator. llama.cpp's default leaves flash attention to itself; -fa0 and -fa1 force it.
+#: Name -> maker. Ours are of the native dialect; -ort: without our operator. llama.cpp's
+#: default leaves flash attention to itself; -fa0 and -fa1 force it.
 SIDES: dict[str, Callable[[Place], Side]] = {
     **{f"dijiang-{kind}": _dijiang(kind) for kind in ("fp32", "int8", "int4", "int8-ort", "int4-ort")},
     **{f"llama.cpp-{kind}": _llama(kind) for kind in ("q8_0", "q4_0")},

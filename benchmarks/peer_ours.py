@@ -28,9 +28,10 @@ def checkpoint(cache: Path, preset: str) -> Path:
 
 
 def bundle(cache: Path, preset: str, kind: str) -> Path:
-    """Its bundle, kind: PRECISION or PRECISION-DIALECT, `native` if none is named; the graph is that of the exporter as it is now, so old ones are replaced.
+    """Its bundle, kind: PRECISION or PRECISION-DIALECT (`native` if none is named).
 
-    Nothing is calibrated: how random weights are rounded changes no time.
+    The graph is that of the exporter as it is now, so old ones are replaced. Nothing is calibrated: how
+    random weights are rounded changes no time.
     """
     target = cache / f"{preset}-{kind}"
     precision, _, dialect = kind.partition("-")
