@@ -5,7 +5,8 @@
 
 Weights are random: they have a trained model's size and speed, not its text. Each step is a process of
 its own whose memory is watched. Results are added to a JSON file, one row for a shape and a precision,
-and within a row step by step: a run can be cut into pieces. The table is written from all whole rows.
+and within a row step by step: a run can be cut into pieces. The table is written from all rows
+that were verified and ran.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,11 @@ def machine_line(environment: dict[str, Any]) -> str:
     )
 
 
+def _known(row: dict[str, Any], name: str, show: Callable[[float], str]) -> str:
+    """A figure of a row, or a dash where it was not measured."""
+    return show(row[name]) if name in row else "-"
+
+
 #: Heading of the table -> what a row says.
 COLUMNS = {
     "model": lambda r: r["preset"],
@@ -148,19 +155,20 @@ COLUMNS = {
     "precision": lambda r: r["precision"],
     "bundle": lambda r: f"{r['bytes'] / 1e6:,.0f} MB",
     "export": lambda r: f"{r['export']['seconds']:,.0f} s",
-    "of copying": lambda r: f"{r['export']['seconds'] / r['copy_seconds']:.1f}",
+    "of copying": lambda r: _known(r, "copy_seconds", lambda s: f"{r['export']['seconds'] / s:.1f}"),
     "export memory": lambda r: f"{r['export']['anonymous_bytes'] / 1e6:,.0f} MB",
     "verify": lambda r: f"{r['verify']['tokens']} tokens, {r['verify']['seconds']:,.0f} s",
     "verify memory": lambda r: f"{r['verify']['anonymous_bytes'] / 1e6:,.0f} MB",
     "logits off": lambda r: f"{r['verify']['rms_relative_error']:.1e}",
     "KL": lambda r: f"{r['verify']['kl']:.1e}",
     "run memory": lambda r: f"{r['run']['anonymous_bytes'] / 1e6:,.0f} MB",
-    "decode": lambda r: f"{r['tokens_per_second']:,.1f} tokens/s",
+    "decode": lambda r: _known(r, "tokens_per_second", lambda rate: f"{rate:,.1f} tokens/s"),
 }
 INTRODUCTION = """# Models
 
 Written by `python benchmarks/presets.py`: the published shapes with random weights, each taken the whole
-way, every step in a process of its own. The figures are in `benchmarks/results/presets.json`.
+way, every step in a process of its own. The figures are in `benchmarks/results/presets.json`; "-" was
+not measured.
 
 - *state*: of one sequence, at any length.  *bundle*: size on disk.
 - *export*: seconds with `--no-verify`, from a {dtype} checkpoint.  *of copying*: over the seconds that
@@ -171,19 +179,21 @@ way, every step in a process of its own. The figures are in `benchmarks/results/
   weights amplify rounding with depth and say little about a trained model's text.
 - *run*: 32 tokens.  *decode*: `dijiang bench -n 32`, tokens a second at batch 1.
 
-{machine}
+{machine} {note}
 
 """
 
 
-def table(rows: list[dict[str, Any]], machine: str, dtype: str) -> str:
-    """docs/models.md from all rows, in the order of PRESETS."""
+def table(results: dict[str, Any]) -> str:
+    """docs/models.md from the rows of all verified bundles that ran, in the order of PRESETS."""
     order = {name: index for index, name in enumerate(PRESETS)}
+    rows = [row for row in results["rows"] if row.keys() >= {"export", "verify", "run"}]
     rows = sorted(rows, key=lambda r: (order[r["preset"]], list(PRECISIONS).index(r["precision"])))
     lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
     lines += [[show(row) for show in COLUMNS.values()] for row in rows]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return INTRODUCTION.format(machine=machine, dtype=dtype) + text
+    about = {name: results.get(name, "") for name in ("machine", "note", "dtype")}
+    return INTRODUCTION.format(**about) + text
 
 
 def main() -> None:
@@ -207,9 +217,7 @@ def main() -> None:
             results["machine"] = row.pop("machine", results.get("machine"))
             results |= {"dtype": options.dtype, "rows": list(rows.values())}
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-            whole = [r for r in results["rows"] if r.keys() >= {"copy_seconds", *STEPS}]
-            if whole:
-                TABLE.write_text(table(whole, results["machine"], options.dtype))
+            TABLE.write_text(table(results))
             if not options.keep:
                 shutil.rmtree(options.folder / f"{preset}-{precision}")
         if not options.keep:
