@@ -52,7 +52,7 @@ def step_graph(
     elif precision.quantized:
         # One row of the embedding is read in a step: on a GPU it stays in fp16, whose lookup is exact.
         precision = replace(precision, embed=None) if cuda else _with_embedding(precision, model)
-        Quantize(precision, moments, cuda=cuda)(graph)
+        Quantize(precision, moments, tied=model.spec.tied_embeddings, cuda=cuda)(graph)
     if types in TYPES:
         SetPrecision(types, fused_norms=fused)(graph)
     return graph

@@ -34,10 +34,13 @@ SMALLEST_BLOCK = 16
 class Quantize(InPlacePass):
     """Every projection, the head and the embedding as a Precision says; P stays float32.
 
-    The weights are rounded while the graph is written, one at a time. moments: second moments of the
-    inputs by weight name (`calibration`), for those that are rounded to 4 bits; used up on the way.
+    The weights are rounded while the graph is written, one at a time.
+
+    moments: second moments of the inputs by weight name (`calibration`), for those that are rounded to
+        4 bits; used up on the way.
+    tied: the head is the transposed embedding: where its blocks fit a row, both read the head's codes.
     cuda: activations are not rounded, and biases are added by nodes of their own, as older CUDA kernels
-    take none.
+        take none.
     """
 
     def __init__(
@@ -45,10 +48,11 @@ class Quantize(InPlacePass):
         precision: Precision,
         moments: dict[str, np.ndarray] | None = None,
         *,
+        tied: bool = False,
         cuda: bool = False,
     ) -> None:
         super().__init__()
-        self.precision, self.cuda = precision, cuda
+        self.precision, self.tied, self.cuda = precision, tied, cuda
         self.moments = moments or {}
 
     def call(self, model: ir.Model) -> PassResult:
@@ -58,15 +62,20 @@ class Quantize(InPlacePass):
             for linear in linears(graph)
             if (rounding := self._rounding(graph, linear))
         ]
+        embedding = self._embedding(graph)
         for linear, rounding in found:
             moment = self.moments.pop(str(linear.weight.name), None) if rounding.bits == 4 else None
-            _quantize_linear(graph, linear, rounding, moment, cuda=self.cuda)
-        embedding = self._embedding(graph)
-        if embedding is not None:
+            is_tied = self.tied and linear.output in graph.outputs
+            width = linear.shape[0]
+            codes, scales = _quantize_linear(graph, linear, rounding, moment, cuda=self.cuda)
+            if embedding and is_tied and width % rounding.block == 0:
+                _look_up_blocks(graph, embedding[0], codes, scales, rounding)
+                embedding = None
+        if embedding:
             _quantize_embedding(graph, *embedding)
         drop_unused_initializers(graph)
         graph.opset_imports.setdefault(CONTRIB, 1)
-        return PassResult(model, modified=bool(found) or embedding is not None)
+        return PassResult(model, modified=bool(found or embedding))
 
     def ensures(self, model: ir.Model) -> None:
         left = [x.weight.name for x in linears(model.graph) if self._rounding(model.graph, x)]
@@ -131,7 +140,8 @@ def _stored_blocks(
 
 def _quantize_linear(
     graph: ir.Graph, linear: Linear, rounding: Rounding, moment: np.ndarray | None, *, cuda: bool
-) -> None:
+) -> list[ir.Value]:
+    """Replace a linear by MatMulNBits; its codes [out, blocks, bytes] and scales [out, blocks]."""
     if cuda:
         linear = replace(linear, add=None)  # it stays as it is
     weight, (rows, columns) = linear.weight, linear.shape
@@ -154,6 +164,38 @@ def _quantize_linear(
     replace_nodes_and_values(
         graph, linear.nodes[0], linear.nodes, [node], [linear.output], [node.outputs[0]]
     )
+    return parts
+
+
+def _look_up_blocks(
+    graph: ir.Graph, gather: ir.Node, codes: ir.Value, scales: ir.Value, rounding: Rounding
+) -> None:
+    """Rows of a tied embedding from the head's own codes, [vocab, blocks, bytes].
+
+    ONNX Runtime keeps the codes mapped from the file: sharing them costs no memory of its own.
+    """
+    last = ir.node("Unsqueeze", [scales, _constant(graph, [-1])])
+    rows = _lookup(gather, codes, last.outputs[0], rounding, axis=2)  # [B, T, blocks, block]
+    flat = ir.node("Reshape", [rows.outputs[0], _constant(graph, [0, 0, -1])])
+    replace_nodes_and_values(
+        graph, gather, [gather], [last, rows, flat], [gather.outputs[0]], [flat.outputs[0]]
+    )
+
+
+def _constant(graph: ir.Graph, values: list[int]) -> ir.Value:
+    name = "sharing_" + "_".join(map(str, values))
+    return stored(graph, name, (len(values),), lambda: np.array(values), ir.DataType.INT64)
+
+
+def _lookup(
+    gather: ir.Node, codes: ir.Value, scales: ir.Value, rounding: Rounding, axis: int
+) -> ir.Node:
+    return ir.node(
+        "GatherBlockQuantized",
+        [codes, gather.inputs[1], scales],
+        {"bits": rounding.bits, "block_size": rounding.block, "gather_axis": 0, "quantize_axis": axis},
+        domain=CONTRIB,
+    )
 
 
 def _quantize_embedding(graph: ir.Graph, gather: ir.Node, rounding: Rounding) -> None:
@@ -162,10 +204,5 @@ def _quantize_embedding(graph: ir.Graph, gather: ir.Node, rounding: Rounding) ->
     codes, scales = _stored_blocks(
         graph, str(table.name), (width, rows), lambda: array_of(table).T, rounding, flat=True
     )
-    node = ir.node(
-        "GatherBlockQuantized",
-        [codes, gather.inputs[1], scales],
-        {"bits": rounding.bits, "block_size": rounding.block, "gather_axis": 0, "quantize_axis": 1},
-        domain=CONTRIB,
-    )
+    node = _lookup(gather, codes, scales, rounding, axis=1)
     replace_nodes_and_values(graph, gather, [gather], [node], [gather.outputs[0]], [node.outputs[0]])
