@@ -1,7 +1,8 @@
 """Rounding weights by blocks: w = code * scale, one scale for `block` consecutive input channels.
 
-Codes run from -2^(bits-1) to 2^(bits-1) - 1. The scale's sign is free, so that the largest weight of a
-block, whatever its own sign, takes the code that exists on one side only.
+Codes run from -2^(bits-1) to 2^(bits-1) - 1. Where the scale's sign is free, the largest weight of a
+block, whatever its own sign, takes the code that exists on one side only. Where a scale must be
+positive, as TensorRT demands, it takes the largest code of both sides.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ ROWS = 64
 DAMPING = 0.01
 
 
-def covering_scale(blocks: Array, bits: int) -> Array:
-    """The scale [..., 1] that maps a block's largest weight to the code -2^(bits-1)."""
+def covering_scale(blocks: Array, bits: int, *, positive: bool = False) -> Array:
+    """The scale [..., 1] at which a block's largest weight takes its code (see above)."""
     low, high = blocks.min(-1, keepdims=True), blocks.max(-1, keepdims=True)
-    largest = np.where(-low >= high, low, high)
-    scale: Array = np.where(largest == 0, 1, largest / -(2.0 ** (bits - 1))).astype(np.float32)
-    return scale
+    bound = 2.0 ** (bits - 1)
+    if positive:
+        scale = np.maximum(-low, high) / (bound - 1)
+    else:
+        scale = np.where(-low >= high, low, high) / -bound
+    return np.where(scale == 0, 1, scale).astype(np.float32)
 
 
 def codes_of(blocks: Array, scale: Array, bits: int) -> Array:
@@ -38,12 +42,15 @@ def codes_of(blocks: Array, scale: Array, bits: int) -> Array:
     return np.clip(codes, -bound, bound - 1, out=codes)
 
 
-def best_scale(blocks: Array, bits: int, importance: Array | float = 1.0) -> tuple[Array, Array]:
+def best_scale(
+    blocks: Array, bits: int, importance: Array | float = 1.0, *, positive: bool = False
+) -> tuple[Array, Array]:
     """Codes and scale [..., 1] of least weighted squared error; blocks [..., block] float32.
 
-    At 4 bits several starting scales are tried, each refitted to its codes q: <w, q> / <q, q>.
+    At 4 bits several starting scales are tried, each refitted to its codes q: <w, q> / <q, q>, which
+    has the sign of the start.
     """
-    start = covering_scale(blocks, bits)
+    start = covering_scale(blocks, bits, positive=positive)
     if bits > 4:
         return codes_of(blocks, start, bits), start
     best_gain = np.full(start.shape, -np.inf, np.float32)
@@ -73,8 +80,10 @@ def by_blocks(weight: Array, block: int) -> Array:
     return padded.reshape(columns, blocks, block)
 
 
-def round_nearest(weight: Array, bits: int, block: int) -> tuple[Array, Array]:
-    """Round a weight [in, out], each block by itself.
+def round_nearest(
+    weight: Array, bits: int, block: int, *, positive: bool = False
+) -> tuple[Array, Array]:
+    """Round a weight [in, out], each block by itself; scales above 0 if `positive`.
 
     Returns codes uint8 [out, blocks, block], offset by 2^(bits-1), and scales float32 [out, blocks].
     """
@@ -84,7 +93,7 @@ def round_nearest(weight: Array, bits: int, block: int) -> tuple[Array, Array]:
 
     def fill(start: int) -> None:
         part = slice(start, start + ROWS)
-        rounded, scale = best_scale(by_blocks(weight[:, part], block), bits)
+        rounded, scale = best_scale(by_blocks(weight[:, part], block), bits, positive=positive)
         codes[part] = rounded + np.float32(2 ** (bits - 1))
         scales[part] = scale[..., 0]
 
