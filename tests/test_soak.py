@@ -49,3 +49,28 @@ def test_100_000_tokens_with_constant_memory_and_exact_logits(exported):
     error = float(np.abs(logits[0] - expected[0, -1]).max())
     print(f"logits at token {TOKENS:,}: {error:.2e} from the float64 recurrence")
     assert error <= 1e-3
+
+
+@pytest.mark.soak
+def test_prompt_of_100_000_tokens_takes_the_memory_of_one_piece(exported, monkeypatch):
+    """Resident memory after every piece of the prompt, against that after a short prompt."""
+    model = dijiang.load(exported("tiny-python"))
+    run, seen = model._session.run, []
+
+    def watched(*arguments):
+        logits = run(*arguments)
+        seen.append(resident_bytes())
+        return logits
+
+    monkeypatch.setattr(model._session, "run", watched)
+    ids = np.random.default_rng(0).integers(model.spec.vocab_size, size=(1, TOKENS))
+    model.forward(ids[:, :SETTLED], model.new_state())
+    settled = seen[-1]
+    seen.clear()
+    state = model.new_state()
+    model.forward(ids, state)
+    grown = max(seen) - settled
+    print(f"\nresident memory in a prompt of {TOKENS:,}: {grown / MIB:+.3f} MiB against {SETTLED:,}")
+    assert state.position[0] == TOKENS
+    # Mask, positions and the like are 8 bytes a token each; a logit row a token would be 820 MB.
+    assert grown < 8 * MIB

@@ -6,13 +6,18 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from onnx_ir.passes import PreconditionError
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
 from dijiang.exporter.passes import optimise
+from dijiang.exporter.passes.dequantize import DequantizeWeights
 from dijiang.exporter.passes.fold import FoldNorms
 from dijiang.exporter.passes.merge import DropRejoined, FlattenSplits, MergeOutputs, MergeProjections
+from dijiang.exporter.passes.precision import SetPrecision
+from dijiang.exporter.passes.quantize import Quantize
 from dijiang.exporter.passes.residual import FuseResidualNorms
 from dijiang.exporter.pipeline import build_graph
+from dijiang.exporter.precision import PRECISIONS
 from dijiang.models.load import load_checkpoint
 
 from ..conftest import GOLDEN, RUNNABLE
@@ -133,3 +138,18 @@ def test_layers_of_one_gamma_share_the_log_decay():
     graph = build_graph(load_checkpoint(GOLDEN["neox-base"]), "ort")
     decays = {node.inputs[4] for node in graph.graph if node.op_type == "LinearAttention"}
     assert len(decays) == 1
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda: Quantize(PRECISIONS["int8"]),
+        lambda: DequantizeWeights("int8"),
+        lambda: SetPrecision("bf16", fused_norms=True),
+    ],
+    ids=["Quantize", "DequantizeWeights", "SetPrecision"],
+)
+def test_rounding_takes_no_weights_that_were_rounded_before(unfused, step):
+    graph = SetPrecision("fp16", fused_norms=True)(unfused("neox-base")).model
+    with pytest.raises(PreconditionError, match="weights"):
+        step()(graph)

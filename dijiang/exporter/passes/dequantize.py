@@ -19,6 +19,7 @@ from .linear import (
     array_of,
     drop_unused_initializers,
     linears,
+    require_float32,
     stored,
 )
 
@@ -50,6 +51,9 @@ class DequantizeWeights(InPlacePass):
     def __init__(self, precision: str) -> None:
         super().__init__()
         self.body, self.head = WEIGHTS[precision]
+
+    def requires(self, model: ir.Model) -> None:
+        require_float32(model.graph)
 
     def call(self, model: ir.Model) -> PassResult:
         graph = model.graph

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import PreconditionError
 
 from ..builder import row_major
 
@@ -93,6 +94,13 @@ def linears(graph: ir.Graph) -> Iterator[Linear]:
         found = linear_at(node)
         if found is not None:
             yield found
+
+
+def require_float32(graph: ir.Graph) -> None:
+    """Precondition of passes that round weights: PreconditionError if any was rounded before."""
+    rounded = [str(x.weight.name) for x in linears(graph) if x.weight.dtype != ir.DataType.FLOAT]
+    if rounded:
+        raise PreconditionError(f"weights are not float32: {', '.join(rounded)}")
 
 
 def linear_to(value: ir.Value | None) -> Linear | None:

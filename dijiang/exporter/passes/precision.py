@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
+from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
 from ...errors import ExportError
 from ...runtime import names
@@ -62,6 +62,12 @@ class SetPrecision(InPlacePass):
         super().__init__()
         self.dtype, self._numpy = TYPES[precision]
         self._kept = FLOAT_NODES if fused_norms else FLOAT_NODES | NORMS
+
+    def requires(self, model: ir.Model) -> None:
+        low = {dtype for dtype, _ in TYPES.values()}
+        found = [v.name for v in model.graph.initializers.values() if v.dtype in low]
+        if found:
+            raise PreconditionError(f"weights have a 16-bit type already: {found}")
 
     def call(self, model: ir.Model) -> PassResult:
         graph = model.graph

@@ -19,6 +19,7 @@ from .linear import (
     array_of,
     drop_unused_initializers,
     linears,
+    require_float32,
     shape_of,
     stored,
     value_of,
@@ -54,6 +55,9 @@ class Quantize(InPlacePass):
         super().__init__()
         self.precision, self.tied, self.cuda = precision, tied, cuda
         self.moments = moments or {}
+
+    def requires(self, model: ir.Model) -> None:
+        require_float32(model.graph)
 
     def call(self, model: ir.Model) -> PassResult:
         graph = model.graph
