@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import onnx_ir as ir
@@ -59,7 +60,7 @@ class RandomTensors:
 
     def read(self, name: str) -> np.ndarray:
         """float32, of the shape that the family has."""
-        random = np.random.default_rng(len(name))
+        random = np.random.default_rng(crc32(name.encode()))
         drawn = random.standard_normal(self._shapes[name], dtype=np.float32) * np.float32(SPREAD)
         return drawn + np.float32(1) if name.endswith("norm.weight") else drawn
 

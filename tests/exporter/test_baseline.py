@@ -158,3 +158,10 @@ def test_no_ratio_between_providers(exported, monkeypatch):
     report = run_bench([exported("tiny-python")], options, baseline=build_transformer)
     assert (len(report["results"]), report["ratios"]) == (2, [])
     assert "use --provider cpu" in report["errors"][0]["message"]
+
+
+def test_no_two_weights_are_the_same():
+    weights = random_weights(PYTHIA)
+    names = [name for name in weights if name.endswith(".weight") and "norm" not in name]
+    drawn = {weights[name].ravel()[:16].tobytes() for name in names}
+    assert len(drawn) == len(names)
