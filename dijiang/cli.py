@@ -160,7 +160,7 @@ def verify(bundle: Path, against: Path, as_json: bool, progress: bool | None, **
             for e in report.state_errors
         ]
         rows += [
-            (f"gate {v.metric}", f"{v.found:.2e} of {v.bound:.0e}{'' if v.passed else ' FAILED'}")
+            (f"gate {v.metric}", f"{v.found:.2e} of {v.bound:.1e}{'' if v.passed else ' FAILED'}")
             for v in report.gates
         ]
         if report.decay_change is not None:

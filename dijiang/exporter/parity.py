@@ -108,7 +108,7 @@ class Parity:
     def failures(self) -> tuple[str, ...]:
         """Gates that were not met."""
         return tuple(
-            f"{v.metric} {v.found:.2e}, allowed {v.bound:.0e}" for v in self.gates if not v.passed
+            f"{v.metric} {v.found:.2e}, allowed {v.bound:.1e}" for v in self.gates if not v.passed
         )
 
     @property

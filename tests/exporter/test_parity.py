@@ -51,7 +51,7 @@ def test_verify_fails_when_one_weight_is_off(exported, copy_of):
     write_manifest(bundle, manifest)
     report = dijiang.verify(bundle, GOLDEN["neox-base"], tokens=40)
     assert not report.passed
-    with pytest.raises(dijiang.ParityError, match=r"max_error .* allowed 1e-04; layer 1 is the worst"):
+    with pytest.raises(dijiang.ParityError, match=r"max_error .* allowed 1.0e-04; layer 1 is the worst"):
         report.require()
     assert open_bundle(bundle).parity["passed"] is False
 
