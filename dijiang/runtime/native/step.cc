@@ -66,12 +66,12 @@ template <class Map, class Join>
 inline float reduce(Map map, Join join, float start, const float* x, int64_t n) {
   float lanes[kLanes];
   for (int l = 0; l < kLanes; l++) lanes[l] = start;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
+  const int64_t whole = n - n % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes)
     for (int l = 0; l < kLanes; l++) lanes[l] = join(lanes[l], map(x[i + l]));
   float result = start;
   for (int l = 0; l < kLanes; l++) result = join(result, lanes[l]);
-  for (; i < n; i++) result = join(result, map(x[i]));
+  for (int64_t i = whole; i < n; i++) result = join(result, map(x[i]));
   return result;
 }
 
