@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -92,10 +93,10 @@ def physical_cores() -> int:
     return min(cores, allowed or cores)
 
 
-def session_options(ort: Any, threads: int | None, *, native: bool = False) -> Any:
+def session_options(ort: Any, threads: int | None, operators: Path | None = None) -> Any:
     """Options of every session here.
 
-    threads: None: as many as physical cores.  native: the graph has our own operator.
+    threads: None: as many as physical cores.  operators: library of those that the graph has of ours.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -104,8 +105,8 @@ def session_options(ort: Any, threads: int | None, *, native: bool = False) -> A
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.dynamic_block_base", "4")
     options.intra_op_num_threads = threads or physical_cores()
-    if native:
-        options.register_custom_ops_library(str(operator_library()))
+    if operators is not None:
+        options.register_custom_ops_library(str(operators))
     return options
 
 
@@ -127,14 +128,13 @@ class OrtSession:
                 f"{', '.join(PROVIDERS)}; install the package that has it"
             )
         check_blocks(bundle, ort.__version__)
+        operators = operator_library() if bundle.manifest.dialect == "native" else None
         try:
             self._session = ort.InferenceSession(
                 str(bundle.graph),
-                sess_options=session_options(ort, threads, native=bundle.manifest.dialect == "native"),
+                sess_options=session_options(ort, threads, operators),
                 providers=[wanted],
             )
-        except SessionError:
-            raise
         except Exception as error:  # onnxruntime's errors share no base class
             dialect = bundle.manifest.dialect
             other = "" if dialect == "primitive" else ", or export with --dialect primitive"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from .traffic import Traffic
 from .worker import Load, Worker
 
 Say = Callable[[str], None]
+#: Seconds that a session's threads go on looking for work after a step, at most; until then they slow
+#: down whoever has the next turn (measured: 70 ms).
+SETTLE = 0.1
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,9 @@ def _take_turns(
     failures: list[Failure] = []
     workers: dict[str, Worker] = {}
 
-    def attempt(side: Side, action: Callable[[], None]) -> None:
+    def attempt(action: Callable[[Side], None], side: Side) -> None:
         try:
-            action()
+            action(side)
         except DijiangError as error:
             failures.append(Failure(side.name, test.label, str(error)))
             workers.pop(side.name, None)
@@ -116,6 +120,8 @@ def _take_turns(
 
     def repeat(side: Side) -> None:
         one = samples[side.name]
+        if len(workers) > 1:
+            time.sleep(SETTLE)
         with Meter(sensors) as meter:
             one.repetitions.append(workers[side.name].repeat())
         if meter.joules is not None:
@@ -130,12 +136,12 @@ def _take_turns(
 
     with ExitStack() as stack:
         for side in sides:
-            attempt(side, lambda side=side: start(side))  # type: ignore[misc]
+            attempt(start, side)
         while left := waiting():
             for side in left:
-                attempt(side, lambda side=side: repeat(side))  # type: ignore[misc]
+                attempt(repeat, side)
         for side in [s for s in sides if s.name in workers]:
-            attempt(side, lambda side=side: finish(side))  # type: ignore[misc]
+            attempt(finish, side)
     return samples, failures
 
 

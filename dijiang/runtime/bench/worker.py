@@ -20,9 +20,6 @@ from .sensors import load_nvml
 from .subject import Subject
 from .timing import Timer
 
-#: Seconds that a session's threads go on looking for work after a step, at most; until then they slow
-#: down whoever has the next turn (measured: 70 ms).
-SETTLE = 0.1
 #: load(path, threads, provider) -> Subject; importable by name, as it crosses processes.
 Load = Callable[[str, "int | None", str], Subject]
 
@@ -100,12 +97,9 @@ def _serve(pipe: Connection, load: Load, path: str, provider: str, test: Test) -
         seconds = time.perf_counter() - started
         timer = Timer(subject, test)
         timer.warm_up()
-        time.sleep(SETTLE)
         pipe.send((seconds, subject.provider))
         while pipe.recv():
-            repetition = timer.repeat()
-            time.sleep(SETTLE)
-            pipe.send(repetition)
+            pipe.send(timer.repeat())
         pipe.send({"host": peak_host_bytes(), "device": device_bytes()})
     except (EOFError, ConnectionError):
         return  # the parent has gone

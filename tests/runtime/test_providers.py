@@ -1,0 +1,104 @@
+"""How providers are chosen, and what is said where one is not to be had."""
+
+import sys
+from importlib.metadata import PackageNotFoundError
+
+import onnxruntime
+import pytest
+
+import dijiang
+from dijiang.runtime import providers
+from dijiang.runtime.providers import PROVIDERS, Provider, check_single_onnxruntime
+
+from .fake_gpu import FakeLibcuda
+
+
+@pytest.mark.parametrize("name", ["cuda", "ort-tensorrt", "ort-tensorrt-rtx"])
+def test_provider_that_this_onnxruntime_lacks_is_refused(exported, name):
+    with pytest.raises(
+        dijiang.SessionError, match=rf"'{name}' is not available: onnxruntime .* has .*CPU"
+    ):
+        dijiang.load(exported("neox-base"), provider=name)
+
+
+def test_provider_that_onnxruntime_swapped_is_refused(exported, monkeypatch):
+    monkeypatch.setitem(PROVIDERS, "cuda", Provider("CUDAExecutionProvider", "install it", memory="cpu"))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    create = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, sess_options, providers, enable_fallback: create(path, sess_options),
+    )
+    with pytest.raises(dijiang.SessionError, match=r"asked for CUDA.*, onnxruntime used CPU"):
+        dijiang.load(exported("neox-base"), provider="cuda")
+
+
+@pytest.mark.parametrize("provider", ["tpu", "cuda:x", "cuda:", ":0", "auto:1", "cpu:0"])
+def test_provider_that_does_not_exist_is_refused(exported, provider):
+    with pytest.raises(dijiang.SessionError, match=rf"execution provider '{provider}'"):
+        dijiang.load(exported("neox-base"), provider=provider)
+
+
+def test_device_number_reaches_the_provider(exported, monkeypatch):
+    seen = {}
+
+    def record(path, sess_options, providers, enable_fallback):
+        seen["providers"], seen["fallback"] = providers, enable_fallback
+        seen["strict"] = sess_options.get_session_config_entry("session.disable_cpu_ep_fallback")
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: seen.update(preloaded=True))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", record)
+    with pytest.raises(dijiang.SessionError, match="enough"):
+        dijiang.load(exported("neox-base", dialect="onnx"), provider="cuda:2")
+    ((name, settings),) = seen["providers"]
+    assert name == "CUDAExecutionProvider"
+    assert settings == {"device_id": "2", "enable_cuda_graph": "1", "use_tf32": "0"}
+    assert (seen["fallback"], seen["strict"], seen["preloaded"]) == (0, "1", True)
+
+
+def test_auto_is_the_cpu_without_a_driver_and_cuda_with_one(exported, monkeypatch):
+    path = exported("neox-base")
+    monkeypatch.setattr("dijiang.runtime.driver.LIBRARY", "libnothing.so")
+    model = dijiang.load(path)
+    assert model._session.provider == "CPUExecutionProvider"
+    monkeypatch.setattr("dijiang.runtime.driver.load_library", FakeLibcuda)
+    assert providers._best(model.bundle) == "cpu"
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    assert providers._best(model.bundle) == "cuda"
+
+
+def test_bfloat16_on_the_cpu_is_refused(exported):
+    with pytest.raises(dijiang.SessionError, match=r"no bfloat16 kernels for the CPU; use --provider"):
+        dijiang.load(exported("neox-base", precision="bf16"), provider="cpu")
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_integers_that_were_not_written_for_cuda_are_refused(exported, target):
+    path = exported("neox-base", target=target, precision="int8")
+    with pytest.raises(
+        dijiang.SessionError, match=rf"int8 weights were written for {target}, .* --target"
+    ):
+        dijiang.load(path, provider="cuda")
+
+
+def test_cuda_graphs_on_the_cpu_are_refused(exported):
+    with pytest.raises(dijiang.SessionError, match="the CPU has no CUDA graphs"):
+        dijiang.load(exported("neox-base"), provider="cpu", cuda_graph=True)
+
+
+def test_both_onnxruntime_packages_are_refused():
+    check_single_onnxruntime(lambda name: "1.32.0" if name == "onnxruntime" else missing(name))
+    with pytest.raises(dijiang.SessionError, match=r"both installed.*pip uninstall -y onnxruntime"):
+        check_single_onnxruntime(lambda name: "1.32.0")
+
+
+def missing(name):
+    raise PackageNotFoundError(name)
+
+
+def test_this_environment_has_one_onnxruntime():
+    check_single_onnxruntime()
+    assert "onnxruntime" in sys.modules
