@@ -11,7 +11,7 @@ from dijiang.exporter.baseline import VanillaModel, build_transformer, random_we
 from dijiang.models.reference import Reference, rotate
 from dijiang.models.spec import ModelSpec
 from dijiang.runtime.bench import runner
-from dijiang.runtime.bench.measure import measure
+from dijiang.runtime.bench.measure import Series
 from dijiang.runtime.bench.runner import Options, run_bench
 from dijiang.runtime.bench.vanilla import VanillaSubject
 from dijiang.runtime.bundle import open_bundle
@@ -148,12 +148,12 @@ def test_bench_puts_the_measured_ratio_beside_the_predicted_one(exported, precis
 def test_no_ratio_between_providers(exported, monkeypatch):
     """A bundle on a GPU and its baseline on the CPU are no comparison."""
 
-    def pretend(*arguments):
-        found, failures = measure(*arguments)
-        next(iter(found.values())).provider = "CUDAExecutionProvider"
-        return found, failures
+    class Pretending(Series):
+        def run(self):
+            super().run()
+            next(iter(self.samples.values())).provider = "CUDAExecutionProvider"
 
-    monkeypatch.setattr(runner, "measure", pretend)
+    monkeypatch.setattr(runner, "Series", Pretending)
     options = Options("none", "3", repetitions=1, seconds=0.0, baseline="transformer")
     report = run_bench([exported("tiny-python")], options, baseline=build_transformer)
     assert (len(report["results"]), report["ratios"]) == (2, [])

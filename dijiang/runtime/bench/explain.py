@@ -12,8 +12,8 @@ FORMULAS = {
     "tokens/s": "batch * tokens / median seconds of a repetition",
     "spread": "(p90 - p10) / p50 of the repetitions; above 10 % the row is marked as noisy",
     "load": "seconds from the folder to a session that can run; the file system's cache is warm",
-    "peak memory": "largest resident set of the process that ran only this test; weights mapped from "
-    "the file count; GPU: this process's memory as NVML shows it after the test",
+    "peak memory": "largest resident set of a process that only warmed up for this test; weights mapped "
+    "from the file count; GPU: this process's memory as NVML shows it after the test",
     "bytes per step": "weights + batch * (rows + 2 * state + (depth + 1) * cache); weights: every "
     "parameter but looked-up tables, once; rows: looked-up table rows; state: recurrent state, read "
     "and written; cache: keys and values of one token (Transformer only); depth: of the middle token",
@@ -24,8 +24,9 @@ FORMULAS = {
     "small model over 100",
     "J/token": "energy of the sensor named, over all repetitions, / (batch * tokens); idle-subtracted: "
     "less idle power (2 s before the tests) * seconds; without a sensor: unknown",
-    "slope": "least-squares line of the medians over depth; change: over the range of depths, relative "
-    "to the line's start; flat: at most 2 % in time",
+    "slope": "least-squares line of the medians over depth; where depths took turns in one process: of "
+    "the medians of their ratios to the smallest depth's turn; change: over the range of depths, "
+    "relative to the line's start; flat: at most 2 % in time; interval: 95 %, bootstrap",
     "ratio": "seconds of a repetition of the Transformer / of the bundle's beside it; median of the "
     "turns; interval: 95 %, bootstrap",
     "predicted ratio": "bytes per step of the Transformer / of the bundle: what it would be if both "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
@@ -99,6 +100,14 @@ def plan_tests(
     if not tests and not failures:
         failures.append(Failure(None, None, "no tests, expected one or more; give -p or -n a size"))
     return tests, failures
+
+
+def series_of(tests: Sequence[Test]) -> list[list[Test]]:
+    """Tests that differ only in depth, together."""
+    series: dict[Test, list[Test]] = {}
+    for test in tests:
+        series.setdefault(replace(test, depth=0), []).append(test)
+    return list(series.values())
 
 
 def _expand(option: str, text: str, failures: list[Failure]) -> list[int]:

@@ -166,11 +166,21 @@ def flatness_rows(report: Report) -> list[dict[str, Any]]:
             "batch": f["batch"],
             "depths": f"{f['depths'][0]} to {f['depths'][-1]}",
             "change of time, %": 100 * f["time"]["change"],
+            "95 % interval": f"{figure(100 * f['time']['low'])} to {figure(100 * f['time']['high'])}",
             "of memory, %": f["memory"] and 100 * f["memory"]["change"],
-            "verdict": "flat" if f["flat"] else "grows" if f["time"]["change"] > 0 else "falls",
+            "verdict": _verdict(f),
         }
         for f in report["flatness"]
     ]
+
+
+def _verdict(flatness: dict[str, Any]) -> str:
+    time = flatness["time"]
+    if flatness["flat"]:
+        return "flat"
+    if time["low"] <= 0 <= time["high"]:
+        return "unclear: more noise than change"
+    return "grows" if time["change"] > 0 else "falls"
 
 
 def remarks(report: Report) -> list[str]:

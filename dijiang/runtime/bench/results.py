@@ -11,7 +11,7 @@ import numpy as np
 from .measure import Samples, Side
 from .plan import Test
 from .sensors import Meter
-from .statistics import NOISY, describe, ratio, slope, spread
+from .statistics import NOISY, describe, ratio, slope, slope_of_samples, spread
 
 #: The provider whose memory's bandwidth is measured.
 CPU = "CPUExecutionProvider"
@@ -48,6 +48,7 @@ def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: 
         "spread": noise,
         "noisy": noise > NOISY,
         "alone": samples.alone,
+        "interleaved": samples.interleaved,
         "roofline": _roofline(side, test, middle, bandwidth) if decode and on_cpu else None,
     }
 
@@ -121,28 +122,36 @@ def _note(measured: float, predicted: float | None, samples: list[Samples]) -> s
 
 
 def flatness_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each series over depth: the slope of time and of peak memory."""
+    """For each series over depth: the change of time and of peak memory.
+
+    Of depths that took turns the change of time is that of neighbours, so that what slows all of them
+    down for a while cancels.
+    """
     series: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         series[tuple(result[key] for key in SERIES)].append(result)
-    found = []
-    for key, members in series.items():
-        depths = [m["depth"] for m in members]
-        line = slope(depths, [1 / m["tokens_per_second"] for m in members])
-        if line is None:
-            continue
-        peaks = [(m["decode"] or m["prefill"])["memory"]["max_ram"] for m in members]
-        memory = None if None in peaks else slope(depths, peaks)
-        found.append(
-            {
-                **dict(zip(SERIES, key, strict=True)),
-                "depths": sorted(depths),
-                "time": asdict(line),
-                "memory": None if memory is None else asdict(memory),
-                "flat": abs(line.change) <= FLAT,
-            }
-        )
-    return found
+    return [
+        dict(zip(SERIES, key, strict=True)) | _flatness(members)
+        for key, members in series.items()
+        if len({m["depth"] for m in members}) > 1
+    ]
+
+
+def _flatness(members: list[dict[str, Any]]) -> dict[str, Any]:
+    depths = [m["depth"] for m in members]
+    targets = [m["decode"] or m["prefill"] for m in members]
+    interleaved = all(m["interleaved"] for m in members)
+    tokens = members[0]["batch"] * members[0]["tokens"]
+    seconds = [[total / tokens for total in target["latency"]["values"]] for target in targets]
+    time, low, high = slope_of_samples(depths, seconds, paired=interleaved)
+    peaks = [target["memory"]["max_ram"] for target in targets]
+    return {
+        "depths": sorted(depths),
+        "interleaved": interleaved,
+        "time": asdict(time) | {"low": low, "high": high},
+        "memory": None if None in peaks else asdict(slope(depths, peaks)),
+        "flat": abs(time.change) <= FLAT,
+    }
 
 
 SERIES = ("model", "kind", "tokens", "batch", "threads")

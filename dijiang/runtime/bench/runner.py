@@ -20,8 +20,8 @@ from ..bundle import Bundle, open_bundle
 from ..model import load
 from .bandwidth import Bandwidth, measure_bandwidth
 from .machine import describe_machine
-from .measure import Effort, Samples, Say, Side, check_effort, measure
-from .plan import Failure, Test, plan_tests
+from .measure import Effort, Samples, Say, Series, Side, check_effort
+from .plan import Failure, Test, plan_tests, series_of
 from .results import flatness_of, ratio_of, result_of
 from .sensors import Meter, Sensor, find_sensors
 from .subject import DijiangSubject, bundle_traffic
@@ -187,9 +187,9 @@ class _Run:
             with self.idle:
                 time.sleep(IDLE if self.sensors else 0)
             self._measure_bandwidth()
-            for test in self.tests:
+            for tests in series_of(self.tests):
                 for group in self.groups:
-                    self._one(group, test)
+                    self._series(group, tests)
             self._measure_bandwidth()
         except KeyboardInterrupt:
             self.failures.append(Failure(None, None, "interrupted; the tests before it are kept"))
@@ -210,12 +210,21 @@ class _Run:
             self.say("memory bandwidth")
             self.bandwidths.append(measure_bandwidth(threads=count))
 
-    def _one(self, group: list[Side], test: Test) -> None:
-        samples, failures = measure(group, test, self.effort, self.provider, self.sensors, self.say)
-        self.failures += failures
-        done = [(side, samples[side.name]) for side in group if side.name in samples]
-        self._rows += [(side, test, one) for side, one in done]
-        used = {one.provider for _, one in done}
+    def _series(self, group: list[Side], tests: list[Test]) -> None:
+        series = Series(group, tests, self.effort, self.provider, self.sensors, self.say)
+        try:
+            series.run()
+        finally:
+            self.failures += series.failures
+            for test in tests:
+                self._keep(group, test, series)
+
+    def _keep(self, group: list[Side], test: Test, series: Series) -> None:
+        """What was measured of a test."""
+        found = [(side, series.samples.get((side.name, test))) for side in group]
+        done = [(side, samples) for side, samples in found if samples and samples.repetitions]
+        self._rows += [(side, test, samples) for side, samples in done]
+        used = {samples.provider for _, samples in done}
         if len(used) > 1:
             message = f"ran on {' and '.join(sorted(used))}: no ratio; use --provider cpu"
             self.failures.append(Failure(group[0].name, test.label, message))

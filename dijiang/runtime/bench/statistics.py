@@ -54,10 +54,8 @@ class Slope:
     change: float
 
 
-def slope(depths: Sequence[int], values: Sequence[float]) -> Slope | None:
-    """Least-squares line over depth; None with fewer than two depths."""
-    if len(set(depths)) < 2:
-        return None
+def slope(depths: Sequence[int], values: Sequence[float]) -> Slope:
+    """Least-squares line over at least two different depths."""
     rise, start = np.polyfit(np.asarray(depths, np.float64), np.asarray(values, np.float64), 1)
     first, last = min(depths), max(depths)
     return Slope(first, last, float(1000 * rise), float(rise * (last - first) / (start + rise * first)))
@@ -95,3 +93,27 @@ def ratio(
         value, resampled = float(np.median(a) / np.median(b)), medians(a) / medians(b)
     low, high = np.percentile(resampled, (2.5, 97.5))
     return Ratio(value, float(low), float(high))
+
+
+def slope_of_samples(
+    depths: Sequence[int], samples: Sequence[Sequence[float]], *, paired: bool, seed: int = 0
+) -> tuple[Slope, float, float]:
+    """The line through the median of the samples at each depth, and the interval of its change.
+
+    paired, interval: as of `ratio`; neighbours are the samples at the smallest depth.
+    """
+    random, first = np.random.default_rng(seed), int(np.argmin(depths))
+    start = float(np.median(samples[first]))
+    if paired:
+        count = min(map(len, samples))
+        turns = np.array([np.asarray(one, np.float64)[:count] for one in samples])
+        turns *= start / turns[first]
+        resampled = np.median(turns[:, random.integers(count, size=(RESAMPLES, count))], axis=2)
+        levels = np.median(turns, axis=1)
+    else:
+        levels = np.array([np.median(one) for one in samples])
+        resampled = np.array([np.median(random.choice(s, (RESAMPLES, len(s))), axis=1) for s in samples])
+    rise, base = np.polyfit(np.asarray(depths, np.float64), resampled, 1)
+    changes = rise * (max(depths) - min(depths)) / (base + rise * min(depths))
+    low, high = np.percentile(changes, (2.5, 97.5))
+    return slope(depths, levels.tolist()), float(low), float(high)

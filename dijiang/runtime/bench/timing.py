@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,13 @@ WARM_STEPS = 8
 
 
 class Timer:
-    """One test on one subject: its state, its token ids, its repetitions."""
+    """One test on one subject, from a state that others may use before and after."""
 
-    def __init__(self, subject: Subject, test: Test) -> None:
-        self._subject, self._test = subject, test
+    def __init__(self, subject: Subject, test: Test, state: Any) -> None:
+        self._subject, self._test, self._state = subject, test, state
         length = test.tokens if test.kind == "pp" else 1
         random = np.random.default_rng(test.tokens)
         self._ids = random.integers(subject.vocab_size, size=(test.batch, length))
-        self._state: Any = subject.at(test.batch, test.depth, test.end)
 
     def warm_up(self) -> None:
         """Once over the same path; not part of any figure."""
@@ -43,3 +43,10 @@ class Timer:
                 ids[:, 0] = chosen
             stamps.append(time.perf_counter())
         return np.diff(stamps).tolist()
+
+
+def timers_of(subject: Subject, tests: Sequence[Test]) -> dict[Test, Timer]:
+    """A timer for each of the tests, which differ only in depth, on one state for all."""
+    deepest = max(tests, key=lambda test: test.end)
+    state = subject.at(deepest.batch, deepest.depth, deepest.end)
+    return {test: Timer(subject, test, state) for test in tests}

@@ -1,6 +1,6 @@
-"""The process that a model is measured in: a fresh one for each test, so that peaks are its own.
+"""The process that a model is measured in.
 
-The parent says when to repeat, so that two models can take turns in one comparison.
+The parent says which test to repeat and when, so that depths, and models that are compared, take turns.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,24 +18,24 @@ from ...errors import BenchError, DijiangError
 from .plan import Test
 from .sensors import load_nvml
 from .subject import Subject
-from .timing import Timer
+from .timing import timers_of
 
 #: load(path, threads, provider) -> Subject; importable by name, as it crosses processes.
 Load = Callable[[str, "int | None", str], Subject]
 
 
 class Worker:
-    """A child process with one model and one test.
+    """A child process with one model and tests that differ only in depth.
 
     Raises BenchError, or the child's DijiangError, from any method: a child that the system killed
     takes nothing with it.
     """
 
-    def __init__(self, load: Load, path: str, provider: str, test: Test) -> None:
+    def __init__(self, load: Load, path: str, provider: str, tests: Sequence[Test]) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(other, load, path, provider, test), daemon=True
+            target=_serve, args=(other, load, path, provider, tests), daemon=True
         )
         self._process.start()
         other.close()
@@ -51,24 +51,24 @@ class Worker:
             self._process.join()
 
     def start(self) -> tuple[float, str]:
-        """Load, reach the depth, warm up; seconds of the load, and the provider that really runs it."""
+        """Load, reach the depths, warm up; seconds of the load, and the provider that really runs it."""
         seconds, provider = self._receive()
         return float(seconds), str(provider)
 
-    def repeat(self) -> list[float]:
-        """One repetition; see Timer.repeat."""
-        seconds: list[float] = self._ask(True)
+    def repeat(self, test: Test) -> list[float]:
+        """One repetition of a test; see Timer.repeat."""
+        seconds: list[float] = self._ask(test)
         return seconds
 
     def finish(self) -> dict[str, int | None]:
         """Peak bytes: `host` (resident set), `device` (GPU memory of this process)."""
-        peaks: dict[str, int | None] = self._ask(False)
+        peaks: dict[str, int | None] = self._ask(None)
         return peaks
 
-    def _ask(self, go_on: bool) -> Any:
+    def _ask(self, test: Test | None) -> Any:
         # A child that died before it was asked breaks the pipe; its last words are still in it.
         with suppress(ConnectionError):
-            self._pipe.send(go_on)
+            self._pipe.send(test)
         return self._receive()
 
     def _receive(self) -> Any:
@@ -88,18 +88,19 @@ def _death(status: int | None) -> str:
     return f"the process ended with status {status}, expected a result; run this test alone"
 
 
-def _serve(pipe: Connection, load: Load, path: str, provider: str, test: Test) -> None:
+def _serve(pipe: Connection, load: Load, path: str, provider: str, tests: Sequence[Test]) -> None:
     """The child: answers one message a request until it is told to finish."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     try:
         started = time.perf_counter()
-        subject = load(path, test.threads, provider)
+        subject = load(path, tests[0].threads, provider)
         seconds = time.perf_counter() - started
-        timer = Timer(subject, test)
-        timer.warm_up()
+        timers = timers_of(subject, tests)
+        for timer in timers.values():
+            timer.warm_up()
         pipe.send((seconds, subject.provider))
-        while pipe.recv():
-            pipe.send(timer.repeat())
+        while test := pipe.recv():
+            pipe.send(timers[test].repeat())
         pipe.send({"host": peak_host_bytes(), "device": device_bytes()})
     except (EOFError, ConnectionError):
         return  # the parent has gone

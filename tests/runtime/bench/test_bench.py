@@ -18,12 +18,14 @@ from dijiang.errors import BenchError
 from dijiang.runtime.bench import render, runner
 from dijiang.runtime.bench.bandwidth import measure_bandwidth
 from dijiang.runtime.bench.explain import FORMULAS, explain
-from dijiang.runtime.bench.measure import measure
+from dijiang.runtime.bench.measure import Effort, Series, Side, needed_bytes, rounds
 from dijiang.runtime.bench.plan import Test
 from dijiang.runtime.bench.runner import Options, load_bundle, run_bench
 from dijiang.runtime.bench.sensors import Sensor
-from dijiang.runtime.bench.timing import Timer
+from dijiang.runtime.bench.timing import timers_of
+from dijiang.runtime.bench.traffic import Traffic
 from dijiang.runtime.bench.worker import Worker
+from dijiang.runtime.bundle import open_bundle
 
 SCHEMA = json.loads(files("dijiang.runtime.bench").joinpath("schema.json").read_text())
 QUICK = {"repetitions": 2, "seconds": 0.0}
@@ -72,8 +74,8 @@ def test_schema_describes_every_field_and_allows_no_other():
 def test_every_test_has_a_result_with_raw_samples(report):
     assert report["errors"] == []
     names = [(r["test"], r["batch"]) for r in report["results"]]
-    expected = [f"{kind}{n}{at}" for kind, n in (("pp", 7), ("tg", 5)) for at in ("", " @ d63")]
-    assert names == [(name, batch) for name in expected for batch in (1, 2)]
+    series = [(f"{kind}{n}", batch) for kind, n in (("pp", 7), ("tg", 5)) for batch in (1, 2)]
+    assert names == [(name + at, batch) for name, batch in series for at in ("", " @ d63")]
     for result in report["results"]:
         latency = render.target(result)["latency"]
         assert len(latency["values"]) >= 2
@@ -108,6 +110,42 @@ def test_bytes_come_from_the_bundle(report, exported):
 def test_flatness_has_a_slope_for_each_series(report):
     series = [(f["kind"], f["batch"], f["depths"]) for f in report["flatness"]]
     assert series == [(kind, batch, [0, 63]) for kind in ("pp", "tg") for batch in (1, 2)]
+    assert all(f["interleaved"] for f in report["flatness"])
+    for f in report["flatness"]:
+        assert f["time"]["low"] <= f["time"]["change"] <= f["time"]["high"]
+
+
+def test_depths_take_turns_in_one_process(exported):
+    """Memory that suffices for one depth at a time is used for one at a time, and the report says so."""
+    sides = [runner.bundle_side(n, open_bundle(exported("tiny-python"))) for n in ("first", "second")]
+    order = []
+
+    class Recorded(Series):
+        def _repeat(self, worker, side, test):
+            order.append((worker._process.pid, side.name, test.depth))
+            super()._repeat(worker, side, test)
+
+    series = Recorded(
+        sides, [Test("tg", 2, depth) for depth in (0, 9)], Effort(2, 0.0), "cpu", [], print
+    )
+    series.run()
+    assert [turn[1:] for turn in order] == 2 * [(n, d) for d in (0, 9) for n in ("first", "second")]
+    assert len({pid for pid, *_ in order}) == 2
+    assert all(one.interleaved and not one.alone for one in series.samples.values())
+
+
+def test_memory_decides_what_takes_turns():
+    """All depths of both sides; or both sides of a depth; or one by one."""
+    ours = Side("ours", "", load_bundle, Traffic(10**9, state=10**8), {})
+    theirs = Side("theirs", "", load_bundle, Traffic(10**9, cache=10**6), {})
+    shallow, deep = (Test("tg", 1, depth) for depth in (0, 1999))
+    pairs = [(side, test) for test in (shallow, deep) for side in (ours, theirs)]
+    # A side counts once, with the state of its deepest test.
+    assert needed_bytes(pairs) == needed_bytes(pairs[2:])
+    assert needed_bytes(pairs[2:]) - needed_bytes(pairs[:2]) == 1999 * 10**6
+    assert rounds(pairs, needed_bytes(pairs)) == [pairs]
+    split = rounds(pairs, needed_bytes(pairs) - 1)
+    assert split == [pairs[:2], [pairs[2]], [pairs[3]]]
 
 
 def test_markdown_names_machine_and_every_row(report):
@@ -137,10 +175,9 @@ def test_noise_is_said():
 
 
 def runner_result(totals, joules=None, idle=None, provider="CPUExecutionProvider"):
-    from dijiang.runtime.bench.measure import Samples, Side
+    from dijiang.runtime.bench.measure import Samples
     from dijiang.runtime.bench.results import result_of
     from dijiang.runtime.bench.sensors import Meter
-    from dijiang.runtime.bench.traffic import Traffic
 
     side = Side("m", "p", load_bundle, Traffic(weights=10_000_000), {})
     samples = Samples(1.0, provider, [[t / 4] * 4 for t in totals], {"host": 5}, joules, sum(totals))
@@ -177,7 +214,7 @@ def test_timed_tokens_are_the_greedy_continuation(exported):
     """The timed path is the real one: its ids are those of a plain loop."""
     test = Test("tg", 6, depth=0, batch=2)
     subject = load_bundle(str(exported("tiny-python")), None, "auto")
-    timer = Timer(subject, test)
+    timer = timers_of(subject, [test])[test]
     ids = timer._ids.copy()
     assert len(timer.repeat()) == 6
     state = subject.model.new_state(2)
@@ -209,9 +246,12 @@ def test_a_test_beyond_the_memory_is_one_line(exported):
     assert "GB are free" in report["errors"][0]["message"]
 
 
-@pytest.mark.parametrize("ask", [Worker.repeat, Worker.finish])
+STEPS, ENDLESS = Test("tg", 3), Test("tg", 10**9)
+
+
+@pytest.mark.parametrize("ask", [lambda worker: worker.repeat(STEPS), Worker.finish])
 def test_a_killed_process_is_one_line(exported, ask):
-    with Worker(load_bundle, str(exported("tiny-python")), "auto", Test("tg", 3)) as worker:
+    with Worker(load_bundle, str(exported("tiny-python")), "auto", [STEPS]) as worker:
         assert worker.start()[1] == "CPUExecutionProvider"
         worker._process.kill()
         worker._process.join()  # its end of the pipe is closed before it is asked
@@ -220,25 +260,28 @@ def test_a_killed_process_is_one_line(exported, ask):
 
 
 def test_a_process_that_is_killed_while_it_works_is_one_line(exported):
-    with Worker(load_bundle, str(exported("tiny-python")), "auto", Test("tg", 10**9)) as worker:
+    with Worker(load_bundle, str(exported("tiny-python")), "auto", [ENDLESS]) as worker:
         worker.start()
         killer = threading.Timer(0.2, worker._process.kill)
         killer.start()
         with pytest.raises(BenchError, match="want of memory"):
-            worker.repeat()
+            worker.repeat(ENDLESS)
         killer.join()
 
 
-def test_what_was_measured_before_an_interruption_is_kept(exported, monkeypatch):
-    def interrupted(group, test, *rest):
-        if test.depth:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return measure(group, test, *rest)
+@pytest.mark.parametrize(("turns", "kept"), [(0, []), (1, ["tg3"]), (3, ["tg3", "tg3 @ d5"])])
+def test_what_was_measured_before_an_interruption_is_kept(exported, monkeypatch, turns, kept):
+    class Interrupted(Series):
+        def _repeat(self, *turn):
+            if sum(len(one.repetitions) for one in self.samples.values()) == turns:
+                os.kill(os.getpid(), signal.SIGTERM)
+            super()._repeat(*turn)
 
-    monkeypatch.setattr(runner, "measure", interrupted)
+    monkeypatch.setattr(runner, "Series", Interrupted)
     report = run_bench([exported("tiny-python")], Options("none", "3", "0,5", **QUICK))
-    assert [r["test"] for r in report["results"]] == ["tg3"]
+    assert [r["test"] for r in report["results"]] == kept
     assert "interrupted" in report["errors"][0]["message"]
+    validate(json.loads(json.dumps(report)))
 
 
 def test_unknown_provider_is_the_sessions_error(exported):

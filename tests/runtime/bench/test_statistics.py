@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dijiang.runtime.bench.statistics import describe, ratio, slope, spread
+from dijiang.runtime.bench.statistics import describe, ratio, slope, slope_of_samples, spread
 from dijiang.runtime.bench.traffic import Traffic
 
 
@@ -29,8 +29,26 @@ def test_slope_of_a_line_is_exact():
     assert line.change == pytest.approx(0.15)
 
 
-def test_slope_needs_two_depths():
-    assert slope([512, 512], [1.0, 2.0]) is None
+def test_slope_in_turn_cancels_what_slows_all_depths_down():
+    drift = np.exp(np.random.default_rng(0).standard_normal(30))
+    samples = [1.00 * drift, 1.02 * drift[:20], 1.08 * drift]
+    line, low, high = slope_of_samples([0, 2000, 8000], samples, paired=True)
+    assert (line.change, low, high) == pytest.approx((0.08, 0.08, 0.08))
+    assert line.per_1000 == pytest.approx(0.01 * np.median(drift))
+    _, low, high = slope_of_samples([0, 2000, 8000], samples, paired=False)
+    assert low < -0.2 < 0.4 < high
+
+
+def test_interval_of_a_slope_covers_the_truth_and_narrows():
+    random, widths = np.random.default_rng(1), []
+    for paired in (False, True):
+        samples = [random.normal(level, 0.01, 40) for level in (1.0, 1.05, 1.1)]
+        line, low, high = slope_of_samples([1, 2, 3], samples, paired=paired)
+        assert low < 0.1 < high
+        assert low <= line.change <= high
+        widths.append(high - low)
+        few = slope_of_samples([1, 2, 3], [one[:10] for one in samples], paired=paired)
+        assert few[2] - few[1] > widths[-1]
 
 
 def test_ratio_interval_covers_the_truth_and_narrows():

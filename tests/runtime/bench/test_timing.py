@@ -12,10 +12,10 @@ import pytest
 import dijiang
 from dijiang.models.initial import init
 from dijiang.runtime.bench.bandwidth import BYTES, PIECES, measure_bandwidth
-from dijiang.runtime.bench.measure import Effort, measure
+from dijiang.runtime.bench.measure import Effort, Series
 from dijiang.runtime.bench.plan import Test
 from dijiang.runtime.bench.runner import bundle_side, load_bundle
-from dijiang.runtime.bench.timing import Timer
+from dijiang.runtime.bench.timing import Timer, timers_of
 from dijiang.runtime.bundle import open_bundle
 from dijiang.runtime.session import physical_cores
 
@@ -84,11 +84,11 @@ def test_two_runs_agree_within_a_twentieth(pythia_70m):
     """
     bundle = open_bundle(pythia_70m)
     sides = [bundle_side(name, bundle) for name in ("first", "second")]
-    samples, failures = measure(
-        sides, Test("tg", STEPS, depth=512), Effort(60, 5.0), "cpu", [], lambda text: None
-    )
-    assert failures == []
-    first, second = (statistics.median(samples[side.name].totals) / STEPS for side in sides)
+    test = Test("tg", STEPS, depth=512)
+    series = Series(sides, [test], Effort(60, 5.0), "cpu", [], lambda text: None)
+    series.run()
+    assert series.failures == []
+    first, second = (statistics.median(series.samples[side.name, test].totals) / STEPS for side in sides)
     print(f"\nTPOT {1e3 * first:.3f} and {1e3 * second:.3f} ms")
     assert abs(first - second) / first < 0.05
 
@@ -125,9 +125,9 @@ def test_the_bench_adds_less_than_a_hundredth_to_a_step(pythia_70m):
         for _ in range(STEPS):
             ids[:, 0] = instant.forward(ids, None).argmax(axis=-1)
 
-    pairs = in_turn(lambda: seconds(bare), lambda: seconds(Timer(instant, test).repeat), 200)
+    pairs = in_turn(lambda: seconds(bare), lambda: seconds(Timer(instant, test, None).repeat), 200)
     added = statistics.median(timed - plain for plain, timed in pairs) / STEPS
-    timer = Timer(real, test)
+    timer = timers_of(real, [test])[test]
     timer.warm_up()
     step = min(min(timer.repeat()) for _ in range(20))
     print(f"\nthe bench adds {1e6 * added:.2f} us to a step of {1e3 * step:.3f} ms: {added / step:.3%}")
