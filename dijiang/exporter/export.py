@@ -31,7 +31,7 @@ from .attention import DIALECTS, runs_here
 from .folder import check_target, new_folder
 from .parity import verify as compare
 from .passes.precision import TYPES
-from .plan import plan_export, weight_bytes
+from .plan import Plan, plan_export, weight_bytes
 from .precision import precision_of
 from .progress import Progress, silent
 from .reads import parameter_reads
@@ -128,7 +128,7 @@ def export(
         if tokens:
             moments = pipeline.calibrate(model, dialect, tokens, progress)
             graph = pipeline.step_graph(model, dialect, rounding, moments, cuda=on_cuda)
-        _save(graph, partial, f"write {plan}", progress)
+        _save(graph, partial, plan, progress)
         for name in TOKENIZER_FILES:
             if (model.path / name).is_file():
                 shutil.copyfile(model.path / name, partial / name)
@@ -164,14 +164,14 @@ def _check_verifiable(model: DijiangModel, dialect: str, text: str | Path | None
         raise InputError(f"{text}: cannot be read (no such file); give a UTF-8 text file")
 
 
-def _save(graph: ir.Model, folder: Path, stage: str, progress: Progress) -> None:
+def _save(graph: ir.Model, folder: Path, plan: Plan, progress: Progress) -> None:
     """Write graph and weights; each weight is computed when its turn comes, and dropped."""
-    total = weight_bytes(graph)
+    total, stage = weight_bytes(graph), f"write {plan}"
     ir.save(
         graph,
         folder / GRAPH,
         external_data=DATA,
-        max_workers=1,
+        max_workers=plan.writers,
         callback=lambda _, info: progress(stage, info.offset, total),
     )
     progress(stage, total, total)

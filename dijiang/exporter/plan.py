@@ -24,6 +24,9 @@ BASE_BYTES = 150 << 20
 #: Bytes for each number of a layer, and of the embedding, while it is written: as read, in float32 and
 #: as rounded. Projections of one input become one tensor, at most a whole layer.
 LAYER_BYTES, EMBEDDING_BYTES = 10, 16
+#: Tensors computed and written at once, where that takes no more memory than this and each is not
+#: itself the work of all cores, as rounding by second moments is.
+WRITERS, WRITING_BYTES = 2, 2 << 30
 #: Bytes for each number of a second moment that GPTQ works on: its copy in float64 and the factors.
 GPTQ_BYTES = 20
 #: Bytes for each drawn logit: of float32, with float64 noise, and their sum.
@@ -46,12 +49,14 @@ class Plan:
 
     disk: bytes of the output folder.  temporary: bytes of the system's folder for temporary files.
     memory: bytes at the peak, an upper bound; file pages not counted.  seconds: about.
+    writers: tensors that are computed and written at once.
     """
 
     disk: int
     temporary: int
     memory: int
     seconds: float
+    writers: int = 1
 
     def __str__(self) -> str:
         return f"{_size(self.disk)}, {_size(self.memory)} memory, about {self.seconds:,.0f} s"
@@ -100,7 +105,9 @@ def plan_export(
     emulated = 4 * parameters if verify and precision in TYPES else 0
     calibrated = 4 * parameters if calibration_tokens else 0
     embedding = math.prod(model.weights.shape("embed.weight"))
-    memory = max(LAYER_BYTES * model.layer_parameters, EMBEDDING_BYTES * embedding)
+    written = max(LAYER_BYTES * model.layer_parameters, EMBEDDING_BYTES * embedding)
+    writers = WRITERS if not calibration_tokens and WRITERS * written <= WRITING_BYTES else 1
+    memory = writers * written
     seconds = SECONDS[precision] * parameters / 1e9
     if calibration_tokens:
         memory = max(memory, _calibration_bytes(model, graph, batch_of(calibration_tokens)))
@@ -108,7 +115,7 @@ def plan_export(
     if verify:
         memory = max(memory, _verify_bytes(model, emulated or disk, text=text))
         seconds += VERIFY_SECONDS * parameters / 1e9
-    return Plan(disk + SPARE_BYTES, max(emulated, calibrated), memory + BASE_BYTES, seconds)
+    return Plan(disk + SPARE_BYTES, max(emulated, calibrated), memory + BASE_BYTES, seconds, writers)
 
 
 def _calibration_bytes(model: DijiangModel, graph: ir.Model, batch: int) -> int:

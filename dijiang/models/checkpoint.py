@@ -8,6 +8,7 @@ import pickle
 from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ class Checkpoint:
             )
         self.shapes: dict[str, Shape] = {n: f.shapes[n] for n, f in self._owner.items()}
         self._hashes: dict[str, Future[str]] = {}
-        self._hashing = ThreadPoolExecutor(1)
+        self._hashing, self._registering = ThreadPoolExecutor(1), Lock()
 
     def _weight_files(self) -> list[tuple[type[TensorFile], Path]]:
         for index, single, reader in LAYOUTS:
@@ -172,10 +173,11 @@ class Checkpoint:
 
     def _hashed(self, name: str) -> np.ndarray:
         tensor = self._owner[name].read(name)
-        if name not in self._hashes:
-            if self._hashes:
-                self._hashes[next(reversed(self._hashes))].result()  # one tensor at most is held for it
-            self._hashes[name] = self._hashing.submit(_sha256, tensor)
+        with self._registering:
+            if name not in self._hashes:
+                if self._hashes:
+                    self._hashes[next(reversed(self._hashes))].result()  # one tensor is held for it
+                self._hashes[name] = self._hashing.submit(_sha256, tensor)
         return tensor
 
     def sha256(self) -> str:

@@ -136,7 +136,7 @@ def test_export_checks_available_memory_before_it_writes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("verify", [False, True])
 def test_memory_of_an_export_is_a_few_of_its_largest_tensor(tmp_path, verify):
-    config = PRESETS["pythia-70m"] | {"hidden_size": 384, "num_hidden_layers": 12, "vocab_size": 1000}
+    config = PRESETS["pythia-70m"] | {"hidden_size": 384, "num_hidden_layers": 24, "vocab_size": 1000}
     config |= {"intermediate_size": 1536, "max_position_embeddings": 64}
     dijiang.export(BASE, tmp_path / "first")  # imports are no part of it
     checkpoint = write_random(config, tmp_path / "checkpoint", dtype="float32")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import onnx_ir as ir
@@ -140,12 +141,14 @@ class Shared:
     def __init__(self, compute: Callable[[], tuple[np.ndarray, ...]]) -> None:
         self._compute = compute
         self._left: dict[int, np.ndarray] = {}
+        self._lock = Lock()
 
     def part(self, index: int) -> np.ndarray:
         """One result of the computation; the others are kept until they are asked for."""
-        if index not in self._left:
-            self._left = dict(enumerate(self._compute()))
-        return self._left.pop(index)
+        with self._lock:
+            if index not in self._left:
+                self._left = dict(enumerate(self._compute()))
+            return self._left.pop(index)
 
 
 def drop_unused_initializers(graph: ir.Graph) -> None:
