@@ -10,7 +10,8 @@ from ..errors import SessionError
 from . import names
 from .bundle import Bundle
 from .decode import Decoder, SessionDecoder
-from .providers import PROVIDERS, check_single_onnxruntime
+from .installed import check_single_onnxruntime, preload_libraries
+from .providers import PROVIDERS
 from .resident import Resident
 from .session import PIECE, import_onnxruntime
 from .state import State
@@ -103,8 +104,8 @@ class DeviceSession:
                 f"execution provider {name!r} is not available: onnxruntime {ort.__version__} has "
                 f"{', '.join(ort.get_available_providers())}; {self._row.install}"
             )
-        if self._row.memory == "cuda" and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()
+        if self._row.memory == "cuda":
+            preload_libraries(ort)
         return ort
 
     def _open(self, *, graphs: bool) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from ..errors import SessionError
 from .bundle import DATA, Bundle
@@ -126,18 +123,3 @@ def _best(bundle: Bundle) -> str:
     if bundle.manifest.engines:
         return next(iter(bundle.manifest.engines))
     return "cuda" if "CUDAExecutionProvider" in import_onnxruntime().get_available_providers() else "cpu"
-
-
-def check_single_onnxruntime(installed: Callable[[str], Any] = version) -> None:
-    """SessionError if onnxruntime and onnxruntime-gpu overwrote each other."""
-    found = []
-    for package in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            found.append(f"{package} {installed(package)}")
-        except PackageNotFoundError:
-            continue
-    if len(found) > 1:
-        raise SessionError(
-            f"{' and '.join(found)} are both installed and overwrite each other; "
-            "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'dijiang[gpu]'"
-        )

@@ -2,13 +2,15 @@
 
 import sys
 from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
 
 import dijiang
 from dijiang.runtime import providers
-from dijiang.runtime.providers import PROVIDERS, Provider, check_single_onnxruntime
+from dijiang.runtime.installed import check_single_onnxruntime, preload_libraries
+from dijiang.runtime.providers import PROVIDERS, Provider
 
 from .fake_gpu import FakeLibcuda
 
@@ -89,14 +91,50 @@ def test_cuda_graphs_on_the_cpu_are_refused(exported):
         dijiang.load(exported("neox-base"), provider="cpu", cuda_graph=True)
 
 
-def test_both_onnxruntime_packages_are_refused():
-    check_single_onnxruntime(lambda name: "1.32.0" if name == "onnxruntime" else missing(name))
+def installed(tmp_path, **folders):
+    """A `distribution` of importlib that knows packages by folder."""
+
+    def find(name):
+        folder = folders.get(name.replace("-", "_"))
+        if folder is None:
+            raise PackageNotFoundError(name)
+        return SimpleNamespace(version="1.32.0", locate_file=(tmp_path / folder).joinpath)
+
+    return find
+
+
+@pytest.mark.parametrize(
+    "folders", [{"onnxruntime": "a"}, {"onnxruntime": "a", "onnxruntime_gpu": "b"}, {}]
+)
+def test_onnxruntime_packages_in_folders_of_their_own_are_taken(tmp_path, folders):
+    check_single_onnxruntime(installed(tmp_path, **folders))
+
+
+def test_both_onnxruntime_packages_in_one_folder_are_refused(tmp_path):
     with pytest.raises(dijiang.SessionError, match=r"both installed.*pip uninstall -y onnxruntime"):
-        check_single_onnxruntime(lambda name: "1.32.0")
+        check_single_onnxruntime(installed(tmp_path, onnxruntime="a", onnxruntime_gpu="a"))
 
 
-def missing(name):
-    raise PackageNotFoundError(name)
+def test_cuda_libraries_are_found_beside_onnxruntime_and_elsewhere_without_a_word(
+    tmp_path, monkeypatch, capsys
+):
+    """As in a `pip install --target`: NVIDIA's packages stay where torch brought them."""
+    for folder in ("there/nvidia/cu13/lib", "there/nvidia/cudnn/lib", "here/nvidia/cu13/lib"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "there")
+    monkeypatch.syspath_prepend(tmp_path / "here")
+    asked = []
+
+    def preload_dlls(directory=None):
+        print("Failed to load libcublas.so.13\nPlease follow")
+        asked.append(directory)
+
+    place = tmp_path / "here" / "onnxruntime" / "__init__.py"
+    preload_libraries(SimpleNamespace(__file__=str(place), preload_dlls=preload_dlls))
+    expected = [str(tmp_path / "there" / "nvidia" / name / "lib") for name in ("cu13", "cudnn")]
+    assert asked == [None, *expected]
+    assert capsys.readouterr().out == ""
+    preload_libraries(SimpleNamespace())  # before 1.21
 
 
 def test_this_environment_has_one_onnxruntime():

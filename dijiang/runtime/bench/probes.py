@@ -13,6 +13,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from ..installed import preload_libraries
+
 #: Seconds that a provider may take to start: CUDA loads gigabytes the first time.
 TIMEOUT = 120
 #: Runs no graphs of this machine.
@@ -92,8 +94,7 @@ def main(provider: str) -> dict[str, Any]:
     """What the child process prints."""
     import onnxruntime as ort
 
-    if hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
+    preload_libraries(ort)
     reason = _run(MATMUL, provider)
     fused = reason or _run(LINEAR_ATTENTION, provider)
     return {"runs": reason is None, "linear_attention": fused is None, "reason": fused}
