@@ -10,7 +10,7 @@ from ..errors import SessionError
 from . import names
 from .bundle import Bundle
 from .decode import Decoder, SessionDecoder
-from .installed import check_single_onnxruntime, preload_libraries
+from .preflight import check_single_onnxruntime, explain, require_gpu
 from .providers import PROVIDERS
 from .resident import Resident
 from .session import PIECE, import_onnxruntime
@@ -20,34 +20,13 @@ from .state import State
 #: fit into shared memory, and only the kernels for up to 16 tokens do without (onnxruntime-gpu 1.31.1
 #: takes 16 and refuses 17).
 LARGEST_PREFILL_HEAD, LARGE_HEAD_PIECE = 128, 16
-#: Calls compared before CUDA graphs are trusted: each of the two graphs warms up, is captured and is
-#: replayed.
-PROOF_STEPS = 8
+#: Calls compared before CUDA graphs are trusted: both sides of the states warm up, are captured and are
+#: replayed. Opening a session costs them with and without graphs, of one token and of a whole piece.
+PROOF_STEPS = 2 * 3
+#: Of onnxruntime's log.
+FATAL = 4
 #: The graph id with which ONNX Runtime neither captures nor replays.
 NO_GRAPH = -1
-#: What onnxruntime says -> what to do about it.
-ADVICE = (
-    ("out of memory", "use a smaller model, precision or batch, or end what else is on the GPU"),
-    ("Failed to allocate", "use a smaller model, precision or batch, or end what else is on the GPU"),
-    ("driver version is insufficient", "install a newer NVIDIA driver (nvidia-smi shows this one)"),
-    ("no CUDA-capable device", "check nvidia-smi and CUDA_VISIBLE_DEVICES"),
-    ("libcuda.so", "install the NVIDIA driver (nvidia-smi shows it)"),
-    ("no kernel image", "install an onnxruntime-gpu that was built for this GPU"),
-    ("invalid device ordinal", "choose one of the GPUs that nvidia-smi lists"),
-    ("default CPU EP", "install CUDA and cuDNN: pip install 'onnxruntime-gpu[cuda,cudnn]'"),
-    ("cannot open shared object", "install CUDA and cuDNN: pip install 'onnxruntime-gpu[cuda,cudnn]'"),
-    ("require cuDNN", "install CUDA and cuDNN: pip install 'onnxruntime-gpu[cuda,cudnn]'"),
-)
-
-
-def explain(error: Exception, what: str) -> SessionError:
-    """One line for an error of onnxruntime, whose errors share no base class."""
-    text = " ".join(str(error).split())
-    advice = next(
-        (known for part, known in ADVICE if part.lower() in text.lower()),
-        "see dijiang doctor, or use --provider cpu",
-    )
-    return SessionError(f"{what} ({text[:200]}); {advice}")
 
 
 class DeviceSession:
@@ -105,14 +84,15 @@ class DeviceSession:
                 f"{', '.join(ort.get_available_providers())}; {self._row.install}"
             )
         if self._row.memory == "cuda":
-            preload_libraries(ort)
+            require_gpu(ort, self._index, self._row.library, self._bundle, 2 * self._spec.state_bytes)
+            ort.set_default_logger_severity(FATAL)  # what it says is in the errors that it raises
         return ort
 
     def _open(self, *, graphs: bool) -> None:
         """Load the graph and assert that what was asked for runs it."""
         self._graphs_on = graphs
         row, options = self._row, self._ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = FATAL
         if row.whole and self._bundle.manifest.dialect != "primitive":
             # primitive computes shapes on the CPU; of the others a node left there is an error.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SessionError
-from .memory import available_bytes
+from .memory import LESS, available_bytes
 
 LIBRARY = "libcuda.so.1"
 #: CUresult of an allocation that does not fit.
@@ -88,7 +88,7 @@ class Cuda:
         self._library.cuGetErrorString(c_int(code), byref(text))
         reason = (text.value or b"unknown error").decode()
         advice = (
-            "use a smaller model, precision or batch, or end what else is on the GPU"
+            LESS
             if code == OUT_OF_MEMORY
             else "check nvidia-smi, and the driver against the CUDA version in use"
         )

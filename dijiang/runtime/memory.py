@@ -14,6 +14,8 @@ SPARE_BYTES = 200 << 20
 #: 1.7: 0.71 GB at 0.10 GB of weights, 1.51 at 0.34, 2.19 at 0.50, 3.30 at 0.86, for one GPU or five.
 #: TensorRT is taken to need as much.
 BUILD_FACTOR, BUILD_BYTES = 3.75, 400 << 20
+#: What to do where a GPU's memory does not suffice.
+LESS = "use a smaller model, precision or batch, or end what else is on the GPU"
 
 
 def run_bytes(weights: int, states: int) -> int:
@@ -37,6 +39,14 @@ def require_memory(what: str, need: int, advice: str, error: type[DijiangError] 
     if need > free:
         raise error(
             f"{what} needs {need / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free; {advice}"
+        )
+
+
+def require_gpu_memory(what: str, need: int, free: int) -> None:
+    """SessionError if a GPU has less than `need` bytes of memory left."""
+    if need > free:
+        raise SessionError(
+            f"{what}: needs {need / 1e9:.2f} GB of GPU memory, {free / 1e9:.2f} GB are free; {LESS}"
         )
 
 

@@ -9,6 +9,7 @@ from .bundle import DATA, Bundle
 from .driver import Cuda
 from .engine import BACKENDS
 from .memory import require_memory, run_bytes
+from .preflight import check_single_onnxruntime
 from .session import INTEGERS, OrtSession, Session, import_onnxruntime
 
 
@@ -16,13 +17,15 @@ from .session import INTEGERS, OrtSession, Session, import_onnxruntime
 class Provider:
     """One row of the table.
 
-    execution_provider: of ONNX Runtime; None: our own TensorRT session.  memory: where it keeps tensors,
-    in ONNX Runtime's words.  captures: it has CUDA graphs.  whole: it runs every node, so that one left
-    to the CPU is an error.  options: of the execution provider.
+    execution_provider: of ONNX Runtime; None: our own TensorRT session.  library: its file, as in
+    libonnxruntime_providers_NAME.so.  memory: where it keeps tensors, in ONNX Runtime's words.
+    captures: it has CUDA graphs.  whole: it runs every node, so that one left to the CPU is an error.
+    options: of the execution provider.
     """
 
     execution_provider: str | None
     install: str
+    library: str = ""
     memory: str = "cuda"
     captures: bool = False
     whole: bool = False
@@ -36,6 +39,7 @@ PROVIDERS = {
     "cuda": Provider(
         "CUDAExecutionProvider",
         GPU,
+        library="cuda",
         captures=True,
         whole=True,
         options={"use_tf32": "0"},
@@ -43,10 +47,13 @@ PROVIDERS = {
     "ort-tensorrt": Provider(
         "TensorrtExecutionProvider",
         f"{GPU}, and TensorRT's own libraries",
+        library="tensorrt",
         options={"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
     ),
     "ort-tensorrt-rtx": Provider(
-        "NvTensorRTRTXExecutionProvider", "install an onnxruntime that was built with TensorRT-RTX"
+        "NvTensorRTRTXExecutionProvider",
+        "install an onnxruntime that was built with TensorRT-RTX",
+        library="nv_tensorrt_rtx",
     ),
     **{name: Provider(None, backend.install) for name, backend in BACKENDS.items()},
 }
@@ -122,4 +129,5 @@ def _best(bundle: Bundle) -> str:
         return "cpu"
     if bundle.manifest.engines:
         return next(iter(bundle.manifest.engines))
+    check_single_onnxruntime()
     return "cuda" if "CUDAExecutionProvider" in import_onnxruntime().get_available_providers() else "cpu"

@@ -14,6 +14,7 @@ from .bundle import Bundle
 from .decode import Decoder, SessionDecoder
 from .driver import Cuda
 from .engine import BACKENDS, EngineRecord, import_backend
+from .memory import require_gpu_memory
 from .resident import Resident
 from .state import State
 
@@ -55,13 +56,8 @@ class TensorRtSession:
 
     def _load(self, bundle: Bundle) -> None:
         path, spec = bundle.path / self._record.file, bundle.manifest.spec
-        free = self._cuda.gpu.free
         need = path.stat().st_size + 2 * self._record.batch * spec.state_bytes + SPARE_BYTES
-        if need > free:
-            raise SessionError(
-                f"{path}: needs {need / 1e9:.2f} GB of GPU memory, {free / 1e9:.2f} GB are free; "
-                "use a smaller model, precision or batch, or end what else is on the GPU"
-            )
+        require_gpu_memory(str(path), need, self._cuda.gpu.free)
         trt = self._trt
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)

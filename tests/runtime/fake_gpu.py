@@ -17,8 +17,9 @@ OUT_OF_MEMORY = 2
 class FakeLibcuda:
     """The driver calls that dijiang.runtime.driver makes."""
 
-    def __init__(self, sm="87", free=8 << 30, name=b"Fake Orin", integrated=False):
+    def __init__(self, sm="87", free=8 << 30, name=b"Fake Orin", integrated=False, count=1):
         self.sm, self.free, self.name, self.integrated = sm, free, name, integrated
+        self.count, self.driver = count, 12060
         self.memory, self.graphs = {}, {}
         self.recording = None
         self.launches = self.down = 0
@@ -39,7 +40,7 @@ class FakeLibcuda:
         return 0
 
     def cuDeviceGetCount(self, count):
-        count._obj.value = 1
+        count._obj.value = self.count
         return 0
 
     def cuDeviceGet(self, device, index):
@@ -61,7 +62,7 @@ class FakeLibcuda:
         return 0
 
     def cuDriverGetVersion(self, version):
-        version._obj.value = 12060
+        version._obj.value = self.driver
         return 0
 
     def cuDeviceGetAttribute(self, value, which, device):

@@ -9,7 +9,7 @@ import pytest
 
 import dijiang
 from dijiang.runtime import providers
-from dijiang.runtime.installed import check_single_onnxruntime, preload_libraries
+from dijiang.runtime.preflight import check_single_onnxruntime, preload_libraries
 from dijiang.runtime.providers import PROVIDERS, Provider
 
 from .fake_gpu import FakeLibcuda
@@ -53,6 +53,7 @@ def test_device_number_reaches_the_provider(exported, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: seen.update(preloaded=True))
     monkeypatch.setattr(onnxruntime, "InferenceSession", record)
+    monkeypatch.setattr("dijiang.runtime.driver.load_library", lambda: FakeLibcuda(count=3))
     with pytest.raises(dijiang.SessionError, match="enough"):
         dijiang.load(exported("neox-base", dialect="onnx"), provider="cuda:2")
     ((name, settings),) = seen["providers"]

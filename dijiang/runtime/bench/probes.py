@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from ..installed import preload_libraries
+from ..preflight import preload_libraries
 
 #: Seconds that a provider may take to start: CUDA loads gigabytes the first time.
 TIMEOUT = 120
