@@ -1,9 +1,10 @@
 """Everything that has to be measured on a GPU, in one call: parity, speed, bandwidth, peers.
 
     python benchmarks/gpu.py                             # all presets, fp16, int8 and int4, all cases
-    python benchmarks/gpu.py --presets pythia-410m --precision fp16 --only decode --seconds 500
+    python benchmarks/gpu.py --presets pythia-410m pythia-2.8b --precision fp16 --seconds 540
     python benchmarks/gpu.py --dry-run                   # a tiny model on the CPU: does the script work?
 
+Each case runs in a process of its own: one that crashes, hangs or does not fit is a line of the report.
 Results are written after every case and a later call goes on where one ended: a machine that is lent
 for ten minutes at a time is enough. benchmarks/results/gpu-NAME.json keeps every raw sample.
 """
@@ -12,11 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
 import time
+import traceback
 from dataclasses import asdict
 from datetime import datetime, timezone
+from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from gpu_cases import CASES, PEERS, Case, Place
@@ -28,40 +36,94 @@ from dijiang.runtime.bench.machine import describe_machine
 from dijiang.runtime.driver import Cuda
 
 HERE = Path(__file__).parent
-#: Small ones first; what does not fit is one line of the report.
+#: Those of the asked numbers first; what does not fit is one line of the report.
 SIZES = (
+    "pythia-410m",
+    "pythia-2.8b",
     "pythia-70m",
     "pythia-160m",
-    "pythia-410m",
     "pythia-1b",
-    "pythia-2.8b",
     "opt-350m",
     "tinyllama-1.1b",
     "llama2-7b",
 )
+#: Seconds that a case needs at least: none is started with less.
+LEAST = 10.0
+Row = tuple[Case, str, str]
 
 
 def main() -> int:
     options = _options()
+    if options.case:
+        print(json.dumps(_measure(options), default=lambda value: value.item()))
+        return 0
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"gpu-{options.name}.json"
-    report = json.loads(file.read_text()) if file.is_file() else _header(options)
-    started = time.monotonic()
-    for case, preset, precision in _plan(options):
-        key = f"{case.name} {preset} {precision}"
-        if key in report["results"]:
-            continue
-        if time.monotonic() - started > options.seconds:
-            print(f"{options.seconds} s are over; call again to go on", file=sys.stderr)
-            break
-        print(key, file=sys.stderr, flush=True)
-        report["results"][key] = _measure(case, options, preset, precision)
-        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    try:
+        report = json.loads(file.read_text()) if file.is_file() else _header(options)
+    except DijiangError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    _run(options, report, file)
     text = markdown(report)
     file.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
     return 0
+
+
+def _run(options: argparse.Namespace, report: dict[str, Any], file: Path) -> None:
+    """Every case that the report lacks, until the time is over; bundles go when they are through."""
+    end, results = time.monotonic() + options.seconds, report["results"]
+    for (preset, precision), rows in groupby(_plan(options), lambda row: row[1:]):
+        for case, *_ in rows:
+            key = f"{case.name} {preset} {precision}"
+            if key in results and not (options.retry and "error" in results[key]):
+                continue
+            left = end - time.monotonic()
+            print(key, file=sys.stderr, flush=True)
+            found = _child(key, min(options.case_seconds, left)) if left > LEAST else None
+            if found is None and left > options.case_seconds:
+                found = {"error": f"did not end within {options.case_seconds:.0f} s"}
+            if found is None:
+                print(f"{options.seconds:.0f} s are over; call again to go on", file=sys.stderr)
+                return
+            results[key] = found
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            partial.replace(file)
+        if preset != "-":
+            shutil.rmtree(_place(options, preset, precision).folder, ignore_errors=True)
+
+
+def _child(key: str, seconds: float) -> dict[str, Any] | None:
+    """The figures of one case from a process of its own; None if it did not end in time."""
+    started = time.perf_counter()
+    command = [sys.executable, __file__, *sys.argv[1:], "--case", key]
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=out, stderr=errors, start_new_session=True)
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            if process.poll() is None:  # with all that it started
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        printed, said = (_lines(stream) for stream in (out, errors))
+    try:
+        found: dict[str, Any] = json.loads(printed[-1])
+    except (IndexError, ValueError):
+        last = said[-1] if said else "without a word"
+        found = {"error": f"the process ended with status {process.returncode}: {last[:400]}"}
+    if "error" in found:
+        print("\n".join(said[-40:]), file=sys.stderr)
+    return found | {"seconds_spent": round(time.perf_counter() - started, 1)}
+
+
+def _lines(stream: Any) -> list[str]:
+    stream.seek(0)
+    return [line for line in stream.read().splitlines() if line.strip()]
 
 
 def _options() -> argparse.Namespace:
@@ -81,8 +143,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cache", default="/tmp/dijiang-gpu", help="checkpoints and bundles: gigabytes")
     parser.add_argument("--out", default=str(HERE / "results"))
     parser.add_argument("--name", default=datetime.now(timezone.utc).strftime("%Y-%m-%d"))
-    parser.add_argument("--seconds", type=float, default=1e9, help="start no case after this long")
+    parser.add_argument("--seconds", type=float, default=1e9, help="end after this long; call again")
+    parser.add_argument("--case-seconds", type=float, default=400, help="give a case up after this long")
+    parser.add_argument("--retry", action="store_true", help="measure again what failed")
     parser.add_argument("--dry-run", action="store_true", help="a tiny model on the CPU, 2 repeats")
+    parser.add_argument("--case", help=argparse.SUPPRESS)  # NAME PRESET PRECISION: the child's part
     options = parser.parse_args()
     if options.dry_run:
         options.presets, options.provider = ["tiny"], "cpu"
@@ -91,30 +156,33 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _plan(options: argparse.Namespace) -> list[tuple[Case, str, str]]:
+def _plan(options: argparse.Namespace) -> list[Row]:
     """(case, preset, precision): those of the machine, then all of one size before the next."""
     wanted = [case for case in (*CASES, *PEERS) if case.name in options.only]
-    once = [(case, "-", p) for case in wanted if case.once for p in options.precision]
-    each = [
+    rows = [(case, "-", p) for p in options.precision for case in wanted if case.once]
+    rows += [
         (case, preset, p)
-        for preset in options.presets
         for p in options.precision
+        for preset in options.presets
         for case in wanted
         if not case.once
     ]
-    return [row for row in (*once, *each) if row[0].covers(*row[1:])]
+    return [row for row in rows if row[0].covers(*row[1:])]
 
 
-def _measure(case: Case, options: argparse.Namespace, preset: str, precision: str) -> dict[str, Any]:
+def _place(options: argparse.Namespace, preset: str, precision: str) -> Place:
+    return Place(Path(options.cache), preset, precision, options.provider, dry_run=options.dry_run)
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
     """The case's figures, or why there are none."""
-    place = Place(Path(options.cache), preset, precision, options.provider, dry_run=options.dry_run)
-    started = time.perf_counter()
+    name, preset, precision = options.case.split()
+    case = next(case for case in (*CASES, *PEERS) if case.name == name)
     try:
-        found = case.run(place)
-    except (DijiangError, ImportError, RuntimeError, MemoryError, OSError) as error:
-        # A size that does not fit, or a peer that is not installed, must not end the run.
-        found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
-    return found | {"seconds_spent": round(time.perf_counter() - started, 1)}
+        return case.run(_place(options, preset, precision))
+    except Exception as error:  # whatever a peer or a library raises: the next case may work
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
 
 
 def _header(options: argparse.Namespace) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from dijiang.models.load import load_checkpoint
 from dijiang.models.rotary import inverse_frequencies
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-#: Tokens in the cache when a sample ends: the paper's length, and a short one.
-LENGTHS = (128, 2048)
+#: Tokens in the cache when a sample ends: the paper's length; and that of a dry run.
+LENGTH, SHORT = 2048, 128
 Step = Callable[[], None]
 
 
@@ -32,25 +32,20 @@ def measure(kind: str, place: Place) -> dict[str, Any]:
     device = "cpu" if place.dry_run else "cuda"
     if kind == "hf-graph" and device == "cpu":
         return {"skipped": "CUDA graphs need a GPU"}
-    make = MAKERS[kind]
-    found: dict[str, Any] = {"torch": torch.__version__, "device": device, "lengths": {}}
-    for length in LENGTHS[:1] if place.dry_run else LENGTHS:
-        rewind, step = make(place, length - place.steps, device)
-        samples = []
-        for _ in range(place.repeats + 1):
-            rewind()
-            _wait(device)
-            started = time.perf_counter()
-            for _ in range(place.steps):
-                step()
-            _wait(device)
-            samples.append((time.perf_counter() - started) / place.steps)
-        found["lengths"][str(length)] = samples[1:]
-        del rewind, step
-        if device == "cuda":
-            found["peak_bytes"] = torch.cuda.max_memory_allocated()
-            torch.cuda.empty_cache()
-    return found
+    found: dict[str, Any] = {"torch": torch.__version__, "device": device}
+    length, samples = SHORT if place.dry_run else LENGTH, []
+    rewind, step = MAKERS[kind](place, length - place.steps, device)
+    for _ in range(place.repeats + 1):
+        rewind()
+        _wait(device)
+        started = time.perf_counter()
+        for _ in range(place.steps):
+            step()
+        _wait(device)
+        samples.append((time.perf_counter() - started) / place.steps)
+    if device == "cuda":
+        found["peak_bytes"] = torch.cuda.max_memory_allocated()
+    return found | {"lengths": {str(length): samples[1:]}}
 
 
 def _wait(device: str) -> None:
@@ -138,6 +133,9 @@ def _captured(step: Step) -> Step:
 
 def _compiled(place: Place, depth: int, device: str) -> tuple[Step, Step]:
     def wrap(step: Step) -> Step:
+        for cell in step.__closure__ or ():  # a mutated input keeps reduce-overhead from CUDA graphs
+            if isinstance(cell.cell_contents, Tensor):
+                torch._dynamo.mark_static_address(cell.cell_contents)
         compiled: Step = torch.compile(step, mode="reduce-overhead")
         for _ in range(3):
             compiled()
