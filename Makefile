@@ -28,13 +28,13 @@ soak: $(VENV)/.dev
 timing: $(VENV)/.dev
 	$(BIN)/pytest -m timing -s
 
-# The primitive dialect on an onnxruntime that has no LinearAttention, in an environment of its own.
+# The primitive dialect on an onnxruntime that has no LinearAttention, and the oldest onnx-ir, by themselves.
 oldest: $(VENV)-$(OLDEST)/.oldest
 	$(VENV)-$(OLDEST)/bin/pytest tests/exporter/test_golden.py tests/exporter/test_families.py tests/runtime/test_session.py
 
 $(VENV)-$(OLDEST)/.oldest: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-$(OLDEST)
-	$(VENV)-$(OLDEST)/bin/pip install -q -c constraints.txt onnxruntime==$(OLDEST) 'numpy<2' -e '.[export,torch]' pytest hypothesis
+	$(VENV)-$(OLDEST)/bin/pip install -q -c constraints.txt onnxruntime==$(OLDEST) onnx-ir==0.1.15 'numpy<2' -e '.[export,torch]' pytest hypothesis
 	touch $@
 
 # The environments: demo has what a Jetson needs, no torch; dev has everything.

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from ..runtime.bundle import DATA, GRAPH, Bundle, open_bundle
 from ..runtime.model import Model
 from ..runtime.session import OrtSession
+from .folder import at_once
 from .passes.emulate import Emulate
 
 
@@ -25,6 +26,6 @@ def load_emulated(bundle: str | Path, *, threads: int | None = None, check_hashe
     if not Emulate()(graph).modified:
         return Model(opened, OrtSession(opened, provider="cpu", threads=threads))
     with TemporaryDirectory(prefix="dijiang-") as folder:
-        ir.save(graph, Path(folder) / GRAPH, external_data=DATA, max_workers=1)
+        ir.save(graph, Path(folder) / GRAPH, external_data=DATA, **at_once(1))
         rounded = Bundle(Path(folder), replace(opened.manifest, precision="fp32"))
         return Model(opened, OrtSession(rounded, provider="cpu", threads=threads))

@@ -28,7 +28,7 @@ from ..runtime.native import operator_library
 from ..runtime.session import import_onnxruntime
 from . import pipeline
 from .attention import DIALECTS, runs_here
-from .folder import check_target, new_folder
+from .folder import at_once, check_target, new_folder
 from .parity import verify as compare
 from .passes.precision import TYPES
 from .plan import Plan, plan_export, weight_bytes
@@ -171,7 +171,7 @@ def _save(graph: ir.Model, folder: Path, plan: Plan, progress: Progress) -> None
         graph,
         folder / GRAPH,
         external_data=DATA,
-        max_workers=plan.writers,
+        **at_once(plan.writers),
         callback=lambda _, info: progress(stage, info.offset, total),
     )
     progress(stage, total, total)
