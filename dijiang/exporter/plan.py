@@ -15,7 +15,7 @@ from ..errors import ExportError
 from ..models.load import DijiangModel
 from .calibration import batch_of
 from .parity import default_slice
-from .passes.precision import TYPES
+from .passes.emulate import LOW
 
 #: What a bundle needs on disk beside its weights: graph, tokenizer, tables.
 SPARE_BYTES = 1 << 20
@@ -102,7 +102,7 @@ def plan_export(
         calibration_tokens: that the float32 model draws before.
     """
     disk, parameters = weight_bytes(graph), model.parameters
-    emulated = 4 * parameters if verify and precision in TYPES else 0
+    emulated = emulated_bytes(graph) if verify else 0
     calibrated = 4 * parameters if calibration_tokens else 0
     embedding = math.prod(model.weights.shape("embed.weight"))
     written = max(LAYER_BYTES * model.layer_parameters, EMBEDDING_BYTES * embedding)
@@ -144,6 +144,16 @@ def _verify_bytes(model: DijiangModel, session: int, *, text: bool) -> int:
 def weight_bytes(graph: ir.Model) -> int:
     """Bytes of all stored tensors of a graph."""
     return sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value)
+
+
+def emulated_bytes(graph: ir.Model) -> int:
+    """Bytes of the copy whose 16-bit weights are float32 and codes as they are; 0: none is made."""
+    low = [
+        v.const_value.nbytes
+        for v in graph.graph.initializers.values()
+        if v.dtype in LOW and v.const_value
+    ]
+    return weight_bytes(graph) + sum(low) if low else 0
 
 
 def _device(place: Path) -> object:
