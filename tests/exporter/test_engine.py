@@ -9,7 +9,9 @@ import onnx_ir as ir
 import pytest
 
 import dijiang
+from dijiang.exporter.engine import NOT_ON_TURING
 from dijiang.exporter.passes.turing import ExpandMatMuls
+from dijiang.exporter.precision import PRECISIONS
 from dijiang.runtime.bundle import open_bundle
 from dijiang.runtime.driver import Gpu
 from dijiang.runtime.engine import RTX_GPUS, TURING, EngineRecord, import_backend
@@ -44,23 +46,25 @@ def test_every_graph_is_an_engine_for_every_gpu(primitive, name):
     assert not list(bundle.glob(".*"))
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("gpus", "precision"),
+    [
+        *((MODERN, precision) for precision in PRECISIONS),
+        *(([TURING], precision) for precision in PRECISIONS if precision not in NOT_ON_TURING),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
 @pytest.mark.parametrize("variant", ["neox-sequential-tied", "opt-350m-like", "llama-gqa-4"])
-def test_every_family_and_type_is_an_engine(tmp_path, variant, precision):
+def test_every_family_and_type_is_an_engine(tmp_path, variant, precision, gpus):
     (tmp_path / "checkpoint").mkdir()
     checkpoint = write(tmp_path / "checkpoint", NAMED[variant], trained=True, seed=1)
     options = {"target": "tensorrt", "precision": precision, "verify": False}
     bundle = dijiang.export(checkpoint, tmp_path / "b", **options)
-    built = dijiang.build(bundle.path, backend="tensorrt_rtx", gpus=MODERN)
-    assert (bundle.path / built.manifest.engines["tensorrt_rtx"]["file"]).is_file()
-
-
-@pytest.mark.parametrize("name", ["neox-base", "neox-trained-decay"])
-def test_fp16_is_an_engine_for_turing(primitive, name):
-    bundle = primitive(name, precision="fp16")
-    built = dijiang.build(bundle, backend="tensorrt_rtx", gpus=[TURING])
-    assert built.manifest.engines["tensorrt_rtx"]["gpus"] == [TURING]
-    assert not list(bundle.glob(".*"))
+    built = dijiang.build(bundle.path, backend="tensorrt_rtx", gpus=gpus)
+    record = built.manifest.engines["tensorrt_rtx"]
+    assert record["gpus"] == gpus
+    assert (bundle.path / record["file"]).is_file()
+    assert not list(bundle.path.glob(".*"))
 
 
 @pytest.mark.parametrize("name", ["neox-base", "neox-sequential-straddle"])
