@@ -29,5 +29,5 @@ def new_folder(target: Path) -> AbstractContextManager[Path]:
 
 
 def at_once(tensors: int) -> dict[str, int]:
-    """Option of `ir.save`: tensors computed and written at once. onnx-ir before 1.1 writes one by one."""
+    """Option of `ir.save`: tensors computed and written at once; onnx-ir before 1.1 has none."""
     return {"max_workers": tensors} if "max_workers" in signature(ir.save).parameters else {}
