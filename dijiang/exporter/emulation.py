@@ -11,7 +11,9 @@ import onnx_ir as ir
 from ..runtime.bundle import DATA, GRAPH, Bundle, open_bundle
 from ..runtime.model import Model
 from ..runtime.session import OrtSession
+from .cut import parts
 from .folder import at_once
+from .parts import PartedModel, PartedSession
 from .passes.emulate import Emulate
 
 
@@ -23,7 +25,10 @@ def load_emulated(bundle: str | Path, *, threads: int | None = None, check_hashe
     """
     opened = open_bundle(bundle, check_hashes=check_hashes)
     graph = ir.load(opened.graph)
-    if not Emulate()(graph).modified:
+    emulated = bool(Emulate()(graph).modified)
+    if len(parts(graph.graph)) > 1:
+        return PartedModel(opened, PartedSession(opened, graph, written=emulated, threads=threads))
+    if not emulated:
         return Model(opened, OrtSession(opened, provider="cpu", threads=threads))
     with TemporaryDirectory(prefix="dijiang-") as folder:
         ir.save(graph, Path(folder) / GRAPH, external_data=DATA, **at_once(1))

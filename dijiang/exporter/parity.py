@@ -1,12 +1,12 @@
 """How far a bundle is from its checkpoint in float64: `dijiang verify`.
 
-The bundle runs first and its session is dropped; then the reference runs layer by layer. So the memory
-is that of the bundle or of one float64 layer, whichever is larger, plus the logits compared.
+The bundle runs first, in parts if it is large, and its last session is dropped; then the reference
+runs layer by layer. So the memory is that of a part or of one float64 layer, whichever is larger, plus
+the logits compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,13 @@ import numpy as np
 from .. import __version__
 from ..errors import ParityError
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
-from ..models.reference import Piece, Reference
 from ..runtime.bundle import store_parity
-from ..runtime.model import Model, load
-from .difference import Difference, Sums
+from ..runtime.model import load
+from .compare import compare, decay_change, run_bundle
+from .difference import Difference
 from .emulation import load_emulated
 from .gates import Verdict, judge
+from .parts import PartedModel
 from .precision import PRECISIONS
 from .progress import Progress, silent
 from .windows import OWN, RANDOM, windows_of
@@ -37,8 +38,6 @@ STEPS = 128
 #: random ids and on a text, where perplexity needs many tokens; of decoding one at a time; and the
 #: fewest tokens, whatever they cost.
 BUDGET, TEXT_BUDGET, STEP_BUDGET, FEWEST = 1.5e11, 6e11, 2e10, 32
-#: Lengths at which the states are compared, within the first window.
-STATE_LENGTHS = (1, 8, 64, 256, 512)
 #: Layers whose states tell a wrong weight before depth amplifies rounding: the second one sees all of
 #: the first.
 EARLY = 2
@@ -129,19 +128,6 @@ class Parity:
             )
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What the bundle computed, kept while the reference runs.
-
-    logits: [T, vocab] float32 a window.  states: by length of the first window, [1, G, K, V] a layer.
-    """
-
-    logits: list[np.ndarray]
-    states: dict[int, list[np.ndarray]]
-    step_error: float
-    steps: int
-
-
 def verify(
     bundle: str | Path,
     against: str | Path,
@@ -167,7 +153,7 @@ def verify(
         threads: of the session; None: all physical cores.
         store: put the report into the bundle.
         check_hashes: compare every file of the bundle with its manifest first.
-        progress: told about the bytes of weights that are through.
+        progress: told about the tokens drawn, and about the bytes of weights that are through.
 
     Returns:
         The report; `report.require()` raises if a gate of the bundle's precision was not met.
@@ -179,20 +165,18 @@ def verify(
     checkpoint = load_checkpoint(against, decay=mode, repair_decay=manifest.decay == "repaired")
     parameters = checkpoint.parameters
     count, window = default_slice(checkpoint, text=text is not None)
-    source, windows = windows_of(
-        model,
-        text,
-        count if tokens is None else tokens,
-        window,
-        own=PRECISIONS[manifest.precision].quantized,
-    )
-    run = _run_bundle(model, windows, _affordable(STEP_BUDGET, parameters, STEPS))
+    own = PRECISIONS[manifest.precision].quantized
+    if own and text is None and isinstance(model, PartedModel):
+        count = FEWEST  # each token that is drawn costs loading all parts
+    count = count if tokens is None else tokens
+    source, windows = windows_of(model, text, count, window, own=own, progress=progress)
+    run = run_bundle(model, windows, _affordable(STEP_BUDGET, parameters, STEPS))
     del model  # and with it the session's weights
-    logits, states = _compare(checkpoint, windows, run, progress)
+    logits, states = compare(checkpoint, windows, run, progress)
     change = None
     if mode == "analytic":
         stored = load_checkpoint(against, repair_decay=True)
-        change = _decay_change(stored, checkpoint, windows) if stored.positions_limit else None
+        change = decay_change(stored, checkpoint, windows) if stored.positions_limit else None
     is_text = text is not None
     found = logits.result(is_text=is_text)
     report = Parity(
@@ -232,65 +216,3 @@ def _has_learned(source: str, found: Difference, vocabulary: int) -> bool:
     if source in (OWN, RANDOM):
         return source == OWN and bool(np.exp(found.reference_entropy) < LEARNED * vocabulary)
     return True
-
-
-def _cuts(length: int) -> list[int]:
-    """Where the first window is cut to compare states; its whole length comes last."""
-    return sorted({min(cut, length) for cut in (*STATE_LENGTHS, length)})
-
-
-def _run_bundle(model: Model, windows: Sequence[np.ndarray], steps: int) -> _Run:
-    first, states = windows[0], {}
-    logits = [model.forward(ids[None], model.new_state(), all_logits=True)[0] for ids in windows]
-    state, start = model.new_state(), 0
-    for cut in _cuts(len(first)):
-        model.forward(first[None, start:cut], state)
-        states[cut], start = state.clone().layers, cut
-    state, step_error = model.new_state(), 0.0
-    for row, token in zip(logits[0], first[:steps], strict=False):
-        step = model.forward(np.array([[token]]), state)[0]
-        step_error = float(np.maximum(step_error, np.abs(step - row).max()))  # keeps NaN
-    return _Run(logits, states, step_error, min(steps, len(first)))
-
-
-def _compare(
-    checkpoint: DijiangModel, windows: Sequence[np.ndarray], run: _Run, progress: Progress
-) -> tuple[Sums, dict[int, list[float]]]:
-    """Sums over the logits, and each layer's state error by length of the first window."""
-    reference = Reference(checkpoint)
-    first, *others = windows
-    state, cuts = reference.new_state(1), _cuts(len(first))
-    pieces = [
-        Piece(first[None, start:cut], start, state) for start, cut in zip((0, *cuts), cuts, strict=False)
-    ]
-    pieces += [Piece(ids[None]) for ids in others]
-    errors: dict[int, list[float]] = {cut: [] for cut in cuts}
-    total = reference.dtype.itemsize * checkpoint.parameters
-
-    def passed(layer: int, piece: Piece) -> None:
-        if piece.state is not None:
-            cut = piece.start + piece.ids.shape[1]
-            errors[cut].append(_relative(run.states[cut][layer], piece.state[layer]))
-        if piece is pieces[-1]:
-            progress("verify", total * (layer + 1) // checkpoint.spec.num_layers, total)
-
-    expected = reference.run(pieces, passed)
-    sums = Sums()
-    for start, cut in zip((0, *cuts), cuts, strict=False):
-        sums.add(next(expected)[0], run.logits[0][start:cut], first[start : cut + 1])
-    for ids, rows, found in zip(others, expected, run.logits[1:], strict=True):
-        sums.add(rows[0], found, ids)
-    return sums, errors
-
-
-def _relative(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(((found - expected) ** 2).mean() ** 0.5 / (expected**2).mean() ** 0.5)
-
-
-def _decay_change(stored: DijiangModel, dropped: DijiangModel, windows: Sequence[np.ndarray]) -> Sums:
-    """The reference with the trained tables against the one without, over the same windows."""
-    sums, pieces = Sums(), [Piece(ids[None]) for ids in windows]
-    runs = (Reference(model).run(pieces) for model in (stored, dropped))
-    for ids, exact, analytic in zip(windows, *runs, strict=True):
-        sums.add(exact[0], analytic[0], ids)
-    return sums

@@ -13,8 +13,10 @@ import psutil
 
 from ..errors import ExportError
 from ..models.load import DijiangModel
+from ..runtime.session import INTEGERS
 from .calibration import batch_of
-from .parity import default_slice
+from .cut import parts
+from .parity import FEWEST, default_slice
 from .passes.emulate import LOW
 
 #: What a bundle needs on disk beside its weights: graph, tokenizer, tables.
@@ -41,6 +43,9 @@ SECONDS = {"fp32": 18.0, "fp16": 18.0, "bf16": 18.0, "int8": 14.0, "int4": 40.0}
 #: Seconds to draw 10^12 parameters x tokens and round by them (Pythia-70M: 53), and to verify 10^9
 #: parameters (OPT-350M: 40; LLaMA2-7B, on busy cores: 50).
 CALIBRATION_SECONDS, VERIFY_SECONDS = 53.0, 40.0
+#: Seconds to load 10^9 bytes of integer weights and run one token (LLaMA2-7B in int4: 7.3 for 4.0 GB): a
+#: bundle in parts does it for every token that it draws.
+LOAD_SECONDS = 1.8
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,6 @@ def plan_export(
         calibration_tokens: that the float32 model draws before.
     """
     disk, parameters = weight_bytes(graph), model.parameters
-    emulated = emulated_bytes(graph) if verify else 0
     calibrated = 4 * parameters if calibration_tokens else 0
     embedding = math.prod(model.weights.shape("embed.weight"))
     written = max(LAYER_BYTES * model.layer_parameters, EMBEDDING_BYTES * embedding)
@@ -112,9 +116,15 @@ def plan_export(
     if calibration_tokens:
         memory = max(memory, _calibration_bytes(model, graph, batch_of(calibration_tokens)))
         seconds += CALIBRATION_SECONDS * parameters * calibration_tokens / 1e12
+    emulated = 0
     if verify:
-        memory = max(memory, _verify_bytes(model, emulated or disk, text=text))
+        loaded = parts(graph.graph)
+        session = max(part.nbytes for part in loaded)
+        emulated = min(session, emulated_bytes(graph))
+        memory = max(memory, _verify_bytes(model, session, text=text))
         seconds += VERIFY_SECONDS * parameters / 1e9
+        if len(loaded) > 1 and precision in INTEGERS and not text:
+            seconds += LOAD_SECONDS * disk * (FEWEST - 1) / 1e9
     return Plan(disk + SPARE_BYTES, max(emulated, calibrated), memory + BASE_BYTES, seconds, writers)
 
 
@@ -128,7 +138,7 @@ def _calibration_bytes(model: DijiangModel, graph: ir.Model, batch: int) -> int:
 
 
 def _verify_bytes(model: DijiangModel, session: int, *, text: bool) -> int:
-    """First a session, which has the weights in a layout of its own; then the float64 reference.
+    """First a session of the largest part, in a layout of its own; then the float64 reference.
 
     That one has a layer, or the head and what it was made from, beside the logits.
     """

@@ -9,13 +9,20 @@ import numpy as np
 
 from ..errors import InputError
 from ..runtime.model import Model
+from .progress import Progress, silent
 
 #: What a report calls tokens that are not from a file.
 RANDOM, OWN = "random token ids", "text that the bundle drew itself"
 
 
 def windows_of(
-    model: Model, text: str | Path | None, tokens: int, window: int, *, own: bool
+    model: Model,
+    text: str | Path | None,
+    tokens: int,
+    window: int,
+    *,
+    own: bool,
+    progress: Progress = silent,
 ) -> tuple[str, list[np.ndarray]]:
     """What the tokens are, and their ids in windows [<= window]; a rest of one token is left out.
 
@@ -30,8 +37,11 @@ def windows_of(
     ids = random.integers(0, model.spec.vocab_size, 1 if own else count)
     if not own:
         return RANDOM, [ids]
-    drawn = model.generate(ids, max_tokens=count - 1, temperature=1.0, seed=0, ignore_eos=True)
-    return OWN, [np.array([*ids, *(record.token for record in drawn)])]
+    drawn = [int(ids[0])]
+    for record in model.generate(ids, max_tokens=count - 1, temperature=1.0, seed=0, ignore_eos=True):
+        drawn.append(record.token)
+        progress("draw", len(drawn), count)
+    return OWN, [np.array(drawn)]
 
 
 def _read(model: Model, text: Path, tokens: int) -> np.ndarray:

@@ -21,6 +21,8 @@ PIECE = 256
 INTEGERS, BLOCKS_FROM = ("int8", "int4"), (1, 19)
 #: --provider -> ONNX Runtime execution provider.
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
+#: Where a graph without a file of its own finds its data.
+DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class Session(Protocol):
@@ -110,6 +112,34 @@ def session_options(ort: Any, threads: int | None, operators: Path | None = None
     return options
 
 
+def load_graph(bundle: Bundle, threads: int | None = None, graph: bytes | None = None) -> Any:
+    """onnxruntime's session on the CPU; SessionError if it does not take the graph.
+
+    graph: instead of the bundle's own, in serialised form: it refers to the bundle's data.
+    """
+    ort, manifest = import_onnxruntime(), bundle.manifest
+    check_blocks(bundle, ort.__version__)
+    options = session_options(ort, threads, operator_library() if manifest.dialect == "native" else None)
+    if graph is not None:
+        options.add_session_config_entry(DATA_FOLDER, str(bundle.path.resolve()))
+    try:
+        return ort.InferenceSession(graph or str(bundle.graph), options, [PROVIDERS["cpu"]])
+    except Exception as error:  # onnxruntime's errors share no base class
+        other = "" if manifest.dialect == "primitive" else ", or export with --dialect primitive"
+        raise SessionError(
+            f"{bundle.graph}: onnxruntime {ort.__version__} cannot load the {manifest.dialect} dialect "
+            f"({str(error).splitlines()[0]}); upgrade onnxruntime{other}"
+        ) from error
+
+
+def failed_step(tokens: int, error: Exception) -> SessionError:
+    """The error of a step that onnxruntime gave up."""
+    return SessionError(
+        f"onnxruntime {import_onnxruntime().__version__} failed in a step of {tokens} tokens "
+        f"({str(error).splitlines()[0][:200]}); use a smaller batch, or upgrade onnxruntime"
+    )
+
+
 class OrtSession:
     """ONNX Runtime session with states bound once and updated in place.
 
@@ -127,21 +157,7 @@ class OrtSession:
                 f"execution provider {provider!r} is not available, expected one of "
                 f"{', '.join(PROVIDERS)}; install the package that has it"
             )
-        check_blocks(bundle, ort.__version__)
-        operators = operator_library() if bundle.manifest.dialect == "native" else None
-        try:
-            self._session = ort.InferenceSession(
-                str(bundle.graph),
-                sess_options=session_options(ort, threads, operators),
-                providers=[wanted],
-            )
-        except Exception as error:  # onnxruntime's errors share no base class
-            dialect = bundle.manifest.dialect
-            other = "" if dialect == "primitive" else ", or export with --dialect primitive"
-            raise SessionError(
-                f"{bundle.graph}: onnxruntime {ort.__version__} cannot load the {dialect} dialect "
-                f"({str(error).splitlines()[0]}); upgrade onnxruntime{other}"
-            ) from error
+        self._session = load_graph(bundle, threads)
         used = self._session.get_providers()[0]
         if used != wanted:
             raise SessionError(f"asked for {wanted}, onnxruntime used {used}; check its installation")
@@ -246,10 +262,7 @@ class _Binding:
         try:
             self._session.run_with_iobinding(self._io)
         except Exception as error:  # onnxruntime's errors share no base class
-            raise SessionError(
-                f"onnxruntime {self._ort.__version__} failed in a step of {self._shape[1]} tokens "
-                f"({str(error).splitlines()[0][:200]}); use a smaller batch, or upgrade onnxruntime"
-            ) from error
+            raise failed_step(self._shape[1], error) from error
         if self._next is not self._state.layers:
             for layer, new in zip(self._state.layers, self._next, strict=True):
                 layer[...] = new

@@ -1,5 +1,6 @@
 """The plan of an export: an upper bound of what a real one needs, and not a wild one."""
 
+import math
 import subprocess
 import sys
 import time
@@ -32,9 +33,9 @@ def checkpoint(tmp_path_factory):
     return write_random(CONFIG, tmp_path_factory.mktemp("plan") / "checkpoint")
 
 
-def peak_anonymous(*arguments):
-    """Largest anonymous memory of an export in a process of its own, bytes."""
-    peak, command = 0, [sys.executable, "-c", CLI, "export", *map(str, arguments)]
+def peak_anonymous(*arguments, code=CLI):
+    """Largest anonymous memory of a command in a process of its own, bytes."""
+    peak, command = 0, [sys.executable, "-c", code, *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         watch = psutil.Process(process.pid)
         while process.poll() is None:
@@ -80,7 +81,7 @@ def test_planned_memory_bounds_that_of_a_real_export(
     options += (
         [] if target == "tensorrt" else ["--calibration-tokens", tokens] if precision == "int4" else []
     )
-    peak = peak_anonymous(checkpoint, "-o", tmp_path / "b", *options)
+    peak = peak_anonymous("export", checkpoint, "-o", tmp_path / "b", *options)
     assert plan.memory / 2 < peak < plan.memory
     size = sum(file.stat().st_size for file in (tmp_path / "b").iterdir())
     assert size - plan_module.SPARE_BYTES < plan.disk < size + plan_module.SPARE_BYTES
@@ -100,6 +101,18 @@ def test_plan_counts_calibration_and_emulation(checkpoint):
     assert drawn.seconds > nearest.seconds
     assert 4 * parameters < plan_of(checkpoint, "fp16", verify=True).temporary < 4.1 * parameters
     assert plan_of(checkpoint, "fp16", verify=False).temporary == 0
+
+
+def test_plan_counts_one_part_of_a_large_bundle(checkpoint, monkeypatch):
+    kinds = [("fp16", False), ("int8", False), ("int8", True)]
+    whole = [plan_of(checkpoint, precision, verify=True, text=text) for precision, text in kinds]
+    monkeypatch.setattr("dijiang.exporter.cut.PART_BYTES", 0)
+    split = [plan_of(checkpoint, precision, verify=True, text=text) for precision, text in kinds]
+    embedding = 4 * math.prod(load_checkpoint(checkpoint).weights.shape("embed.weight"))
+    assert [plan.temporary < 1.1 * embedding for plan in split] == [True] * 3
+    assert split[0].memory < whole[0].memory
+    # Only text that the bundle draws itself costs loading it again and again.
+    assert [a.seconds > b.seconds for a, b in zip(split, whole, strict=True)] == [False, True, False]
 
 
 def test_temporary_files_need_room_on_their_own_disk(tmp_path, monkeypatch):
