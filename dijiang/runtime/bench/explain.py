@@ -26,7 +26,7 @@ FORMULAS = {
     "less idle power (2 s before the tests) * seconds; without a sensor: unknown",
     "slope": "least-squares line of the medians over depth; where depths took turns in one process: of "
     "the medians of their ratios to the smallest depth's turn; change: over the range of depths, "
-    "relative to the line's start; flat: at most 2 % in time; interval: 95 %, bootstrap",
+    "relative to the smallest one; flat: at most 2 % in time; interval: 95 %, bootstrap",
     "ratio": "seconds of a repetition of the Transformer / of the bundle's beside it; median of the "
     "turns; interval: 95 %, bootstrap",
     "predicted ratio": "bytes per step of the Transformer / of the bundle: what it would be if both "

@@ -45,7 +45,7 @@ class Slope:
     """A straight line through (depth, value).
 
     first, last: depths of the range.  per_1000: change of the value in 1,000 tokens of depth.
-    change: change over the whole range, as a fraction of the line's value at its start.
+    change: change over the whole range, as a fraction of the value at the first depth.
     """
 
     first: int
@@ -56,9 +56,9 @@ class Slope:
 
 def slope(depths: Sequence[int], values: Sequence[float]) -> Slope:
     """Least-squares line over at least two different depths."""
-    rise, start = np.polyfit(np.asarray(depths, np.float64), np.asarray(values, np.float64), 1)
+    rise = float(np.polyfit(np.asarray(depths, np.float64), np.asarray(values, np.float64), 1)[0])
     first, last = min(depths), max(depths)
-    return Slope(first, last, float(1000 * rise), float(rise * (last - first) / (start + rise * first)))
+    return Slope(first, last, 1000 * rise, rise * (last - first) / values[int(np.argmin(depths))])
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def slope_of_samples(
     else:
         levels = np.array([np.median(one) for one in samples])
         resampled = np.array([np.median(random.choice(s, (RESAMPLES, len(s))), axis=1) for s in samples])
-    rise, base = np.polyfit(np.asarray(depths, np.float64), resampled, 1)
-    changes = rise * (max(depths) - min(depths)) / (base + rise * min(depths))
+    rise = np.polyfit(np.asarray(depths, np.float64), resampled, 1)[0]
+    changes = rise * (max(depths) - min(depths)) / resampled[first]
     low, high = np.percentile(changes, (2.5, 97.5))
     return slope(depths, levels.tolist()), float(low), float(high)
