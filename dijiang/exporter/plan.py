@@ -26,8 +26,8 @@ BASE_BYTES = 150 << 20
 #: Bytes for each number of a layer, and of the embedding, while it is written: as read, in float32 and
 #: as rounded. Projections of one input become one tensor, at most a whole layer.
 LAYER_BYTES, EMBEDDING_BYTES = 10, 16
-#: Tensors computed and written at once, where that takes no more memory than this and each is not
-#: itself the work of all cores, as rounding by second moments is.
+#: Tensors computed and written at once, where that takes no more memory than this. Rounding to integers
+#: is itself the work of all cores.
 WRITERS, WRITING_BYTES = 2, 2 << 30
 #: Bytes for each number of a second moment that GPTQ works on: its copy in float64 and the factors.
 GPTQ_BYTES = 20
@@ -110,7 +110,7 @@ def plan_export(
     calibrated = 4 * parameters if calibration_tokens else 0
     embedding = math.prod(model.weights.shape("embed.weight"))
     written = max(LAYER_BYTES * model.layer_parameters, EMBEDDING_BYTES * embedding)
-    writers = WRITERS if not calibration_tokens and WRITERS * written <= WRITING_BYTES else 1
+    writers = WRITERS if precision not in INTEGERS and WRITERS * written <= WRITING_BYTES else 1
     memory = writers * written
     seconds = SECONDS[precision] * parameters / 1e9
     if calibration_tokens:

@@ -18,8 +18,9 @@ from dijiang.exporter import attention as attention_module
 from dijiang.exporter import export as export_module
 from dijiang.exporter import plan as plan_module
 from dijiang.exporter.gates import GATES, Gate
-from dijiang.exporter.pipeline import build_graph
+from dijiang.exporter.pipeline import step_graph
 from dijiang.exporter.plan import BASE_BYTES, plan_export
+from dijiang.exporter.precision import precision_of
 from dijiang.models.checkpoint import Checkpoint
 from dijiang.models.initial import write_random
 from dijiang.models.load import load_checkpoint
@@ -134,19 +135,19 @@ def test_export_checks_available_memory_before_it_writes(tmp_path, monkeypatch):
     assert left_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("verify", [False, True])
-def test_memory_of_an_export_is_a_few_of_its_largest_tensor(tmp_path, verify):
+@pytest.mark.parametrize(("precision", "verify"), [("fp32", False), ("fp32", True), ("int8", False)])
+def test_memory_of_an_export_is_a_few_of_its_largest_tensor(tmp_path, precision, verify):
     config = PRESETS["pythia-70m"] | {"hidden_size": 384, "num_hidden_layers": 24, "vocab_size": 1000}
     config |= {"intermediate_size": 1536, "max_position_embeddings": 64}
     dijiang.export(BASE, tmp_path / "first")  # imports are no part of it
     checkpoint = write_random(config, tmp_path / "checkpoint", dtype="float32")
     model = load_checkpoint(checkpoint)
-    graph = build_graph(model, RUNNABLE[0])
+    graph = step_graph(model, RUNNABLE[0], precision_of(precision))
     tracemalloc.start()
-    dijiang.export(checkpoint, tmp_path / "b", verify=verify)
+    dijiang.export(checkpoint, tmp_path / "b", precision=precision, verify=verify)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    plan = plan_export(model, graph, "fp32", verify=verify)
+    plan = plan_export(model, graph, precision, verify=verify)
     graph_bytes = 4 << 20
     assert peak < plan.memory - BASE_BYTES + graph_bytes
     assert verify or plan.memory - BASE_BYTES < 4 * model.parameters / 4
