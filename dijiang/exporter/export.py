@@ -166,14 +166,14 @@ def _check_verifiable(model: DijiangModel, dialect: str, text: str | Path | None
 
 def _save(graph: ir.Model, folder: Path, plan: Plan, progress: Progress) -> None:
     """Write graph and weights; each weight is computed when its turn comes, and dropped."""
-    total, stage = weight_bytes(graph), f"write {plan}"
-    ir.save(
-        graph,
-        folder / GRAPH,
-        external_data=DATA,
-        **at_once(plan.writers),
-        callback=lambda _, info: progress(stage, info.offset, total),
-    )
+    total, stage, through = weight_bytes(graph), f"write {plan}", 0
+
+    def shown(_: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
+        nonlocal through
+        through = max(through, info.offset)  # two writers may come in any order
+        progress(stage, through, total)
+
+    ir.save(graph, folder / GRAPH, external_data=DATA, **at_once(plan.writers), callback=shown)
     progress(stage, total, total)
 
 

@@ -13,6 +13,7 @@ from .graph import Writer
 from .native import NativeWriter
 from .passes import optimise
 from .passes.dequantize import DequantizeWeights
+from .passes.order import OrderInitializers
 from .passes.precision import TYPES, SetPrecision
 from .passes.quantize import Quantize
 from .precision import Precision, Rounding
@@ -55,6 +56,7 @@ def step_graph(
         Quantize(precision, moments, tied=model.spec.tied_embeddings, cuda=cuda)(graph)
     if types in TYPES:
         SetPrecision(types, fused_norms=fused)(graph)
+    OrderInitializers()(graph)
     return graph
 
 

@@ -255,7 +255,12 @@ def test_export_that_cannot_be_verified_says_so_before_it_writes(tmp_path, monke
     assert left_in(tmp_path) == []
 
 
-def test_each_weight_is_read_once_while_the_bundle_is_written(tmp_path, monkeypatch):
+WRITTEN = [("fp32", "onnxruntime"), ("fp16", "onnxruntime"), ("fp16", "tensorrt"), ("int8", "tensorrt")]
+WRITTEN += [("int8", "onnxruntime"), ("int4", "onnxruntime"), ("int8", "cuda")] * ("ort" in RUNNABLE)
+
+
+@pytest.mark.parametrize(("precision", "target"), WRITTEN)
+def test_each_weight_is_read_once_while_the_bundle_is_written(tmp_path, monkeypatch, precision, target):
     reads, read = Counter(), Checkpoint.read
 
     def counted(checkpoint, name):
@@ -264,7 +269,8 @@ def test_each_weight_is_read_once_while_the_bundle_is_written(tmp_path, monkeypa
 
     monkeypatch.setattr(Checkpoint, "read", counted)
     shown = []
-    dijiang.export(BASE, tmp_path / "b", verify=False, progress=lambda *step: shown.append(step))
+    options = {"precision": precision, "target": target, "verify": False, "calibration_tokens": 0}
+    dijiang.export(BASE, tmp_path / "b", **options, progress=lambda *step: shown.append(step))
     # A norm's vectors go into every projection after it.
     assert {count for name, count in reads.items() if "layernorm" not in name} == {1}
     assert reads.keys() == load_checkpoint(BASE).checkpoint.shapes.keys()

@@ -6,13 +6,26 @@ plain normalisation, so that two of them over one input become one. An RMSNorm h
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
-from .linear import Linear, array_of, drop_unused_initializers, linear_at, shape_of, stored, value_of
+from .linear import (
+    Linear,
+    Shared,
+    array_of,
+    drop_unused_initializers,
+    linear_at,
+    shape_of,
+    stored,
+    value_of,
+)
 
 NORMS = ("LayerNormalization", "RMSNormalization")
+#: Rows of W that are summed in float32 in h W.
+ROWS = 64
 
 
 class FoldNorms(InPlacePass):
@@ -53,13 +66,13 @@ class FoldNorms(InPlacePass):
         for linear in followers:
             weight = linear.weight
             name = str(weight.name)
-            folded = _Folded(weight, scale, shift, linear.bias)
+            folded = Shared(partial(_folded, weight, scale, shift, linear.bias))
             linear.matmul.replace_input_with(
-                1, stored(graph, f"{name}.normed", shape_of(weight), folded.weight)
+                1, stored(graph, f"{name}.normed", shape_of(weight), partial(folded.part, 0))
             )
             if shift is None:
                 continue
-            total = stored(graph, f"{name}.bias", (linear.shape[1],), folded.bias)
+            total = stored(graph, f"{name}.bias", (linear.shape[1],), partial(folded.part, 1))
             if linear.add is not None:
                 linear.add.replace_input_with(1, total)
                 continue
@@ -85,35 +98,20 @@ def _ones(graph: ir.Graph, width: int) -> ir.Value:
     return graph.initializers.get(name) or stored(graph, name, (width,), lambda: np.ones(width))
 
 
-class _Folded:
-    """diag(g) W and b + h W; W is read once if the weight is asked for first."""
+def _folded(
+    weight: ir.Value, scale: ir.Value, shift: ir.Value | None, bias: ir.Value | None
+) -> tuple[np.ndarray, ...]:
+    """diag(g) W, float32 [in, out]; and b + h W, float64 [out], where there is an h."""
+    matrix = array_of(weight)
+    biases = [] if shift is None else [_product(array_of(shift), matrix)]
+    if biases and bias is not None:
+        biases[0] += array_of(bias)
+    return (matrix * array_of(scale)[:, None], *biases)
 
-    #: Rows of W that are summed in float32 in h W; their sums are added up in float64.
-    ROWS = 64
 
-    def __init__(
-        self, weight: ir.Value, scale: ir.Value, shift: ir.Value | None, bias: ir.Value | None
-    ) -> None:
-        self._weight, self._scale, self._shift, self._bias = weight, scale, shift, bias
-        self._total: np.ndarray | None = None
-
-    def weight(self) -> np.ndarray:
-        """[in, out] float32; on the way the bias is computed and kept."""
-        weight = array_of(self._weight)
-        if self._shift is not None:
-            self._total = self._sum(weight, array_of(self._shift))
-        scaled: np.ndarray = weight * array_of(self._scale)[:, None]
-        return scaled
-
-    def bias(self) -> np.ndarray:
-        """[out] float64."""
-        assert self._shift is not None
-        total, self._total = self._total, None
-        if total is None:
-            total = self._sum(array_of(self._weight), array_of(self._shift))
-        return total if self._bias is None else total + array_of(self._bias)
-
-    def _sum(self, weight: np.ndarray, shift: np.ndarray) -> np.ndarray:
-        pieces = range(0, len(shift), self.ROWS)
-        rows = [slice(start, start + self.ROWS) for start in pieces]
-        return np.stack([shift[r] @ weight[r] for r in rows]).sum(axis=0, dtype=np.float64)
+def _product(vector: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """vector @ matrix: ROWS rows are summed in float32, their sums in float64."""
+    pieces = range(0, len(vector), ROWS)
+    rows = [slice(start, start + ROWS) for start in pieces]
+    total: np.ndarray = np.stack([vector[r] @ matrix[r] for r in rows]).sum(axis=0, dtype=np.float64)
+    return total

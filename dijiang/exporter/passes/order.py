@@ -1,0 +1,33 @@
+"""The order in which weights are written, and lie in the file."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
+
+
+class OrderInitializers(InPlacePass):
+    """Initializers in the order of their first use.
+
+    What is computed from one weight (codes and scales, and the bias that a norm is folded into) is then
+    written one after the other: the weight is read once and kept for no longer.
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        known, ordered = model.graph.initializers, _by_use(model.graph)
+        modified = list(known.values()) != ordered
+        for value in ordered:
+            del known[str(value.name)]
+            known.add(value)
+        return PassResult(model, modified=modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        if list(model.graph.initializers.values()) != _by_use(model.graph):
+            raise PostconditionError("initializers are not in the order of their use")
+
+
+def _by_use(graph: ir.Graph) -> list[ir.Value]:
+    """Those that no node uses come last."""
+    known = graph.initializers.values()
+    used = (v for node in graph for v in node.inputs if v is not None and v.is_initializer())
+    return list(dict.fromkeys([*used, *known]))
