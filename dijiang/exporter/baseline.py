@@ -33,7 +33,6 @@ from ..runtime.bundle import DATA, GRAPH, Bundle
 from .attention import DIALECTS
 from .blocks import rotary_angles, rotate
 from .builder import CONTRIB
-from .folder import at_once
 from .graph import Writer
 from .passes import optimise
 from .passes.precision import TYPES
@@ -192,7 +191,7 @@ def write_transformer(
     rounding = precision_of(precision)
     if rounding.quantized:
         Quantize(rounding)(graph)
-    ir.save(graph, folder / GRAPH, external_data=DATA, **at_once(1))
+    ir.save(graph, folder / GRAPH, external_data=DATA)
     facts = VanillaFacts(
         vocab_size=spec.vocab_size,
         layers=spec.num_layers,

@@ -14,7 +14,6 @@ import onnx_ir as ir
 
 from ..runtime import names
 from ..runtime.session import import_onnxruntime, session_options
-from .folder import at_once
 from .passes.linear import linears
 from .progress import Progress, silent
 
@@ -75,7 +74,7 @@ class _Float32:
 
     def __init__(self, graph: ir.Model, folder: Path) -> None:
         ort = import_onnxruntime()
-        ir.save(graph, folder / "model.onnx", external_data="model.onnx.data", **at_once(1))
+        ir.save(graph, folder / "model.onnx", external_data="model.onnx.data")
         self._session = ort.InferenceSession(
             str(folder / "model.onnx"),
             sess_options=session_options(ort, None),

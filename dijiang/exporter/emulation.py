@@ -12,7 +12,6 @@ from ..runtime.bundle import DATA, GRAPH, Bundle, open_bundle
 from ..runtime.model import Model
 from ..runtime.session import OrtSession
 from .cut import parts
-from .folder import at_once
 from .parts import PartedModel, PartedSession
 from .passes.emulate import Emulate
 
@@ -31,6 +30,6 @@ def load_emulated(bundle: str | Path, *, threads: int | None = None, check_hashe
     if not emulated:
         return Model(opened, OrtSession(opened, provider="cpu", threads=threads))
     with TemporaryDirectory(prefix="dijiang-") as folder:
-        ir.save(graph, Path(folder) / GRAPH, external_data=DATA, **at_once(1))
+        ir.save(graph, Path(folder) / GRAPH, external_data=DATA)
         rounded = Bundle(Path(folder), replace(opened.manifest, precision="fp32"))
         return Model(opened, OrtSession(rounded, provider="cpu", threads=threads))

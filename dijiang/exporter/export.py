@@ -6,6 +6,7 @@ import platform
 import shutil
 from dataclasses import replace
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 
 import onnx_ir as ir
@@ -28,7 +29,7 @@ from ..runtime.native import operator_library
 from ..runtime.session import import_onnxruntime
 from . import pipeline
 from .attention import DIALECTS, runs_here
-from .folder import at_once, check_target, new_folder
+from .folder import check_target, new_folder
 from .parity import verify as compare
 from .passes.precision import TYPES
 from .plan import Plan, plan_export, weight_bytes
@@ -173,7 +174,9 @@ def _save(graph: ir.Model, folder: Path, plan: Plan, progress: Progress) -> None
         through = max(through, info.offset)  # two writers may come in any order
         progress(stage, through, total)
 
-    ir.save(graph, folder / GRAPH, external_data=DATA, **at_once(plan.writers), callback=shown)
+    # onnx-ir before 1.1 has no such option, and one writer.
+    together = {"max_workers": plan.writers} if "max_workers" in signature(ir.save).parameters else {}
+    ir.save(graph, folder / GRAPH, external_data=DATA, callback=shown, **together)
     progress(stage, total, total)
 
 

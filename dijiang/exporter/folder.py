@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from inspect import signature
 from pathlib import Path
-
-import onnx_ir as ir
 
 from .. import folder
 from ..errors import ExportError
@@ -26,8 +23,3 @@ def check_target(target: Path, *, force: bool) -> None:
 def new_folder(target: Path) -> AbstractContextManager[Path]:
     """`dijiang.folder.new_folder` for an export: what goes wrong is an ExportError."""
     return folder.new_folder(target, ExportError)
-
-
-def at_once(tensors: int) -> dict[str, int]:
-    """Option of `ir.save`: tensors computed and written at once; onnx-ir before 1.1 has none."""
-    return {"max_workers": tensors} if "max_workers" in signature(ir.save).parameters else {}

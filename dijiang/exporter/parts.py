@@ -23,7 +23,6 @@ from ..runtime.model import Model
 from ..runtime.session import PIECE, failed_step, load_graph
 from ..runtime.state import State
 from .cut import Part, parts
-from .folder import at_once
 
 #: How onnxruntime calls dimensions that it knows nothing of.
 UNNAMED = "unk__"
@@ -178,7 +177,7 @@ class PartedSession:
             return load_graph(self._bundle, self._threads, ir.to_proto(model).SerializeToString())
         with TemporaryDirectory(prefix="dijiang-") as folder:
             rounded = replace(self._bundle, path=Path(folder))
-            ir.save(model, rounded.graph, external_data=DATA, **at_once(1))
+            ir.save(model, rounded.graph, external_data=DATA)
             return load_graph(rounded, self._threads)
 
 

@@ -120,7 +120,7 @@ def plan_export(
     if verify:
         loaded = parts(graph.graph)
         session = max(part.nbytes for part in loaded)
-        emulated = min(session, emulated_bytes(graph))
+        emulated = session if any(v.dtype in LOW for v in graph.graph.initializers.values()) else 0
         memory = max(memory, _verify_bytes(model, session, text=text))
         seconds += VERIFY_SECONDS * parameters / 1e9
         if len(loaded) > 1 and precision in INTEGERS and not text:
@@ -154,16 +154,6 @@ def _verify_bytes(model: DijiangModel, session: int, *, text: bool) -> int:
 def weight_bytes(graph: ir.Model) -> int:
     """Bytes of all stored tensors of a graph."""
     return sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value)
-
-
-def emulated_bytes(graph: ir.Model) -> int:
-    """Bytes of the copy whose 16-bit weights are float32 and codes as they are; 0: none is made."""
-    low = [
-        v.const_value.nbytes
-        for v in graph.graph.initializers.values()
-        if v.dtype in LOW and v.const_value
-    ]
-    return weight_bytes(graph) + sum(low) if low else 0
 
 
 def _device(place: Path) -> object:

@@ -35,8 +35,8 @@ ADVICE = (
 )
 
 
-def check_single_onnxruntime(find: Callable[[str], Distribution] = distribution) -> None:
-    """SessionError if onnxruntime and onnxruntime-gpu overwrote each other.
+def clashing_packages(find: Callable[[str], Distribution] = distribution) -> list[str]:
+    """Names and versions of onnxruntime and onnxruntime-gpu if they overwrote each other.
 
     In folders of their own they do not: Python takes the first on its path.
     """
@@ -47,12 +47,16 @@ def check_single_onnxruntime(find: Callable[[str], Distribution] = distribution)
         except PackageNotFoundError:
             continue
         places.setdefault(str(found.locate_file("onnxruntime")), []).append(f"{package} {found.version}")
-    for here in places.values():
-        if len(here) > 1:
-            raise SessionError(
-                f"{' and '.join(here)} are both installed and overwrite each other; "
-                "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'dijiang[gpu]'"
-            )
+    return next((here for here in places.values() if len(here) > 1), [])
+
+
+def check_single_onnxruntime(find: Callable[[str], Distribution] = distribution) -> None:
+    """SessionError if onnxruntime and onnxruntime-gpu overwrote each other."""
+    if clash := clashing_packages(find):
+        raise SessionError(
+            f"{' and '.join(clash)} are both installed and overwrite each other; "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'dijiang[gpu]'"
+        )
 
 
 def preload_libraries(ort: Any) -> None:

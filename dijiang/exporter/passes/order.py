@@ -5,12 +5,15 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
+from .linear import shape_of
+
 
 class OrderInitializers(InPlacePass):
-    """Initializers in the order of their first use.
+    """Matrices in the order of their first use, then vectors.
 
-    What is computed from one weight (codes and scales, and the bias that a norm is folded into) is then
-    written one after the other: the weight is read once and kept for no longer.
+    Codes and scales of one weight are then written one after the other, and the bias that a norm is
+    folded into after its weight: the weight is read once and kept for no longer, and nobody who writes
+    a bias has to wait for it.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -27,7 +30,6 @@ class OrderInitializers(InPlacePass):
 
 
 def _by_use(graph: ir.Graph) -> list[ir.Value]:
-    """Those that no node uses come last."""
     known = graph.initializers.values()
     used = (v for node in graph for v in node.inputs if v is not None and v.is_initializer())
-    return list(dict.fromkeys([*used, *known]))
+    return sorted(dict.fromkeys([*used, *known]), key=lambda value: len(shape_of(value)) < 2)

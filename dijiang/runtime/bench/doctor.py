@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..memory import parameters_that_fit
 from ..native import find_library
+from ..preflight import PACKAGES, clashing_packages
 from .bandwidth import Bandwidth, measure_bandwidth
 from .machine import describe_machine
 from .probes import Probe, probe_providers
@@ -136,12 +137,10 @@ def _jetson(jetson: dict[str, Any], command: str | None) -> Finding:
 
 def _backends(machine: dict[str, Any], probes: list[Probe]) -> list[Finding]:
     packages = machine["packages"]
-    found = [
-        f"{name} {packages[name]}" for name in ("onnxruntime", "onnxruntime-gpu") if name in packages
-    ]
+    found = [f"{name} {packages[name]}" for name in PACKAGES if name in packages]
     if not found:
         return [Finding("onnxruntime", "missing", "not installed", _next(machine, "onnxruntime"))]
-    both = _next(machine, "two onnxruntimes") if len(found) == 2 else None
+    both = _next(machine, "two onnxruntimes") if clashing_packages() else None
     findings = [Finding("onnxruntime", "wrong" if both else "ok", ", ".join(found), both)]
     for probe in probes:
         name = probe.provider

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import signal
-import threading
 from importlib.resources import files
 
 import jsonschema
@@ -18,14 +17,12 @@ from dijiang.errors import BenchError
 from dijiang.runtime.bench import render, runner
 from dijiang.runtime.bench.bandwidth import measure_bandwidth
 from dijiang.runtime.bench.explain import FORMULAS, explain
-from dijiang.runtime.bench.measure import Effort, Series, Side, needed_bytes, rounds
+from dijiang.runtime.bench.measure import Series, Side
 from dijiang.runtime.bench.plan import Test
 from dijiang.runtime.bench.runner import Options, load_bundle, run_bench
 from dijiang.runtime.bench.sensors import Sensor
 from dijiang.runtime.bench.timing import timers_of
 from dijiang.runtime.bench.traffic import Traffic
-from dijiang.runtime.bench.worker import Worker
-from dijiang.runtime.bundle import open_bundle
 
 SCHEMA = json.loads(files("dijiang.runtime.bench").joinpath("schema.json").read_text())
 QUICK = {"repetitions": 2, "seconds": 0.0}
@@ -113,39 +110,6 @@ def test_flatness_has_a_slope_for_each_series(report):
     assert all(f["interleaved"] for f in report["flatness"])
     for f in report["flatness"]:
         assert f["time"]["low"] <= f["time"]["change"] <= f["time"]["high"]
-
-
-def test_depths_take_turns_in_one_process(exported):
-    """Memory that suffices for one depth at a time is used for one at a time, and the report says so."""
-    sides = [runner.bundle_side(n, open_bundle(exported("tiny-python"))) for n in ("first", "second")]
-    order = []
-
-    class Recorded(Series):
-        def _repeat(self, worker, side, test):
-            order.append((worker._process.pid, side.name, test.depth))
-            super()._repeat(worker, side, test)
-
-    series = Recorded(
-        sides, [Test("tg", 2, depth) for depth in (0, 9)], Effort(2, 0.0), "cpu", [], print
-    )
-    series.run()
-    assert [turn[1:] for turn in order] == 2 * [(n, d) for d in (0, 9) for n in ("first", "second")]
-    assert len({pid for pid, *_ in order}) == 2
-    assert all(one.interleaved and not one.alone for one in series.samples.values())
-
-
-def test_memory_decides_what_takes_turns():
-    """All depths of both sides; or both sides of a depth; or one by one."""
-    ours = Side("ours", "", load_bundle, Traffic(10**9, state=10**8), {})
-    theirs = Side("theirs", "", load_bundle, Traffic(10**9, cache=10**6), {})
-    shallow, deep = (Test("tg", 1, depth) for depth in (0, 1999))
-    pairs = [(side, test) for test in (shallow, deep) for side in (ours, theirs)]
-    # A side counts once, with the state of its deepest test.
-    assert needed_bytes(pairs) == needed_bytes(pairs[2:])
-    assert needed_bytes(pairs[2:]) - needed_bytes(pairs[:2]) == 1999 * 10**6
-    assert rounds(pairs, needed_bytes(pairs)) == [pairs]
-    split = rounds(pairs, needed_bytes(pairs) - 1)
-    assert split == [pairs[:2], [pairs[2]], [pairs[3]]]
 
 
 def test_markdown_names_machine_and_every_row(report):
@@ -244,29 +208,6 @@ def test_a_test_beyond_the_memory_is_one_line(exported):
     report = run_bench([exported("tiny-python")], Options("none", "1", batches="100000000", **QUICK))
     assert report["results"] == []
     assert "GB are free" in report["errors"][0]["message"]
-
-
-STEPS, ENDLESS = Test("tg", 3), Test("tg", 10**9)
-
-
-@pytest.mark.parametrize("ask", [lambda worker: worker.repeat(STEPS), Worker.finish])
-def test_a_killed_process_is_one_line(exported, ask):
-    with Worker(load_bundle, str(exported("tiny-python")), "auto", [STEPS]) as worker:
-        assert worker.start()[1] == "CPUExecutionProvider"
-        worker._process.kill()
-        worker._process.join()  # its end of the pipe is closed before it is asked
-        with pytest.raises(BenchError, match="want of memory"):
-            ask(worker)
-
-
-def test_a_process_that_is_killed_while_it_works_is_one_line(exported):
-    with Worker(load_bundle, str(exported("tiny-python")), "auto", [ENDLESS]) as worker:
-        worker.start()
-        killer = threading.Timer(0.2, worker._process.kill)
-        killer.start()
-        with pytest.raises(BenchError, match="want of memory"):
-            worker.repeat(ENDLESS)
-        killer.join()
 
 
 @pytest.mark.parametrize(("turns", "kept"), [(0, []), (1, ["tg3"]), (3, ["tg3", "tg3 @ d5"])])

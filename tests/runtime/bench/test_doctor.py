@@ -60,10 +60,17 @@ def test_doctor_json_holds_the_same(small_probe):
     ],
     ids=["none", "both", "old", "no-driver"],
 )
-def test_backend_findings_name_the_next_command(packages, probes, status, command):
+def test_backend_findings_name_the_next_command(packages, probes, status, command, monkeypatch):
+    monkeypatch.setattr(doctor, "clashing_packages", lambda: [*packages] if len(packages) > 1 else [])
     finding = doctor._backends({"packages": packages}, probes)[-1]
     assert finding.status == status
     assert command in (finding.next or "")
+
+
+def test_packages_in_folders_of_their_own_are_nothing_to_mend(monkeypatch):
+    monkeypatch.setattr(doctor, "clashing_packages", list)
+    (finding,) = doctor._backends({"packages": {"onnxruntime": "1", "onnxruntime-gpu": "2"}}, [])
+    assert (finding.status, finding.next) == ("ok", None)
 
 
 def test_missing_tools_and_sensors_name_their_extra():
@@ -104,8 +111,9 @@ BOARDS = {
 
 
 @pytest.mark.parametrize("board", BOARDS)
-def test_every_command_for_a_jetson_is_in_its_guide(tmp_path, board):
+def test_every_command_for_a_jetson_is_in_its_guide(tmp_path, monkeypatch, board):
     packages, found = BOARDS[board]
+    monkeypatch.setattr(doctor, "clashing_packages", lambda: [*packages] if board == "both" else [])
     machine = describe_machine(lay_out(tmp_path, JETSON), NO_GPU) | {"packages": packages}
     bandwidth = measure_bandwidth(size=1 << 20, passes=2)
     findings = [
