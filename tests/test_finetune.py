@@ -46,6 +46,7 @@ def test_script_trains_and_writes_a_checkpoint_that_exports(tmp_path, monkeypatc
     text.mkdir()
     for index in range(20):
         (text / f"{index:02}.txt").write_text("def f(x):\n    return x + 1\n\n" * 200)
+    (text / "empty.txt").touch()
     checkpoint = shutil.copytree(EXAMPLES / "tiny-python", tmp_path / "start")
     options = f"{text} --checkpoint {checkpoint} -o {tmp_path / 'out'} --log {tmp_path / 'log.csv'}"
     options += " --steps 4 --batch 2 --length 32 --report 2 --lr 1e-3"

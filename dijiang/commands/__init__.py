@@ -15,7 +15,7 @@ PROVIDER = click.option(
     help="cpu, cuda, tensorrt, tensorrt_rtx, ort-tensorrt or ort-tensorrt-rtx, with :N for the N-th "
     "GPU; auto: the best that is there.",
 )
-THREADS = click.option("-t", "--threads", type=click.IntRange(1), help="Default: all physical cores.")
+THREADS = click.option("-t", "--threads", type=click.IntRange(1), help="Default: all cores it may use.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 PROGRESS = click.option(
     "--progress/--no-progress", default=None, help="Bars on stderr; default: if it is a terminal."

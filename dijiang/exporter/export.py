@@ -82,7 +82,7 @@ def export(
         verify: compare the bundle with the checkpoint as `parity.verify` does, on a slice that suits
             the model's size, and keep it only if it passes.
         text: file to verify on, for perplexity; None: random token ids.
-        threads: of the verification; None: all physical cores.
+        threads: of the verification; None: as many as usable cores.
         force: replace a bundle that is already there.
         progress: told about bytes written, and compared.
 

@@ -150,7 +150,7 @@ def verify(
         tokens: how many tokens of it at most, None: as many as a model of this size does in
             reasonable time. Their logits are kept: tokens * vocabulary * 4 bytes.
         provider: what runs the bundle; the CPU rounds fp16 and bf16 as a GPU would.
-        threads: of the session; None: all physical cores.
+        threads: of the session; None: as many as usable cores.
         store: put the report into the bundle.
         check_hashes: compare every file of the bundle with its manifest first.
         progress: told about the tokens drawn, and about the bytes of weights that are through.

@@ -106,7 +106,7 @@ class PartedSession:
         bundle: whose data the graph refers to.
         model: its graph, as it is or emulated.
         written: whether weights are computed: each part then is written to a temporary folder.
-        threads: of a session; None: all physical cores.
+        threads: of a session; None: as many as usable cores.
     """
 
     longest = PIECE

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
-import psutil
 
 from ..errors import ExportError
 from ..models.load import DijiangModel
+from ..runtime.limits import available_bytes
 from ..runtime.session import INTEGERS
 from .calibration import batch_of
 from .cut import parts
@@ -81,7 +81,7 @@ class Plan:
                     f"{name}: the export needs {_size(need)}, {_size(free)} are free; "
                     "free some space or choose another disk"
                 )
-        memory = psutil.virtual_memory().available
+        memory = available_bytes()
         if self.memory > memory:
             raise ExportError(
                 f"the export needs {_size(self.memory)} of memory, {_size(memory)} are available; "

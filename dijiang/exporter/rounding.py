@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from scipy.linalg import lapack
 
-from ..runtime.session import physical_cores
+from ..runtime.limits import usable_cores
 
 Array = np.ndarray
 #: Starting scales tried at 4 bits, as factors of the one that just covers the largest weight.
@@ -97,7 +97,7 @@ def round_nearest(
         codes[part] = rounded + np.float32(2 ** (bits - 1))
         scales[part] = scale[..., 0]
 
-    with ThreadPoolExecutor(physical_cores()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         list(pool.map(fill, range(0, columns, ROWS)))
     return codes, scales
 

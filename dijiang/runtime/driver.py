@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import SessionError
-from .memory import LESS, available_bytes
+from .limits import available_bytes
+from .memory import LESS
 
 LIBRARY = "libcuda.so.1"
 #: CUresult of an allocation that does not fit.

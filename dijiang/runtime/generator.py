@@ -61,7 +61,8 @@ def generate(
     """Continue a prompt.
 
     Args:
-        prompt: text, or token ids.
+        prompt: text, or token ids as they are. A text that starts a sequence gets the tokenizer's own
+            start token (<s> in LLaMA's), one that continues a state does not.
         max_tokens: tokens to generate at most.
         temperature, top_k, top_p, min_p, repetition_penalty, seed: see `sampling.Sampling`.
         stop: strings that end the text; not part of it.
@@ -78,11 +79,13 @@ def generate(
     stops = StopStrings((stop,) if isinstance(stop, str) else stop)
     if stop and not model.has_tokenizer:
         raise InputError("stop strings need a tokenizer and this bundle has none; use stop_tokens")
-    ids = np.asarray(model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+    state = model.new_state() if state is None else state
+    if isinstance(prompt, str):
+        prompt = model.tokenizer.encode(prompt, start=state.position[0] == 0)
+    ids = np.asarray(prompt)
     if ids.size == 0:
         raise InputError("the prompt is empty, expected at least one token; give some text")
     ends = frozenset(stop_tokens) | (frozenset() if ignore_eos else frozenset(model.spec.eos_token_ids))
-    state = model.new_state() if state is None else state
     model.check(ids[None], state)
     return _records(model, ids, state, Sampler(options, model.spec.vocab_size), max_tokens, stops, ends)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import psutil
-
 from ..errors import DijiangError, SessionError
 from ..models.precisions import WEIGHT_BYTES
+from .limits import available_bytes
 
 #: What a process has beside weights and states: Python, NumPy, onnxruntime, a piece's activations. 70 to
 #: 120 MB were measured for models of 70 to 410 million parameters.
@@ -26,11 +25,6 @@ def run_bytes(weights: int, states: int) -> int:
 def build_bytes(weights: int) -> int:
     """Host memory of an engine's build."""
     return round(BUILD_FACTOR * weights) + BUILD_BYTES
-
-
-def available_bytes() -> int:
-    """Memory that this machine can give without swapping."""
-    return int(psutil.virtual_memory().available)
 
 
 def require_memory(what: str, need: int, advice: str, error: type[DijiangError] = SessionError) -> None:

@@ -178,7 +178,7 @@ def load(
         provider: a name of `providers.PROVIDERS`, with `:N` for the N-th GPU; `auto`: an engine of the
             bundle if there is a GPU, CUDA if the installed onnxruntime has it, else the CPU. The one
             asked for is used, or it is an error.
-        threads: intra-op threads; None: as many as physical cores.
+        threads: intra-op threads; None: as many as usable cores (`limits`).
         cuda_graph: replay decode steps as CUDA graphs; None: where they are proven equal.
         check_hashes: compare every file's sha256 with the manifest.
 

@@ -11,6 +11,7 @@ from ..errors import SessionError
 from . import names
 from .bundle import Bundle
 from .decode import Decoder
+from .limits import usable_cores
 from .native import operator_library
 from .state import State
 
@@ -86,19 +87,10 @@ def check_blocks(bundle: Bundle, onnxruntime: str) -> None:
         )
 
 
-def physical_cores() -> int:
-    """Physical cores that this process may run on."""
-    import psutil
-
-    allowed = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else None
-    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    return min(cores, allowed or cores)
-
-
 def session_options(ort: Any, threads: int | None, operators: Path | None = None) -> Any:
     """Options of every session here.
 
-    threads: None: as many as physical cores.  operators: library of those that the graph has of ours.
+    threads: None: as many as usable cores.  operators: library of those that the graph has of ours.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -106,7 +98,7 @@ def session_options(ort: Any, threads: int | None, operators: Path | None = None
     # Measured in docs/performance.md: 8 % of a decode step together.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.dynamic_block_base", "4")
-    options.intra_op_num_threads = threads or physical_cores()
+    options.intra_op_num_threads = threads or usable_cores()
     if operators is not None:
         options.register_custom_ops_library(str(operators))
     return options

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import BundleError, InputError
+
+if TYPE_CHECKING:
+    from tokenizers.decoders import DecodeStream
 
 
 class TextTokenizer:
@@ -18,12 +22,19 @@ class TextTokenizer:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
             raise BundleError(f"{path}: not a tokenizer ({error}); export the bundle again") from error
+        # A file may hold what its training cut and padded texts to.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special = frozenset(token for token, what in added.items() if what.special)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids without special tokens; InputError for an empty prompt."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        if not ids:
-            raise InputError("the prompt is empty, expected at least one token; give some text")
+    def encode(self, text: str, *, start: bool = True) -> list[int]:
+        """Token ids of all of the text.
+
+        start: the text starts a sequence, so that it gets what the tokenizer itself puts there: <s> in
+            LLaMA's, </s> in OPT's, nothing in Pythia's.
+        """
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=start).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -41,26 +52,48 @@ class TextStream:
 
     #: Prompt tokens that decide how the first new one reads: its leading space, an open character.
     CONTEXT = 16
+    #: Tokens that may wait for the end of a character: a model can go on writing bytes that are none.
+    WAITING = 32
 
     def __init__(self, tokenizer: TextTokenizer, prompt: Sequence[int] = ()) -> None:
-        from tokenizers.decoders import DecodeStream
-
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = self._new_stream()
         self._open: list[int] = []  # tokens of a character that is not whole yet
         for token in prompt[-self.CONTEXT :]:
             self.push(token)
         self._open = []
 
+    @staticmethod
+    def _new_stream() -> DecodeStream:
+        from tokenizers.decoders import DecodeStream
+
+        return DecodeStream(skip_special_tokens=True)
+
     def push(self, token: int) -> str:
         """Text that this token completes; empty while a character is incomplete."""
-        text: str | None = self._stream.step(self._tokenizer._tokenizer, token)
-        self._open = [] if text is not None else [*self._open, token]
+        if token in self._tokenizer.special:
+            return ""
+        self._open.append(token)
+        try:
+            text = self._step(token)
+        except Exception:  # tokenizers raises bare Exception
+            # LLaMA's decoder reads consecutive bytes as one: a byte that fits no character takes back
+            # those before it. They have been given out, so reading starts again after them.
+            self._stream = self._new_stream()
+            text = "".join(self._step(left) or "" for left in self._open)
+        if text:
+            self._open = []
+        elif len(self._open) == self.WAITING:
+            text = self.flush()
         return text or ""
+
+    def _step(self, token: int) -> str | None:
+        text: str | None = self._stream.step(self._tokenizer._tokenizer, token)
+        return text
 
     def flush(self) -> str:
         """What is left at the end: an incomplete character becomes U+FFFD."""
-        left, self._open = self._open, []
+        left, self._open, self._stream = self._open, [], self._new_stream()
         return self._tokenizer.decode(left)
 
 

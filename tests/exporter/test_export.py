@@ -128,8 +128,7 @@ def test_export_checks_free_space_before_it_writes(tmp_path, monkeypatch):
 
 
 def test_export_checks_available_memory_before_it_writes(tmp_path, monkeypatch):
-    memory = namedtuple("memory", "available")
-    monkeypatch.setattr(plan_module.psutil, "virtual_memory", lambda: memory(10**8))
+    monkeypatch.setattr(plan_module, "available_bytes", lambda: 10**8)
     with pytest.raises(dijiang.ExportError, match=r"needs 1\d\d\.\d MB of memory, 100\.0 MB are"):
         dijiang.export(BASE, tmp_path / "b")
     assert left_in(tmp_path) == []

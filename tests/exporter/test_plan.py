@@ -130,8 +130,7 @@ def test_temporary_files_need_room_on_their_own_disk(tmp_path, monkeypatch):
 
 @pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is older than 1.30")
 def test_calibration_that_does_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch):
-    memory = namedtuple("memory", "available")
-    monkeypatch.setattr(plan_module.psutil, "virtual_memory", lambda: memory(10**8))
+    monkeypatch.setattr(plan_module, "available_bytes", lambda: 10**8)
     monkeypatch.setattr("dijiang.exporter.pipeline.calibrate", None)
     with pytest.raises(dijiang.ExportError, match=r"of memory, 100\.0 MB are available"):
         dijiang.export(GOLDEN["neox-base"], tmp_path / "b", precision="int4")

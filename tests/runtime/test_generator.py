@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 import dijiang
+
+from ..conftest import EXAMPLES
 
 PROMPT = "def main("
 
@@ -89,6 +93,21 @@ def test_a_given_state_is_continued(model):
     found = [record.token for record in model.generate(ids[5:], max_tokens=10, state=state)]
     assert found == expected
     assert state.position[0] == len(ids) + 9  # the last token was never fed
+
+
+def test_a_text_gets_the_tokenizers_start_token_where_a_sequence_starts(model, copy_of):
+    folder = copy_of(EXAMPLES / "tiny-python")
+    stored = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    stored.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    stored.save(str(folder / "tokenizer.json"))
+    started = dijiang.load(dijiang.export(folder, folder / "bundle", verify=False).path)
+    ids, state = model.tokenizer.encode(PROMPT), started.new_state()
+    assert text_of(started.generate(PROMPT)) == text_of(model.generate([0, *ids]))
+    *_, first = started.generate(PROMPT, max_tokens=1, state=state)
+    *_, second = started.generate(PROMPT, max_tokens=1, state=state)
+    assert (first.prompt_tokens, second.prompt_tokens) == (len(ids) + 1, len(ids))
 
 
 def test_nothing_is_computed_before_the_first_record_is_asked_for(model):

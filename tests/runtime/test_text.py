@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from tokenizers.processors import TemplateProcessing
 
 import dijiang
 from dijiang.runtime.text import StopStrings, TextTokenizer
@@ -39,6 +41,56 @@ def test_incomplete_character_at_the_end_is_flushed_as_a_replacement(tokenizer):
     assert stream.flush() == ""
 
 
+@given(ids=st.lists(st.integers(0, 2047), max_size=12))
+def test_any_tokens_stream_as_they_read_together(tokenizer, ids):
+    stream = tokenizer.stream()
+    assert "".join(stream.push(token) for token in ids) + stream.flush() == tokenizer.decode(ids)
+
+
+@pytest.fixture(scope="module")
+def byte_fallback(tmp_path_factory):
+    """A tokenizer as LLaMA's: token b is the byte b, then come x, y and a z with a space before it."""
+    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"x": 256, "y": 257, "▁z": 258}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
+    made.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    made.save(str(file))
+    return TextTokenizer(file)
+
+
+@given(ids=st.lists(st.integers(128, 258) | st.integers(256, 258), max_size=12))
+def test_bytes_that_are_no_character_stop_no_stream(byte_fallback, ids):
+    stream = byte_fallback.stream([256])  # as after a prompt: the first space stays
+    text = "".join(stream.push(token) for token in ids) + stream.flush()
+    assert [c for c in text if c in "xy z"] == list(
+        "".join({256: "x", 257: "y", 258: " z"}.get(i, "") for i in ids)
+    )
+    whole = byte_fallback.decode([256, *ids])
+    assert "�" in whole or "x" + text == whole
+
+
+def test_a_stream_goes_on_after_bytes_that_take_back_what_was_read(byte_fallback):
+    stream, ids = byte_fallback.stream(), [256, 0xC9, 0x94, 0x85, 258, 257]
+    assert [stream.push(token) for token in ids] == ["x", "", "ɔ", "", "� z", "y"]
+    assert byte_fallback.decode(ids) == "x��� zy"
+
+
+def test_what_never_becomes_a_character_does_not_pile_up(tokenizer, byte_fallback):
+    stream = byte_fallback.stream()
+    pieces = [stream.push(0x85) for _ in range(1000)]
+    assert "".join(pieces) + stream.flush() == "�" * 1000
+    assert max(map(len, pieces)) == stream.WAITING
+    special = tokenizer.stream()
+    assert {special.push(0) for _ in range(1000)} == {special.flush()} == {""}
+
+
 def test_prompt_is_not_repeated(tokenizer):
     stream = tokenizer.stream(tokenizer.encode("def main("))
     assert "".join(stream.push(token) for token in tokenizer.encode("self):")) == "self):"
@@ -64,6 +116,21 @@ def test_stop_strings_cut_where_a_search_of_the_whole_text_would(text, stops, si
         assert met
         assert any(out + stop == text[: len(out) + len(stop)] for stop in stops)
         assert not any(stop in out for stop in stops)
+
+
+def test_a_sequence_starts_as_the_tokenizer_says_and_a_text_is_never_cut_or_padded(tmp_path, tokenizer):
+    stored = Tokenizer.from_file(str(EXAMPLES / "tiny-python" / "tokenizer.json"))
+    stored.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    stored.enable_truncation(4)
+    stored.enable_padding(length=64)
+    stored.save(str(tmp_path / "tokenizer.json"))
+    with_start, text = TextTokenizer(tmp_path / "tokenizer.json"), "def main(arguments):"
+    assert len(tokenizer.encode(text)) > 4
+    assert with_start.encode(text) == [0, *tokenizer.encode(text)]
+    assert with_start.encode(text, start=False) == tokenizer.encode(text)
+    assert (with_start.encode(""), tokenizer.encode("")) == ([0], [])
 
 
 def test_broken_tokenizer_is_one_error(tmp_path):

@@ -7,10 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 
 from ...errors import InputError
-from ..session import physical_cores
+from ..limits import available_bytes, usable_cores
 
 #: Far beyond any last-level cache.
 BYTES = 1 << 30
@@ -37,14 +36,14 @@ def measure_bandwidth(
     what a compiled loop reaches (tests compare them).
 
     Args:
-        threads: None: as many as physical cores.
+        threads: None: as many as usable cores.
         size: bytes; None: 1 GiB, or half of the free memory if that is less.
 
     Raises:
         InputError: sizes that are not positive.
     """
-    threads = threads or physical_cores()
-    size = min(BYTES, psutil.virtual_memory().available // 2) if size is None else size
+    threads = threads or usable_cores()
+    size = min(BYTES, available_bytes() // 2) if size is None else size
     if min(threads, size // 8, passes) < 1:
         raise InputError(f"threads {threads}, {size} bytes, {passes} passes: expected 1 or more of each")
     pieces = np.array_split(np.ones(size // 8, np.uint64), PIECES)

@@ -58,9 +58,14 @@ def diagnose(root: Path = Path("/"), nvml: Any = None) -> Diagnosis:
 def _hardware(machine: dict[str, Any], bandwidth: Bandwidth) -> list[Finding]:
     cpu, memory, jetson = machine["cpu"], machine["memory"], machine["jetson"]
     clock = f", {cpu['mhz']:,.0f} MHz" if cpu["mhz"] else ""
+    usable = (
+        f", {cpu['usable_cores']} usable here" if cpu["usable_cores"] != cpu["physical_cores"] else ""
+    )
     findings = [
         Finding("system", "ok", f"{machine['system']}, Python {machine['python']}"),
-        Finding("processor", "ok", f"{cpu['model']}, {cpu['physical_cores']} physical cores{clock}"),
+        Finding(
+            "processor", "ok", f"{cpu['model']}, {cpu['physical_cores']} physical cores{usable}{clock}"
+        ),
         Finding("instructions", "ok", ", ".join(cpu["features"]) or "none of those that matter"),
         _governor(cpu["governor"], _next(machine, "governor")),
         Finding(

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from ..limits import available_bytes, usable_cores
 from .sensors import load_nvml
 
 #: Feature -> its names in /proc/cpuinfo: what quantized matmuls and half precision use.
@@ -64,13 +65,15 @@ def describe_machine(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]
         root: of the file system, for recorded layouts.
         nvml: a module like pynvml; None: the installed one, if there is one.
     """
-    memory = psutil.virtual_memory()
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": installed(PACKAGES),
         "cpu": describe_cpu(root),
-        "memory": {"total_bytes": memory.total, "available_bytes": memory.available},
+        "memory": {
+            "total_bytes": psutil.virtual_memory().total,
+            "available_bytes": available_bytes(root),
+        },
         "gpus": describe_gpus(load_nvml() if nvml is None else nvml),
         "cuda": _cuda(root),
         "jetson": describe_jetson(root),
@@ -101,6 +104,7 @@ def describe_cpu(root: Path) -> dict[str, Any]:
         "model": model.group(1).strip() if model else platform.processor() or None,
         "physical_cores": psutil.cpu_count(logical=False),
         "logical_cores": psutil.cpu_count(),
+        "usable_cores": usable_cores(root),
         "features": [name for name, names in CPU_FEATURES.items() if words & set(names)],
         "mhz": max(clocks) if clocks else kilohertz and kilohertz / 1e3,
         "governor": _text(policy / "scaling_governor"),

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import BenchError, DijiangError
-from ..memory import available_bytes, run_bytes
+from ..limits import available_bytes
+from ..memory import run_bytes
 from .plan import Failure, Test
 from .sensors import Meter, Sensor
 from .traffic import Traffic

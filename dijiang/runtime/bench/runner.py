@@ -17,6 +17,7 @@ from typing import Any
 
 from ...errors import DijiangError
 from ..bundle import Bundle, open_bundle
+from ..limits import usable_cores
 from ..model import load
 from .bandwidth import Bandwidth, measure_bandwidth
 from .machine import describe_machine
@@ -199,9 +200,8 @@ class _Run:
         fastest: dict[int, float] = {}
         for b in self.bandwidths:
             fastest[b.threads] = max(fastest.get(b.threads, 0.0), b.bytes_per_second)
-        default = self.machine["cpu"]["physical_cores"] or 1
         for side, test, samples in self._rows:
-            bandwidth = fastest[test.threads or default]
+            bandwidth = fastest[test.threads or usable_cores()]
             self.results.append(result_of(side, test, samples, bandwidth, self.idle))
 
     def _measure_bandwidth(self) -> None:

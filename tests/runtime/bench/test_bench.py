@@ -225,6 +225,24 @@ def test_what_was_measured_before_an_interruption_is_kept(exported, monkeypatch,
     validate(json.loads(json.dumps(report)))
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process")
+def test_a_process_bound_to_one_core_is_held_against_one_threads_bandwidth(exported):
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        report = run_bench([exported("tiny-python")], Options("none", "3", **QUICK))
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert (
+        {b["threads"] for b in report["bandwidth"]}
+        == {1}
+        == {report["environment"]["cpu"]["usable_cores"]}
+    )
+    assert report["results"][0]["roofline"]["bandwidth"] in [
+        b["bytes_per_second"] for b in report["bandwidth"]
+    ]
+
+
 def test_unknown_provider_is_the_sessions_error(exported):
     report = run_bench([exported("tiny-python")], Options("none", "3", provider="abacus", **QUICK))
     assert "abacus" in report["errors"][0]["message"]

@@ -17,7 +17,7 @@ from dijiang.runtime.bench.plan import Test
 from dijiang.runtime.bench.runner import bundle_side, load_bundle
 from dijiang.runtime.bench.timing import Timer, timers_of
 from dijiang.runtime.bundle import open_bundle
-from dijiang.runtime.session import physical_cores
+from dijiang.runtime.limits import usable_cores
 
 pytestmark = pytest.mark.timing
 
@@ -66,7 +66,7 @@ def compiled_read(tmp_path_factory):
     return read
 
 
-@pytest.mark.parametrize("threads", range(1, physical_cores() + 1))
+@pytest.mark.parametrize("threads", range(1, usable_cores() + 1))
 def test_bandwidth_is_within_a_tenth_of_a_compiled_read(compiled_read, threads):
     pairs = in_turn(
         lambda: measure_bandwidth(threads=threads).bytes_per_second, lambda: compiled_read(threads), 8
