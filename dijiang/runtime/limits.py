@@ -18,12 +18,12 @@ def usable_cores(root: Path = ROOT) -> int:
     """Physical cores that this process may use; at least 1. A quota of time counts by whole cores."""
     cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
     allowed = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else cores
-    return max(1, int(min(cores, allowed, *_limits(root, "cpu", CPU_FILES))))
+    return max(1, int(min([cores, allowed, *_limits(root, "cpu", CPU_FILES)])))
 
 
 def available_bytes(root: Path = ROOT) -> int:
     """Memory that this process can take without swapping or being killed."""
-    return int(min(psutil.virtual_memory().available, *_limits(root, "memory", MEMORY_FILES)))
+    return int(min([psutil.virtual_memory().available, *_limits(root, "memory", MEMORY_FILES)]))
 
 
 def _limits(root: Path, controller: str, files: tuple[Limit, ...]) -> Iterator[float]:
