@@ -13,6 +13,8 @@ from dijiang.runtime.providers import PROVIDERS, Provider
 
 from ..conftest import EXAMPLES, RUNNABLE, Golden
 
+NEEDS_ORT = pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is older than 1.30")
+
 GATE = 1e-4
 #: A provider with "graphs" and "device memory" that every machine has.
 STAND_IN = Provider("CPUExecutionProvider", "nothing", memory="cpu", captures=True)
@@ -242,6 +244,7 @@ def test_what_onnxruntime_says_is_one_line_with_the_next_step(
         model.forward([[1, 2]], model.new_state())
 
 
+@NEEDS_ORT
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_integers_for_cuda_meet_their_gates_through_the_device_session(stand_in, exported, precision):
     bundle = exported("tiny-python", target="cuda", precision=precision)
@@ -253,6 +256,7 @@ def test_integers_for_cuda_meet_their_gates_through_the_device_session(stand_in,
         assert report.failures == ()
 
 
+@NEEDS_ORT
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_graph_of_integers_for_cuda_has_only_what_its_kernels_take(exported, precision):
     graph = onnx.load(exported("tiny-python", target="cuda", precision=precision) / "model.onnx").graph
