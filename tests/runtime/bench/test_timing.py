@@ -80,15 +80,20 @@ def test_bandwidth_is_within_a_tenth_of_a_compiled_read(compiled_read, threads):
 def test_two_runs_agree_within_a_twentieth(pythia_70m):
     """Two runs of one test, each in a process of its own, repetition by repetition in turn.
 
-    One after the other they differed by 7 % where the machine itself drifted by 30 %.
+    One after the other they differed by 7 % where the machine itself drifted by 30 %. Of two processes
+    the one that was loaded first was 4 to 7 % slower on one machine, whichever had the first turn: so
+    each run is loaded first half of the time, as both are where one follows the other.
     """
     bundle = open_bundle(pythia_70m)
     sides = [bundle_side(name, bundle) for name in ("first", "second")]
-    test = Test("tg", STEPS, depth=512)
-    series = Series(sides, [test], Effort(60, 5.0), "cpu", [], lambda text: None)
-    series.run()
-    assert series.failures == []
-    first, second = (statistics.median(series.samples[side.name, test].totals) / STEPS for side in sides)
+    test, totals = Test("tg", STEPS, depth=512), {"first": [], "second": []}
+    for loaded in (sides, sides[::-1]) * 2:
+        series = Series(loaded, [test], Effort(20, 2.0), "cpu", [], lambda text: None)
+        series.run()
+        assert series.failures == []
+        for side in sides:
+            totals[side.name] += series.samples[side.name, test].totals
+    first, second = (statistics.median(found) / STEPS for found in totals.values())
     print(f"\nTPOT {1e3 * first:.3f} and {1e3 * second:.3f} ms")
     assert abs(first - second) / first < 0.05
 
