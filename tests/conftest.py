@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 import dijiang
 from dijiang.exporter.attention import DIALECTS, runs_here
@@ -43,6 +45,15 @@ class Golden:
     def error(self, logits: np.ndarray) -> float:
         """Largest difference of all-position logits [B, T, V] from the golden ones."""
         return float(np.abs(logits[:, self.positions] - self.logits).max())
+
+
+def with_start_token(file: Path) -> Tokenizer:
+    """A tokenizer that begins a text with token 0, as LLaMA's and OPT's begin it with theirs."""
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    return tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import pytest
 import dijiang
 from dijiang.exporter.difference import Difference, Sums
 from dijiang.exporter.gates import GATES, judge
+from dijiang.exporter.windows import CHARACTERS, windows_of
 from dijiang.runtime.bundle import open_bundle, sha256, write_manifest
 
 from ..conftest import EXAMPLES, GOLDEN
@@ -72,6 +73,15 @@ def test_verify_of_analytic_decay_shows_what_it_changed(exported, copy_of):
     assert report.passed
     assert report.decay_change.max_error > 0.1
     assert 0.85 < report.decay_change.top1_agreement < 0.99
+
+
+def test_no_more_of_a_text_is_read_than_its_tokens_can_need(exported, tmp_path, monkeypatch):
+    model, text, read = dijiang.load(exported("tiny-python")), tmp_path / "large.txt", []
+    text.write_text("x = 1\n" * 100_000)
+    encode = model.tokenizer.encode
+    monkeypatch.setattr(model.tokenizer, "encode", lambda part: read.append(len(part)) or encode(part))
+    _, windows = windows_of(model, text, 100, 64, own=False)
+    assert (read, [len(ids) for ids in windows]) == ([CHARACTERS * 100], [64, 36])
 
 
 def test_verify_refuses_a_text_that_is_not_there(exported):

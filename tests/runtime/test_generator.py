@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.processors import TemplateProcessing
 
 import dijiang
 
-from ..conftest import EXAMPLES
+from ..conftest import EXAMPLES, with_start_token
 
 PROMPT = "def main("
 
@@ -97,10 +95,7 @@ def test_a_given_state_is_continued(model):
 
 def test_a_text_gets_the_tokenizers_start_token_where_a_sequence_starts(model, copy_of):
     folder = copy_of(EXAMPLES / "tiny-python")
-    stored = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    stored.post_processor = TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
-    )
+    stored = with_start_token(folder / "tokenizer.json")
     stored.save(str(folder / "tokenizer.json"))
     started = dijiang.load(dijiang.export(folder, folder / "bundle", verify=False).path)
     ids, state = model.tokenizer.encode(PROMPT), started.new_state()

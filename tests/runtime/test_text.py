@@ -4,12 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
-from tokenizers.processors import TemplateProcessing
 
 import dijiang
 from dijiang.runtime.text import StopStrings, TextTokenizer
 
-from ..conftest import EXAMPLES
+from ..conftest import EXAMPLES, with_start_token
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +118,7 @@ def test_stop_strings_cut_where_a_search_of_the_whole_text_would(text, stops, si
 
 
 def test_a_sequence_starts_as_the_tokenizer_says_and_a_text_is_never_cut_or_padded(tmp_path, tokenizer):
-    stored = Tokenizer.from_file(str(EXAMPLES / "tiny-python" / "tokenizer.json"))
-    stored.post_processor = TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
-    )
+    stored = with_start_token(EXAMPLES / "tiny-python" / "tokenizer.json")
     stored.enable_truncation(4)
     stored.enable_padding(length=64)
     stored.save(str(tmp_path / "tokenizer.json"))

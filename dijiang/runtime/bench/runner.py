@@ -17,7 +17,6 @@ from typing import Any
 
 from ...errors import DijiangError
 from ..bundle import Bundle, open_bundle
-from ..limits import usable_cores
 from ..model import load
 from .bandwidth import Bandwidth, measure_bandwidth
 from .machine import describe_machine
@@ -173,6 +172,7 @@ class _Run:
         self.sensors, self.failures, self.say = sensors, failures, say
         self.machine = describe_machine()
         self.bandwidths: list[Bandwidth] = []
+        self._fastest: dict[int | None, float] = {}  # by the threads asked for, bytes a second
         self.idle = Meter(sensors)
         self.results: list[dict[str, Any]] = []
         self.ratios: list[dict[str, Any]] = []
@@ -197,18 +197,16 @@ class _Run:
         finally:
             if main:
                 signal.signal(signal.SIGTERM, before)
-        fastest: dict[int, float] = {}
-        for b in self.bandwidths:
-            fastest[b.threads] = max(fastest.get(b.threads, 0.0), b.bytes_per_second)
         for side, test, samples in self._rows:
-            bandwidth = fastest[test.threads or usable_cores()]
-            self.results.append(result_of(side, test, samples, bandwidth, self.idle))
+            self.results.append(result_of(side, test, samples, self._fastest[test.threads], self.idle))
 
     def _measure_bandwidth(self) -> None:
         """For each count of threads: before the tests and after them, as other load comes and goes."""
         for count in dict.fromkeys(test.threads for test in self.tests):
             self.say("memory bandwidth")
-            self.bandwidths.append(measure_bandwidth(threads=count))
+            found = measure_bandwidth(threads=count)
+            self.bandwidths.append(found)
+            self._fastest[count] = max(found.bytes_per_second, self._fastest.get(count, 0.0))
 
     def _series(self, group: list[Side], tests: list[Test]) -> None:
         series = Series(group, tests, self.effort, self.provider, self.sensors, self.say)
