@@ -30,7 +30,7 @@ timing: $(VENV)/.dev
 
 # The primitive dialect on an onnxruntime that has no LinearAttention, and the oldest onnx-ir, by themselves.
 oldest: $(VENV)-$(OLDEST)/.oldest
-	$(VENV)-$(OLDEST)/bin/pytest tests/exporter/test_golden.py tests/exporter/test_families.py tests/runtime/test_session.py
+	$(VENV)-$(OLDEST)/bin/pytest tests/graph/test_golden.py tests/graph/test_families.py tests/runtime/test_session.py
 
 $(VENV)-$(OLDEST)/.oldest: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-$(OLDEST)

@@ -31,9 +31,9 @@ from gpu_cases import CASES, PEERS, Case, Place
 from gpu_report import markdown
 
 from dijiang.errors import DijiangError
+from dijiang.machine.describe import describe_machine
+from dijiang.machine.driver import Cuda
 from dijiang.models.presets import PRESETS
-from dijiang.runtime.bench.machine import describe_machine
-from dijiang.runtime.driver import Cuda
 
 HERE = Path(__file__).parent
 #: Those of the asked numbers first; what does not fit is one line of the report.

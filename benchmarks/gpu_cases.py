@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 import dijiang
-from dijiang.exporter.parity import verify
+from dijiang.bench.subject import bundle_traffic
+from dijiang.bundle.manifest import open_bundle
+from dijiang.machine.driver import Cuda
 from dijiang.models.initial import write_random
 from dijiang.models.presets import PRESETS
-from dijiang.runtime.bench.subject import bundle_traffic
-from dijiang.runtime.bundle import open_bundle
-from dijiang.runtime.driver import Cuda
+from dijiang.parity.verify import verify
 from dijiang.runtime.model import Model
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-python"
@@ -133,7 +133,7 @@ class Case:
 def bandwidth(place: Place) -> dict[str, Any]:
     """Bytes a second that the GPU's memory moves: device-to-device copies of 1 GiB, read and write."""
     if place.dry_run:
-        from dijiang.runtime.bench.bandwidth import measure_bandwidth
+        from dijiang.machine.bandwidth import measure_bandwidth
 
         return {"bytes_per_second": measure_bandwidth().bytes_per_second, "of": "this machine's memory"}
     cuda, size, count = Cuda(), 1 << 30, 8

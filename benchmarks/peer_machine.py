@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from dijiang.runtime.bench.machine import describe_machine, installed
+from dijiang.machine.describe import describe_machine, installed
 
 #: Percent of all CPUs' time over MOMENT seconds that an idle machine may use.
 IDLE, MOMENT = 10, 0.3

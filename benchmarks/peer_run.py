@@ -14,7 +14,7 @@ from typing import Any
 from peer_cases import PAIRS, QUIET, SIDES, Group, Place, bundle_kind, gguf_type
 from peer_machine import Watch, environment, wait_until_idle
 
-from dijiang.runtime.bench.bandwidth import measure_bandwidth
+from dijiang.machine.bandwidth import measure_bandwidth
 
 Call = Callable[..., "list[float]"]
 TRIES = 3

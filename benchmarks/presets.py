@@ -23,8 +23,8 @@ from typing import Any
 
 import psutil
 
+from dijiang.bundle.manifest import sha256
 from dijiang.models.presets import PRESETS, size
-from dijiang.runtime.bundle import sha256
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "presets.json"

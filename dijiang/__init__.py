@@ -11,18 +11,18 @@ Importing this package loads neither a backend nor the exporter.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 #: Public name -> module that defines it.
 _PUBLIC = {
     "export": "exporter.export",
     "build": "exporter.engine",
-    "verify": "exporter.parity",
+    "verify": "parity.verify",
     "load": "runtime.model",
     "Model": "runtime.model",
-    "Record": "runtime.generator",
+    "Record": "runtime.generate",
     "State": "runtime.state",
-    "Bundle": "runtime.bundle",
+    "Bundle": "bundle.manifest",
     "ModelSpec": "models.spec",
     "DijiangError": "errors",
     "CheckpointError": "errors",
@@ -36,6 +36,7 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
+    from .bundle.manifest import Bundle
     from .errors import (
         BenchError,
         BundleError,
@@ -50,8 +51,7 @@ if TYPE_CHECKING:
     from .exporter.engine import build
     from .exporter.export import export
     from .models.spec import ModelSpec
-    from .runtime.bundle import Bundle
-    from .runtime.generator import Record
+    from .runtime.generate import Record
     from .runtime.model import Model, load
     from .runtime.state import State
 

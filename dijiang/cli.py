@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import __version__
 from .commands import BUNDLE, JSON, PROGRESS, PROVIDER, THREADS, print_table
 from .commands.bench import bench
 from .commands.build import build
@@ -22,9 +21,10 @@ from .commands.convert import convert
 from .commands.doctor import doctor
 from .commands.init import init
 from .errors import DijiangError
+from .version import __version__
 
 if TYPE_CHECKING:
-    from .exporter.difference import Difference
+    from .parity.difference import Difference
 
 
 class OneLineErrors(click.Group):
@@ -109,7 +109,7 @@ for command in (bench, build, convert, doctor, init):
 def export(checkpoint: Path, output: Path, as_json: bool, progress: bool | None, **options: Any) -> None:
     """Write the recurrent-step graph of CHECKPOINT as a bundle."""
     from .exporter.export import export as write
-    from .exporter.progress import bars
+    from .progress import bars
 
     with bars(progress) as report:
         bundle = write(checkpoint, output, progress=report, **options)
@@ -121,7 +121,7 @@ def export(checkpoint: Path, output: Path, as_json: bool, progress: bool | None,
 @JSON
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show what BUNDLE holds; reads and checks every file."""
-    from .runtime.bundle import open_bundle
+    from .bundle.manifest import open_bundle
 
     show_bundle(open_bundle(bundle), as_json)
 
@@ -143,8 +143,8 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @JSON
 def verify(bundle: Path, against: Path, as_json: bool, progress: bool | None, **options: Any) -> None:
     """Compare BUNDLE with its checkpoint in float64; exit 1 if a gate fails."""
-    from .exporter.parity import verify as compare
-    from .exporter.progress import bars
+    from .parity.verify import verify as compare
+    from .progress import bars
 
     with bars(progress) as shown:
         report = compare(bundle, against, progress=shown, **options)

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 import dijiang
-from dijiang.exporter.attention import DIALECTS, runs_here
+from dijiang.graph.attention import DIALECTS, runs_here
 from dijiang.models.binding import ADDED
 
 TESTS = Path(__file__).parent

@@ -10,8 +10,7 @@ from click.testing import CliRunner
 
 import dijiang
 from dijiang.cli import main
-
-from .conftest import EXAMPLES
+from tests.conftest import EXAMPLES
 
 TINY = EXAMPLES / "tiny-python"
 

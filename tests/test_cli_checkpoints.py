@@ -9,8 +9,7 @@ from safetensors.numpy import load_file
 from dijiang.cli import main
 from dijiang.models.load import load_checkpoint
 from dijiang.models.presets import PRESETS
-
-from .conftest import GOLDEN
+from tests.conftest import GOLDEN
 
 TINY = PRESETS["pythia-70m"] | {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 1}
 

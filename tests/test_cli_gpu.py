@@ -10,10 +10,9 @@ from click.testing import CliRunner
 
 import dijiang
 from dijiang.cli import main
-from dijiang.runtime import preflight
-
-from .conftest import EXAMPLES
-from .runtime.fake_gpu import FakeLibcuda, fake_tensorrt
+from dijiang.runtime.sessions import preflight
+from tests.conftest import EXAMPLES
+from tests.fake_gpu import FakeLibcuda, fake_tensorrt
 
 TINY = EXAMPLES / "tiny-python"
 
@@ -25,7 +24,7 @@ class Machine:
         self.patch, self.folder = monkeypatch, folder
         self.cuda = FakeLibcuda(sm="86", name=b"Fake RTX")
         self.cuda.driver = 13000
-        monkeypatch.setattr("dijiang.runtime.driver.load_library", lambda: self.cuda)
+        monkeypatch.setattr("dijiang.machine.driver.load_library", lambda: self.cuda)
         monkeypatch.setattr(onnxruntime, "cuda_version", "13.0", raising=False)
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*GPU_PROVIDERS, CPU])
         self.trt = self.install_tensorrt(fake_tensorrt(self.cuda))
@@ -36,7 +35,7 @@ class Machine:
 
     def no_driver(self):
         self.patch.undo()
-        self.patch.setattr("dijiang.runtime.driver.LIBRARY", "libnothing.so.1")
+        self.patch.setattr("dijiang.machine.driver.LIBRARY", "libnothing.so.1")
         self.patch.setattr(onnxruntime, "get_available_providers", lambda: [*GPU_PROVIDERS, CPU])
         self.install_tensorrt(fake_tensorrt(self.cuda))
 

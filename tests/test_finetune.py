@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 import dijiang
 from dijiang.models.load import load_checkpoint
 from dijiang.models.reference import Reference
-
-from .conftest import EXAMPLES, GOLDEN
-from .random_models import POSITIONS, configs, write
+from tests.conftest import EXAMPLES, GOLDEN
+from tests.random_models import POSITIONS, configs, write
 
 SPEC = importlib.util.spec_from_file_location("finetune", EXAMPLES / "finetune.py")
 finetune = importlib.util.module_from_spec(SPEC)

@@ -42,7 +42,7 @@ def test_runtime_needs_neither_torch_nor_the_exporter(exported):
 
 
 def test_export_and_verify_need_no_torch(tmp_path):
-    from .conftest import EXAMPLES
+    from tests.conftest import EXAMPLES
 
     tiny = str(EXAMPLES / "tiny-python")
     code = (

@@ -9,8 +9,7 @@ import pytest
 import dijiang
 from dijiang.models.load import load_checkpoint
 from dijiang.models.reference import Reference
-
-from .conftest import EXAMPLES
+from tests.conftest import EXAMPLES
 
 TOKENS = 100_000
 SETTLED = 1_000

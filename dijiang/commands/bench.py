@@ -60,11 +60,11 @@ def bench(
     **options: Any,
 ) -> None:
     """Measure BUNDLES: speed, memory, energy, and how close that is to what the memory allows."""
-    from ..runtime.bench.explain import explain as formulas
-    from ..runtime.bench.formats import FORMATS
-    from ..runtime.bench.plots import check_plot, import_matplotlib, save_plot
-    from ..runtime.bench.render import require, write
-    from ..runtime.bench.runner import Options, run_bench
+    from ..bench.explain import explain as formulas
+    from ..bench.formats import FORMATS
+    from ..bench.plots import check_plot, import_matplotlib, save_plot
+    from ..bench.render import require, write
+    from ..bench.runner import Options, run_bench
 
     if explain:
         click.echo(formulas())
@@ -81,7 +81,7 @@ def bench(
         check_plot(plot)
     build = None
     if baseline is not None:
-        from ..exporter.baseline import BASELINES
+        from ..bench.baseline import BASELINES
 
         build = partial(BASELINES[baseline], cache=cache)
     options |= {"baseline": baseline, "cache": cache}
@@ -95,8 +95,8 @@ def bench(
 
 
 def _compare(before: Path, after: Path, threshold: float, form: str, file: Path | None) -> None:
-    from ..runtime.bench import compare
-    from ..runtime.bench.render import write
+    from ..bench import compare
+    from ..bench.render import write
 
     if form not in ("md", "json"):
         raise click.UsageError("--compare writes md or json")

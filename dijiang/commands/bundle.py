@@ -11,12 +11,12 @@ import click
 from . import print_table
 
 if TYPE_CHECKING:
-    from ..runtime.bundle import Bundle
+    from ..bundle.manifest import Bundle
 
 
 def show_bundle(bundle: Bundle, as_json: bool) -> None:
     """Print it on stdout."""
-    from ..runtime.sizes import sizes
+    from ..bundle.sizes import sizes
 
     manifest, spec, found = bundle.manifest, bundle.manifest.spec, sizes(bundle)
     if as_json:

@@ -19,9 +19,9 @@ from . import JSON, PROGRESS, print_table
 @JSON
 def convert(vanilla: Path, output: Path, as_json: bool, progress: bool | None, **options: Any) -> None:
     """Turn a vanilla GPT-NeoX, OPT or LLaMA checkpoint into a DiJiang one, to be fine-tuned."""
-    from ..exporter.progress import bars
     from ..models.convert import NEXT
     from ..models.convert import convert as write
+    from ..progress import bars
 
     with bars(progress) as shown:
         done = write(vanilla, output, progress=shown, **options)

@@ -13,7 +13,7 @@ from . import JSON
 @JSON
 def doctor(as_json: bool) -> None:
     """Show what is installed, what will really be used, and what to do about the rest."""
-    from ..runtime.bench.doctor import diagnose
+    from ..doctor.diagnose import diagnose
 
     diagnosis = diagnose()
     if as_json:

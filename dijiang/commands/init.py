@@ -31,9 +31,9 @@ def init(
     **options: Any,
 ) -> None:
     """Write a checkpoint of a published shape with random weights, to size a device."""
-    from ..exporter.progress import bars
     from ..models.initial import init as write
     from ..models.presets import PRESETS, size
+    from ..progress import bars
 
     if listed:
         _show([size(name) for name in PRESETS], as_json)

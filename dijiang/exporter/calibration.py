@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ..runtime import names
-from ..runtime.session import import_onnxruntime, session_options
-from .passes.linear import linears
-from .progress import Progress, silent
+from ..bundle import names
+from ..graph.passes.linear import linears
+from ..progress import Progress, silent
+from ..runtime.sessions.base import import_onnxruntime, session_options
 
 #: Tokens of a drawn sequence, and sequences drawn side by side.
 LENGTH, BATCH = 256, 64

@@ -14,14 +14,21 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ..bundle import names
+from ..bundle.manifest import DATA, Bundle, open_bundle, sha256, write_manifest
 from ..errors import ExportError, SessionError
-from ..runtime import names
-from ..runtime.bundle import DATA, Bundle, open_bundle, sha256, write_manifest
-from ..runtime.driver import Cuda, Gpu
-from ..runtime.engine import BACKENDS, TURING, Backend, EngineRecord, import_backend, installed_backend
-from ..runtime.memory import build_bytes, require_memory
-from ..runtime.session import PIECE
-from .passes.turing import ExpandMatMuls
+from ..graph.passes.turing import ExpandMatMuls
+from ..machine.driver import Cuda, Gpu
+from ..machine.memory import build_bytes, require_memory
+from ..runtime.sessions.base import PIECE
+from ..runtime.sessions.engines import (
+    BACKENDS,
+    TURING,
+    Backend,
+    EngineRecord,
+    import_backend,
+    installed_backend,
+)
 
 #: Precisions whose matmuls Turing's TensorRT-RTX kernels do not have.
 NOT_ON_TURING = ("fp32", "bf16", "int4")

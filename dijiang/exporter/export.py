@@ -11,10 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from .. import __version__
-from ..errors import ExportError, InputError
-from ..models.load import DecayMode, DijiangModel, load_checkpoint
-from ..runtime.bundle import (
+from ..bundle.manifest import (
     DATA,
     GRAPH,
     TOKENIZER,
@@ -25,17 +22,20 @@ from ..runtime.bundle import (
     sha256,
     write_manifest,
 )
+from ..errors import ExportError, InputError
+from ..graph.attention import DIALECTS, runs_here
+from ..graph.passes.types import TYPES
+from ..graph.precision import precision_of
+from ..graph.reads import parameter_reads
+from ..models.load import DecayMode, DijiangModel, load_checkpoint
+from ..parity.verify import verify as compare
+from ..progress import Progress, silent
 from ..runtime.native import operator_library
-from ..runtime.session import import_onnxruntime
+from ..runtime.sessions.base import import_onnxruntime
+from ..version import __version__
 from . import pipeline
-from .attention import DIALECTS, runs_here
 from .folder import check_target, new_folder
-from .parity import verify as compare
-from .passes.precision import TYPES
 from .plan import Plan, plan_export, weight_bytes
-from .precision import precision_of
-from .progress import Progress, silent
-from .reads import parameter_reads
 
 #: What runs the bundle -> the dialect it is written in; `auto` asks the installed onnxruntime.
 TARGETS = {"onnxruntime": "auto", "cuda": "ort", "tensorrt": "primitive"}

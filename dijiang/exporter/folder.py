@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from .. import folder
+from ..bundle.manifest import MANIFEST
 from ..errors import ExportError
-from ..runtime.bundle import MANIFEST
 
 
 def check_target(target: Path, *, force: bool) -> None:

@@ -6,18 +6,18 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from ..graph.attention import DIALECTS
+from ..graph.native import NativeWriter
+from ..graph.passes import optimise
+from ..graph.passes.dequantize import DequantizeWeights
+from ..graph.passes.order import OrderInitializers
+from ..graph.passes.quantize import Quantize
+from ..graph.passes.types import TYPES, SetPrecision
+from ..graph.precision import Precision, Rounding
+from ..graph.writer import Writer
 from ..models.load import DijiangModel
-from .attention import DIALECTS
+from ..progress import Progress, silent
 from .calibration import Moments, default_tokens, second_moments
-from .graph import Writer
-from .native import NativeWriter
-from .passes import optimise
-from .passes.dequantize import DequantizeWeights
-from .passes.order import OrderInitializers
-from .passes.precision import TYPES, SetPrecision
-from .passes.quantize import Quantize
-from .precision import Precision, Rounding
-from .progress import Progress, silent
 
 #: Share of the parameters from which on the embedding takes part in rounding to 4 bits. A step reads one
 #: row of it, so a smaller one costs no time and little space at 8 bits, and its rounding is felt.

@@ -11,13 +11,13 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..errors import ExportError
+from ..graph.passes.emulate import LOW
+from ..machine.limits import available_bytes
 from ..models.load import DijiangModel
-from ..runtime.limits import available_bytes
-from ..runtime.session import INTEGERS
+from ..parity.cut import parts
+from ..parity.verify import FEWEST, default_slice
+from ..runtime.sessions.base import INTEGERS
 from .calibration import batch_of
-from .cut import parts
-from .parity import FEWEST, default_slice
-from .passes.emulate import LOW
 
 #: What a bundle needs on disk beside its weights: graph, tokenizer, tables.
 SPARE_BYTES = 1 << 20

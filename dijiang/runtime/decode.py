@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from .session import Session
+    from .sessions.base import Session
     from .state import State
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.manifest import TOKENIZER, Bundle, open_bundle
 from ..errors import InputError
-from .bundle import TOKENIZER, Bundle, open_bundle
 from .decode import Decoder
-from .generator import Record, generate
-from .providers import open_session
-from .session import Session
+from .generate import Record, generate
+from .sessions.base import Session
+from .sessions.providers import open_session
 from .state import State
 from .text import TextTokenizer
 

@@ -9,16 +9,15 @@ import onnx_ir as ir
 import pytest
 
 import dijiang
+from dijiang.bundle.manifest import open_bundle
 from dijiang.exporter.engine import NOT_ON_TURING
-from dijiang.exporter.passes.turing import ExpandMatMuls
-from dijiang.exporter.precision import PRECISIONS
-from dijiang.runtime.bundle import open_bundle
-from dijiang.runtime.driver import Gpu
-from dijiang.runtime.engine import RTX_GPUS, TURING, EngineRecord, import_backend
-
-from ..conftest import GOLDEN, Golden
-from ..random_models import write
-from .test_families import NAMED
+from dijiang.graph.passes.turing import ExpandMatMuls
+from dijiang.graph.precision import PRECISIONS
+from dijiang.machine.driver import Gpu
+from dijiang.runtime.sessions.engines import RTX_GPUS, TURING, EngineRecord, import_backend
+from tests.conftest import GOLDEN, Golden
+from tests.graph.test_families import NAMED
+from tests.random_models import write
 
 #: One engine runs on all of them: 1 to 3 s a build.
 MODERN = [gpu for gpu in RTX_GPUS if gpu != TURING]
@@ -119,7 +118,7 @@ def test_graph_that_the_parser_refuses_names_the_node(primitive):
     graph.graph.node[0].op_type = "Nonsense"
     onnx.save(graph, bundle / "model.onnx")
     manifest = open_bundle(bundle, check_hashes=False).manifest
-    from dijiang.runtime.bundle import sha256, write_manifest
+    from dijiang.bundle.manifest import sha256, write_manifest
 
     manifest.files["model.onnx"] = sha256(bundle / "model.onnx")
     write_manifest(bundle, manifest)
@@ -128,7 +127,7 @@ def test_graph_that_the_parser_refuses_names_the_node(primitive):
 
 
 def test_without_a_driver_the_gpu_must_be_named(exported, monkeypatch):
-    monkeypatch.setattr("dijiang.runtime.driver.LIBRARY", "libnothing.so")
+    monkeypatch.setattr("dijiang.machine.driver.LIBRARY", "libnothing.so")
     bundle = exported("neox-base", dialect="primitive")
     with pytest.raises(dijiang.SessionError, match=r"no NVIDIA driver.* or name it: --gpu sm86"):
         dijiang.build(bundle, backend="tensorrt_rtx")

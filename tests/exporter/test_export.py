@@ -14,19 +14,18 @@ import onnx
 import pytest
 
 import dijiang
-from dijiang.exporter import attention as attention_module
 from dijiang.exporter import export as export_module
 from dijiang.exporter import plan as plan_module
-from dijiang.exporter.gates import GATES, Gate
 from dijiang.exporter.pipeline import step_graph
 from dijiang.exporter.plan import BASE_BYTES, plan_export
-from dijiang.exporter.precision import precision_of
+from dijiang.graph import attention as attention_module
+from dijiang.graph.precision import precision_of
 from dijiang.models.checkpoint import Checkpoint
 from dijiang.models.initial import write_random
 from dijiang.models.load import load_checkpoint
 from dijiang.models.presets import PRESETS
-
-from ..conftest import EXAMPLES, GOLDEN, RUNNABLE
+from dijiang.parity.gates import GATES, Gate
+from tests.conftest import EXAMPLES, GOLDEN, RUNNABLE
 
 BASE = GOLDEN["neox-base"]
 

@@ -11,15 +11,14 @@ import pytest
 
 import dijiang
 from dijiang.exporter import plan as plan_module
-from dijiang.exporter.passes.emulate import Emulate
 from dijiang.exporter.pipeline import step_graph
 from dijiang.exporter.plan import BASE_BYTES, plan_export
-from dijiang.exporter.precision import precision_of
+from dijiang.graph.passes.emulate import Emulate
+from dijiang.graph.precision import precision_of
 from dijiang.models.initial import write_random
 from dijiang.models.load import load_checkpoint
 from dijiang.models.presets import PRESETS
-
-from ..conftest import GOLDEN, RUNNABLE
+from tests.conftest import GOLDEN, RUNNABLE
 
 #: 20 million parameters: weights outgrow what a process needs in any case.
 CONFIG = PRESETS["pythia-70m"] | {"num_hidden_layers": 2, "vocab_size": 12_000}
@@ -106,7 +105,7 @@ def test_plan_counts_calibration_and_emulation(checkpoint):
 def test_plan_counts_one_part_of_a_large_bundle(checkpoint, monkeypatch):
     kinds = [("fp16", False), ("int8", False), ("int8", True)]
     whole = [plan_of(checkpoint, precision, verify=True, text=text) for precision, text in kinds]
-    monkeypatch.setattr("dijiang.exporter.cut.PART_BYTES", 0)
+    monkeypatch.setattr("dijiang.parity.cut.PART_BYTES", 0)
     split = [plan_of(checkpoint, precision, verify=True, text=text) for precision, text in kinds]
     embedding = 4 * math.prod(load_checkpoint(checkpoint).weights.shape("embed.weight"))
     assert [plan.temporary < 1.1 * embedding for plan in split] == [True] * 3

@@ -11,9 +11,8 @@ from safetensors.numpy import load_file, save_file
 import dijiang
 from dijiang.models.checkpoint import Checkpoint
 from dijiang.models.load import load_checkpoint
-
-from ..conftest import GOLDEN
-from ..random_models import write
+from tests.conftest import GOLDEN
+from tests.random_models import write
 
 BASE = GOLDEN["neox-base"]
 UP = "gpt_neox.layers.0.mlp.dense_h_to_4h.weight"

@@ -17,9 +17,8 @@ from dijiang.models.decay import initial_gamma
 from dijiang.models.initial import init, projection
 from dijiang.models.load import load_checkpoint
 from dijiang.models.presets import PRESETS, size
-
-from ..conftest import GOLDEN
-from ..random_models import write
+from tests.conftest import GOLDEN
+from tests.random_models import write
 
 LLAMA = {"model_type": "llama", "hidden_size": 48, "intermediate_size": 37, "vocab_size": 61} | {
     "num_hidden_layers": 2,

@@ -12,9 +12,8 @@ from dijiang.models.load import load_checkpoint
 from dijiang.models.presets import PRESETS
 from dijiang.models.reference import Piece, Reference, feature_map, group_norm, rotate, silu
 from dijiang.models.weights import is_decay_table
-
-from ..conftest import GOLDEN, Golden
-from ..random_models import write
+from tests.conftest import GOLDEN, Golden
+from tests.random_models import write
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))

@@ -8,10 +8,9 @@ import onnxruntime
 import pytest
 
 import dijiang
-from dijiang.runtime import cuda
-from dijiang.runtime.providers import PROVIDERS, Provider
-
-from ..conftest import EXAMPLES, RUNNABLE, Golden
+from dijiang.runtime.sessions import device as cuda
+from dijiang.runtime.sessions.providers import PROVIDERS, Provider
+from tests.conftest import EXAMPLES, RUNNABLE, Golden
 
 NEEDS_ORT = pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is older than 1.30")
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 import dijiang
-
-from ..conftest import EXAMPLES, with_start_token
+from tests.conftest import EXAMPLES, with_start_token
 
 PROMPT = "def main("
 

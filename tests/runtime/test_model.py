@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 import dijiang
 from dijiang.runtime.decode import SessionDecoder
-
-from ..conftest import RUNNABLE, Golden
+from tests.conftest import RUNNABLE, Golden
 
 
 @pytest.fixture(scope="module")

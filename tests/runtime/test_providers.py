@@ -8,11 +8,10 @@ import onnxruntime
 import pytest
 
 import dijiang
-from dijiang.runtime import providers
-from dijiang.runtime.preflight import check_single_onnxruntime, preload_libraries
-from dijiang.runtime.providers import PROVIDERS, Provider
-
-from .fake_gpu import FakeLibcuda
+from dijiang.runtime.sessions import providers
+from dijiang.runtime.sessions.preflight import check_single_onnxruntime, preload_libraries
+from dijiang.runtime.sessions.providers import PROVIDERS, Provider
+from tests.fake_gpu import FakeLibcuda
 
 
 @pytest.mark.parametrize("name", ["cuda", "ort-tensorrt", "ort-tensorrt-rtx"])
@@ -53,7 +52,7 @@ def test_device_number_reaches_the_provider(exported, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: seen.update(preloaded=True))
     monkeypatch.setattr(onnxruntime, "InferenceSession", record)
-    monkeypatch.setattr("dijiang.runtime.driver.load_library", lambda: FakeLibcuda(count=3))
+    monkeypatch.setattr("dijiang.machine.driver.load_library", lambda: FakeLibcuda(count=3))
     with pytest.raises(dijiang.SessionError, match="enough"):
         dijiang.load(exported("neox-base", dialect="onnx"), provider="cuda:2")
     ((name, settings),) = seen["providers"]
@@ -64,10 +63,10 @@ def test_device_number_reaches_the_provider(exported, monkeypatch):
 
 def test_auto_is_the_cpu_without_a_driver_and_cuda_with_one(exported, monkeypatch):
     path = exported("neox-base")
-    monkeypatch.setattr("dijiang.runtime.driver.LIBRARY", "libnothing.so")
+    monkeypatch.setattr("dijiang.machine.driver.LIBRARY", "libnothing.so")
     model = dijiang.load(path)
     assert model._session.provider == "CPUExecutionProvider"
-    monkeypatch.setattr("dijiang.runtime.driver.load_library", FakeLibcuda)
+    monkeypatch.setattr("dijiang.machine.driver.load_library", FakeLibcuda)
     assert providers._best(model.bundle) == "cpu"
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     assert providers._best(model.bundle) == "cuda"

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 
 import dijiang
-from dijiang.runtime import memory
+from dijiang.machine import memory
 
 
 def test_unknown_provider_is_refused(exported):

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 import dijiang
-from dijiang.runtime import driver, memory
-from dijiang.runtime.bundle import open_bundle
-
-from ..conftest import Golden
-from .fake_gpu import FakeLibcuda, fake_tensorrt
+from dijiang.bundle.manifest import open_bundle
+from dijiang.machine import driver, memory
+from tests.conftest import Golden
+from tests.fake_gpu import FakeLibcuda, fake_tensorrt
 
 GATE = 1e-4
 
@@ -20,7 +19,7 @@ GATE = 1e-4
 def cuda(monkeypatch):
     """The driver in use."""
     library = FakeLibcuda()
-    monkeypatch.setattr("dijiang.runtime.driver.load_library", lambda: library)
+    monkeypatch.setattr("dijiang.machine.driver.load_library", lambda: library)
     return library
 
 

@@ -7,8 +7,7 @@ from tokenizers import Tokenizer, decoders, models
 
 import dijiang
 from dijiang.runtime.text import StopStrings, TextTokenizer
-
-from ..conftest import EXAMPLES, with_start_token
+from tests.conftest import EXAMPLES, with_start_token
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,126 @@
+"""Two reports side by side: ratios with their confidence interval, and what got slower."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import BenchError
+from .render import Report, figure, table, target
+from .statistics import ratio
+
+#: The version of reports that can be compared.
+VERSION = 1
+Key = tuple[str, str, int, "int | None"]
+
+
+def read_report(path: str | Path) -> Report:
+    """A report that `dijiang bench -o json` wrote; BenchError if it is none."""
+    again = "write it with dijiang bench -o json"
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        version = report["schema_version"]
+        _by_test(report)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchError(f"{path}: cannot be read ({error}); {again}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise BenchError(f"{path}: not a report of dijiang bench ({error}); {again}") from error
+    if version != VERSION:
+        raise BenchError(f"{path}: layout {version}, expected {VERSION}; {again} of this version")
+    found: Report = report
+    return found
+
+
+def _by_test(report: Report) -> dict[Key, Report]:
+    """Results by model and test. A report's only bundle is called `bundle`, as folders' names differ."""
+    bundles = [m["name"] for m in report["models"] if m["baseline_of"] is None]
+    names = {bundles[0]: "bundle"} if len(bundles) == 1 else {}
+    return {
+        (names.get(r["model"], r["model"]), r["test"], r["batch"], r["threads"]): r
+        for r in report["results"]
+        if target(r)["latency"]["values"]
+    }
+
+
+def compare(before: Report, after: Report, *, threshold: float) -> dict[str, Any]:
+    """Throughput of every test of both reports, after over before.
+
+    A test has regressed if its ratio is below 1 - threshold and its whole interval is below 1: noise
+    alone is no regression.
+
+    Args:
+        threshold: loss of throughput that is allowed, as a fraction.
+
+    Returns:
+        `rows` (one a common test), `only_before`, `only_after` (names of the others), `regressions`.
+
+    Raises:
+        BenchError: no test is in both, or the threshold is no fraction.
+    """
+    if not 0 <= threshold < 1:
+        raise BenchError(f"threshold {100 * threshold:g} %, expected 0 to 100; change --threshold")
+    old, new = _by_test(before), _by_test(after)
+    common = [key for key in old if key in new]
+    if not common:
+        raise BenchError("the reports have no test in common; run both with the same -p, -n, -d, -b, -t")
+    rows = [_row(key, old[key], new[key], threshold) for key in common]
+    return {
+        "rows": rows,
+        "only_before": [_name(key) for key in old if key not in new],
+        "only_after": [_name(key) for key in new if key not in old],
+        "regressions": [row["name"] for row in rows if row["regressed"]],
+    }
+
+
+def _name(key: Key) -> str:
+    model, test, batch, threads = key
+    return f"{model}: {test}, batch {batch}" + (f", {threads} threads" if threads else "")
+
+
+def _row(key: Key, before: Report, after: Report, threshold: float) -> dict[str, Any]:
+    found = ratio(target(before)["latency"]["values"], target(after)["latency"]["values"])
+    memory = [target(side)["memory"]["max_ram"] for side in (before, after)]
+    return {
+        "name": _name(key),
+        "before": before["tokens_per_second"],
+        "after": after["tokens_per_second"],
+        "ratio": found.value,
+        "low": found.low,
+        "high": found.high,
+        "memory_ratio": None if None in memory else memory[1] / memory[0],
+        "noisy": before["noisy"] or after["noisy"],
+        "regressed": found.value < 1 - threshold and found.high < 1,
+    }
+
+
+def to_markdown(comparison: dict[str, Any]) -> str:
+    """The comparison for people."""
+    rows = [
+        {
+            "test": row["name"],
+            "before, tokens/s": row["before"],
+            "after, tokens/s": row["after"],
+            "ratio": row["ratio"],
+            "95 % interval": f"{figure(row['low'])} to {figure(row['high'])}",
+            "memory ratio": row["memory_ratio"],
+            "": "REGRESSED" if row["regressed"] else "noisy" if row["noisy"] else "",
+        }
+        for row in comparison["rows"]
+    ]
+    lines = [
+        f"- only in the {side} report: {name}"
+        for side, names in (("first", "only_before"), ("second", "only_after"))
+        for name in comparison[names]
+    ]
+    return "\n\n".join(part for part in (table(rows), "\n".join(lines)) if part)
+
+
+def require(comparison: dict[str, Any], threshold: float) -> None:
+    """BenchError if a test has regressed."""
+    slow = comparison["regressions"]
+    if slow:
+        raise BenchError(
+            f"{len(slow)} of {len(comparison['rows'])} tests are slower by more than "
+            f"{100 * threshold:g} %: {'; '.join(slow)}"
+        )

@@ -1,0 +1,139 @@
+"""The process that a model is measured in.
+
+The parent says which test to repeat and when, so that depths, and models that are compared, take turns.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from ..errors import BenchError, DijiangError
+from ..machine.sensors import load_nvml
+from .matrix import Test
+from .subject import Subject
+from .timing import timers_of
+
+#: load(path, threads, provider) -> Subject; importable by name, as it crosses processes.
+Load = Callable[[str, "int | None", str], Subject]
+
+
+class Worker:
+    """A child process with one model and tests that differ only in depth.
+
+    Raises BenchError, or the child's DijiangError, from any method: a child that the system killed
+    takes nothing with it.
+    """
+
+    def __init__(self, load: Load, path: str, provider: str, tests: Sequence[Test]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(other, load, path, provider, tests), daemon=True
+        )
+        self._process.start()
+        other.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pipe.close()
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def start(self) -> tuple[float, str]:
+        """Load, reach the depths, warm up; seconds of the load, and the provider that really runs it."""
+        seconds, provider = self._receive()
+        return float(seconds), str(provider)
+
+    def repeat(self, test: Test) -> list[float]:
+        """One repetition of a test; see Timer.repeat."""
+        seconds: list[float] = self._ask(test)
+        return seconds
+
+    def finish(self) -> dict[str, int | None]:
+        """Peak bytes: `host` (resident set), `device` (GPU memory of this process)."""
+        peaks: dict[str, int | None] = self._ask(None)
+        return peaks
+
+    def _ask(self, test: Test | None) -> Any:
+        # A child that died before it was asked breaks the pipe; its last words are still in it.
+        with suppress(ConnectionError):
+            self._pipe.send(test)
+        return self._receive()
+
+    def _receive(self) -> Any:
+        try:
+            answer = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            self._process.join()
+            raise BenchError(_death(self._process.exitcode)) from None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+def _death(status: int | None) -> str:
+    if status == -signal.SIGKILL:
+        return "the process was killed, probably for want of memory; use a smaller batch or depth"
+    return f"the process ended with status {status}, expected a result; run this test alone"
+
+
+def _serve(pipe: Connection, load: Load, path: str, provider: str, tests: Sequence[Test]) -> None:
+    """The child: answers one message a request until it is told to finish."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    try:
+        started = time.perf_counter()
+        subject = load(path, tests[0].threads, provider)
+        seconds = time.perf_counter() - started
+        timers = timers_of(subject, tests)
+        for timer in timers.values():
+            timer.warm_up()
+        pipe.send((seconds, subject.provider))
+        while test := pipe.recv():
+            pipe.send(timers[test].repeat())
+        pipe.send({"host": peak_host_bytes(), "device": device_bytes()})
+    except (EOFError, ConnectionError):
+        return  # the parent has gone
+    except DijiangError as error:
+        pipe.send(error)
+    except MemoryError:
+        pipe.send(BenchError("not enough memory; use a smaller batch or depth"))
+    except Exception as error:
+        pipe.send(BenchError(f"{type(error).__name__}: {error}; run this test alone"))
+
+
+def peak_host_bytes() -> int | None:
+    """Largest resident set of this process so far.
+
+    VmHWM counts this program alone; getrusage would count the parent's pages from before the exec.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def device_bytes() -> int | None:
+    """GPU memory of this process on all GPUs, as NVML shows it; None without one."""
+    nvml = load_nvml()
+    if nvml is None:
+        return None
+    mine = multiprocessing.current_process().pid
+    return sum(
+        process.usedGpuMemory or 0
+        for index in range(nvml.nvmlDeviceGetCount())
+        for process in nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByIndex(index))
+        if process.pid == mine
+    )

@@ -1,0 +1,92 @@
+"""What a graph in fp16 or bf16 computes, written in float32: for a CPU that has no such kernels.
+
+Every value of the 16-bit type becomes a float32 that is rounded to it. A node is then computed in
+float32 and rounded once, as kernels with float32 accumulators do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
+
+from .linear import shape_of
+from .types import FLOAT, TYPES, UNTYPED
+
+LOW = frozenset(dtype for dtype, _ in TYPES.values())
+#: Nodes that move data: what they give is as round as what they get.
+MOVES = frozenset(
+    {
+        "Concat",
+        "Gather",
+        "GatherND",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+
+
+class Emulate(InPlacePass):
+    """Replace 16-bit floats by rounded float32."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        graph = model.graph
+        low = {v: v.dtype for v in graph.initializers.values() if v.dtype in LOW}
+        for value in low:
+            _widen(value)
+        changed = bool(low)
+        for node in list(graph):
+            dtype = _result_type(node, low)
+            if dtype is None:
+                continue
+            changed = True
+            low.update(dict.fromkeys(node.outputs, dtype))
+            if node.op_type not in MOVES:
+                low.update({_rounded(graph, node, output, dtype): dtype for output in node.outputs})
+        return PassResult(model, modified=changed)
+
+    def ensures(self, model: ir.Model) -> None:
+        left = [v.name for v in model.graph.initializers.values() if v.dtype in LOW]
+        if left:
+            raise PostconditionError(f"16-bit weights are left: {left}")
+
+
+def _result_type(node: ir.Node, low: dict[ir.Value, ir.DataType]) -> ir.DataType | None:
+    """The 16-bit type of a node's outputs, if they have one."""
+    if node.op_type == "Cast":
+        to = ir.DataType(node.attributes["to"].as_int())
+        return to if to in LOW else None
+    if node.op_type in UNTYPED:
+        return None
+    return next((low[v] for v in node.inputs if v in low), None)
+
+
+def _widen(value: ir.Value) -> None:
+    """A stored value of the same name as float32, read when the graph is written."""
+    source, name, shape = value.const_value, value.name, shape_of(value)
+
+    def load() -> ir.TensorProtocol:
+        return ir.tensor(np.asarray(source.numpy(), np.float32), name=name)
+
+    value.const_value = ir.LazyTensor(load, FLOAT, ir.Shape(shape), name=name)
+    value.type = ir.TensorType(FLOAT)
+
+
+def _rounded(graph: ir.Graph, node: ir.Node, output: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """All uses of an output get it rounded to dtype, as float32."""
+    new = []
+    if node.op_type != "Cast":
+        new.append(ir.node("Cast", [output], {"to": dtype}))
+    new.append(ir.node("Cast", [new[0].outputs[0] if new else output], {"to": FLOAT}))
+    result = new[-1].outputs[0]
+    for use in list(output.uses()):
+        if use.node not in new:
+            use.node.replace_input_with(use.idx, result)
+    graph.insert_after(node, new)
+    output.type = output.shape = None  # of the old type, where they were known
+    return result

@@ -1,0 +1,194 @@
+"""A bundle that runs on the CPU in consecutive parts of its graph, one session at a time.
+
+A session keeps the weights in a layout of its own, in memory: all of them, where one session has the
+whole graph. Here a part is loaded, every call goes through it, and it is dropped, as the reference does
+with layers. The nodes are the same, and so is every bit of the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..bundle import names
+from ..bundle.manifest import DATA, Bundle
+from ..runtime.decode import Decoder, SessionDecoder
+from ..runtime.model import Model
+from ..runtime.sessions.base import PIECE, failed_step, load_graph
+from ..runtime.state import State
+from .cut import Part, parts
+
+#: How onnxruntime calls dimensions that it knows nothing of.
+UNNAMED = "unk__"
+
+
+@dataclass(frozen=True)
+class Call:
+    """Tokens that go through a model in one step: ids [1, T] int64, T at most PIECE.
+
+    state: of one sequence; the next call with it goes on from there.
+    after: takes a copy of the state after the call, one [1, G, K, V] float32 a layer; None: no need.
+    """
+
+    ids: np.ndarray
+    state: State
+    after: list[np.ndarray] | None = None
+
+
+def through(model: Model, calls: Iterable[Call]) -> Iterator[np.ndarray]:
+    """Logits [T, vocab] float32 of every call, in their order."""
+    if isinstance(model, PartedModel):
+        yield from model.through(calls)
+        return
+    for call in calls:
+        yield model.forward(call.ids, call.state, all_logits=True)[0]
+        if call.after is not None:
+            call.after.extend(call.state.clone().layers)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Values by name that the nodes ahead will read: at first the inputs of a graph.
+
+    Past states are the arrays of a State, and are overwritten by the present ones.
+    tokens: of the step.  after: see Call.
+    """
+
+    tokens: int
+    values: dict[str, np.ndarray]
+    after: list[np.ndarray] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        ids: np.ndarray,
+        positions: np.ndarray,
+        mask: np.ndarray,
+        kept: np.ndarray,
+        state: State,
+        after: list[np.ndarray] | None = None,
+    ) -> Step:
+        """The arguments of Session.run."""
+        values = dict(zip(names.INPUTS, (ids, positions, mask, kept), strict=True))
+        values |= {names.past_state(i): layer for i, layer in enumerate(state.layers)}
+        return cls(ids.shape[1], values, after)
+
+
+class PartedModel(Model):
+    """A bundle as a model in parts; each step of `forward` and `generate` loads all of them."""
+
+    def __init__(self, bundle: Bundle, session: PartedSession) -> None:
+        super().__init__(bundle, session)
+        self._parted, self.parts = session, session.parts
+
+    def through(self, calls: Iterable[Call]) -> Iterator[np.ndarray]:
+        """See `through`: every part is loaded once for all calls."""
+        steps = []
+        for call in calls:
+            self.check(call.ids, call.state)
+            here = np.arange(call.ids.shape[1])[None]
+            positions = call.state.position + here
+            steps.append(Step.of(call.ids, positions, np.ones_like(here), here, call.state, call.after))
+            call.state.position += here.size
+        return (found[names.LOGITS][0] for found in self._parted.through(steps))
+
+
+class PartedSession:
+    """The Session of a graph that is loaded part by part.
+
+    Args:
+        bundle: whose data the graph refers to.
+        model: its graph, as it is or emulated.
+        written: whether weights are computed: each part then is written to a temporary folder.
+        threads: of a session; None: as many as usable cores.
+    """
+
+    longest = PIECE
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        model: ir.Model,
+        *,
+        written: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        self._bundle, self._model, self._written, self._threads = bundle, model, written, threads
+        self.parts = parts(model.graph)
+        layers = range(bundle.manifest.spec.num_layers)
+        self._past = {names.present_state(i): names.past_state(i) for i in layers}
+
+    def run(
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
+    ) -> np.ndarray:
+        """See Session.run."""
+        step = Step.of(ids, positions, mask, kept, state)
+        return next(self.through([step]))[names.LOGITS]
+
+    def next_tokens(
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
+    ) -> np.ndarray:
+        """See Session.next_tokens."""
+        step = Step.of(ids, positions, mask, kept, state)
+        return next(self.through([step]))[names.NEXT_TOKENS]
+
+    def decoder(self, state: State) -> Decoder:
+        """See Session.decoder."""
+        return SessionDecoder(self, state)
+
+    def through(self, steps: Sequence[Step]) -> Iterator[dict[str, np.ndarray]]:
+        """Logits and tokens of every step, by name."""
+        *first, last = self.parts
+        for part in first:
+            for step, found in zip(steps, self._pass(part, steps), strict=True):
+                step.values.update(found)
+        yield from self._pass(last, steps)
+
+    def _pass(self, part: Part, steps: Sequence[Step]) -> Iterator[dict[str, np.ndarray]]:
+        """What a part makes of every step, states left out; it is in memory until the last one."""
+        session = self._load(part)
+        inputs, outputs, last = (_names(v) for v in (part.inputs, part.outputs, part.last))
+        for number, step in enumerate(steps):
+            try:
+                results = session.run(outputs, {name: step.values[name] for name in inputs})
+            except Exception as error:  # onnxruntime's errors share no base class
+                raise failed_step(step.tokens, error) from error
+            if number == 0:
+                _declare(part.outputs, results, session.get_outputs())
+            found = dict(zip(outputs, results, strict=True))
+            for present in found.keys() & self._past.keys():
+                step.values[self._past[present]][...] = found[present]
+            if step.after is not None:
+                step.after.extend(found[name] for name in outputs if name in self._past)
+            for name in last:
+                del step.values[name]
+            yield {name: result for name, result in found.items() if name not in self._past}
+
+    def _load(self, part: Part) -> Any:
+        graph = ir.convenience.extract(self._model.graph, part.inputs, part.outputs)
+        model = ir.Model(graph, ir_version=self._model.ir_version)
+        if not self._written:
+            return load_graph(self._bundle, self._threads, ir.to_proto(model).SerializeToString())
+        with TemporaryDirectory(prefix="dijiang-") as folder:
+            rounded = replace(self._bundle, path=Path(folder))
+            ir.save(model, rounded.graph, external_data=DATA)
+            return load_graph(rounded, self._threads)
+
+
+def _declare(values: Sequence[ir.Value], results: Sequence[np.ndarray], found: Sequence[Any]) -> None:
+    """Give values the types and shapes that onnxruntime found, for the parts that read them."""
+    for value, result, output in zip(values, results, found, strict=True):
+        value.type = ir.TensorType(ir.DataType.from_numpy(result.dtype))
+        # A dimension that has no name in the graph gets one in each session; [] is any shape.
+        shape = [None if str(n).startswith(UNNAMED) else n for n in output.shape]
+        value.shape = ir.Shape(shape) if len(shape) == result.ndim else None
+
+
+def _names(values: Sequence[ir.Value]) -> list[str]:
+    return [str(value.name) for value in values]

@@ -1,0 +1,108 @@
+"""The two sides of a verification, run over the same windows of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..models.load import DijiangModel
+from ..models.reference import Piece, Reference
+from ..progress import Progress
+from ..runtime.model import Model
+from .difference import Sums
+from .parts import Call, through
+
+#: Lengths at which windows are cut, and the states of the first one compared.
+STATE_LENGTHS = (1, 8, 64, 256, 512)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the bundle computed, kept while the reference runs.
+
+    logits: [T, vocab] float32 a window.  states: by length of the first window, [1, G, K, V] a layer.
+    """
+
+    logits: list[np.ndarray]
+    states: dict[int, list[np.ndarray]]
+    step_error: float
+    steps: int
+
+
+def _cuts(length: int) -> list[int]:
+    """Where a window is cut, so that its state goes on; its whole length comes last."""
+    return sorted({min(cut, length) for cut in (*STATE_LENGTHS, length)})
+
+
+def run_bundle(model: Model, windows: Sequence[np.ndarray], steps: int) -> Run:
+    """Logits over windows [<= 512] of ids, and of the first `steps` tokens one at a time.
+
+    All of it is one list of calls, for which a model in parts loads each part once.
+    """
+    first = windows[0]
+    states: dict[int, list[np.ndarray]] = {cut: [] for cut in _cuts(len(first))}
+    found = through(model, _calls(model, windows, first[:steps], states))
+    logits = [np.concatenate([next(found) for _ in _cuts(len(ids))]) for ids in windows]
+    step_error = 0.0
+    for row, step in zip(logits[0], found, strict=False):
+        step_error = float(np.maximum(step_error, np.abs(step[0] - row).max()))  # keeps NaN
+    return Run(logits, states, step_error, min(steps, len(first)))
+
+
+def _calls(
+    model: Model, windows: Sequence[np.ndarray], alone: np.ndarray, states: dict[int, list[np.ndarray]]
+) -> Iterator[Call]:
+    """All that a bundle is asked: the windows, with the states of the first, and its tokens alone."""
+    for ids in windows:
+        state, start = model.new_state(), 0
+        for cut in _cuts(len(ids)):
+            yield Call(ids[None, start:cut], state, states[cut] if ids is windows[0] else None)
+            start = cut
+    state = model.new_state()
+    for token in alone:
+        yield Call(np.array([[token]]), state)
+
+
+def compare(
+    checkpoint: DijiangModel, windows: Sequence[np.ndarray], run: Run, progress: Progress
+) -> tuple[Sums, dict[int, list[float]]]:
+    """Sums over the logits, and each layer's state error by length of the first window."""
+    reference = Reference(checkpoint)
+    first, *others = windows
+    state, cuts = reference.new_state(1), _cuts(len(first))
+    pieces = [
+        Piece(first[None, start:cut], start, state) for start, cut in zip((0, *cuts), cuts, strict=False)
+    ]
+    pieces += [Piece(ids[None]) for ids in others]
+    errors: dict[int, list[float]] = {cut: [] for cut in cuts}
+    total = reference.dtype.itemsize * checkpoint.parameters
+
+    def passed(layer: int, piece: Piece) -> None:
+        if piece.state is not None:
+            cut = piece.start + piece.ids.shape[1]
+            errors[cut].append(_relative(run.states[cut][layer], piece.state[layer]))
+        if piece is pieces[-1]:
+            progress("verify", total * (layer + 1) // checkpoint.spec.num_layers, total)
+
+    expected = reference.run(pieces, passed)
+    sums = Sums()
+    for start, cut in zip((0, *cuts), cuts, strict=False):
+        sums.add(next(expected)[0], run.logits[0][start:cut], first[start : cut + 1])
+    for ids, rows, found in zip(others, expected, run.logits[1:], strict=True):
+        sums.add(rows[0], found, ids)
+    return sums, errors
+
+
+def _relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(((found - expected) ** 2).mean() ** 0.5 / (expected**2).mean() ** 0.5)
+
+
+def decay_change(stored: DijiangModel, dropped: DijiangModel, windows: Sequence[np.ndarray]) -> Sums:
+    """The reference with the trained tables against the one without, over the same windows."""
+    sums, pieces = Sums(), [Piece(ids[None]) for ids in windows]
+    runs = (Reference(model).run(pieces) for model in (stored, dropped))
+    for ids, exact, analytic in zip(windows, *runs, strict=True):
+        sums.add(exact[0], analytic[0], ids)
+    return sums

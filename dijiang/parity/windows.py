@@ -1,0 +1,63 @@
+"""The tokens that a verification compares: of a text, of the model's own, or random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..progress import Progress, silent
+from ..runtime.model import Model
+
+#: Characters of a text file that are read for each token wanted: 3 to 5 are in one.
+CHARACTERS = 64
+#: What a report calls tokens that are not from a file.
+RANDOM, OWN = "random token ids", "text that the bundle drew itself"
+
+
+def windows_of(
+    model: Model,
+    text: str | Path | None,
+    tokens: int,
+    window: int,
+    *,
+    own: bool,
+    progress: Progress = silent,
+) -> tuple[str, list[np.ndarray]]:
+    """What the tokens are, and their ids in windows [<= window]; a rest of one token is left out.
+
+    own: without a text, draw one from the model; otherwise token ids are random. Either is one window:
+    a second would add nothing to learn from random ids, and drawing is slow.
+    """
+    if tokens < 2:
+        raise InputError(f"tokens is {tokens}, expected at least 2; compare more")
+    if text is not None:
+        return str(text), list(_cut(_read(model, Path(text), tokens), window))
+    count, random = min(tokens, window), np.random.default_rng(0)
+    ids = random.integers(0, model.spec.vocab_size, 1 if own else count)
+    if not own:
+        return RANDOM, [ids]
+    drawn = [int(ids[0])]
+    for record in model.generate(ids, max_tokens=count - 1, temperature=1.0, seed=0, ignore_eos=True):
+        drawn.append(record.token)
+        progress("draw", len(drawn), count)
+    return OWN, [np.array(drawn)]
+
+
+def _read(model: Model, text: Path, tokens: int) -> np.ndarray:
+    try:
+        with text.open(encoding="utf-8") as stream:
+            content = stream.read(CHARACTERS * tokens)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{text}: cannot be read ({error}); give a UTF-8 text file") from error
+    ids = np.array(model.tokenizer.encode(content))[:tokens]
+    if len(ids) < 2:
+        raise InputError(f"{text}: {len(ids)} token, expected at least 2; give a longer text")
+    return ids
+
+
+def _cut(ids: np.ndarray, window: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(ids) - 1, window):
+        yield ids[start : start + window]

@@ -1,0 +1,220 @@
+"""A bundle's TensorRT engine, by TensorRT or TensorRT-RTX: state and logits stay on the GPU."""
+
+from __future__ import annotations
+
+from mmap import ACCESS_READ, mmap
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+
+from ...bundle import names
+from ...bundle.manifest import Bundle
+from ...errors import SessionError
+from ...machine.driver import Cuda
+from ...machine.memory import require_gpu_memory
+from ..decode import Decoder, SessionDecoder
+from ..state import State
+from .engines import BACKENDS, EngineRecord, import_backend
+from .resident import Resident
+
+#: Memory that a device needs beside engine, scratch and states: CUDA's own, and what the desktop uses.
+SPARE_BYTES = 256 << 20
+#: Key of the context for prompts' rests, which have any length.
+ANY_LENGTH = 0
+
+
+class TensorRtSession:
+    """One engine; a decode step, and a whole piece of a prompt, is one captured CUDA graph, unless
+    cuda_graph is False.
+
+    The step that is captured reads one set of state buffers and writes the other. So both directions
+    are captured, the warm-up before a capture leaves no trace, and no engine needs in-place outputs.
+    """
+
+    def __init__(
+        self, bundle: Bundle, backend: str, device: int = 0, *, cuda_graph: bool | None = None
+    ) -> None:
+        engines = bundle.manifest.engines
+        if backend not in engines:
+            raise SessionError(
+                f"{bundle.path} has no {backend} engine, it has {', '.join(engines) or 'none'}; "
+                f"run dijiang build {bundle.path} --backend {backend}"
+            )
+        self._record = EngineRecord.from_dict(engines[backend])
+        self._title = BACKENDS[backend].title
+        self._cuda = Cuda(device)
+        self._trt = import_backend(backend)
+        self._record.require(self._trt.__version__, self._cuda.gpu)
+        self._spec = bundle.manifest.spec
+        self.provider = f"{self._title} {self._trt.__version__}"
+        self.longest = self._record.longest
+        self._load(bundle)
+        self._stream = self._cuda.stream()
+        self._slots: dict[int, _Slot] = {}
+        self.cuda_graph = cuda_graph is not False
+
+    def _load(self, bundle: Bundle) -> None:
+        path, spec = bundle.path / self._record.file, bundle.manifest.spec
+        need = path.stat().st_size + 2 * self._record.batch * spec.state_bytes + SPARE_BYTES
+        require_gpu_memory(str(path), need, self._cuda.gpu.free)
+        trt = self._trt
+        self._logger = trt.Logger(trt.Logger.ERROR)
+        self._runtime = trt.Runtime(self._logger)
+        # Mapped, not read: a Jetson's GPU and CPU share one memory, and the file's pages can go.
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            engine = self._runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            raise SessionError(
+                f"{path}: {self.provider} cannot load it; rebuild with: "
+                f"dijiang build {bundle.path} --backend {self._record.backend}"
+            )
+        self._engine = engine
+        # Steps follow each other on one stream: all contexts can share one scratch memory.
+        size = max(int(engine.device_memory_size_v2), 1)
+        self._scratch = _Memory(self._cuda, 0, size)
+        last = engine.num_optimization_profiles - 1
+        self._profiles = {True: 0, False: last}
+
+    def run(
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
+    ) -> np.ndarray:
+        """See Session.run."""
+        slot = self._step(ids, positions, mask, kept, state)
+        logits = np.empty((*kept.shape, self._spec.vocab_size), np.float32)
+        self._cuda.download(logits, slot.outputs[names.LOGITS].address, self._stream)
+        return logits
+
+    def next_tokens(
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
+    ) -> np.ndarray:
+        """As `run`, but the most likely token of each kept position, [B, N] int64."""
+        slot = self._step(ids, positions, mask, kept, state)
+        tokens = np.empty(kept.shape, np.int64)
+        self._cuda.download(tokens, slot.outputs[names.NEXT_TOKENS].address, self._stream)
+        return tokens
+
+    def decoder(self, state: State) -> Decoder:
+        """See Session.decoder."""
+        return SessionDecoder(self, state)
+
+    def _step(
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
+    ) -> _Slot:
+        batch, length = ids.shape
+        if batch > self._record.batch:
+            raise SessionError(
+                f"batch is {batch}, the engine takes {self._record.batch}; "
+                f"rebuild with: dijiang build BUNDLE --batch {batch}"
+            )
+        self._cuda.activate()
+        if batch not in self._slots:
+            self._slots[batch] = _Slot(self, state)
+        slot = self._slots[batch]
+        slot.resident.take(state)
+        arrays = [np.ascontiguousarray(a, np.int64) for a in (ids, positions, mask, kept)]
+        for name, array in zip(names.INPUTS, arrays, strict=True):
+            slot.inputs[name].write(array)
+        slot.require_outputs(kept.size)
+        side = slot.resident.side
+        if self.cuda_graph and length in (1, self.longest) and kept.shape[1] == 1:
+            self._replay(slot, length, side)
+        else:
+            key = (1, side) if length == 1 else (ANY_LENGTH, 0)
+            self._enqueue(slot, self.context(slot, *key), ids.shape, kept.shape)
+        self._cuda.synchronize(self._stream)  # the arrays above may go
+        slot.resident.swap()
+        return slot
+
+    def context(self, slot: _Slot, length: int, side: int) -> Any:
+        """The execution context for calls of a length from one side of this batch's states."""
+        key = (length, side)
+        if key not in slot.contexts:
+            trt = self._trt
+            strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = self._engine.create_execution_context(strategy)
+            if context is None:
+                raise SessionError(
+                    f"{self.provider} cannot create an execution context; "
+                    "use a smaller model or batch, or end what else is on the GPU"
+                )
+            context.set_device_memory(self._scratch.address, self._scratch.nbytes)
+            context.set_optimization_profile_async(self._profiles[length == 1], self._stream)
+            slot.contexts[key] = context
+        return slot.contexts[key]
+
+    def _enqueue(self, slot: _Slot, context: Any, shape: tuple[int, ...], kept: tuple[int, ...]) -> None:
+        shapes = dict(zip(names.INPUTS, (shape, shape, shape, kept), strict=True))
+        buffers = {**slot.inputs, **slot.outputs}
+        for layer, (past, present) in enumerate(
+            zip(slot.resident.past, slot.resident.present, strict=True)
+        ):
+            shapes[names.past_state(layer)] = (shape[0], *self._spec.state_shape)
+            buffers[names.past_state(layer)] = past
+            buffers[names.present_state(layer)] = present
+        for name, size in shapes.items():
+            if not context.set_input_shape(name, size):
+                raise SessionError(f"{self.provider} does not take {name} of {list(size)}; rebuild it")
+        for name, buffer in buffers.items():
+            context.set_tensor_address(name, buffer.address)
+        if not context.execute_async_v3(self._stream):
+            raise SessionError(f"{self.provider} failed in a step of {shape[1]} tokens; see nvidia-smi")
+
+    def _replay(self, slot: _Slot, length: int, side: int) -> None:
+        """Launch the call of this length and side as a graph; the first time, capture it."""
+        key = (length, side)
+        if key not in slot.graphs:
+            shapes = (slot.batch, length), (slot.batch, 1)
+            context = self.context(slot, *key)
+            # Once outside: kernels are loaded and shapes resolved, which a capture does not allow.
+            self._enqueue(slot, context, *shapes)
+            self._cuda.synchronize(self._stream)
+            with self._cuda.capture(self._stream) as graphs:
+                self._enqueue(slot, context, *shapes)
+            slot.graphs[key] = graphs[0]
+        self._cuda.launch(slot.graphs[key], self._stream)
+
+
+class _Memory:
+    """Device memory of one tensor, used in the order of a stream; freed when nothing refers to it."""
+
+    def __init__(self, cuda: Cuda, stream: int, nbytes: int) -> None:
+        self._cuda, self._stream, self.nbytes = cuda, stream, nbytes
+        self.address = cuda.allocate(nbytes)
+        self._freed = finalize(self, cuda.free, self.address)
+        self._freed.atexit = False  # the driver may be gone by then, and the memory with it
+
+    def write(self, array: np.ndarray) -> None:
+        self._cuda.upload(self.address, array, self._stream)
+
+    def read(self, array: np.ndarray) -> None:
+        self._cuda.download(array, self.address, self._stream)
+
+
+class _Slot:
+    """Buffers, contexts and graphs of one batch size."""
+
+    def __init__(self, session: TensorRtSession, state: State) -> None:
+        self._session, self.batch = session, state.batch
+        place = session._cuda, session._stream
+        sets = [[_Memory(*place, 4 * int(np.prod(shape))) for shape in state.shapes] for _ in range(2)]
+        self.resident = Resident((sets[0], sets[1]))
+        most = 8 * state.batch * session.longest
+        self.inputs = {name: _Memory(*place, most) for name in names.INPUTS}
+        self.outputs: dict[str, _Memory] = {}
+        #: By length and side.
+        self.contexts: dict[tuple[int, int], Any] = {}
+        self.graphs: dict[tuple[int, int], int] = {}
+        self.require_outputs(state.batch)
+
+    def require_outputs(self, count: int) -> None:
+        """Make room for the logits of `count` positions; graphs that wrote elsewhere are dropped."""
+        sizes = {names.LOGITS: 4 * count * self._session._spec.vocab_size, names.NEXT_TOKENS: 8 * count}
+        for name, nbytes in sizes.items():
+            old = self.outputs.get(name)
+            if old is not None and old.nbytes >= nbytes:
+                continue
+            self.outputs[name] = _Memory(self._session._cuda, self._session._stream, nbytes)
+            for graph in self.graphs.values():
+                self._session._cuda.destroy(graph)
+            self.graphs.clear()

@@ -1,0 +1,282 @@
+"""A whole bench on small bundles: what it reports, and that nothing it meets stops it."""
+
+import csv
+import json
+import os
+import signal
+from importlib.resources import files
+
+import jsonschema
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import dijiang
+from dijiang.bench import render, runner
+from dijiang.bench.explain import FORMULAS, explain
+from dijiang.bench.matrix import Test
+from dijiang.bench.measure import Series, Side
+from dijiang.bench.runner import Options, load_bundle, run_bench
+from dijiang.bench.timing import timers_of
+from dijiang.bench.traffic import Traffic
+from dijiang.cli import main
+from dijiang.errors import BenchError
+from dijiang.machine.bandwidth import measure_bandwidth
+from dijiang.machine.sensors import Sensor
+
+SCHEMA = json.loads(files("dijiang.bench").joinpath("schema.json").read_text())
+QUICK = {"repetitions": 2, "seconds": 0.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_bandwidth():
+    """The memory's bandwidth from a megabyte: the figure is not tested here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            runner, "measure_bandwidth", lambda threads: measure_bandwidth(threads=threads, size=1 << 20)
+        )
+        yield
+
+
+@pytest.fixture(scope="module")
+def report(exported):
+    """A report over two depths and a batch."""
+    options = Options("7", "5", "0,63", "1,2", threads="1", **QUICK)
+    return run_bench([exported("tiny-python")], options)
+
+
+def validate(report):
+    jsonschema.validate(report, SCHEMA, cls=jsonschema.Draft202012Validator)
+
+
+def objects(schema):
+    """Every object schema inside a schema."""
+    if isinstance(schema, dict):
+        if "properties" in schema:
+            yield schema
+        for value in schema.values():
+            yield from objects(value)
+
+
+def test_report_fits_its_schema(report):
+    validate(json.loads(render.to_json(report)))
+
+
+def test_schema_describes_every_field_and_allows_no_other():
+    for schema in objects(SCHEMA):
+        assert schema["additionalProperties"] is False
+        assert all(field["description"] for field in schema["properties"].values())
+
+
+def test_every_test_has_a_result_with_raw_samples(report):
+    assert report["errors"] == []
+    names = [(r["test"], r["batch"]) for r in report["results"]]
+    series = [(f"{kind}{n}", batch) for kind, n in (("pp", 7), ("tg", 5)) for batch in (1, 2)]
+    assert names == [(name + at, batch) for name, batch in series for at in ("", " @ d63")]
+    for result in report["results"]:
+        latency = render.target(result)["latency"]
+        assert len(latency["values"]) >= 2
+        steps = result["per_token"]
+        assert (steps is None) == (result["kind"] == "pp")
+        if steps:
+            assert steps["latency"]["count"] == 5 * latency["count"]
+            assert steps["latency"]["total"] == pytest.approx(latency["total"])
+            assert result["tpot_s"] == pytest.approx(latency["p50"] / 5)
+
+
+def test_memory_and_load_time_are_those_of_the_child(report):
+    for result in report["results"]:
+        peak = render.target(result)["memory"]["max_ram"]
+        # Python, NumPy and ONNX Runtime take more than 30 MB; this process has torch too.
+        assert 30 < peak < 300
+        assert result["load_model"]["latency"]["count"] == 1
+
+
+def test_bytes_come_from_the_bundle(report, exported):
+    model = dijiang.load(exported("tiny-python"))
+    traffic = report["models"][0]["traffic"]
+    assert traffic["state"] == model.spec.state_bytes
+    embedding = 4 * model.spec.vocab_size * model.spec.hidden_size
+    data = (exported("tiny-python") / "model.onnx.data").stat().st_size
+    assert 0.98 < traffic["weights"] / (data - embedding) < 1
+    assert traffic["rows"] >= 4 * model.spec.hidden_size
+    decode = next(r for r in report["results"] if r["kind"] == "tg" and r["batch"] == 2)
+    assert decode["roofline"]["bytes_per_token"] * 2 == decode["roofline"]["bytes_per_step"]
+
+
+def test_flatness_has_a_slope_for_each_series(report):
+    series = [(f["kind"], f["batch"], f["depths"]) for f in report["flatness"]]
+    assert series == [(kind, batch, [0, 63]) for kind in ("pp", "tg") for batch in (1, 2)]
+    assert all(f["interleaved"] for f in report["flatness"])
+    for f in report["flatness"]:
+        assert f["time"]["low"] <= f["time"]["change"] <= f["time"]["high"]
+
+
+def test_markdown_names_machine_and_every_row(report):
+    text = render.to_markdown(report)
+    assert report["environment"]["cpu"]["model"] in text
+    assert text.count("| tiny-python | fp32 |") == 8
+    assert "energy sensor: unknown" in text or report["idle"]["watts"] is not None
+
+
+def test_csv_and_json_lines_hold_the_same_rows(report):
+    rows = list(csv.DictReader(render.to_csv(report).splitlines()))
+    lines = [json.loads(line) for line in render.to_jsonl(report).splitlines()]
+    assert [row["test"] for row in rows] == [line["test"] for line in lines]
+    assert float(rows[0]["tokens/s"]) == pytest.approx(lines[0]["tokens_per_second"])
+    assert lines[0]["model"]["precision"] == "fp32"
+    assert lines[0]["environment"] == report["environment"]
+
+
+def test_noise_is_said():
+    quiet = [1.0] * 10
+    assert not runner_result(quiet)["noisy"]
+    loud = runner_result([1.0, 1.2] * 5)
+    assert loud["noisy"]
+    text = "\n".join(render.remarks({"results": [loud], "errors": []}))
+    assert "NOISY" in text
+    assert "17 %" in text or "18 %" in text
+
+
+def runner_result(totals, joules=None, idle=None, provider="CPUExecutionProvider"):
+    from dijiang.bench.measure import Samples
+    from dijiang.bench.results import result_of
+    from dijiang.machine.sensors import Meter
+
+    side = Side("m", "p", load_bundle, Traffic(weights=10_000_000), {})
+    samples = Samples(1.0, provider, [[t / 4] * 4 for t in totals], {"host": 5}, joules, sum(totals))
+    meter = Meter([], seconds=2.0, joules=idle)
+    return result_of(side, Test("tg", 4, batch=2), samples, 40e6, meter)
+
+
+def test_roofline_is_bytes_over_bandwidth_over_time():
+    found = runner_result([2.0] * 3)["roofline"]
+    assert (found["bound_s"], found["percent"]) == (0.25, 50.0)
+
+
+def test_a_gpu_is_not_held_against_the_hosts_memory():
+    assert runner_result([2.0] * 3, provider="CUDAExecutionProvider")["roofline"] is None
+
+
+def test_energy_is_gross_and_less_idle():
+    found = runner_result([2.0] * 3, joules=48.0, idle=6.0)["decode"]["energy"]
+    assert (found["gross"], found["idle_subtracted"]) == (48 / 24, (48 - 3 * 6) / 24)
+
+
+def test_sensors_are_read_around_each_repetition(exported, monkeypatch):
+    counter = iter(range(10**6))
+    sensor = Sensor("test counter", "energy", lambda: float(next(counter)))
+    monkeypatch.setattr(runner, "find_sensors", lambda: [sensor])
+    monkeypatch.setattr(runner, "IDLE", 0.0)
+    report = run_bench([exported("tiny-python")], Options("none", "3", **QUICK))
+    energy = report["results"][0]["decode"]["energy"]
+    assert energy["sensor"] == report["idle"]["sensor"] == "test counter"
+    assert energy["gross"] > 0
+
+
+def test_timed_tokens_are_the_greedy_continuation(exported):
+    """The timed path is the real one: its ids are those of a plain loop."""
+    test = Test("tg", 6, depth=0, batch=2)
+    subject = load_bundle(str(exported("tiny-python")), None, "auto")
+    timer = timers_of(subject, [test])[test]
+    ids = timer._ids.copy()
+    assert len(timer.repeat()) == 6
+    state = subject.model.new_state(2)
+    for _ in range(6):
+        ids = subject.model.forward(ids, state).argmax(axis=-1)[:, None]
+    np.testing.assert_array_equal(timer._ids, ids)
+    assert timer._state.position.tolist() == [6, 6]
+
+
+def test_failures_are_kept_beside_what_was_measured(exported, tmp_path):
+    report = run_bench(
+        [tmp_path / "nothing", exported("tiny-python-published")],
+        Options("none", "4", "0,-3,510", **QUICK),
+    )
+    validate(json.loads(json.dumps(report)))
+    assert [r["test"] for r in report["results"]] == ["tg4"]
+    messages = [e["message"] for e in report["errors"]]
+    assert len(messages) == 3
+    assert "-d -3" in messages[0]
+    assert "run dijiang export first" in messages[1]
+    assert "514 positions, this bundle has 512" in messages[2]
+    with pytest.raises(BenchError, match="1 tests were measured, 3 were not"):
+        render.require(report)
+
+
+def test_a_test_beyond_the_memory_is_one_line(exported):
+    report = run_bench([exported("tiny-python")], Options("none", "1", batches="100000000", **QUICK))
+    assert report["results"] == []
+    assert "GB are free" in report["errors"][0]["message"]
+
+
+@pytest.mark.parametrize(("turns", "kept"), [(0, []), (1, ["tg3"]), (3, ["tg3", "tg3 @ d5"])])
+def test_what_was_measured_before_an_interruption_is_kept(exported, monkeypatch, turns, kept):
+    class Interrupted(Series):
+        def _repeat(self, *turn):
+            if sum(len(one.repetitions) for one in self.samples.values()) == turns:
+                os.kill(os.getpid(), signal.SIGTERM)
+            super()._repeat(*turn)
+
+    monkeypatch.setattr(runner, "Series", Interrupted)
+    report = run_bench([exported("tiny-python")], Options("none", "3", "0,5", **QUICK))
+    assert [r["test"] for r in report["results"]] == kept
+    assert "interrupted" in report["errors"][0]["message"]
+    validate(json.loads(json.dumps(report)))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process")
+def test_a_process_bound_to_one_core_is_held_against_one_threads_bandwidth(exported):
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        report = run_bench([exported("tiny-python")], Options("none", "3", **QUICK))
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert (
+        {b["threads"] for b in report["bandwidth"]}
+        == {1}
+        == {report["environment"]["cpu"]["usable_cores"]}
+    )
+    assert report["results"][0]["roofline"]["bandwidth"] in [
+        b["bytes_per_second"] for b in report["bandwidth"]
+    ]
+
+
+def test_unknown_provider_is_the_sessions_error(exported):
+    report = run_bench([exported("tiny-python")], Options("none", "3", provider="abacus", **QUICK))
+    assert "abacus" in report["errors"][0]["message"]
+
+
+@pytest.mark.parametrize("effort", [{"repetitions": 0}, {"seconds": -1.0}])
+def test_no_repetitions_is_an_error(exported, effort):
+    with pytest.raises(BenchError, match="expected at least"):
+        run_bench([exported("tiny-python")], Options(**effort))
+
+
+def test_command_line_writes_files_and_exits_with_1_on_failures(exported, tmp_path):
+    quick = ["-p", "none", "-n", "3", "-r", "2", "--seconds", "0"]
+    bundle = str(exported("tiny-python"))
+    done = CliRunner().invoke(main, ["bench", bundle, *quick, "-b", "1,0", "-f", str(tmp_path / "r.md")])
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert "tiny-python: tg3, batch 1" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: 1 tests were measured, 1 were not: -b 0")
+    assert "| tg3 |" in (tmp_path / "r.md").read_text()
+    done = CliRunner().invoke(main, ["bench", bundle, *quick, "-o", "json", "-t", "1"])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["results"][0]["threads"] == 1
+    done = CliRunner().invoke(main, ["bench", bundle, *quick, "-f", str(tmp_path / "no" / "r.md")])
+    assert done.exit_code == 1
+    assert "| tg3 |" in done.stdout
+
+
+def test_explain_prints_every_formula():
+    done = CliRunner().invoke(main, ["bench", "--explain"])
+    assert done.exit_code == 0
+    assert done.stdout.strip() == explain().strip()
+    assert all(name in done.stdout for name in FORMULAS)
+
+
+def test_no_bundle_is_wrong_usage():
+    assert CliRunner().invoke(main, ["bench"]).exit_code == 2

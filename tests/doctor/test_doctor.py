@@ -1,0 +1,152 @@
+"""Doctor: every missing piece has its next command."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from dijiang.cli import main
+from dijiang.doctor import diagnose as doctor
+from dijiang.doctor.probes import Probe
+from dijiang.doctor.remedies import REMEDIES
+from dijiang.errors import InputError
+from dijiang.machine.bandwidth import measure_bandwidth
+from dijiang.machine.describe import describe_machine
+from dijiang.machine.memory import build_bytes, parameters_that_fit, run_bytes
+from dijiang.models.precisions import WEIGHT_BYTES
+from tests.conftest import TESTS
+from tests.machine.test_describe import JETSON, NO_GPU, lay_out
+
+ROOT = TESTS.parent
+
+
+@pytest.fixture
+def small_probe(monkeypatch):
+    """The bandwidth of a megabyte: the real one takes a second."""
+    monkeypatch.setattr(doctor, "measure_bandwidth", lambda: measure_bandwidth(size=1 << 20, passes=2))
+
+
+def test_doctor_reports_providers_by_running_them(small_probe):
+    done = CliRunner().invoke(main, ["doctor"])
+    assert done.exit_code == 0
+    assert "CPUExecutionProvider" in done.stdout
+    assert "GB/s by" in done.stdout
+
+
+def test_doctor_json_holds_the_same(small_probe):
+    report = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
+    assert sorted(report) == ["bandwidth", "findings", "machine", "providers", "sensors"]
+    assert {"system", "processor", "memory", "onnxruntime"} <= {f["name"] for f in report["findings"]}
+
+
+@pytest.mark.parametrize(
+    ("packages", "probes", "status", "command"),
+    [
+        ({}, [], "missing", "pip install 'dijiang[cpu]'"),
+        ({"onnxruntime": "1", "onnxruntime-gpu": "1"}, [], "wrong", "pip uninstall -y onnxruntime"),
+        (
+            {"onnxruntime": "1"},
+            [Probe("CPUExecutionProvider", True, False, "no such op")],
+            "ok",
+            "--dialect primitive",
+        ),
+        (
+            {"onnxruntime-gpu": "1"},
+            [Probe("CUDAExecutionProvider", False, False, "no driver")],
+            "missing",
+            "nvidia-smi",
+        ),
+    ],
+    ids=["none", "both", "old", "no-driver"],
+)
+def test_backend_findings_name_the_next_command(packages, probes, status, command, monkeypatch):
+    monkeypatch.setattr(doctor, "clashing_packages", lambda: [*packages] if len(packages) > 1 else [])
+    finding = doctor._backends({"packages": packages}, probes)[-1]
+    assert finding.status == status
+    assert command in (finding.next or "")
+
+
+def test_packages_in_folders_of_their_own_are_nothing_to_mend(monkeypatch):
+    monkeypatch.setattr(doctor, "clashing_packages", list)
+    (finding,) = doctor._backends({"packages": {"onnxruntime": "1", "onnxruntime-gpu": "2"}}, [])
+    assert (finding.status, finding.next) == ("ok", None)
+
+
+def test_missing_tools_and_sensors_name_their_extra():
+    findings = {f.name: f for f in doctor._tools({"packages": {}}, [])}
+    assert findings["tensorrt"].next == "pip install 'dijiang[tensorrt]'"
+    assert findings["energy sensors"].status == "unknown"
+    assert "intel-rapl" in findings["energy sensors"].next
+
+
+def test_bandwidth_counts_the_bytes_it_reads():
+    measured = measure_bandwidth(threads=2, size=8_000_008, passes=3)
+    assert (measured.size, measured.threads, len(measured.passes)) == (8_000_008, 2, 3)
+    assert measured.bytes_per_second == 8_000_008 / min(measured.passes)
+
+
+@pytest.mark.parametrize("options", [{"threads": -1}, {"size": 0}, {"passes": 0}])
+def test_bandwidth_of_nothing_is_an_error(options):
+    with pytest.raises(InputError, match="expected 1 or more"):
+        measure_bandwidth(**options)
+
+
+#: What a Jetson of each JetPack may have installed, and what its providers do.
+BOARDS = {
+    "bare": ({}, []),
+    "both": ({"onnxruntime": "1.23.2", "onnxruntime-gpu": "1.23.0"}, []),
+    "old": (
+        {"onnxruntime": "1.23.2", "tensorrt": "10.3.0"},
+        [Probe("CPUExecutionProvider", True, False, "no such op")],
+    ),
+    "wrong GPU code": (
+        {"onnxruntime-gpu": "1.31.1"},
+        [
+            Probe("TensorrtExecutionProvider", False, False, "libnvinfer.so.10: not found"),
+            Probe("CUDAExecutionProvider", False, False, "no kernel image is available"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_every_command_for_a_jetson_is_in_its_guide(tmp_path, monkeypatch, board):
+    packages, found = BOARDS[board]
+    monkeypatch.setattr(doctor, "clashing_packages", lambda: [*packages] if board == "both" else [])
+    machine = describe_machine(lay_out(tmp_path, JETSON), NO_GPU) | {"packages": packages}
+    bandwidth = measure_bandwidth(size=1 << 20, passes=2)
+    findings = [
+        *doctor._hardware(machine, bandwidth),
+        *doctor._backends(machine, found),
+        *doctor._tools(machine, []),
+    ]
+    commands = {c for finding in findings if finding.next for c in finding.next.split("; or ")}
+    guide = (ROOT / "docs" / "jetson.md").read_text()
+    assert {command for command in commands if command not in guide} == set()
+    assert "sudo nvpmodel -q" in commands
+    assert not any("cpupower" in command or "dijiang[tensorrt]" in command for command in commands)
+
+
+def test_remedies_for_a_jetson_are_all_in_its_guide():
+    guide = (ROOT / "docs" / "jetson.md").read_text()
+    commands = {c for name, r in REMEDIES.items() if name != "GPU" for c in r.jetson or r.usual}
+    assert {command for command in commands if command not in guide} == set()
+
+
+@pytest.mark.parametrize(("free", "row"), [(3.0e9, "4 GB"), (6.5e9, "8 GB")])
+def test_guide_says_what_fits_as_doctor_does(free, row):
+    findings = doctor._room({"memory": {"available_bytes": int(free)}})
+    runs, builds = (f.found.removesuffix(" billion parameters at most") for f in findings)
+    guide = (ROOT / "docs" / "jetson.md").read_text()
+    assert f"| {row} | {free / 1e9:.1f} GB | {runs} | {builds} |" in guide
+
+
+def test_nothing_fits_into_no_memory():
+    assert set(parameters_that_fit(1 << 20).values()) == {0}
+
+
+def test_what_fits_is_what_is_not_refused():
+    for build, need in ((False, lambda weights: run_bytes(weights, 0)), (True, build_bytes)):
+        for precision, count in parameters_that_fit(4 << 30, build=build).items():
+            weights = count * WEIGHT_BYTES[precision]
+            assert need(int(weights)) <= 4 << 30 < need(int(1.001 * weights))

@@ -1,0 +1,107 @@
+"""Cores and memory in containers: recorded layouts of control groups, and this process's affinity."""
+
+import psutil
+import pytest
+
+from dijiang.machine import limits
+
+GB = 10**9
+
+
+@pytest.fixture(autouse=True)
+def large_machine(monkeypatch):
+    memory = psutil.virtual_memory()._replace(available=100 * GB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 64 if logical else 32)
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda _: list(range(64)), raising=False)
+
+
+@pytest.fixture
+def system(tmp_path):
+    """system({file: text}): a root with these files."""
+
+    def write(files):
+        for name, text in files.items():
+            file = tmp_path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{text}\n")
+        return tmp_path
+
+    return write
+
+
+def v2(group, cpu="max 100000", limit="max", current=0, inactive=0, active=0):
+    folder = f"sys/fs/cgroup{group}"
+    stat = f"anon 5\ninactive_file {inactive}\nactive_file {active}\nunevictable 0"
+    return {
+        f"{folder}/cpu.max": cpu,
+        f"{folder}/memory.max": limit,
+        f"{folder}/memory.current": current,
+        f"{folder}/memory.stat": stat,
+    }
+
+
+def test_a_machine_without_control_groups_has_its_own_limits(tmp_path):
+    assert (limits.usable_cores(tmp_path), limits.available_bytes(tmp_path)) == (32, 100 * GB)
+
+
+def test_an_unlimited_group_changes_nothing(system):
+    root = system({"proc/self/cgroup": "0::/", **v2("")})
+    assert (limits.usable_cores(root), limits.available_bytes(root)) == (32, 100 * GB)
+
+
+@pytest.mark.parametrize(("quota", "cores"), [(400_000, 4), (250_000, 2), (50_000, 1), (9_900_000, 32)])
+def test_whole_cores_of_a_quota_are_usable(system, quota, cores):
+    root = system({"proc/self/cgroup": "0::/", **v2("", cpu=f"{quota} 100000")})
+    assert limits.usable_cores(root) == cores
+
+
+def test_files_in_memory_count_as_free(system):
+    group = v2("", limit=4 * GB, current=3 * GB, inactive=GB, active=GB // 2)
+    assert limits.available_bytes(system({"proc/self/cgroup": "0::/", **group})) == 2.5 * GB
+
+
+def test_a_full_group_has_nothing_left(system):
+    root = system({"proc/self/cgroup": "0::/", **v2("", limit=4 * GB, current=5 * GB)})
+    assert limits.available_bytes(root) == 0
+
+
+def test_the_tightest_of_the_groups_around_counts(system):
+    files = {"proc/self/cgroup": "0::/user.slice/app.scope"}
+    files |= v2("/user.slice", cpu="300000 100000", limit=8 * GB)
+    files |= v2("/user.slice/app.scope", cpu="600000 100000", limit=6 * GB, current=GB)
+    root = system(files)
+    assert (limits.usable_cores(root), limits.available_bytes(root)) == (3, 5 * GB)
+
+
+def test_version_1_in_a_container_that_sees_its_folder_as_the_outermost(system):
+    root = system(
+        {
+            "proc/self/cgroup": "4:memory:/docker/1f\n2:cpu,cpuacct:/docker/1f\n1:name=systemd:/",
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": 200_000,
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": 100_000,
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": 4 * GB,
+            "sys/fs/cgroup/memory/memory.usage_in_bytes": 2 * GB,
+            "sys/fs/cgroup/memory/memory.stat": f"total_inactive_file {GB}\ntotal_active_file 0",
+        }
+    )
+    assert (limits.usable_cores(root), limits.available_bytes(root)) == (2, 3 * GB)
+
+
+def test_version_1_without_limits(system):
+    root = system(
+        {
+            "proc/self/cgroup": "4:memory:/\n2:cpu,cpuacct:/",
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": -1,
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": 100_000,
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": 2**63 - 4096,
+            "sys/fs/cgroup/memory/memory.usage_in_bytes": 2 * GB,
+            "sys/fs/cgroup/memory/memory.stat": "total_inactive_file 0\ntotal_active_file 0",
+        }
+    )
+    assert (limits.usable_cores(root), limits.available_bytes(root)) == (32, 100 * GB)
+
+
+def test_an_affinity_is_a_limit(monkeypatch, tmp_path):
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda _: [0, 5, 9], raising=False)
+    assert limits.usable_cores(tmp_path) == 3

@@ -1,0 +1,143 @@
+"""verify: measures right, and fails when it should."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+import dijiang
+from dijiang.bundle.manifest import open_bundle, sha256, write_manifest
+from dijiang.parity.difference import Difference, Sums
+from dijiang.parity.gates import GATES, judge
+from dijiang.parity.windows import CHARACTERS, windows_of
+from tests.conftest import EXAMPLES, GOLDEN
+
+TINY = EXAMPLES / "tiny-python"
+
+
+def test_verify_reports_and_stores_every_figure(exported, copy_of):
+    bundle = copy_of(exported("tiny-python"))
+    report = dijiang.verify(bundle, TINY, text=TINY / "held_out.txt", tokens=600)
+    assert report.passed
+    assert report.same_source
+    assert report.tokens == 600
+    assert 0 < report.logits.max_error <= 1e-4
+    assert report.logits.top1_agreement == 1
+    assert report.logits.perplexity == pytest.approx(report.logits.reference_perplexity, rel=1e-5)
+    assert [e.length for e in report.state_errors] == [1, 8, 64, 256, 512]
+    assert all(e.rms_relative_error < 1e-5 for e in report.state_errors)
+    stored = open_bundle(bundle).parity
+    assert stored == json.loads(json.dumps(report.to_dict()))
+
+
+def test_verify_without_text_has_no_perplexity(exported, copy_of):
+    report = dijiang.verify(copy_of(exported("neox-base")), GOLDEN["neox-base"], tokens=50)
+    assert report.logits.perplexity is None
+    assert report.tokens == 50
+
+
+def test_verify_fails_when_one_weight_is_off(exported, copy_of):
+    bundle = copy_of(exported("neox-base"))
+    model = onnx.load(bundle / "model.onnx")
+    weight = next(w for w in model.graph.initializer if w.name.startswith("layers.0.out.weight"))
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0, 0] += 0.05
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    (bundle / "model.onnx.data").unlink()
+    onnx.save(model, bundle / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+    manifest = open_bundle(bundle, check_hashes=False).manifest
+    manifest.files.update({name: sha256(bundle / name) for name in manifest.files})
+    write_manifest(bundle, manifest)
+    report = dijiang.verify(bundle, GOLDEN["neox-base"], tokens=40)
+    assert not report.passed
+    with pytest.raises(dijiang.ParityError, match=r"max_error .* allowed 1.0e-04; layer 1 is the worst"):
+        report.require()
+    assert open_bundle(bundle).parity["passed"] is False
+
+
+def test_verify_notices_another_checkpoint(exported, copy_of):
+    report = dijiang.verify(
+        copy_of(exported("tiny-python")), GOLDEN["tiny-python-published"], tokens=20, store=False
+    )
+    assert not report.same_source
+    assert not report.passed
+
+
+def test_verify_of_analytic_decay_shows_what_it_changed(exported, copy_of):
+    bundle = copy_of(exported("tiny-python-published", decay="analytic"))
+    report = dijiang.verify(
+        bundle, GOLDEN["tiny-python-published"], text=TINY / "held_out.txt", tokens=1024
+    )
+    assert report.passed
+    assert report.decay_change.max_error > 0.1
+    assert 0.85 < report.decay_change.top1_agreement < 0.99
+
+
+def test_no_more_of_a_text_is_read_than_its_tokens_can_need(exported, tmp_path, monkeypatch):
+    model, text, read = dijiang.load(exported("tiny-python")), tmp_path / "large.txt", []
+    text.write_text("x = 1\n" * 100_000)
+    encode = model.tokenizer.encode
+    monkeypatch.setattr(model.tokenizer, "encode", lambda part: read.append(len(part)) or encode(part))
+    _, windows = windows_of(model, text, 100, 64, own=False)
+    assert (read, [len(ids) for ids in windows]) == ([CHARACTERS * 100], [64, 36])
+
+
+def test_verify_refuses_a_text_that_is_not_there(exported):
+    with pytest.raises(dijiang.InputError, match="cannot be read"):
+        dijiang.verify(exported("tiny-python"), TINY, text="nowhere.txt", store=False)
+
+
+def test_reference_meets_the_published_perplexity():
+    """perplexity.json: all 99 whole windows of 512 tokens of the held-out text."""
+    from dijiang.models.load import load_checkpoint
+    from dijiang.models.reference import Reference
+    from dijiang.runtime.text import TextTokenizer
+
+    expected = json.loads((TINY / "perplexity.json").read_text())
+    text = (TINY / "held_out.txt").read_text(encoding="utf-8")
+    ids = np.array(TextTokenizer(TINY / "tokenizer.json").encode(text))
+    assert len(ids) == expected["tokens"]
+    reference, sums = Reference(load_checkpoint(TINY), np.float32), Sums()
+    for group in np.split(ids[: 99 * 512].reshape(99, 512), 9):
+        for row, logits in zip(group, reference.forward(group), strict=True):
+            sums.add(logits, logits, row)
+    assert sums.result(is_text=True).perplexity == pytest.approx(expected["perplexity"], rel=1e-5)
+
+
+def test_difference_agrees_with_a_naive_twin():
+    random = np.random.default_rng(1)
+    a, ids = random.normal(size=(9, 13)), random.integers(0, 13, 9)
+    b = a + random.normal(size=a.shape) * 0.3
+    sums = Sums()
+    sums.add(a, b, ids)
+    p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (a, b))
+    likelihoods = [[x[t, ids[t + 1]] for t in range(8)] for x in (p, q)]
+    naive = Difference(
+        max_error=max(abs(x - y) for x, y in zip(a.flat, b.flat, strict=True)),
+        rms_relative_error=np.linalg.norm(b - a) / np.linalg.norm(a),
+        kl=sum(np.sum(p[t] * np.log(p[t] / q[t])) for t in range(9)) / 9,
+        top1_agreement=sum(int(x.argmax() == y.argmax()) for x, y in zip(a, b, strict=True)) / 9,
+        reference_entropy=-np.sum(p * np.log(p)) / 9,
+        reference_perplexity=1 / np.prod(likelihoods[0]) ** (1 / 8),
+        perplexity=1 / np.prod(likelihoods[1]) ** (1 / 8),
+    )
+    found = sums.result(is_text=True)
+    for name, value in vars(naive).items():
+        assert getattr(found, name) == pytest.approx(value), name
+
+
+def test_nan_passes_no_gate():
+    sums, logits = Sums(), np.ones((3, 5))
+    sums.add(logits, logits, np.arange(3))
+    sums.add(logits, np.full((3, 5), np.nan), np.arange(3))
+    found = sums.result(is_text=False)
+    assert np.isnan([found.max_error, found.rms_relative_error, found.kl]).all()
+    verdicts = judge("fp32", {"max_error": found.max_error, "step_error": 0.0})
+    assert [v.passed for v in verdicts] == [False, True]
+
+
+def test_every_precision_has_gates():
+    from dijiang.graph.precision import PRECISIONS
+
+    assert set(GATES) == set(PRECISIONS)
