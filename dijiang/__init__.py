@@ -20,9 +20,9 @@ _PUBLIC = {
     "verify": "parity.verify",
     "load": "runtime.model",
     "Model": "runtime.model",
-    "Record": "runtime.generate",
+    "Record": "runtime.sequence",
     "State": "runtime.state",
-    "Bundle": "bundle.manifest",
+    "Bundle": "bundle.opened",
     "ModelSpec": "models.spec",
     "DijiangError": "errors",
     "CheckpointError": "errors",
@@ -36,7 +36,7 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from .bundle.manifest import Bundle
+    from .bundle.opened import Bundle
     from .errors import (
         BenchError,
         BundleError,
@@ -51,8 +51,9 @@ if TYPE_CHECKING:
     from .exporter.engine import build
     from .exporter.export import export
     from .models.spec import ModelSpec
-    from .runtime.generate import Record
+    from .parity.verify import verify
     from .runtime.model import Model, load
+    from .runtime.sequence import Record
     from .runtime.state import State
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,39 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 import dijiang
-from dijiang.graph.attention import DIALECTS, runs_here
+from dijiang.bundle.integrity import record_file
+from dijiang.exporter.pipeline import fitted, step_graph
 from dijiang.models.binding import ADDED
+from dijiang.recipe import GRAPHS
+from dijiang.runtime.sessions.inference import runs_here
 
 TESTS = Path(__file__).parent
 EXAMPLES = TESTS.parent / "examples"
 
 GOLDEN = {path.name: path for path in [*sorted((TESTS / "golden").iterdir()), EXAMPLES / "tiny-python"]}
-#: Python 3.10 has no onnxruntime that runs the other two.
-RUNNABLE = [dialect for dialect in DIALECTS if runs_here(dialect)]
+#: Python 3.10 has no onnxruntime that runs the others.
+RUNNABLE = [graph for graph in GRAPHS if runs_here(graph)]
+
+
+def onnx_file(bundle: Path, graph: str | None = None) -> Path:
+    """The file of a graph of a bundle; None: of its first."""
+    graphs = json.loads((bundle / "dijiang.json").read_text())["graphs"]
+    return bundle / graphs[graph or next(iter(graphs))]["file"]
+
+
+def signed(bundle: Path, *files: Path) -> None:
+    """Give a bundle the hashes of files that a test changed."""
+    path = bundle / "dijiang.json"
+    manifest = json.loads(path.read_text())
+    for file in files:
+        manifest["files"][file.name] = asdict(record_file(file))
+    path.write_text(json.dumps(manifest))
+
+
+def graphs_of(model, recipe):
+    """The recipe that fits a model, and its graphs as they would be written."""
+    recipe = fitted(recipe, model)
+    return recipe, {name: step_graph(model, name, recipe) for name in recipe.graphs}
 
 
 @dataclass(frozen=True)
@@ -50,9 +74,7 @@ class Golden:
 def with_start_token(file: Path) -> Tokenizer:
     """A tokenizer that begins a text with token 0, as LLaMA's and OPT's begin it with theirs."""
     tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.post_processor = TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
-    )
+    tokenizer.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
     return tokenizer
 
 

@@ -73,9 +73,7 @@ def test_init_writes_what_it_is_asked_for(cli, tmp_path):
     done = cli("init", "pythia-70m", "-o", tmp_path / "a", "--dtype", "float32", "--seed", 4)
     assert (done.exit_code, "random weights" in done.stdout) == (0, True)
     assert load_checkpoint(tmp_path / "a").weights["embed.weight"].dtype == "float32"
-    report = json.loads(
-        cli("init", "pythia-70m", "-o", tmp_path / "b", "--dtype", "float32", "--json").stdout
-    )
+    report = json.loads(cli("init", "pythia-70m", "-o", tmp_path / "b", "--dtype", "float32", "--json").stdout)
     assert report["path"] == str(tmp_path / "b")
     assert (drawn(tmp_path / "a") != drawn(tmp_path / "b")).any()
 

@@ -198,7 +198,7 @@ def machine(monkeypatch, tmp_path):
 def bundles(exported, tmp_path_factory):
     """A bundle for CUDA, and one with an engine of a GPU that is not there."""
     engine = tmp_path_factory.mktemp("engine") / "b"
-    shutil.copytree(exported("tiny-python", dialect="primitive"), engine)
+    shutil.copytree(exported("tiny-python", graph="primitive"), engine)
     with pytest.MonkeyPatch.context() as patch:
         Machine(patch, engine)
         dijiang.build(engine, backend="tensorrt")

@@ -59,8 +59,6 @@ def test_script_trains_and_writes_a_checkpoint_that_exports(tmp_path, monkeypatc
         same = np.array_equal(before.weights[name].astype(np.float32), after.weights[name])
         assert same == name.endswith((".D1", ".D2", ".proj.weight")), name
     assert all(decay.kind == "analytic" for decay in after.decays)
-    assert (
-        dijiang.export(tmp_path / "out", tmp_path / "b", verify=False).manifest.positions_limit is None
-    )
+    assert dijiang.export(tmp_path / "out", tmp_path / "b", verify=False).manifest.positions_limit is None
     with pytest.raises(SystemExit, match="never overwritten"):
         finetune.main()

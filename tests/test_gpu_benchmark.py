@@ -45,9 +45,7 @@ def test_dry_run_measures_every_case_and_goes_on_where_it_ended(tmp_path):
     table = (tmp_path / "out" / "gpu-test.md").read_text()
     assert "no GPU: a dry run of the script" in table
     assert "| tiny fp32 |" in table
-    assert [
-        folder.name for folder in (tmp_path / "cache").glob("tiny-*") if "python" not in folder.name
-    ] == []
+    assert [folder.name for folder in (tmp_path / "cache").glob("tiny-*") if "python" not in folder.name] == []
 
 
 def test_size_that_cannot_run_is_a_line_of_the_report(tmp_path):

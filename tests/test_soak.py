@@ -54,14 +54,14 @@ def test_100_000_tokens_with_constant_memory_and_exact_logits(exported):
 def test_prompt_of_100_000_tokens_takes_the_memory_of_one_piece(exported, monkeypatch):
     """Resident memory after every piece of the prompt, against that after a short prompt."""
     model = dijiang.load(exported("tiny-python"))
-    run, seen = model._session.run, []
+    run, seen = model.session.run, []
 
     def watched(*arguments):
         logits = run(*arguments)
         seen.append(resident_bytes())
         return logits
 
-    monkeypatch.setattr(model._session, "run", watched)
+    monkeypatch.setattr(model.session, "run", watched)
     ids = np.random.default_rng(0).integers(model.spec.vocab_size, size=(1, TOKENS))
     model.forward(ids[:, :SETTLED], model.new_state())
     settled = seen[-1]

@@ -116,9 +116,7 @@ class VanillaWriter(Writer):
                 b.output(value, name, stored, shape)
         return b.model("transformer", {})
 
-    def _attention(
-        self, prefix: str, decay: Decay, x: ir.Value, past: ir.Value
-    ) -> tuple[ir.Value, ir.Value]:
+    def _attention(self, prefix: str, decay: Decay, x: ir.Value, past: ir.Value) -> tuple[ir.Value, ir.Value]:
         b, spec = self.b, self.spec
         _, computed = ELEMENTS[self._cache]
         heads = self._heads(self._linear(f"{prefix}.qkv", x))
@@ -226,9 +224,7 @@ def build_transformer(bundle: Bundle, folder: Path, positions: int, *, cache: st
             "export with --dialect ort"
         )
     try:
-        traffic = write_transformer(
-            manifest.spec, folder, positions, precision=manifest.precision, cache=cache
-        )
+        traffic = write_transformer(manifest.spec, folder, positions, precision=manifest.precision, cache=cache)
     except OSError as error:
         raise ExportError(
             f"{folder}: the baseline cannot be written ({error.strerror or error}); "

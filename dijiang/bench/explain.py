@@ -20,8 +20,7 @@ FORMULAS = {
     "bytes per token": "bytes per step / batch",
     "bandwidth": "bytes / seconds of the fastest of 10 reads of 1 GiB with the same threads, before "
     "the tests and after them; the faster of the two counts",
-    "% of roofline": "100 * (bytes per step / bandwidth) / TPOT, on a CPU; caches can lift a "
-    "small model over 100",
+    "% of roofline": "100 * (bytes per step / bandwidth) / TPOT, on a CPU; caches can lift a small model over 100",
     "J/token": "energy of the sensor named, over all repetitions, / (batch * tokens); idle-subtracted: "
     "less idle power (2 s before the tests) * seconds; without a sensor: unknown",
     "slope": "least-squares line of the medians over depth; where depths took turns in one process: of "

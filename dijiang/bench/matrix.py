@@ -118,9 +118,7 @@ def _expand(option: str, text: str, failures: list[Failure]) -> list[int]:
         match = RANGE.fullmatch(part.strip())
         values = None if match is None else _range(match)
         if values is None:
-            message = (
-                f"{option} {part!r}: expected sizes like 512, 0,2048, 128-512+128 or 1-16*2; change it"
-            )
+            message = f"{option} {part!r}: expected sizes like 512, 0,2048, 128-512+128 or 1-16*2; change it"
             failures.append(Failure(None, None, message))
         else:
             found += values

@@ -113,9 +113,7 @@ class Series:
     def run(self) -> None:
         """Measure what memory allows, as much of it in turn as memory allows."""
         free = available_bytes()
-        able = [
-            (side, test) for test in self.tests for side in self.sides if self._fits(side, test, free)
-        ]
+        able = [(side, test) for test in self.tests for side in self.sides if self._fits(side, test, free)]
         able = [pair for pair in able if self._probe(*pair)]
         for pairs in rounds(able, free):
             self._take_turns(pairs)

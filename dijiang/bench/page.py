@@ -34,8 +34,7 @@ figure { margin: 0; } figcaption { font-weight: bold; }
 def to_html(report: Report) -> str:
     """One page without scripts that run, without links, without anything from a network."""
     pictures = "".join(
-        f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>"
-        for title, svg in panels(report).items()
+        f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>" for title, svg in panels(report).items()
     )
     parts = [
         "<h1>dijiang bench</h1>",

@@ -152,9 +152,7 @@ def save_plot(report: Report, file: Path) -> None:
     try:
         figure.savefig(file, dpi=100)
     except OSError as error:
-        raise BenchError(
-            f"{file}: cannot be written ({error.strerror}); choose another place"
-        ) from error
+        raise BenchError(f"{file}: cannot be written ({error.strerror}); choose another place") from error
 
 
 def check_plot(file: Path) -> None:

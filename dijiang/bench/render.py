@@ -74,10 +74,7 @@ def _itl(result: Report, percentile: str) -> float | None:
 
 def _rows(report: Report) -> list[dict[str, Any]]:
     models = {model["name"]: model for model in report["models"]}
-    return [
-        {name: value(models[r["model"]], r) for name, value in COLUMNS.items()}
-        for r in report["results"]
-    ]
+    return [{name: value(models[r["model"]], r) for name, value in COLUMNS.items()} for r in report["results"]]
 
 
 def to_csv(report: Report) -> str:
@@ -125,9 +122,7 @@ def header_lines(report: Report) -> list[str]:
     """Machine, versions, bandwidth, sensor, commit."""
     machine = report["environment"]
     cpu, packages = machine["cpu"], machine["packages"]
-    reads = [
-        f"{b['bytes_per_second'] / 1e9:.1f} GB/s by {b['threads']} threads" for b in report["bandwidth"]
-    ]
+    reads = [f"{b['bytes_per_second'] / 1e9:.1f} GB/s by {b['threads']} threads" for b in report["bandwidth"]]
     lines = [
         f"{report['created']}, {machine['system']}, Python {machine['python']}",
         f"{cpu['model']}, {cpu['physical_cores']} cores, {', '.join(cpu['features'])}; "
@@ -197,8 +192,7 @@ def remarks(report: Report) -> list[str]:
             f"quoting {'; '.join(noisy)}"
         )
     lines += [
-        "- FAILED: " + ": ".join(p for p in (e["model"], e["test"], e["message"]) if p)
-        for e in report["errors"]
+        "- FAILED: " + ": ".join(p for p in (e["model"], e["test"], e["message"]) if p) for e in report["errors"]
     ]
     return lines
 
@@ -223,6 +217,4 @@ def require(report: Report) -> None:
     if errors:
         first = ": ".join(str(p) for p in errors[0].values() if p)
         more = f" (and {len(errors) - 1} more, listed in the report)" if len(errors) > 1 else ""
-        raise BenchError(
-            f"{len(report['results'])} tests were measured, {len(errors)} were not: {first}{more}"
-        )
+        raise BenchError(f"{len(report['results'])} tests were measured, {len(errors)} were not: {first}{more}")

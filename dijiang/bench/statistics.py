@@ -70,9 +70,7 @@ class Ratio:
     high: float
 
 
-def ratio(
-    over: Sequence[float], under: Sequence[float], *, paired: bool = False, seed: int = 0
-) -> Ratio:
+def ratio(over: Sequence[float], under: Sequence[float], *, paired: bool = False, seed: int = 0) -> Ratio:
     """How many times `over` is `under`; the interval is a percentile bootstrap.
 
     paired: the samples were taken in turn: the median of the ratios of neighbours, so that what slows

@@ -58,9 +58,7 @@ class VanillaSubject:
     def __init__(self, folder: Path, *, threads: int | None, provider: str) -> None:
         ort = import_onnxruntime()
         if provider not in ("auto", "cpu"):
-            raise SessionError(
-                f"no baseline for provider {provider!r}, expected cpu; use --provider cpu"
-            )
+            raise SessionError(f"no baseline for provider {provider!r}, expected cpu; use --provider cpu")
         self.facts = VanillaFacts(**json.loads((folder / FACTS).read_text(encoding="utf-8")))
         self.vocab_size = self.facts.vocab_size
         self._ort = ort
@@ -74,9 +72,7 @@ class VanillaSubject:
         """See Subject.at."""
         facts = self.facts
         if end > facts.positions:
-            raise InputError(
-                f"{end} positions, this Transformer has embeddings for {facts.positions}; lower -d"
-            )
+            raise InputError(f"{end} positions, this Transformer has embeddings for {facts.positions}; lower -d")
         shape = (batch, facts.kv_heads, end, facts.head_size)
         random = np.random.default_rng(0).standard_normal(DRAWN)
         kind = CACHE_TYPES[facts.cache]
@@ -120,9 +116,7 @@ class VanillaSubject:
 class _Step:
     """Buffers of one shape bound to one cache: made once, run many times."""
 
-    def __init__(
-        self, ort: Any, session: Any, shape: tuple[int, ...], state: Cache, facts: VanillaFacts
-    ) -> None:
+    def __init__(self, ort: Any, session: Any, shape: tuple[int, ...], state: Cache, facts: VanillaFacts) -> None:
         self._session, self._shape, self._state = session, shape, state
         batch, length = shape
         self._ids = np.zeros(shape, np.int64)

@@ -34,9 +34,7 @@ class Worker:
     def __init__(self, load: Load, path: str, provider: str, tests: Sequence[Test]) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(other, load, path, provider, tests), daemon=True
-        )
+        self._process = context.Process(target=_serve, args=(other, load, path, provider, tests), daemon=True)
         self._process.start()
         other.close()
 

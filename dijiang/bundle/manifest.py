@@ -1,176 +1,135 @@
-"""The bundle: a folder with the graph, its data, a manifest, tokenizer files and parity report."""
+"""`dijiang.json`: what a bundle says about itself. The format: docs/bundle-format.md."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import BundleError, CheckpointError
 from ..models.spec import ModelSpec
+from ..recipe import Recipe
+from .integrity import FileRecord
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "dijiang.json"
-GRAPH = "model.onnx"
 DATA = "model.onnx.data"
 PARITY = "parity.json"
 TOKENIZER = "tokenizer.json"
 #: Copied from the checkpoint where present.
 TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
+AGAIN = "export the checkpoint again"
+#: Fields of a ModelSpec that decide what a state means, beside the weights.
+STATE_FIELDS = ("family", "num_layers", "num_heads", "num_kv_heads", "hidden_size", "vocab_size")
+
+
+@dataclass(frozen=True)
+class GraphRecord:
+    """One graph of a bundle.
+
+    in_place: the state outputs may be bound to the memory of the state inputs.
+    onnxruntime: oldest version that runs it, as in "1.30".  providers: what may run it.
+    reads: bytes of parameters: `step`, which every step reads, and `token`, of table rows a token.
+    passed: whether it met its gates when it was verified last; None: never verified, or not judged.
+    """
+
+    file: str
+    in_place: bool
+    onnxruntime: str
+    providers: tuple[str, ...]
+    reads: dict[str, int] = field(default_factory=dict)
+    passed: bool | None = None
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What `dijiang.json` says.
 
+    fingerprint: of the checkpoint, see `fingerprint_of`: states of one run with every bundle of it.
+    source_sha256: of the checkpoint's config and tensors.
     positions_limit: tokens a sequence can have, None: no end; limit_reason says why it ends.
-    in_place: the state outputs may be bound to the memory of the state inputs.
-    files: sha256 of every other file of the bundle, by its name.
-    engines: backend -> `engine.EngineRecord` of the TensorRT engine that `dijiang build` put in.
+    graphs: by name, the best first.  files: of every file that a step or a text depends on, by name.
+    reports: names of files that may be missing or change: parity, model card.
+    engines: backend -> `sessions.engines.EngineRecord` of the TensorRT engine that `dijiang build` made.
     parameters: numbers in the checkpoint's weights, D1 and D2 left out; 0: not counted.
-    target: what `export` wrote it for: `onnxruntime`, `cuda` or `tensorrt`.
-    reads: bytes of parameters: `step`, which every step reads, and `token`, of table rows a token.
+    signature: room for one over this manifest without it.
     """
 
+    fingerprint: str
     spec: ModelSpec
-    dialect: str
-    precision: str
+    recipe: Recipe
+    graphs: dict[str, GraphRecord]
     decay: str
     positions_limit: int | None
     limit_reason: str | None
-    in_place: bool
-    state: dict[str, Any]
     source_sha256: str
     versions: dict[str, str]
     warnings: tuple[str, ...] = ()
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    reports: tuple[str, ...] = ()
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    reads: dict[str, int] = field(default_factory=dict)
     parameters: int = 0
-    target: str = "onnxruntime"
+    signature: str | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
         """The file's text."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
-
-@dataclass(frozen=True)
-class Bundle:
-    """An opened bundle whose files are all present and whole."""
-
-    path: Path
-    manifest: Manifest
-
-    @property
-    def graph(self) -> Path:
-        """The ONNX file."""
-        return self.path / GRAPH
-
-    @property
-    def nbytes(self) -> int:
-        """Size of all files, bytes."""
-        return sum((self.path / name).stat().st_size for name in (*self.manifest.files, MANIFEST))
-
-    @property
-    def parity(self) -> dict[str, Any] | None:
-        """The stored parity report, or None if the bundle was never verified."""
-        path = self.path / PARITY
-        if PARITY not in self.manifest.files:
-            return None
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return report
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Manifest:
+        """Read what `to_json` wrote; BundleError, which begins with `where`, for anything else."""
+        try:
+            data = json.loads(text)
+            version = data["format_version"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise BundleError(f"{where}: unreadable ({error}); {AGAIN}") from error
+        if version == 1:
+            raise BundleError(
+                f"{where}: bundle format 1, this dijiang reads {FORMAT_VERSION}; run dijiang upgrade on the bundle"
+            )
+        if version != FORMAT_VERSION:
+            raise BundleError(
+                f"{where}: bundle format {version}, this dijiang reads {FORMAT_VERSION}; "
+                "upgrade dijiang, or export the checkpoint again"
+            )
+        try:
+            return cls(**_typed(data))
+        except (KeyError, TypeError, ValueError, AttributeError, CheckpointError, BundleError) as error:
+            raise BundleError(f"{where}: not a whole manifest ({error}); {AGAIN}") from error
 
 
-def sha256(path: Path) -> str:
-    """Hash of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+def _typed(data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a Manifest from its JSON."""
+    graphs = {
+        str(name): GraphRecord(**{**entry, "providers": tuple(map(str, entry["providers"]))})
+        for name, entry in data["graphs"].items()
+    }
+    recipe = Recipe.from_dict(data["recipe"])
+    if tuple(graphs) != recipe.graphs:
+        raise ValueError(f"graphs {', '.join(graphs)}, the recipe says {', '.join(recipe.graphs)}")
+    files = {
+        str(name): FileRecord(int(entry["bytes"]), tuple(map(str, entry["sha256"])))
+        for name, entry in data["files"].items()
+    }
+    return data | {
+        "spec": ModelSpec.from_dict(data["spec"]),
+        "recipe": recipe,
+        "graphs": graphs,
+        "files": files,
+        "warnings": tuple(map(str, data["warnings"])),
+        "reports": tuple(map(str, data["reports"])),
+    }
 
 
-def _manifest(path: Path) -> Manifest:
-    again = "export the checkpoint again"
-    try:
-        data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        version = data["format_version"]
-    except FileNotFoundError:
-        raise BundleError(f"{path}: no {MANIFEST}, so not a bundle; run dijiang export first") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path / MANIFEST}: unreadable ({error}); {again}") from error
-    if version != FORMAT_VERSION:
-        raise BundleError(
-            f"{path}: bundle format {version}, this dijiang reads {FORMAT_VERSION}; "
-            "upgrade dijiang, or export the checkpoint again"
-        )
-    try:
-        data["spec"] = ModelSpec.from_dict(data["spec"])
-        data["warnings"] = tuple(data["warnings"])
-        data["files"] = {str(name): str(digest) for name, digest in data["files"].items()}
-        return Manifest(**data)
-    except (KeyError, TypeError, ValueError, AttributeError, CheckpointError) as error:
-        raise BundleError(f"{path / MANIFEST}: not a whole manifest ({error}); {again}") from error
-
-
-def _check_name(path: Path, name: str) -> None:
-    parts = PurePosixPath(name).parts
-    inside = (path / name).resolve().parent == path.resolve()
-    if len(parts) != 1 or ".." in parts or not inside:
-        raise BundleError(
-            f"{path}: file name {name!r} leaves the bundle folder, expected a plain name; "
-            "do not use this bundle"
-        )
-
-
-def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
-    """Open and check a bundle folder.
+def fingerprint_of(tensors: str, spec: ModelSpec, decay: str) -> str:
+    """Names a checkpoint as states see it.
 
     Args:
-        path: folder written by `dijiang export`.
-        check_hashes: read every file once and compare its sha256 with the manifest.
-
-    Raises:
-        BundleError: missing, damaged, of a newer format, or with files outside the folder.
+        tensors: hash over names, shapes and data of all tensors.
+        decay: how D1 and D2 were read: exact, analytic or repaired.
     """
-    folder = Path(path)
-    manifest = _manifest(folder)
-    for name, expected in manifest.files.items():
-        _check_name(folder, name)
-        file = folder / name
-        if not file.is_file():
-            raise BundleError(f"{folder}: {name} is missing; copy or export the bundle again")
-        if check_hashes and (found := sha256(file)) != expected:
-            raise BundleError(
-                f"{file}: sha256 {found[:12]}..., expected {expected[:12]}...; "
-                "copy or export the bundle again"
-            )
-    absent = sorted({GRAPH, DATA} - set(manifest.files))
-    if absent:
-        raise BundleError(f"{folder}: {', '.join(absent)} not in {MANIFEST}; export the bundle again")
-    return Bundle(folder, manifest)
-
-
-def store_parity(bundle: Bundle, report: dict[str, Any]) -> Bundle:
-    """Write the parity report into the bundle; the manifest is replaced last, in one step."""
-    file = bundle.path / PARITY
-    try:
-        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        manifest = replace(bundle.manifest, files=bundle.manifest.files | {PARITY: sha256(file)})
-        write_manifest(bundle.path, manifest)
-    except OSError as error:
-        raise BundleError(
-            f"{bundle.path}: the parity report cannot be stored ({error.strerror or error}); "
-            "make the folder writable, or verify with --no-store"
-        ) from error
-    return Bundle(bundle.path, manifest)
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `dijiang.json` whole or not at all."""
-    temporary = folder / f".{MANIFEST}.tmp"
-    temporary.write_text(manifest.to_json(), encoding="utf-8")
-    temporary.replace(folder / MANIFEST)
+    facts = {name: getattr(spec, name) for name in STATE_FIELDS}
+    text = json.dumps([tensors, facts, decay], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .manifest import DATA, Bundle
+from .opened import Bundle
 
 #: Bytes of a number of the vanilla model's cache: float16.
 CACHE_NUMBER = 2
@@ -36,7 +36,7 @@ class Sizes:
 def sizes(bundle: Bundle) -> Sizes:
     """Sizes of an opened bundle."""
     spec = bundle.manifest.spec
-    weights = (bundle.path / DATA).stat().st_size
+    weights = bundle.data_bytes
     per_token = 2 * CACHE_NUMBER * spec.num_layers * spec.num_kv_heads * spec.head_size
     return Sizes(
         parameters=bundle.manifest.parameters,

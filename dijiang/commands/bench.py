@@ -14,9 +14,7 @@ SIZES = "A size, a list 0,2048 or a range 128-512+128, 1-16*2."
 
 @click.command()
 @click.argument("bundles", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
-    "-p", "prompts", default="512", show_default=True, help=f"Prompt tokens. {SIZES} none: off."
-)
+@click.option("-p", "prompts", default="512", show_default=True, help=f"Prompt tokens. {SIZES} none: off.")
 @click.option("-n", "generations", default="128", show_default=True, help="Generated tokens; none: off.")
 @click.option("-d", "depths", default="0", show_default=True, help="Tokens already in the state.")
 @click.option("-b", "batches", default="1", show_default=True, help="Sequences side by side.")
@@ -24,9 +22,7 @@ SIZES = "A size, a list 0,2048 or a range 128-512+128, 1-16*2."
 @click.option("-r", "repetitions", type=int, default=10, show_default=True, help="At least.")
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="At least, each test.")
 @click.option("--provider", default="auto", show_default=True)
-@click.option(
-    "--baseline", type=click.Choice(["transformer"]), help="Compare with one of the same shape."
-)
+@click.option("--baseline", type=click.Choice(["transformer"]), help="Compare with one of the same shape.")
 @click.option(
     "--cache",
     type=click.Choice(["fp32", "fp16", "int8"]),
@@ -43,9 +39,7 @@ SIZES = "A size, a list 0,2048 or a range 128-512+128, 1-16*2."
     type=click.Path(path_type=Path),
     help="Two JSON reports, older first: exit 1 if a test got slower.",
 )
-@click.option(
-    "--threshold", type=float, default=5.0, show_default=True, help="Percent that --compare allows."
-)
+@click.option("--threshold", type=float, default=5.0, show_default=True, help="Percent that --compare allows.")
 @click.option("--explain", is_flag=True, help="Print the formula of every figure.")
 def bench(
     bundles: tuple[Path, ...],
@@ -85,9 +79,7 @@ def bench(
 
         build = partial(BASELINES[baseline], cache=cache)
     options |= {"baseline": baseline, "cache": cache}
-    report = run_bench(
-        bundles, Options(**options), baseline=build, say=lambda text: click.echo(text, err=True)
-    )
+    report = run_bench(bundles, Options(**options), baseline=build, say=lambda text: click.echo(text, err=True))
     write(FORMATS[form](report), file)
     if plot is not None:
         save_plot(report, plot)

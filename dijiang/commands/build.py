@@ -7,15 +7,17 @@ from typing import Any
 
 import click
 
+from ..recipe import AUTO
+from ..runtime.sessions.engines import BACKENDS
 from . import BUNDLE, JSON
-from .bundle import show_bundle
+from .inspect import show_bundle
 
 
 @click.command()
 @BUNDLE
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "tensorrt", "tensorrt_rtx"]),
+    type=click.Choice([AUTO, *BACKENDS]),
     default="auto",
     show_default=True,
     help="auto: the first that is installed.",
@@ -27,12 +29,8 @@ from .bundle import show_bundle
     help="Compute capability, as in sm86; several times for one engine that runs on all. "
     "Default: the GPU of this machine; only tensorrt_rtx builds for others.",
 )
-@click.option(
-    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences a call at most."
-)
-@click.option(
-    "--longest", type=click.IntRange(1), default=256, show_default=True, help="Tokens a call at most."
-)
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences a call at most.")
+@click.option("--longest", type=click.IntRange(1), default=256, show_default=True, help="Tokens a call at most.")
 @JSON
 def build(bundle: Path, as_json: bool, **options: Any) -> None:
     """Build a TensorRT engine into BUNDLE, exported with --target tensorrt."""

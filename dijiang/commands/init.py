@@ -61,7 +61,5 @@ def _show(sizes: list[Size], as_json: bool) -> None:
         column.justify = "right"
     for size in sizes:
         weights = (f"{size.weight_bytes[p] / 1e6:,.0f} MB" for p in precisions)
-        table.add_row(
-            size.preset, f"{size.parameters / 1e6:,.0f} M", f"{size.state_bytes / 1e6:,.1f} MB", *weights
-        )
+        table.add_row(size.preset, f"{size.parameters / 1e6:,.0f} M", f"{size.state_bytes / 1e6:,.1f} MB", *weights)
     Console(soft_wrap=True, highlight=False, markup=False).print(table)

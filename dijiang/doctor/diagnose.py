@@ -58,14 +58,10 @@ def diagnose(root: Path = Path("/"), nvml: Any = None) -> Diagnosis:
 def _hardware(machine: dict[str, Any], bandwidth: Bandwidth) -> list[Finding]:
     cpu, memory, jetson = machine["cpu"], machine["memory"], machine["jetson"]
     clock = f", {cpu['mhz']:,.0f} MHz" if cpu["mhz"] else ""
-    usable = (
-        f", {cpu['usable_cores']} usable here" if cpu["usable_cores"] != cpu["physical_cores"] else ""
-    )
+    usable = f", {cpu['usable_cores']} usable here" if cpu["usable_cores"] != cpu["physical_cores"] else ""
     findings = [
         Finding("system", "ok", f"{machine['system']}, Python {machine['python']}"),
-        Finding(
-            "processor", "ok", f"{cpu['model']}, {cpu['physical_cores']} physical cores{usable}{clock}"
-        ),
+        Finding("processor", "ok", f"{cpu['model']}, {cpu['physical_cores']} physical cores{usable}{clock}"),
         Finding("instructions", "ok", ", ".join(cpu["features"]) or "none of those that matter"),
         _governor(cpu["governor"], _next(machine, "governor")),
         Finding(
@@ -134,8 +130,7 @@ def _jetson(jetson: dict[str, Any], command: str | None) -> Finding:
     return Finding(
         "Jetson",
         "ok",
-        f"{known['model']}, L4T {known['l4t']}, JetPack {known['jetpack']}, "
-        f"power mode {known['power_mode']}",
+        f"{known['model']}, L4T {known['l4t']}, JetPack {known['jetpack']}, power mode {known['power_mode']}",
         command,
     )
 
@@ -173,9 +168,7 @@ def _tools(machine: dict[str, Any], sensors: list[str]) -> list[Finding]:
         findings.append(Finding("energy sensors", "ok", ", ".join(sensors)))
     else:
         command = _next(machine, "energy sensors")
-        findings.append(
-            Finding("energy sensors", "unknown", "neither NVML, INA3221 nor RAPL answers", command)
-        )
+        findings.append(Finding("energy sensors", "unknown", "neither NVML, INA3221 nor RAPL answers", command))
     return findings
 
 
@@ -184,6 +177,4 @@ def _operator(machine: dict[str, Any]) -> Finding:
     if found is not None:
         return Finding("native operator", "ok", f"compiled ({found.name})")
     command = _next(machine, "native operator")
-    return Finding(
-        "native operator", "missing", "not compiled: no bundles of the native dialect", command
-    )
+    return Finding("native operator", "missing", "not compiled: no bundles of the native dialect", command)

@@ -23,13 +23,11 @@ REMEDIES = {
     "governor": Remedy(("sudo cpupower frequency-set -g performance",), ("sudo jetson_clocks",)),
     "power mode": Remedy(("sudo nvpmodel -q",)),
     "onnxruntime": Remedy(("pip install 'dijiang[cpu]'",)),
-    "two onnxruntimes": Remedy(
-        ("pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'dijiang[cpu]'",)
-    ),
+    "two onnxruntimes": Remedy(("pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'dijiang[cpu]'",)),
     "LinearAttention": Remedy(
         (
             "pip install -U 'onnxruntime>=1.30'",
-            "dijiang export CHECKPOINT -o BUNDLE --dialect primitive",
+            "dijiang export CHECKPOINT -o BUNDLE --graph primitive",
         )
     ),
     "CUDAExecutionProvider": Remedy(

@@ -14,8 +14,9 @@ import onnx_ir as ir
 
 from ..bundle import names
 from ..graph.passes.linear import linears
+from ..graph.schemes import Moments
 from ..progress import Progress, silent
-from ..runtime.sessions.base import import_onnxruntime, session_options
+from ..runtime.sessions.inference import open_inference
 
 #: Tokens of a drawn sequence, and sequences drawn side by side.
 LENGTH, BATCH = 256, 64
@@ -23,8 +24,6 @@ LENGTH, BATCH = 256, 64
 TOKENS, WORK = 16_384, 2e12
 #: Fewer tokens than this tell too little.
 LEAST = 4_096
-
-Moments = dict[str, np.ndarray]
 
 
 def default_tokens(parameters: int) -> int:
@@ -73,16 +72,9 @@ class _Float32:
     """The float32 graph in a session of its own, fed and read by name."""
 
     def __init__(self, graph: ir.Model, folder: Path) -> None:
-        ort = import_onnxruntime()
         ir.save(graph, folder / "model.onnx", external_data="model.onnx.data")
-        self._session = ort.InferenceSession(
-            str(folder / "model.onnx"),
-            sess_options=session_options(ort, None),
-            providers=["CPUExecutionProvider"],
-        )
-        self._states = {
-            i.name: i.shape for i in self._session.get_inputs() if "recurrent_state" in i.name
-        }
+        self._session = open_inference(folder / "model.onnx")
+        self._states = {i.name: i.shape for i in self._session.get_inputs() if "recurrent_state" in i.name}
         self.next_states = [names.present_state(layer) for layer in range(len(self._states))]
 
     def empty(self, batch: int) -> dict[str, np.ndarray]:
@@ -105,9 +97,7 @@ class _Float32:
         return results
 
 
-def _draw(
-    model: _Float32, batch: int, length: int, vocab: int, random: np.random.Generator
-) -> np.ndarray:
+def _draw(model: _Float32, batch: int, length: int, vocab: int, random: np.random.Generator) -> np.ndarray:
     """Sequences [batch, length] drawn from the model, each from a random first token."""
     ids = np.empty((batch, length), np.int64)
     ids[:, 0] = random.integers(0, vocab, batch)

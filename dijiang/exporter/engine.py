@@ -10,16 +10,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx_ir as ir
 
 from ..bundle import names
-from ..bundle.manifest import DATA, Bundle, open_bundle, sha256, write_manifest
+from ..bundle.integrity import record_file
+from ..bundle.opened import Bundle, open_bundle
 from ..errors import ExportError, SessionError
+from ..files import write_file
 from ..graph.passes.turing import ExpandMatMuls
 from ..machine.driver import Cuda, Gpu
 from ..machine.memory import build_bytes, require_memory
+from ..recipe import PRECISIONS
 from ..runtime.sessions.base import PIECE
 from ..runtime.sessions.engines import (
     BACKENDS,
@@ -30,8 +34,7 @@ from ..runtime.sessions.engines import (
     installed_backend,
 )
 
-#: Precisions whose matmuls Turing's TensorRT-RTX kernels do not have.
-NOT_ON_TURING = ("fp32", "bf16", "int4")
+AUTO = "auto"
 
 
 def build(
@@ -57,18 +60,16 @@ def build(
         ExportError: the graph cannot be built for what was asked, or not in the memory that is free.
     """
     opened = open_bundle(bundle)
-    name = installed_backend() if backend == "auto" else backend
+    name = installed_backend() if backend == AUTO else backend
     if name not in BACKENDS:
         raise ExportError(f"backend {name!r} is unknown, expected one of auto, {', '.join(BACKENDS)}")
     if batch < 1 or longest < 1:
-        raise ExportError(
-            f"batch is {batch} and longest {longest}, expected at least 1; give larger ones"
-        )
+        raise ExportError(f"batch is {batch} and longest {longest}, expected at least 1; give larger ones")
     device, targets = _targets(name, tuple(gpus))
-    _check_graph(opened, targets)
+    graph = _graph_of(opened, name, targets)
     require_memory(
         f"{opened.path}: building its engine",
-        build_bytes((opened.path / DATA).stat().st_size),
+        build_bytes(opened.data_bytes),
         "close something, export a smaller precision, or build on a machine with more memory",
         ExportError,
     )
@@ -82,7 +83,7 @@ def build(
         batch=batch,
         longest=longest,
     )
-    return _store(opened, record, _Builder(trt, opened, record))
+    return _store(opened, record, _Builder(trt, opened, opened.graph_file(graph), record))
 
 
 def _targets(name: str, gpus: tuple[str, ...]) -> tuple[Gpu | None, tuple[str, ...]]:
@@ -108,51 +109,55 @@ def _device(backend: Backend) -> Gpu:
         raise SessionError(f"{error}{advice}") from None
 
 
-def _check_graph(bundle: Bundle, targets: tuple[str, ...]) -> None:
-    dialect, precision = bundle.manifest.dialect, bundle.manifest.precision
-    if dialect != "primitive":
+def _graph_of(bundle: Bundle, backend: str, targets: tuple[str, ...]) -> str:
+    """The graph that a backend can build; ExportError if the bundle has none."""
+    recipe = bundle.manifest.recipe
+    found = [name for name in recipe.graphs if backend in recipe.providers(name)]
+    if not found:
         raise ExportError(
-            f"{bundle.path}: the graph is in the {dialect} dialect, TensorRT needs primitive; "
+            f"{bundle.path}: TensorRT reads none of its graphs ({', '.join(recipe.graphs)}); "
             "export again with --target tensorrt"
         )
-    if TURING in targets and precision in NOT_ON_TURING:
+    known = PRECISIONS.get(recipe.precision)
+    if TURING in targets and (known is None or not known.turing):
         raise ExportError(
-            f"{bundle.path}: TensorRT-RTX has no {precision} matmul on {TURING}; "
+            f"{bundle.path}: TensorRT-RTX has no {recipe.precision} matmul on {TURING}; "
             "export again with --precision fp16"
         )
+    return found[0]
 
 
 def _store(bundle: Bundle, record: EngineRecord, builder: _Builder) -> Bundle:
-    """Write the engine under a hidden name, then rename it, then replace the manifest."""
-    target = bundle.path / record.file
-    partial = bundle.path / f".{record.file}.partial"
-    try:
-        written = builder.write(partial)
-        partial.replace(target)
-        files = bundle.manifest.files | {f.name: sha256(f) for f in (target, *written)}
-        engines = bundle.manifest.engines | {record.backend: record.to_dict()}
-        manifest = replace(bundle.manifest, files=files, engines=engines)
-        write_manifest(bundle.path, manifest)
-    except OSError as error:
-        raise ExportError(
-            f"{bundle.path}: the engine cannot be written ({error.strerror or error}); "
-            "free some space, or make the folder writable"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return Bundle(bundle.path, manifest)
+    """Build beside the bundle; then its files, each in one step, and the manifest last."""
+    with TemporaryDirectory(prefix="dijiang-") as folder:
+        try:
+            written = builder.write(Path(folder))
+        except OSError as error:
+            raise ExportError(
+                f"{bundle.path}: the engine cannot be written ({error.strerror or error}); "
+                "free some space, or set TMPDIR to a larger disk"
+            ) from error
+        for file in written:
+            write_file(bundle.path / file.name, file.read_bytes(), ExportError)
+        records = {file.name: record_file(bundle.path / file.name) for file in written}
+    manifest = replace(
+        bundle.manifest,
+        files=bundle.manifest.files | records,
+        engines=bundle.manifest.engines | {record.backend: record.to_dict()},
+    )
+    return bundle.with_manifest(manifest)
 
 
 @contextmanager
-def _graph_for(bundle: Bundle, gpus: tuple[str, ...]) -> Iterator[Path]:
+def _graph_for(graph: Path, gpus: tuple[str, ...]) -> Iterator[Path]:
     """The ONNX file to parse: the bundle's, or one with what Turing lacks replaced."""
     if TURING not in gpus:
-        yield bundle.graph
+        yield graph
         return
-    graph, path = ir.load(bundle.graph), bundle.path / f".{TURING}.onnx"
-    ExpandMatMuls()(graph)
+    model, path = ir.load(graph), graph.parent / f".{TURING}.onnx"
+    ExpandMatMuls()(model)
     try:
-        ir.save(graph, path)
+        ir.save(model, path)
         yield path
     finally:
         path.unlink(missing_ok=True)
@@ -161,8 +166,8 @@ def _graph_for(bundle: Bundle, gpus: tuple[str, ...]) -> Iterator[Path]:
 class _Builder:
     """One build: parse the graph, declare the shapes, let TensorRT compile."""
 
-    def __init__(self, trt: Any, bundle: Bundle, record: EngineRecord) -> None:
-        self.trt, self.bundle, self.record = trt, bundle, record
+    def __init__(self, trt: Any, bundle: Bundle, graph: Path, record: EngineRecord) -> None:
+        self.trt, self.bundle, self.graph, self.record = trt, bundle, graph, record
         self.backend = BACKENDS[record.backend]
         self.log = _log(trt)
         try:
@@ -173,26 +178,28 @@ class _Builder:
                 "check that its CUDA version is not newer than the driver's"
             ) from error
 
-    def write(self, path: Path) -> list[Path]:
-        """Write the engine to a file; the other files that were written beside it."""
-        with _graph_for(self.bundle, self.record.gpus) as graph:
+    def write(self, folder: Path) -> list[Path]:
+        """Write the engine, and what belongs to it, into a folder."""
+        with _graph_for(self.graph, self.record.gpus) as graph:
             network = self._parse(graph)
         config = self.builder.create_builder_config()
         self._set_types(config)
         for shortest, typical, longest in self.backend.profiles:
             config.add_optimization_profile(self._profile(network, shortest, typical, longest))
         timing = self._timing(config)
+        path = folder / self.record.file
         engine = self.builder.build_serialized_network(network, config)
         if engine is None:
             raise ExportError(
-                f"{self.bundle.graph}: {self.backend.title} {self.record.version} cannot build it for "
+                f"{self.graph}: {self.backend.title} {self.record.version} cannot build it for "
                 f"{', '.join(self.record.gpus)} ({self._reason()}); report the checkpoint and this line"
             )
         path.write_bytes(engine)
         if timing is None:
-            return []
+            return [path]
+        timing = folder / timing.name
         timing.write_bytes(config.get_timing_cache().serialize())
-        return [timing]
+        return [path, timing]
 
     def _parse(self, graph: Path) -> Any:
         flag = getattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -201,7 +208,7 @@ class _Builder:
         if not parser.parse_from_file(str(graph)):
             first = parser.get_error(0)
             raise ExportError(
-                f"{self.bundle.graph}: {self.backend.title} {self.record.version} cannot read node "
+                f"{self.graph}: {self.backend.title} {self.record.version} cannot read node "
                 f"{first.node_name() or first.node()} ({first.desc()}); report this line"
             )
         return network

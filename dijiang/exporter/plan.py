@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from ..machine.limits import available_bytes
 from ..models.load import DijiangModel
 from ..parity.cut import parts
 from ..parity.verify import FEWEST, default_slice
-from ..runtime.sessions.base import INTEGERS
+from ..recipe import PRECISIONS, Recipe
 from .calibration import batch_of
+from .save import data_bytes
 
 #: What a bundle needs on disk beside its weights: graph, tokenizer, tables.
 SPARE_BYTES = 1 << 20
@@ -37,9 +39,6 @@ DRAWN_BYTES = 24
 COMPARED_BYTES = 16
 #: Numbers of working memory for each token of a prefill piece, in channels of the widest matmul.
 ACTIVATIONS = 8
-#: Seconds to write a thousand million weights on 2 cores. Measured on Pythia-410M: fp32 14 to 18, int8
-#: 14; on LLaMA2-7B, both cores busy with other work: int4 57. The 16-bit types are taken as fp32.
-SECONDS = {"fp32": 18.0, "fp16": 18.0, "bf16": 18.0, "int8": 14.0, "int4": 40.0}
 #: Seconds to draw 10^12 parameters x tokens and round by them (Pythia-70M: 53), and to verify 10^9
 #: parameters (OPT-350M: 40; LLaMA2-7B, on busy cores: 50).
 CALIBRATION_SECONDS, VERIFY_SECONDS = 53.0, 40.0
@@ -91,39 +90,38 @@ class Plan:
 
 def plan_export(
     model: DijiangModel,
-    graph: ir.Model,
-    precision: str,
+    graphs: Mapping[str, ir.Model],
+    recipe: Recipe,
     *,
     verify: bool,
     text: bool = False,
-    calibration_tokens: int = 0,
 ) -> Plan:
-    """The needs of writing a graph, and of comparing it with its checkpoint.
+    """The needs of writing graphs, and of comparing them with their checkpoint.
 
     Args:
-        graph: as it will be written.
+        graphs: as they will be written.
         verify: whether the bundle will be compared, too.
         text: whether it will be compared on a file.
-        calibration_tokens: that the float32 model draws before.
     """
-    disk, parameters = weight_bytes(graph), model.parameters
-    calibrated = 4 * parameters if calibration_tokens else 0
+    disk, parameters, tokens = data_bytes(graphs), model.parameters, recipe.calibration_tokens or 0
+    first = next(iter(graphs.values()))
+    calibrated = 4 * parameters if tokens else 0
     embedding = math.prod(model.weights.shape("embed.weight"))
     written = max(LAYER_BYTES * model.layer_parameters, EMBEDDING_BYTES * embedding)
-    writers = WRITERS if precision not in INTEGERS and WRITERS * written <= WRITING_BYTES else 1
+    writers = WRITERS if not recipe.in_blocks and WRITERS * written <= WRITING_BYTES else 1
     memory = writers * written
-    seconds = SECONDS[precision] * parameters / 1e9
-    if calibration_tokens:
-        memory = max(memory, _calibration_bytes(model, graph, batch_of(calibration_tokens)))
-        seconds += CALIBRATION_SECONDS * parameters * calibration_tokens / 1e12
+    seconds = PRECISIONS[recipe.precision].seconds * parameters / 1e9
+    if tokens:
+        memory = max(memory, _calibration_bytes(model, first, batch_of(tokens)))
+        seconds += CALIBRATION_SECONDS * parameters * tokens / 1e12
     emulated = 0
     if verify:
-        loaded = parts(graph.graph)
+        loaded = [part for graph in graphs.values() for part in parts(graph.graph)]
         session = max(part.nbytes for part in loaded)
-        emulated = session if any(v.dtype in LOW for v in graph.graph.initializers.values()) else 0
-        memory = max(memory, _verify_bytes(model, session, text=text))
+        emulated = session if any(v.dtype in LOW for v in first.graph.initializers.values()) else 0
+        memory = max(memory, _verify_bytes(model, session, len(graphs), text=text))
         seconds += VERIFY_SECONDS * parameters / 1e9
-        if len(loaded) > 1 and precision in INTEGERS and not text:
+        if len(loaded) > len(graphs) and recipe.in_blocks and not text:
             seconds += LOAD_SECONDS * disk * (FEWEST - 1) / 1e9
     return Plan(disk + SPARE_BYTES, max(emulated, calibrated), memory + BASE_BYTES, seconds, writers)
 
@@ -137,7 +135,7 @@ def _calibration_bytes(model: DijiangModel, graph: ir.Model, batch: int) -> int:
     return moments + max(drawing, rounding)
 
 
-def _verify_bytes(model: DijiangModel, session: int, *, text: bool) -> int:
+def _verify_bytes(model: DijiangModel, session: int, graphs: int, *, text: bool) -> int:
     """First a session of the largest part, in a layout of its own; then the float64 reference.
 
     That one has a layer, or the head and what it was made from, beside the logits.
@@ -147,13 +145,8 @@ def _verify_bytes(model: DijiangModel, session: int, *, text: bool) -> int:
     tokens, window = default_slice(model, text=text)
     widest = layer // model.spec.hidden_size
     working = 8 * ACTIVATIONS * tokens * widest
-    compared = 4 * tokens * vocab + COMPARED_BYTES * window * vocab
+    compared = 4 * graphs * tokens * vocab + COMPARED_BYTES * window * vocab
     return compared + working + max(session, 12 * max(layer, embedding))
-
-
-def weight_bytes(graph: ir.Model) -> int:
-    """Bytes of all stored tensors of a graph."""
-    return sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value)
 
 
 def _device(place: Path) -> object:

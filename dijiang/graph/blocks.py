@@ -1,17 +1,17 @@
-"""Building blocks that every dialect shares: norms, activations, rotary positions."""
+"""Building blocks that all graphs share: norms, the gate, rotary positions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
+from ..models.activations import ACTIVATIONS
 from ..models.rotary import inverse_frequencies
 from ..models.spec import ModelSpec
-from .builder import CONTRIB, GraphBuilder
+from .builder import GraphBuilder
+from .roles import Role
 
 #: Base of the digits that a position is split into; a table holds cos and sin for each digit.
 RADIX = 2048
@@ -21,60 +21,11 @@ RMS_OPSET = 23
 ENDLESS_DIGITS = 3
 
 
-def gelu(b: GraphBuilder, x: ir.Value) -> ir.Value:
-    """0.5 x (1 + erf(x / sqrt 2))."""
-    erf = b.op("Erf", b.op("Div", x, b.constant(math.sqrt(2))))
-    return b.op("Mul", b.op("Mul", x, b.op("Add", erf, b.constant(1.0))), b.constant(0.5))
-
-
-def gelu_tanh(b: GraphBuilder, x: ir.Value) -> ir.Value:
-    """The tanh approximation: gelu_new, gelu_fast."""
-    cube = b.op("Mul", b.op("Mul", x, x), x)
-    inner = b.op("Add", x, b.op("Mul", cube, b.constant(0.044715)))
-    tanh = b.op("Tanh", b.op("Mul", inner, b.constant(math.sqrt(2 / math.pi))))
-    return b.op("Mul", b.op("Mul", x, b.op("Add", tanh, b.constant(1.0))), b.constant(0.5))
-
-
-def silu(b: GraphBuilder, x: ir.Value, *, fused: bool = False) -> ir.Value:
-    """x * sigmoid(x); one node of ONNX Runtime if `fused`."""
-    if fused:
-        return b.op("QuickGelu", x, domain=CONTRIB, alpha=1.0)
-    return b.op("Mul", x, b.op("Sigmoid", x))
-
-
-def _contrib(kind: str, b: GraphBuilder, x: ir.Value) -> ir.Value:
-    return b.op(kind, x, domain=CONTRIB)
-
-
-def relu(b: GraphBuilder, x: ir.Value) -> ir.Value:
-    """max(x, 0)."""
-    return b.op("Relu", x)
-
-
-#: hidden_act of a config -> nodes; the same names as `models.reference.ACTIVATIONS`.
-ACTIVATIONS: dict[str, Callable[[GraphBuilder, ir.Value], ir.Value]] = {
-    "gelu": gelu,
-    "gelu_new": gelu_tanh,
-    "gelu_fast": gelu_tanh,
-    "gelu_pytorch_tanh": gelu_tanh,
-    "relu": relu,
-    "silu": silu,
-}
-
-#: hidden_act of a config -> one node of ONNX Runtime.
-FUSED_ACTIVATIONS: dict[str, Callable[[GraphBuilder, ir.Value], ir.Value]] = {
-    "gelu": partial(_contrib, "Gelu"),
-    "gelu_new": partial(_contrib, "FastGelu"),
-    "gelu_fast": partial(_contrib, "FastGelu"),
-    "gelu_pytorch_tanh": partial(_contrib, "FastGelu"),
-    "relu": relu,
-    "silu": partial(silu, fused=True),
-}
-
-
-def activation(b: GraphBuilder, x: ir.Value, kind: str, *, fused: bool) -> ir.Value:
-    """The MLP's activation."""
-    return (FUSED_ACTIVATIONS if fused else ACTIVATIONS)[kind](b, x)
+def silu(b: GraphBuilder, x: ir.Value, *, fused: bool) -> ir.Value:
+    """x * sigmoid(x), of the gate."""
+    row = ACTIVATIONS["silu"]
+    result: ir.Value = (row.fused if fused else row.nodes)(b, x)
+    return result
 
 
 def layer_norm(b: GraphBuilder, x: ir.Value, weight: ir.Value, bias: ir.Value, eps: float) -> ir.Value:
@@ -136,7 +87,8 @@ def rotary_angles(
         index = rest if last else b.op("Mod", rest, b.constant(RADIX, np.int64))
         rows = math.ceil(limit / place) if last and limit is not None else RADIX
         angles = np.outer(np.arange(rows) * float(place), inverse_frequencies(spec))
-        c, s = (b.op("Gather", b.constant(f(angles)), index, axis=0) for f in (np.cos, np.sin))
+        tables = (b.constant(f(angles), role=Role.TABLE) for f in (np.cos, np.sin))
+        c, s = (b.op("Gather", table, index, axis=0) for table in tables)
         if cos is None or sin is None:
             cos, sin = c, s
         else:
@@ -160,9 +112,7 @@ def rotate(
     """
     heads = spec.num_heads + spec.num_kv_heads
     if fused:
-        return b.op(
-            "RotaryEmbedding", x, *angles, num_heads=heads, rotary_embedding_dim=spec.rotary_dims
-        )
+        return b.op("RotaryEmbedding", x, *angles, num_heads=heads, rotary_embedding_dim=spec.rotary_dims)
     cos, sin = (b.op("Unsqueeze", angle, b.constant([2], np.int64)) for angle in angles)
     half, rest = spec.rotary_dims // 2, spec.head_size - spec.rotary_dims
     sizes = [half, half, *([rest] if rest else [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-CONTRIB = "com.microsoft"
+from .roles import Role, mark
+
 #: Rows of a transposed view copied at once: a strip of them stays in the processor's cache.
 STRIP = 16
 #: (opset, version of the file format it came with), newest first. Onnxruntime 1.20 (JetPack 6) reads up
@@ -28,14 +30,14 @@ class GraphBuilder:
         self.opset = opset
         self._tape = Tape()
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
-        self._inputs: list[ir.Value] = []
+        self._inputs: dict[str, ir.Value] = {}
         self._outputs: list[ir.Value] = []
 
     def input(self, name: str, dtype: ir.DataType, shape: list[str | int]) -> ir.Value:
-        """Declare a graph input."""
-        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-        self._inputs.append(value)
-        return value
+        """A graph input; declared the first time."""
+        if name not in self._inputs:
+            self._inputs[name] = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        return self._inputs[name]
 
     def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: list[str | int]) -> None:
         """Declare a graph output under its public name."""
@@ -51,34 +53,42 @@ class GraphBuilder:
     ) -> list[ir.Value]:
         """One node with several outputs."""
         return list(
-            self._tape.op_multi_out(
-                kind, list(inputs), attributes or None, num_outputs=outputs, domain=domain
-            )
+            self._tape.op_multi_out(kind, list(inputs), attributes or None, num_outputs=outputs, domain=domain)
         )
 
-    def constant(self, array: Any, dtype: Any = np.float32) -> ir.Value:
-        """A small constant, stored once for each distinct value."""
+    def constant(self, array: Any, dtype: Any = np.float32, *, role: Role | None = None) -> ir.Value:
+        """A small constant, stored once for each distinct value, under a name made of its value."""
         data = np.ascontiguousarray(np.asarray(array, dtype))
         key = (str(data.dtype), np.shape(array), data.tobytes())
         if key not in self._constants:
+            digest = hashlib.sha256(repr(key[:2]).encode() + key[2]).hexdigest()[:16]
             tensor = ir.tensor(data.reshape(np.shape(array)))
-            self._constants[key] = self._tape.initializer(tensor, f"constant_{len(self._constants)}")
+            value = self._constants[key] = self._tape.initializer(tensor, f"constant_{digest}")
+            if role is not None:
+                mark(value, role)
         return self._constants[key]
 
-    def weight(self, name: str, shape: tuple[int, ...], read: Callable[[], np.ndarray]) -> ir.Value:
+    def weight(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        read: Callable[[], np.ndarray],
+        role: Role,
+        layer: int | None = None,
+    ) -> ir.Value:
         """A float32 initializer read only when the graph is written."""
 
         def load() -> ir.TensorProtocol:
             return ir.tensor(row_major(read(), np.float32), name=name)
 
         lazy = ir.LazyTensor(load, ir.DataType.FLOAT, ir.Shape(shape), name=name)
-        return self._tape.initializer(lazy, name)
+        return mark(self._tape.initializer(lazy, name), role, layer)
 
     def model(self, name: str, metadata: dict[str, str]) -> ir.Model:
         """The finished model."""
         domains = {node.domain for node in self._tape.nodes} - {""}
         graph = ir.Graph(
-            self._inputs,
+            list(self._inputs.values()),
             self._outputs,
             nodes=self._tape.nodes,
             initializers=self._tape.initializers,

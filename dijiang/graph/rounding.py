@@ -80,9 +80,7 @@ def by_blocks(weight: Array, block: int) -> Array:
     return padded.reshape(columns, blocks, block)
 
 
-def round_nearest(
-    weight: Array, bits: int, block: int, *, positive: bool = False
-) -> tuple[Array, Array]:
+def round_nearest(weight: Array, bits: int, block: int, *, positive: bool = False) -> tuple[Array, Array]:
     """Round a weight [in, out], each block by itself; scales above 0 if `positive`.
 
     Returns codes uint8 [out, blocks, block], offset by 2^(bits-1), and scales float32 [out, blocks].

@@ -1,4 +1,4 @@
-"""The recurrent-step graph of a model: prefill and decode step in one."""
+"""The step graph of a model: prefill and decode step in one."""
 
 from __future__ import annotations
 
@@ -9,170 +9,125 @@ import onnx_ir as ir
 
 from ..bundle import names
 from ..errors import ExportError
-from ..models.decay import Decay
-from ..models.load import DijiangModel
-from .attention import Dialect
-from .blocks import (
-    ACTIVATIONS,
-    activation,
-    group_norm,
-    layer_norm,
-    rms_norm,
-    rotary_angles,
-    rotate,
-    silu,
-)
+from ..models.activations import ACTIVATIONS
+from ..recipe import GRAPHS, named
+from .blocks import layer_norm, rms_norm
 from .builder import GraphBuilder
+from .layers import Source, Strategy
+from .roles import Role
 
 
 class Writer:
-    """Writes the graph of a checkpoint; its weights are read when the graph is saved.
+    """Writes the graph of a model; its weights are read when the graph is saved.
 
-    Inputs: `input_ids`, `position_ids`, `attention_mask` [B, T] int64 (mask 0: padding, which
-    leaves the state untouched), `logit_indices` [B, N] int64 (which of the T tokens to return
-    logits of), and the states [B, G, K, K] float32. Outputs: `logits` [B, N, vocab] float32,
-    `next_tokens` [B, N] int64 (their argmax), states.
+    Inputs: `input_ids`, `position_ids` [B, T] int64, `logit_indices` [B, N] int64 (which of the T tokens
+    to return logits of), and what the layer strategy declares: `attention_mask` [B, T] int64 (0: padding,
+    which leaves the state untouched) and the states [B, G, K, K] float32. Outputs: `logits` [B, N, vocab]
+    float32, `next_tokens` [B, N] int64 (their argmax), states.
+
+    Args:
+        layers: how layers are written, see `graph.layers`.
+        fused: whether norms, rotary embedding and activations are ONNX Runtime's own single nodes.
 
     Raises:
         ExportError: the activation is unknown.
     """
 
-    def __init__(self, model: DijiangModel, dialect: Dialect) -> None:
+    def __init__(self, model: Source, layers: Strategy, *, opset: int, fused: bool) -> None:
         if model.spec.activation not in ACTIVATIONS:
             raise ExportError(
                 f"config.json: hidden_act {model.spec.activation!r} is not supported, expected one of "
                 f"{', '.join(ACTIVATIONS)}"
             )
-        self.model, self.spec, self.dialect = model, model.spec, dialect
-        self.b = GraphBuilder(dialect.opset)
-        self._log_decays: dict[bytes, ir.Value] = {}
+        self.model, self.spec, self.fused = model, model.spec, fused
+        self.step: list[str | int] = ["batch", "sequence"]
+        self.b = GraphBuilder(opset)
+        self._layers = layers(self)
+
+    @property
+    def positions(self) -> ir.Value:
+        """`position_ids`; declared where something reads them first."""
+        return self.b.input(names.POSITION_IDS, ir.DataType.INT64, self.step)
 
     def write(self) -> ir.Model:
+        """The whole graph."""
         b, spec = self.b, self.spec
-        step: list[str | int] = ["batch", "sequence"]
-        ids = b.input(names.INPUT_IDS, ir.DataType.INT64, step)
-        self.positions = b.input(names.POSITION_IDS, ir.DataType.INT64, step)
-        mask = b.input(names.ATTENTION_MASK, ir.DataType.INT64, step)
+        ids = b.input(names.INPUT_IDS, ir.DataType.INT64, self.step)
         kept = b.input(names.LOGIT_INDICES, ir.DataType.INT64, ["batch", "kept"])
-        state_shape: list[str | int] = ["batch", *spec.state_shape]
-        pasts = [
-            b.input(names.past_state(i), ir.DataType.FLOAT, state_shape) for i in range(spec.num_layers)
-        ]
-        self.mask = b.op(
-            "Unsqueeze", b.op("Cast", mask, to=ir.DataType.FLOAT), b.constant([-1], np.int64)
-        )
-        if spec.rotary_dims:
-            self.angles = rotary_angles(b, self.positions, spec, self.model.positions_limit)
+        self._layers.declare()
         x = self._embed(ids)
-        states = []
-        for layer, (decay, past) in enumerate(zip(self.model.decays, pasts, strict=True)):
-            x, state = self._layer(layer, decay, x, past)
-            states.append(state)
+        for layer in range(spec.num_layers):
+            x = self._layer(layer, x)
         index = b.op("Unsqueeze", kept, b.constant([-1], np.int64))
         logits = self._logits(b.op("GatherND", x, index, batch_dims=1))
         b.output(logits, names.LOGITS, ir.DataType.FLOAT, ["batch", "kept", spec.vocab_size])
         # On a GPU this is all that has to leave it.
         tokens = b.op("ArgMax", logits, axis=-1, keepdims=0)
         b.output(tokens, names.NEXT_TOKENS, ir.DataType.INT64, ["batch", "kept"])
-        for layer, state in enumerate(states):
-            b.output(state, names.present_state(layer), ir.DataType.FLOAT, state_shape)
+        self._layers.finish()
         return b.model(f"dijiang_{spec.family}", {})
 
     def _embed(self, ids: ir.Value) -> ir.Value:
         """Hidden channels [B, T, d] of token ids."""
         b, spec = self.b, self.spec
-        x = b.op("Gather", self._weight("embed.weight"), ids, axis=0)
+        x = b.op("Gather", self.weight("embed.weight", Role.EMBEDDING), ids, axis=0)
         if spec.embedding_size is not None:
-            x = self._linear("embed_in", x)
+            x = self.linear("embed_in", x)
         if spec.learned_positions:
-            rows = b.op("Gather", self._weight("positions.weight"), self.positions, axis=0)
-            x = b.op("Add", x, rows)
+            table = self.weight("positions.weight", Role.TABLE)
+            x = b.op("Add", x, b.op("Gather", table, self.positions, axis=0))
         return x
 
     def _logits(self, x: ir.Value) -> ir.Value:
         if self.spec.final_norm:
-            x = self._norm("final_norm", x)
+            x = self.norm("final_norm", x)
         if self.spec.embedding_size is not None:
-            x = self._linear("embed_out", x)
-        return self._linear("head", x)
+            x = self.linear("embed_out", x)
+        return self.linear("head", x, role=Role.HEAD)
 
-    def _layer(self, layer: int, decay: Decay, x: ir.Value, past: ir.Value) -> tuple[ir.Value, ir.Value]:
-        b, prefix = self.b, f"layers.{layer}"
+    def _layer(self, layer: int, x: ir.Value) -> ir.Value:
+        b, whole = self.b, self._layers.block(layer, x)
+        if whole is not None:
+            return whole
         if not self.spec.norm_first:
-            attended, state = self._attention(prefix, decay, x, past)
-            x = self._norm(f"{prefix}.attn_norm", b.op("Add", x, attended))
-            return self._norm(f"{prefix}.mlp_norm", b.op("Add", x, self._mlp(prefix, x))), state
-        attended, state = self._attention(prefix, decay, self._norm(f"{prefix}.attn_norm", x), past)
+            attended = self._layers.attention(layer, x)
+            x = self.norm("attn_norm", b.op("Add", x, attended), layer)
+            return self.norm("mlp_norm", b.op("Add", x, self._mlp(layer, x)), layer)
+        attended = self._layers.attention(layer, self.norm("attn_norm", x, layer))
         middle = b.op("Add", x, attended)
         source = x if self.spec.parallel_residual else middle
-        return b.op("Add", middle, self._mlp(prefix, self._norm(f"{prefix}.mlp_norm", source))), state
+        return b.op("Add", middle, self._mlp(layer, self.norm("mlp_norm", source, layer)))
 
-    def _mlp(self, prefix: str, x: ir.Value) -> ir.Value:
-        gated = self.spec.gated_mlp
-        up = self._linear(f"{prefix}.mlp_up", x)
-        source = self._linear(f"{prefix}.mlp_gate", x) if gated else up
-        active = activation(self.b, source, self.spec.activation, fused=self.dialect.fused)
-        return self._linear(f"{prefix}.mlp_down", self.b.op("Mul", active, up) if gated else active)
+    def _mlp(self, layer: int, x: ir.Value) -> ir.Value:
+        row, gated = ACTIVATIONS[self.spec.activation], self.spec.gated_mlp
+        up = self.linear("mlp_up", x, layer)
+        source = self.linear("mlp_gate", x, layer) if gated else up
+        active = (row.fused if self.fused else row.nodes)(self.b, source)
+        return self.linear("mlp_down", self.b.op("Mul", active, up) if gated else active, layer)
 
-    def _attention(
-        self, prefix: str, decay: Decay, x: ir.Value, past: ir.Value
-    ) -> tuple[ir.Value, ir.Value]:
-        b, spec = self.b, self.spec
-        heads, kv, size = spec.num_heads, spec.num_kv_heads, spec.head_size
-        columns = b.constant([(heads + kv) * size, kv * size], np.int64)
-        qk, v = b.ops("Split", 2, self._linear(f"{prefix}.qkv", x), columns, axis=-1)
-        # Queries and keys go through rotary embedding and feature map together.
-        if spec.rotary_dims:
-            qk = rotate(b, qk, self.angles, spec, fused=self.dialect.fused)
-        qk = b.op("Reshape", qk, b.constant([0, 0, heads + kv, size], np.int64))
-        features = b.op("Softmax", b.op("MatMul", qk, self._weight(f"{prefix}.proj.weight")), axis=-1)
-        scales = self._scales(decay)
-        if scales is not None:
-            features = b.op("Mul", features, scales)
-        features = b.op("Reshape", features, b.constant([0, 0, (heads + kv) * size], np.int64))
-        q, k = b.ops("Split", 2, features, b.constant([heads * size, kv * size], np.int64), axis=-1)
-        k = b.op("Mul", k, self.mask)  # a padded key adds nothing
-        assert self.dialect.attend is not None
-        out, state = self.dialect.attend(b, q, k, v, past, self._log_decay(decay), heads, kv)
-        normed = group_norm(
-            b,
-            out,
-            self._weight(f"{prefix}.group_norm.weight"),
-            self._weight(f"{prefix}.group_norm.bias"),
-            spec,
-            fused=self.dialect.fused,
-        )
-        gate = silu(b, self._linear(f"{prefix}.gate", x), fused=self.dialect.fused)
-        return self._linear(f"{prefix}.out", b.op("Mul", gate, normed)), state
-
-    def _scales(self, decay: Decay) -> ir.Value | None:
-        """Query scale u and key scale w [B, T, H + G, 1] of the tokens' positions; None: all 1."""
-        if decay.u is None or decay.w is None:
-            return None
-        u = np.repeat(decay.u, self.spec.num_heads // self.spec.num_kv_heads, axis=0)
-        scales = self.b.constant(np.concatenate([u, decay.w]).T[..., None])
-        return self.b.op("Gather", scales, self.positions, axis=0)
-
-    def _log_decay(self, decay: Decay) -> ir.Value:
-        """[B, T, G], 0 where a token is padding; one node for all layers of the same gamma."""
-        key = decay.gamma.tobytes()
-        if key not in self._log_decays:
-            table = self.b.constant(np.log(decay.gamma)[None, None])
-            self._log_decays[key] = self.b.op("Mul", self.mask, table)
-        return self._log_decays[key]
-
-    def _weight(self, name: str) -> ir.Value:
+    def weight(self, module: str, role: Role, layer: int | None = None) -> ir.Value:
+        """A stored tensor of the model; `layer` is None outside of the layers."""
+        name = module if layer is None else f"layers.{layer}.{module}"
         weights = self.model.weights
-        return self.b.weight(name, weights.shape(name), partial(weights.__getitem__, name))
+        return self.b.weight(name, weights.shape(name), partial(weights.__getitem__, name), role, layer)
 
-    def _linear(self, name: str, x: ir.Value) -> ir.Value:
-        y = self.b.op("MatMul", x, self._weight(f"{name}.weight"))
-        if f"{name}.bias" not in self.model.weights:
+    def linear(self, module: str, x: ir.Value, layer: int | None = None, role: Role = Role.PROJECTION) -> ir.Value:
+        """x W, + b where the model has one."""
+        y = self.b.op("MatMul", x, self.weight(f"{module}.weight", role, layer))
+        bias = f"{module}.bias" if layer is None else f"layers.{layer}.{module}.bias"
+        if bias not in self.model.weights:
             return y
-        return self.b.op("Add", y, self._weight(f"{name}.bias"))
+        return self.b.op("Add", y, self.weight(f"{module}.bias", Role.BIAS, layer))
 
-    def _norm(self, name: str, x: ir.Value) -> ir.Value:
-        weight, eps = self._weight(f"{name}.weight"), self.spec.norm_eps
+    def norm(self, module: str, x: ir.Value, layer: int | None = None) -> ir.Value:
+        """The model's norm over the last axis."""
+        weight, eps = self.weight(f"{module}.weight", Role.NORM, layer), self.spec.norm_eps
         if self.spec.norm == "rms":
             return rms_norm(self.b, x, weight, eps)
-        return layer_norm(self.b, x, weight, self._weight(f"{name}.bias"), eps)
+        return layer_norm(self.b, x, weight, self.weight(f"{module}.bias", Role.NORM, layer), eps)
+
+
+def write_graph(model: Source, graph: str) -> ir.Model:
+    """The graph of a model in one of the forms of `recipe.GRAPHS`, before any pass."""
+    row = GRAPHS[graph]
+    return Writer(model, named(row.layer), opset=row.opset, fused=row.fused).write()

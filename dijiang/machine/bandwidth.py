@@ -27,9 +27,7 @@ class Bandwidth:
     passes: tuple[float, ...]
 
 
-def measure_bandwidth(
-    *, threads: int | None = None, size: int | None = None, passes: int = 10
-) -> Bandwidth:
+def measure_bandwidth(*, threads: int | None = None, size: int | None = None, passes: int = 10) -> Bandwidth:
     """Read `size` bytes with `threads` threads, as a decode step reads its weights.
 
     NumPy's maximum of bytes uses the widest vectors that the processor has, lets other threads run, and

@@ -164,9 +164,7 @@ def _power_mode(root: Path) -> str | None:
 
 def _cuda(root: Path) -> str | None:
     """CUDA toolkit of the system."""
-    found = re.search(
-        r'"cuda"[^}]*"version"\s*:\s*"([\d.]+)"', _text(root / "usr/local/cuda/version.json") or ""
-    )
+    found = re.search(r'"cuda"[^}]*"version"\s*:\s*"([\d.]+)"', _text(root / "usr/local/cuda/version.json") or "")
     return found.group(1) if found else None
 
 

@@ -89,9 +89,7 @@ class Cuda:
         self._library.cuGetErrorString(c_int(code), byref(text))
         reason = (text.value or b"unknown error").decode()
         advice = (
-            LESS
-            if code == OUT_OF_MEMORY
-            else "check nvidia-smi, and the driver against the CUDA version in use"
+            LESS if code == OUT_OF_MEMORY else "check nvidia-smi, and the driver against the CUDA version in use"
         )
         raise SessionError(f"{name}: CUDA error {code} ({reason}); {advice}")
 
@@ -111,8 +109,7 @@ class Cuda:
             unused = max(unused, available_bytes())
         version = self._integer("cuDriverGetVersion")
         sm = "".join(
-            str(self._integer("cuDeviceGetAttribute", c_int(which), self._device))
-            for which in (MAJOR, MINOR)
+            str(self._integer("cuDeviceGetAttribute", c_int(which), self._device)) for which in (MAJOR, MINOR)
         )
         driver = f"{version // 1000}.{version % 1000 // 10}"
         return Gpu(self._index, name.value.decode(), f"sm{sm}", total.value, unused, driver)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import DijiangError, SessionError
-from ..models.precisions import WEIGHT_BYTES
+from ..recipe import PRECISIONS
 from .limits import available_bytes
 
 #: What a process has beside weights and states: Python, NumPy, onnxruntime, a piece's activations. 70 to
@@ -31,17 +31,13 @@ def require_memory(what: str, need: int, advice: str, error: type[DijiangError] 
     """Raise `error` if the machine has less than `need` bytes of memory left."""
     free = available_bytes()
     if need > free:
-        raise error(
-            f"{what} needs {need / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free; {advice}"
-        )
+        raise error(f"{what} needs {need / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free; {advice}")
 
 
 def require_gpu_memory(what: str, need: int, free: int) -> None:
     """SessionError if a GPU has less than `need` bytes of memory left."""
     if need > free:
-        raise SessionError(
-            f"{what}: needs {need / 1e9:.2f} GB of GPU memory, {free / 1e9:.2f} GB are free; {LESS}"
-        )
+        raise SessionError(f"{what}: needs {need / 1e9:.2f} GB of GPU memory, {free / 1e9:.2f} GB are free; {LESS}")
 
 
 def parameters_that_fit(free: int, *, build: bool = False) -> dict[str, int]:
@@ -50,4 +46,4 @@ def parameters_that_fit(free: int, *, build: bool = False) -> dict[str, int]:
     The state is not counted: it is 1 to 70 MB for the published shapes.
     """
     weights = (free - BUILD_BYTES) / BUILD_FACTOR if build else free - SPARE_BYTES
-    return {precision: max(0, int(weights / each)) for precision, each in WEIGHT_BYTES.items()}
+    return {name: max(0, int(weights / row.weight_bytes)) for name, row in PRECISIONS.items()}

@@ -74,9 +74,7 @@ def _rows(tensor: Array) -> Array:
 def layered(model: Bindings, layer: Bindings, prefix: str, count: int) -> Bindings:
     """The whole model's table: `model`, and `layer` once for each layer under `prefix{l}.`."""
     layers = {
-        f"layers.{index}.{name}": tuple(
-            replace(part, source=f"{prefix}{index}.{part.source}") for part in parts
-        )
+        f"layers.{index}.{name}": tuple(replace(part, source=f"{prefix}{index}.{part.source}") for part in parts)
         for index in range(count)
         for name, parts in layer.items()
     }

@@ -53,9 +53,7 @@ class SafetensorsFile(TensorFile):
         try:
             self._file = safe_open(str(path), framework="np")
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path}: not a whole safetensors file ({error}); download it again"
-            ) from error
+            raise CheckpointError(f"{path}: not a whole safetensors file ({error}); download it again") from error
         names: list[str] = list(self._file.keys())
         self.shapes = {n: tuple(self._file.get_slice(n).get_shape()) for n in names}
 
@@ -85,9 +83,7 @@ class TorchFile(TensorFile):
             ) from error
         except (RuntimeError, OSError, EOFError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(
-                f"{path}: not a whole PyTorch file ({reason}); download it again"
-            ) from error
+            raise CheckpointError(f"{path}: not a whole PyTorch file ({reason}); download it again") from error
         if not isinstance(self._tensors, dict):
             raise CheckpointError(f"{path}: no state dict; save model.state_dict()")
         self.shapes = {n: tuple(t.shape) for n, t in self._tensors.items()}
@@ -181,18 +177,27 @@ class Checkpoint:
         return tensor
 
     def sha256(self) -> str:
-        """Hash over config.json and name, shape and data of every tensor.
+        """Hash over config.json and `tensors_sha256`."""
+        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        self._update(digest)
+        return digest.hexdigest()
+
+    def tensors_sha256(self) -> str:
+        """Hash over name, shape and data of every tensor.
 
         A tensor is hashed when it is first read, in a thread of its own, so that a pass over the weights
         need not be followed by another; those not read so far are read now. How they are spread over
         files does not matter.
         """
-        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        digest = hashlib.sha256()
+        self._update(digest)
+        return digest.hexdigest()
+
+    def _update(self, digest: Any) -> None:
         for name, shape in sorted(self.shapes.items()):
             if name not in self._hashes:
                 self._hashed(name)
             digest.update(f"{name} {list(shape)} {self._hashes[name].result()}\n".encode())
-        return digest.hexdigest()
 
 
 def _sha256(tensor: np.ndarray) -> str:

@@ -11,9 +11,7 @@ def want(config: dict[str, Any], key: str, kind: type) -> Any:
     """The value of `key`, or an error that names the key and the type expected."""
     value = config.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise CheckpointError(
-            f"config.json: {key} is {value!r}, expected {kind.__name__}; fix config.json"
-        )
+        raise CheckpointError(f"config.json: {key} is {value!r}, expected {kind.__name__}; fix config.json")
     return value
 
 
@@ -21,9 +19,7 @@ def flag(config: dict[str, Any], key: str, *, default: bool) -> bool:
     """A truth value, `default` where `key` is absent."""
     value = config.get(key, default)
     if not isinstance(value, bool):
-        raise CheckpointError(
-            f"config.json: {key} is {value!r}, expected true or false; fix config.json"
-        )
+        raise CheckpointError(f"config.json: {key} is {value!r}, expected true or false; fix config.json")
     return value
 
 

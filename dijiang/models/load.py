@@ -92,9 +92,7 @@ class DijiangModel:
         return None if limit is None else f"this model has learned embeddings for {limit} positions"
 
 
-def load_checkpoint(
-    path: str | Path, *, decay: DecayMode = "exact", repair_decay: bool = False
-) -> DijiangModel:
+def load_checkpoint(path: str | Path, *, decay: DecayMode = "exact", repair_decay: bool = False) -> DijiangModel:
     """Open a DiJiang checkpoint folder of the published layout.
 
     Args:
@@ -118,9 +116,7 @@ def load_checkpoint(
     check_tensors(checkpoint, wanted, ignored_by(family, spec))
     weights = Weights(checkpoint, bindings)
     decays = tuple(
-        without_tables(d1, d2)
-        if decay == "analytic"
-        else analyse(d1, d2, layer=layer, repair=repair_decay)
+        without_tables(d1, d2) if decay == "analytic" else analyse(d1, d2, layer=layer, repair=repair_decay)
         for layer in range(spec.num_layers)
         for d1, d2 in [(weights[f"layers.{layer}.D1"], weights[f"layers.{layer}.D2"])]
     )
@@ -132,8 +128,7 @@ def family_of(checkpoint: Checkpoint) -> Family:
     kind = checkpoint.config.get("model_type")
     if str(kind) not in FAMILIES:
         raise CheckpointError(
-            f"{checkpoint.path}: model_type {kind!r} is not supported, expected one of "
-            f"{', '.join(FAMILIES)}"
+            f"{checkpoint.path}: model_type {kind!r} is not supported, expected one of {', '.join(FAMILIES)}"
         )
     return FAMILIES[str(kind)]
 

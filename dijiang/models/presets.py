@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ..recipe import PRECISIONS
 from .binding import shapes
 from .load import FAMILIES
-from .precisions import WEIGHT_BYTES
 from .weights import is_decay_table
 
 
@@ -106,5 +106,5 @@ def size(preset: str) -> Size:
     spec = family.spec(PRESETS[preset])
     tensors = shapes(family.bindings(spec))
     count = sum(math.prod(shape) for name, shape in tensors.items() if not is_decay_table(name))
-    weights = {precision: round(count * each) for precision, each in WEIGHT_BYTES.items()}
+    weights = {precision: round(count * row.weight_bytes) for precision, row in PRECISIONS.items()}
     return Size(preset, count, spec.state_bytes, weights)

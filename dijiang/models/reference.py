@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import erf
 
+from .activations import ACTIVATIONS, silu
 from .load import DijiangModel
 from .rotary import inverse_frequencies
 from .spec import ModelSpec
@@ -21,32 +21,6 @@ Array = np.ndarray
 #: Weights of one layer by their name in it, in the reference's dtype.
 LayerWeights = dict[str, Array]
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-def _gelu(x: Array) -> Array:
-    y: Array = 0.5 * x * (1 + erf(x / np.sqrt(2)))
-    return y
-
-
-def _gelu_tanh(x: Array) -> Array:
-    y: Array = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    return y
-
-
-def silu(x: Array) -> Array:
-    """x * sigmoid(x), without overflow for large negative x."""
-    y: Array = x * 0.5 * (1 + np.tanh(x / 2))
-    return y
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": _gelu,
-    "gelu_new": _gelu_tanh,
-    "gelu_fast": _gelu_tanh,
-    "gelu_pytorch_tanh": _gelu_tanh,
-    "relu": lambda x: np.maximum(x, 0),
-    "silu": silu,
-}
 
 
 def layer_norm(x: Array, eps: float) -> Array:
@@ -87,9 +61,7 @@ def rotate(x: Array, positions: Array, spec: ModelSpec) -> Array:
     angles = positions[..., None].astype(np.float64) * inverse_frequencies(spec)
     cos, sin = (f(angles)[:, :, None].astype(x.dtype) for f in (np.cos, np.sin))
     first, second, rest = np.split(x, [spec.rotary_dims // 2, spec.rotary_dims], axis=-1)
-    return np.concatenate(
-        [first * cos - second * sin, second * cos + first * sin, rest], axis=-1, dtype=x.dtype
-    )
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1, dtype=x.dtype)
 
 
 def feature_map(x: Array, proj: Array) -> Array:
@@ -219,7 +191,7 @@ class Reference:
         return attended + self._mlp(w, self._norm(w, "mlp_norm", source))
 
     def _mlp(self, w: LayerWeights, x: Array) -> Array:
-        activation, up = ACTIVATIONS[self.spec.activation], _linear(w, "mlp_up", x)
+        activation, up = ACTIVATIONS[self.spec.activation].function, _linear(w, "mlp_up", x)
         if self.spec.gated_mlp:
             return _linear(w, "mlp_down", activation(_linear(w, "mlp_gate", x)) * up)
         return _linear(w, "mlp_down", activation(up))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from ..folder import new_folder
+from ..files import new_folder
 from .binding import Shape
 from .weights import is_decay_table
 

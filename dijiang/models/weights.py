@@ -87,9 +87,7 @@ class Weights(Mapping[str, Array]):
 
     def shape(self, name: str) -> Shape:
         """Canonical shape, without reading the tensor's data."""
-        shapes = [
-            p.to_canonical(np.broadcast_to(np.float32(0), p.shape)).shape for p in self._bindings[name]
-        ]
+        shapes = [p.to_canonical(np.broadcast_to(np.float32(0), p.shape)).shape for p in self._bindings[name]]
         return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +10,8 @@ import onnx_ir as ir
 
 from ..graph.passes.emulate import LOW
 from ..graph.passes.linear import shape_of
-from ..runtime.sessions.base import import_onnxruntime
+from ..graph.roles import layer_of
+from ..runtime.sessions.inference import import_onnxruntime
 
 #: Bytes of weights from which a graph runs in parts, and of a part at most, unless one layer has more.
 PART_BYTES = 1_500_000_000
@@ -20,8 +20,6 @@ PARTS_FROM = (1, 21)
 #: Nodes that multiply by a weight. Onnxruntime fuses none of them with the node before, so that a cut
 #: there leaves its arithmetic as it is.
 PRODUCTS = frozenset({"MatMul", "MatMulNBits"})
-#: What the weights of one layer have in common; a module outside of the layers is its own.
-GROUP = re.compile(r"layers\.\d+|\w+")
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,9 @@ def _constants(graph: ir.Graph) -> dict[ir.Value, set[ir.Value]]:
 
 
 def _group(weights: set[ir.Value]) -> str:
-    """The layer, or the module outside of the layers, that weights belong to; "": none."""
-    names_of = (GROUP.match(str(value.name)) for value in weights if len(shape_of(value)) > 1)
-    return next((match[0] for match in names_of if match), "")
+    """The layer, or the role outside of the layers, that weights belong to; "": none is marked."""
+    found = (layer_of(value) for value in weights if len(shape_of(value)) > 1)
+    return next((layer for layer in found if layer), "")
 
 
 def _bytes(weights: set[ir.Value]) -> int:

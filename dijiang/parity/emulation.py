@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
-from ..bundle.manifest import DATA, GRAPH, Bundle, open_bundle
+from ..bundle.opened import Bundle
 from ..graph.passes.emulate import Emulate
 from ..runtime.model import Model
-from ..runtime.sessions.base import OrtSession
+from ..runtime.sessions.cpu import CpuSession
 from .cut import parts
 from .parts import PartedModel, PartedSession
 
 
-def load_emulated(bundle: str | Path, *, threads: int | None = None, check_hashes: bool = True) -> Model:
-    """Load a bundle on the CPU; values of fp16 or bf16 are float32 rounded to the type.
+def load_emulated(bundle: Bundle, graph: str, *, threads: int | None = None) -> Model:
+    """Load a graph of a bundle on the CPU; values of fp16 or bf16 are float32 rounded to the type.
 
     ONNX Runtime has no bfloat16 kernels for the CPU, and its float16 graphs compute in float32 without
     rounding in between: neither would tell what a GPU computes.
     """
-    opened = open_bundle(bundle, check_hashes=check_hashes)
-    graph = ir.load(opened.graph)
-    emulated = bool(Emulate()(graph).modified)
-    if len(parts(graph.graph)) > 1:
-        return PartedModel(opened, PartedSession(opened, graph, written=emulated, threads=threads))
+    loaded = ir.load(bundle.graph_file(graph))
+    emulated = bool(Emulate()(loaded).modified)
+    if len(parts(loaded.graph)) > 1:
+        session = PartedSession(bundle, graph, loaded, written=emulated, threads=threads)
+        return PartedModel(bundle, session)
     if not emulated:
-        return Model(opened, OrtSession(opened, provider="cpu", threads=threads))
+        return Model(bundle, CpuSession(bundle, graph, threads=threads))
     with TemporaryDirectory(prefix="dijiang-") as folder:
-        ir.save(graph, Path(folder) / GRAPH, external_data=DATA)
-        rounded = Bundle(Path(folder), replace(opened.manifest, precision="fp32"))
-        return Model(opened, OrtSession(rounded, provider="cpu", threads=threads))
+        file = Path(folder) / "model.onnx"
+        ir.save(loaded, file, external_data="model.onnx.data")
+        return Model(bundle, CpuSession(bundle, graph, threads=threads, file=file))

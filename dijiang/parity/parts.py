@@ -8,7 +8,7 @@ with layers. The nodes are the same, and so is every bit of the results.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,11 +17,13 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle import names
-from ..bundle.manifest import DATA, Bundle
-from ..runtime.decode import Decoder, SessionDecoder
+from ..bundle.opened import Bundle
 from ..runtime.model import Model
-from ..runtime.sessions.base import PIECE, failed_step, load_graph
+from ..runtime.sessions.base import PIECE
+from ..runtime.sessions.cpu import load_graph
+from ..runtime.sessions.inference import CPU_PROVIDER, failed_step
 from ..runtime.state import State
+from ..runtime.step import Step
 from .cut import Part, parts
 
 #: How onnxruntime calls dimensions that it knows nothing of.
@@ -53,31 +55,30 @@ def through(model: Model, calls: Iterable[Call]) -> Iterator[np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Step:
-    """Values by name that the nodes ahead will read: at first the inputs of a graph.
+class Values:
+    """What the nodes ahead of a step will read, by name: at first the inputs of a graph.
 
     Past states are the arrays of a State, and are overwritten by the present ones.
     tokens: of the step.  after: see Call.
     """
 
     tokens: int
-    values: dict[str, np.ndarray]
+    found: dict[str, np.ndarray]
     after: list[np.ndarray] | None = None
 
     @classmethod
-    def of(
-        cls,
-        ids: np.ndarray,
-        positions: np.ndarray,
-        mask: np.ndarray,
-        kept: np.ndarray,
-        state: State,
-        after: list[np.ndarray] | None = None,
-    ) -> Step:
-        """The arguments of Session.run."""
-        values = dict(zip(names.INPUTS, (ids, positions, mask, kept), strict=True))
-        values |= {names.past_state(i): layer for i, layer in enumerate(state.layers)}
-        return cls(ids.shape[1], values, after)
+    def of(cls, step: Step, state: State, after: list[np.ndarray] | None = None) -> Values:
+        """The inputs of a step."""
+        pasts = {names.past_state(i): layer for i, layer in enumerate(state.layers)}
+        return cls(step.ids.shape[1], step.arrays | pasts, after)
+
+
+@dataclass(frozen=True)
+class PartedOutput:
+    """See Output."""
+
+    logits: np.ndarray
+    tokens: np.ndarray
 
 
 class PartedModel(Model):
@@ -93,9 +94,9 @@ class PartedModel(Model):
         for call in calls:
             self.check(call.ids, call.state)
             here = np.arange(call.ids.shape[1])[None]
-            positions = call.state.position + here
-            steps.append(Step.of(call.ids, positions, np.ones_like(here), here, call.state, call.after))
-            call.state.position += here.size
+            step = Step.of(call.ids, call.state.position, here)
+            steps.append(Values.of(step, call.state, call.after))
+            call.state.commit(call.state.after(step))
         return (found[names.LOGITS][0] for found in self._parted.through(steps))
 
 
@@ -104,81 +105,76 @@ class PartedSession:
 
     Args:
         bundle: whose data the graph refers to.
-        model: its graph, as it is or emulated.
+        graph: its name; `model`: the graph, as it is or emulated.
         written: whether weights are computed: each part then is written to a temporary folder.
         threads: of a session; None: as many as usable cores.
     """
 
-    longest = PIECE
+    longest, provider = PIECE, CPU_PROVIDER
 
     def __init__(
         self,
         bundle: Bundle,
+        graph: str,
         model: ir.Model,
         *,
         written: bool = False,
         threads: int | None = None,
     ) -> None:
+        self.graph = graph
         self._bundle, self._model, self._written, self._threads = bundle, model, written, threads
         self.parts = parts(model.graph)
         layers = range(bundle.manifest.spec.num_layers)
         self._past = {names.present_state(i): names.past_state(i) for i in layers}
 
-    def run(
-        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
-    ) -> np.ndarray:
+    def step(self, state: State) -> Step:
+        """See Session.step."""
+        return Step.single(state.batch)
+
+    def run(self, step: Step, state: State) -> PartedOutput:
         """See Session.run."""
-        step = Step.of(ids, positions, mask, kept, state)
-        return next(self.through([step]))[names.LOGITS]
+        found = next(self.through([Values.of(step, state)]))
+        state.commit(state.after(step))
+        return PartedOutput(found[names.LOGITS], found[names.NEXT_TOKENS])
 
-    def next_tokens(
-        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
-    ) -> np.ndarray:
-        """See Session.next_tokens."""
-        step = Step.of(ids, positions, mask, kept, state)
-        return next(self.through([step]))[names.NEXT_TOKENS]
-
-    def decoder(self, state: State) -> Decoder:
-        """See Session.decoder."""
-        return SessionDecoder(self, state)
-
-    def through(self, steps: Sequence[Step]) -> Iterator[dict[str, np.ndarray]]:
+    def through(self, steps: Sequence[Values]) -> Iterator[dict[str, np.ndarray]]:
         """Logits and tokens of every step, by name."""
         *first, last = self.parts
         for part in first:
             for step, found in zip(steps, self._pass(part, steps), strict=True):
-                step.values.update(found)
+                step.found.update(found)
         yield from self._pass(last, steps)
 
-    def _pass(self, part: Part, steps: Sequence[Step]) -> Iterator[dict[str, np.ndarray]]:
+    def _pass(self, part: Part, steps: Sequence[Values]) -> Iterator[dict[str, np.ndarray]]:
         """What a part makes of every step, states left out; it is in memory until the last one."""
         session = self._load(part)
         inputs, outputs, last = (_names(v) for v in (part.inputs, part.outputs, part.last))
         for number, step in enumerate(steps):
             try:
-                results = session.run(outputs, {name: step.values[name] for name in inputs})
+                results = session.run(outputs, {name: step.found[name] for name in inputs})
             except Exception as error:  # onnxruntime's errors share no base class
                 raise failed_step(step.tokens, error) from error
             if number == 0:
                 _declare(part.outputs, results, session.get_outputs())
             found = dict(zip(outputs, results, strict=True))
             for present in found.keys() & self._past.keys():
-                step.values[self._past[present]][...] = found[present]
+                step.found[self._past[present]][...] = found[present]
             if step.after is not None:
                 step.after.extend(found[name] for name in outputs if name in self._past)
             for name in last:
-                del step.values[name]
+                del step.found[name]
             yield {name: result for name, result in found.items() if name not in self._past}
 
     def _load(self, part: Part) -> Any:
-        graph = ir.convenience.extract(self._model.graph, part.inputs, part.outputs)
-        model = ir.Model(graph, ir_version=self._model.ir_version)
+        extracted = ir.convenience.extract(self._model.graph, part.inputs, part.outputs)
+        model = ir.Model(extracted, ir_version=self._model.ir_version)
         if not self._written:
-            return load_graph(self._bundle, self._threads, ir.to_proto(model).SerializeToString())
+            source = ir.to_proto(model).SerializeToString()
+            return load_graph(self._bundle, self.graph, source, threads=self._threads)
         with TemporaryDirectory(prefix="dijiang-") as folder:
-            rounded = replace(self._bundle, path=Path(folder))
-            ir.save(model, rounded.graph, external_data=DATA)
-            return load_graph(rounded, self._threads)
+            file = Path(folder) / "model.onnx"
+            ir.save(model, file, external_data="model.onnx.data")
+            return load_graph(self._bundle, self.graph, file, threads=self._threads)
 
 
 def _declare(values: Sequence[ir.Value], results: Sequence[np.ndarray], found: Sequence[Any]) -> None:

@@ -66,33 +66,37 @@ def _calls(
 
 
 def compare(
-    checkpoint: DijiangModel, windows: Sequence[np.ndarray], run: Run, progress: Progress
-) -> tuple[Sums, dict[int, list[float]]]:
-    """Sums over the logits, and each layer's state error by length of the first window."""
+    checkpoint: DijiangModel, windows: Sequence[np.ndarray], runs: Sequence[Run], progress: Progress
+) -> list[tuple[Sums, dict[int, list[float]]]]:
+    """For each run: sums over the logits, and each layer's state error by length of the first window.
+
+    The reference runs once for all.
+    """
     reference = Reference(checkpoint)
     first, *others = windows
     state, cuts = reference.new_state(1), _cuts(len(first))
-    pieces = [
-        Piece(first[None, start:cut], start, state) for start, cut in zip((0, *cuts), cuts, strict=False)
-    ]
+    pieces = [Piece(first[None, start:cut], start, state) for start, cut in zip((0, *cuts), cuts, strict=False)]
     pieces += [Piece(ids[None]) for ids in others]
-    errors: dict[int, list[float]] = {cut: [] for cut in cuts}
+    found: list[tuple[Sums, dict[int, list[float]]]] = [(Sums(), {cut: [] for cut in cuts}) for _ in runs]
     total = reference.dtype.itemsize * checkpoint.parameters
 
     def passed(layer: int, piece: Piece) -> None:
         if piece.state is not None:
             cut = piece.start + piece.ids.shape[1]
-            errors[cut].append(_relative(run.states[cut][layer], piece.state[layer]))
+            for run, (_, errors) in zip(runs, found, strict=True):
+                errors[cut].append(_relative(run.states[cut][layer], piece.state[layer]))
         if piece is pieces[-1]:
             progress("verify", total * (layer + 1) // checkpoint.spec.num_layers, total)
 
     expected = reference.run(pieces, passed)
-    sums = Sums()
     for start, cut in zip((0, *cuts), cuts, strict=False):
-        sums.add(next(expected)[0], run.logits[0][start:cut], first[start : cut + 1])
-    for ids, rows, found in zip(others, expected, run.logits[1:], strict=True):
-        sums.add(rows[0], found, ids)
-    return sums, errors
+        rows = next(expected)[0]
+        for run, (sums, _) in zip(runs, found, strict=True):
+            sums.add(rows, run.logits[0][start:cut], first[start : cut + 1])
+    for index, (ids, rows) in enumerate(zip(others, expected, strict=True), 1):
+        for run, (sums, _) in zip(runs, found, strict=True):
+            sums.add(rows[0], run.logits[index], ids)
+    return found
 
 
 def _relative(found: np.ndarray, expected: np.ndarray) -> float:

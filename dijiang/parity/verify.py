@@ -8,24 +8,25 @@ the logits compared.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..bundle.manifest import store_parity
+from ..bundle.opened import Bundle, open_bundle, store_parity
 from ..errors import ParityError
-from ..graph.precision import PRECISIONS
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
 from ..progress import Progress, silent
-from ..runtime.model import load
+from ..recipe import require
+from ..runtime.model import Model
+from ..runtime.sessions.inference import why_not
+from ..runtime.sessions.providers import choose_graph, emulates, open_session, parse
 from ..version import __version__
 from .difference import Difference
 from .emulation import load_emulated
 from .gates import Verdict, judge
 from .parts import PartedModel
-from .sides import compare, decay_change, run_bundle
+from .sides import Run, compare, decay_change, run_bundle
 from .windows import OWN, RANDOM, windows_of
 
 #: Positions a window has at most: perplexity is over non-overlapping windows.
@@ -44,6 +45,8 @@ EARLY = 2
 #: exp(entropy) of a model's own next tokens, as a share of its vocabulary, below which it has learned
 #: something. Random weights: 0.4 to 1; the two trained checkpoints: 0.016 and 0.03.
 LEARNED = 0.1
+#: Fields of a spec that change no logits.
+WORDS = ("bos_token_id", "eos_token_ids")
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,9 @@ class StateError:
 
 @dataclass(frozen=True)
 class Parity:
-    """The report of one verification.
+    """The report of the verification of one graph, and of the bundle's others.
 
+    graph: its name.  others: the reports of the graphs after it, on the same tokens.
     tokens, positions: tokens compared, and the positions 0 .. positions - 1 they stood at.
     learned: whether they are text to this model: from a file, or drawn by one that is no longer random.
     step_error: largest difference between the logits of one-token-at-a-time decoding and of the
@@ -81,7 +85,9 @@ class Parity:
     same_source: bool
     reference_dtype: str
     dijiang: str
+    graph: str
     gates: tuple[Verdict, ...] = ()
+    others: tuple[Parity, ...] = ()
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -104,20 +110,30 @@ class Parity:
         return int(np.argmax(self.layer_errors))
 
     @property
+    def each(self) -> tuple[Parity, ...]:
+        """The reports of all graphs."""
+        return (self, *self.others)
+
+    @property
     def failures(self) -> tuple[str, ...]:
-        """Gates that were not met."""
+        """Gates that were not met, by any graph."""
+        several = bool(self.others)
         return tuple(
-            f"{v.metric} {v.found:.2e}, allowed {v.bound:.1e}" for v in self.gates if not v.passed
+            f"{f'{report.graph} ' if several else ''}{v.metric} {v.found:.2e}, allowed {v.bound:.1e}"
+            for report in self.each
+            for v in report.gates
+            if not v.passed
         )
 
     @property
     def passed(self) -> bool:
-        """Whether every gate was met."""
+        """Whether every gate was met, by every graph."""
         return not self.failures
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, as stored in the bundle."""
-        return asdict(self) | {"worst_layer": self.worst_layer, "passed": self.passed}
+        others = [other.to_dict() for other in self.others]
+        return asdict(self) | {"worst_layer": self.worst_layer, "passed": self.passed, "others": others}
 
     def require(self, advice: str = "do not ship it: report the checkpoint and these figures") -> None:
         """Raise ParityError unless every gate was met."""
@@ -135,12 +151,13 @@ def verify(
     text: str | Path | None = None,
     tokens: int | None = None,
     provider: str = "cpu",
+    graph: str | None = None,
     threads: int | None = None,
     store: bool = True,
     check_hashes: bool = True,
     progress: Progress = silent,
 ) -> Parity:
-    """Compare a bundle with the checkpoint it came from, in float64.
+    """Compare the graphs of a bundle with the checkpoint it came from, in float64.
 
     Args:
         bundle: folder written by `export`.
@@ -148,56 +165,113 @@ def verify(
         text: file to measure on; None: random token ids, or for integer weights text that the bundle
             draws itself; and no perplexity.
         tokens: how many tokens of it at most, None: as many as a model of this size does in
-            reasonable time. Their logits are kept: tokens * vocabulary * 4 bytes.
+            reasonable time. Their logits are kept: tokens * vocabulary * 4 bytes a graph.
         provider: what runs the bundle; the CPU rounds fp16 and bf16 as a GPU would.
+        graph: only this one; None: all that run here.
         threads: of the session; None: as many as usable cores.
-        store: put the report into the bundle.
+        store: put the report into the bundle, if it is about the checkpoint that it was exported from.
         check_hashes: compare every file of the bundle with its manifest first.
         progress: told about the tokens drawn, and about the bytes of weights that are through.
 
     Returns:
-        The report; `report.require()` raises if a gate of the bundle's precision was not met.
+        The report of the first graph, with those of the others; `report.require()` raises if a gate of
+        the bundle's precision was not met.
     """
-    load_here = load_emulated if provider == "cpu" else partial(load, provider=provider)
-    model = load_here(bundle, threads=threads, check_hashes=check_hashes)
-    opened, manifest = model.bundle, model.manifest
+    opened = open_bundle(bundle, check_hashes=check_hashes)
+    manifest, recipe = opened.manifest, opened.manifest.recipe
+    graphs = _graphs(opened, provider, graph)
     mode: DecayMode = "analytic" if manifest.decay == "analytic" else "exact"
     checkpoint = load_checkpoint(against, decay=mode, repair_decay=manifest.decay == "repaired")
+    _check_shape(opened, checkpoint)
     parameters = checkpoint.parameters
     count, window = default_slice(checkpoint, text=text is not None)
-    own = PRECISIONS[manifest.precision].quantized
+    own, model = recipe.in_blocks, _load(opened, graphs[0], provider, threads)
     if own and text is None and isinstance(model, PartedModel):
         count = FEWEST  # each token that is drawn costs loading all parts
     count = count if tokens is None else tokens
     source, windows = windows_of(model, text, count, window, own=own, progress=progress)
-    run = run_bundle(model, windows, _affordable(STEP_BUDGET, parameters, STEPS))
-    del model  # and with it the session's weights
-    logits, states = compare(checkpoint, windows, run, progress)
-    change = None
+    steps = _affordable(STEP_BUDGET, parameters, STEPS)
+    runs = [run_bundle(model, windows, steps)]
+    for name in graphs[1:]:
+        del model  # one session's weights at a time
+        model = _load(opened, name, provider, threads)
+        runs.append(run_bundle(model, windows, steps))
+    del model
+    change, is_text = None, text is not None
+    compared = compare(checkpoint, windows, runs, progress)
     if mode == "analytic":
         stored = load_checkpoint(against, repair_decay=True)
         change = decay_change(stored, checkpoint, windows) if stored.positions_limit else None
-    is_text = text is not None
-    found = logits.result(is_text=is_text)
-    report = Parity(
-        tokens=sum(map(len, windows)),
-        positions=max(map(len, windows)),
-        text=source,
-        learned=_has_learned(source, found, checkpoint.spec.vocab_size),
-        logits=found,
-        step_error=run.step_error,
-        steps=run.steps,
-        state_errors=tuple(StateError(n, max(e), int(np.argmax(e))) for n, e in states.items()),
-        layer_errors=tuple(states[max(states)]),
-        decay_change=None if change is None else change.result(is_text=is_text),
-        same_source=checkpoint.checkpoint.sha256() == manifest.source_sha256,
-        reference_dtype="float64",
-        dijiang=__version__,
-    )
-    report = replace(report, gates=judge(manifest.precision, report.metrics))
+    same = checkpoint.checkpoint.sha256() == manifest.source_sha256
+
+    def report_of(name: str, run: Run, found: Difference, states: dict[int, list[float]]) -> Parity:
+        report = Parity(
+            tokens=sum(map(len, windows)),
+            positions=max(map(len, windows)),
+            text=source,
+            learned=_has_learned(source, found, checkpoint.spec.vocab_size),
+            logits=found,
+            step_error=run.step_error,
+            steps=run.steps,
+            state_errors=tuple(StateError(n, max(e), int(np.argmax(e))) for n, e in states.items()),
+            layer_errors=tuple(states[max(states)]),
+            decay_change=None if change is None else change.result(is_text=is_text),
+            same_source=same,
+            reference_dtype="float64",
+            dijiang=__version__,
+            graph=name,
+        )
+        return replace(report, gates=judge(recipe.gates, report.metrics))
+
+    reports = [
+        report_of(name, run, sums.result(is_text=is_text), states)
+        for name, run, (sums, states) in zip(graphs, runs, compared, strict=True)
+    ]
+    report = replace(reports[0], others=tuple(reports[1:]))
     if store:
-        store_parity(opened, report.to_dict())
+        store_report(opened, report)
     return report
+
+
+def store_report(bundle: Bundle, report: Parity) -> bool:
+    """Keep a report in the bundle; False, and nothing is kept, if it is about another checkpoint.
+
+    Raises:
+        BundleError: it cannot be written.
+    """
+    if report.same_source:
+        verdicts = [(one.graph, all(verdict.passed for verdict in one.gates)) for one in report.each]
+        store_parity(bundle, report.to_dict(), verdicts)
+    return report.same_source
+
+
+def _graphs(bundle: Bundle, provider: str, graph: str | None) -> list[str]:
+    """What is verified: the graph asked for, or every one that the provider runs here."""
+    records = bundle.manifest.graphs
+    if not emulates(provider):
+        return [choose_graph(bundle, parse(bundle, provider)[0], graph)]
+    if graph is not None:
+        require("graph", graph, records)
+        return [graph]
+    return [name for name in records if not why_not(name)] or list(records)[:1]
+
+
+def _load(bundle: Bundle, graph: str, provider: str, threads: int | None) -> Model:
+    if emulates(provider):
+        return load_emulated(bundle, graph, threads=threads)
+    return Model(bundle, open_session(bundle, provider=provider, graph=graph, threads=threads))
+
+
+def _check_shape(bundle: Bundle, checkpoint: DijiangModel) -> None:
+    """ParityError if the checkpoint has another shape than the bundle."""
+    ours, theirs = bundle.manifest.spec.to_dict(), checkpoint.spec.to_dict()
+    changed = [name for name in ours if ours[name] != theirs[name] and name not in WORDS]
+    if changed:
+        name = changed[0]
+        raise ParityError(
+            f"{checkpoint.path} is another model: its {name} is {theirs[name]}, the bundle's "
+            f"{ours[name]}; give the checkpoint that the bundle was exported from"
+        )
 
 
 def default_slice(model: DijiangModel, *, text: bool) -> tuple[int, int]:

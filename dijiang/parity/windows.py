@@ -35,14 +35,17 @@ def windows_of(
         raise InputError(f"tokens is {tokens}, expected at least 2; compare more")
     if text is not None:
         return str(text), list(_cut(_read(model, Path(text), tokens), window))
-    count, random = min(tokens, window), np.random.default_rng(0)
-    ids = random.integers(0, model.spec.vocab_size, 1 if own else count)
+    count = min(tokens, window)
+    ids = np.random.default_rng(0).integers(0, model.spec.vocab_size, count)
     if not own:
         return RANDOM, [ids]
     drawn = [int(ids[0])]
-    for record in model.generate(ids, max_tokens=count - 1, temperature=1.0, seed=0, ignore_eos=True):
-        drawn.append(record.token)
-        progress("draw", len(drawn), count)
+    try:
+        for record in model.generate(drawn, max_tokens=count - 1, temperature=1.0, seed=0, ignore_eos=True):
+            drawn.append(record.token)
+            progress("draw", len(drawn), count)
+    except InputError:  # logits that hold NaN: the comparison will say so
+        return RANDOM, [ids]
     return OWN, [np.array(drawn)]
 
 

@@ -1,50 +1,52 @@
-"""Generation: prefill, then one decode step a token, as a stream of records."""
+"""Generation: prefill, then one decode step a token, as a stream of records.
+
+This is the one loop: what `generate` runs, `bench` measures.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator
+from collections.abc import Sequence as Ordered
+from typing import Protocol
 
 import numpy as np
 
+from ..bundle.manifest import Manifest
 from ..errors import InputError
+from ..models.spec import ModelSpec
 from .sampling import Sampler, Sampling
-from .text import StopStrings
+from .sequence import Limits, Record, Sequence
+from .sessions.base import Output, Session
+from .snapshot import NONE, Seam
+from .state import State
+from .step import Step
+from .text import StopStrings, TextTokenizer
 
-if TYPE_CHECKING:
-    from .model import Model
-    from .state import State
-
-FinishReason = Literal["stop", "length", "limit"]
+#: Tokens that one call may ask for.
+MOST_TOKENS = 1 << 40
 
 
-@dataclass(frozen=True)
-class Record:
-    """One generated token.
+class Model(Protocol):
+    """What is needed of a `model.Model`."""
 
-    text: what it adds to the text; may be empty while a character or a stop string is incomplete.
-    token: its id.
-    finish_reason: None while there is more to come; `stop` (an end token or stop string), `length`
-        (the model has no further positions; `detail` says why) or `limit` (max_tokens reached).
-    prompt_tokens, generated: counts so far.
-    prefill_rate, decode_rate: tokens a second of the prompt and of the decode steps so far.
-    """
-
-    text: str
-    token: int
-    finish_reason: FinishReason | None
-    detail: str | None
-    prompt_tokens: int
-    generated: int
-    prefill_rate: float
-    decode_rate: float
+    @property
+    def session(self) -> Session: ...
+    @property
+    def spec(self) -> ModelSpec: ...
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def has_tokenizer(self) -> bool: ...
+    @property
+    def tokenizer(self) -> TextTokenizer: ...
+    def new_state(self, batch: int = 1) -> State: ...
+    def check(self, ids: np.ndarray, state: State, real: np.ndarray | None = None, user: object = None) -> None: ...
 
 
 def generate(
     model: Model,
-    prompt: str | Sequence[int] | np.ndarray,
+    prompt: str | Ordered[int] | np.ndarray | None = None,
     *,
     max_tokens: int = 128,
     temperature: float = 0.0,
@@ -53,96 +55,159 @@ def generate(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     seed: int | None = None,
-    stop: Sequence[str] = (),
-    stop_tokens: Sequence[int] = (),
+    stop: Ordered[str] = (),
+    stop_tokens: Ordered[int] = (),
     ignore_eos: bool = False,
     state: State | None = None,
 ) -> Iterator[Record]:
-    """Continue a prompt.
+    """Continue a prompt, or a state.
+
+    `generate(n)` and then `generate(None)` of m tokens with the same state give the tokens and the text
+    of `generate(n + m)`, with any options that are the same for both.
 
     Args:
         prompt: text, or token ids as they are. A text that starts a sequence gets the tokenizer's own
-            start token (<s> in LLaMA's), one that continues a state does not.
+            start token (<s> in LLaMA's), one that continues a state does not. None: go on where the last
+            generation with this state stopped.
         max_tokens: tokens to generate at most.
         temperature, top_k, top_p, min_p, repetition_penalty, seed: see `sampling.Sampling`.
         stop: strings that end the text; not part of it.
         stop_tokens: ids that end it, beside the model's own end tokens.
         ignore_eos: do not end at the model's own end tokens.
-        state: of batch 1, to continue from; advanced over the prompt and every token but the last.
+        state: of batch 1, to continue from. It is advanced over the prompt and every token but the last,
+            which it keeps and the next generation feeds first. Where max_tokens ends the text, what may
+            be the start of a character or of a stop string stays in it, too.
 
     Raises:
         InputError: an option or the prompt is out of range; before the first record.
     """
     options = Sampling(repetition_penalty, temperature, top_k, top_p, min_p, seed)
-    if max_tokens < 1:
-        raise InputError(f"max_tokens is {max_tokens}, expected at least 1; ask for one or more")
-    stops = StopStrings((stop,) if isinstance(stop, str) else stop)
-    if stop and not model.has_tokenizer:
+    _check_counts(max_tokens, stop_tokens)
+    texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if texts and not model.has_tokenizer:
         raise InputError("stop strings need a tokenizer and this bundle has none; use stop_tokens")
-    state = model.new_state() if state is None else state
-    if isinstance(prompt, str):
-        prompt = model.tokenizer.encode(prompt, start=state.position[0] == 0)
-    ids = np.asarray(prompt)
-    if ids.size == 0:
-        raise InputError("the prompt is empty, expected at least one token; give some text")
-    ends = frozenset(stop_tokens) | (frozenset() if ignore_eos else frozenset(model.spec.eos_token_ids))
+    keeps, state = state is not None, model.new_state() if state is None else state
+    if state.batch != 1:
+        raise InputError(f"the state has {state.batch} sequences, expected 1; use new_state()")
+    seam = state.seam()
+    stops = StopStrings(texts, seam.held if seam and prompt is None else "")
+    ids = _prompt_ids(model, prompt, state, seam)
     model.check(ids[None], state)
-    return _records(model, ids, state, Sampler(options, model.spec.vocab_size), max_tokens, stops, ends)
+    ends = frozenset(stop_tokens) | (frozenset() if ignore_eos else frozenset(model.spec.eos_token_ids))
+    limits = Limits(max_tokens, model.manifest.positions_limit, model.manifest.limit_reason, ends, keeps)
+    return _records(model, ids, state, options, limits, stops, seam if prompt is None else None)
+
+
+def _check_counts(max_tokens: int, stop_tokens: Ordered[int]) -> None:
+    if not isinstance(max_tokens, (int, np.integer)) or not 1 <= max_tokens <= MOST_TOKENS:
+        raise InputError(
+            f"max_tokens is {max_tokens!r}, expected a whole number of at least 1; ask for one or more"
+        )
+    if any(not isinstance(token, (int, np.integer)) for token in stop_tokens or ()):
+        raise InputError(f"stop_tokens are {list(stop_tokens)}, expected token ids; change the option")
+
+
+def _prompt_ids(
+    model: Model, prompt: str | Ordered[int] | np.ndarray | None, state: State, seam: Seam | None
+) -> np.ndarray:
+    """What has to be fed: the token that the last generation left, then the prompt."""
+    left = np.array([seam.token] if seam else [], np.int64)
+    if prompt is None:
+        if not left.size:
+            raise InputError(
+                "nothing to go on from: the state has no token that was generated and not fed; give a prompt"
+            )
+        return left
+    if isinstance(prompt, str):
+        start = bool(state.position[0] == 0)
+        given = np.array(model.tokenizer.encode(prompt, start=start), np.int64)
+    else:
+        given = as_ids(prompt)
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise InputError(f"the prompt is {given.dtype} of shape {list(given.shape)}, expected text or token ids")
+    if given.size == 0:
+        raise InputError("the prompt is empty, expected at least one token; give some text")
+    return np.concatenate([left, given])
+
+
+def as_ids(ids: object) -> np.ndarray:
+    """Ids as an array; InputError for rows of different lengths."""
+    try:
+        found = np.asarray(ids)
+    except ValueError as error:
+        raise InputError(f"ids are no array ({error}); give rows of one length, with a mask") from error
+    return found if found.size else found.astype(np.int64)
 
 
 def _records(
     model: Model,
     ids: np.ndarray,
     state: State,
-    sampler: Sampler,
-    max_tokens: int,
+    options: Sampling,
+    limits: Limits,
     stops: StopStrings,
-    ends: frozenset[int],
+    seam: Seam | None,
 ) -> Iterator[Record]:
-    text = model.tokenizer.stream(ids.tolist()) if model.has_tokenizer else None
-    limit = model.manifest.positions_limit
-    started = time.perf_counter()
-    sampler.see(ids)
-    first, following = _choosers(model, state, sampler)
-    token = first(ids[None])
-    ready = time.perf_counter()
-    for generated in range(1, max_tokens + 1):
-        reason: FinishReason | None = None
-        piece, met = stops.push(text.push(token) if text and token not in ends else "")
-        if met or token in ends:
-            reason = "stop"
-        elif limit is not None and state.position[0] >= limit:
-            reason = "length"
-        elif generated == max_tokens:
-            reason = "limit"
-        if reason and not met:
-            rest, met = stops.push(text.flush() if text else "")
-            piece += rest if met else rest + stops.flush()
-        seconds = time.perf_counter() - ready
-        yield Record(
-            text=piece,
-            token=token,
-            finish_reason=reason,
-            detail=model.manifest.limit_reason if reason == "length" else None,
+    """generate's stream; a generator, so that nothing runs before the first record is asked for."""
+
+    def begin(started: float) -> Sequence:
+        known = state.last[0]
+        known = known[known != NONE].tolist()
+        opened = None if seam is None else seam.open
+        text = model.tokenizer.stream(known, opened) if model.has_tokenizer else None
+        sampler = Sampler(options, state.seen[0].copy())
+        return Sequence(
+            limits,
+            stops,
+            None if sampler.is_argmax else sampler,
+            text,
             prompt_tokens=len(ids),
-            generated=generated,
-            prefill_rate=len(ids) / (ready - started),
-            decode_rate=(generated - 1) / seconds if generated > 1 else 0.0,
+            started=started,
         )
-        if reason:
-            return
-        token = following(token)
+
+    lease = _Lease()
+    model.check(ids[None], state, user=lease)
+    state.lease(lease)
+    try:
+        started = time.perf_counter()
+        output = prefill(model, ids[None], state)
+        for (record,) in decode(model, output, state, [begin(started)]):
+            yield record
+    finally:
+        state.release()
 
 
-def _choosers(
-    model: Model, state: State, sampler: Sampler
-) -> tuple[Callable[[np.ndarray], int], Callable[[int], int]]:
-    """(prompt [1, T] -> the token after it, token -> the one after that).
+class _Lease:
+    """Whoever holds it advances a state; it ends with its generator."""
 
-    The most likely token is picked in the graph: on a GPU logits are expensive to copy, on a CPU they
-    are in another core's cache.
+
+def prefill(model: Model, ids: np.ndarray, state: State) -> Output:
+    """Advance a state over ids [B, T] that were checked; the output of the last token of each row."""
+    longest, length = model.session.longest, ids.shape[1]
+    for start in range(0, length, longest):
+        piece = ids[:, start : start + longest]
+        kept = np.full((len(ids), 1), piece.shape[1] - 1)
+        output = model.session.run(Step.of(piece, state.position, kept), state)
+    return output
+
+
+def decode(model: Model, output: Output, state: State, sequences: Ordered[Sequence]) -> Iterator[list[Record]]:
+    """Records of every sequence of a batch, token by token, until one of them ends.
+
+    output: of the last tokens fed.
     """
-    if sampler.is_argmax:
-        return lambda ids: model.next_token(ids, state), model.decoder(state).pick
-    step = model.decoder(state).logits
-    return lambda ids: sampler(model.forward(ids, state)[0]), lambda token: sampler(step(token))
+    session, rows = model.session, range(state.batch)
+    step: Step | None = None
+    while True:
+        position = state.position
+        tokens = [sequences[row].choose(output, int(position[row]), row) for row in rows]
+        records = [sequences[row].push(tokens[row], int(position[row])) for row in rows]
+        for row in rows:
+            state.leave(row, sequences[row].seam(tokens[row], int(position[row])))
+        yield records
+        if any(record.finish_reason for record in records):
+            return
+        step = session.step(state)
+        step.ids[:, 0] = tokens
+        step.positions[:, 0] = state.position
+        output = session.run(step, state)

@@ -2,52 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Sequence as Ordered
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..bundle.manifest import TOKENIZER, Bundle, open_bundle
-from ..errors import InputError
-from .decode import Decoder
-from .generate import Record, generate
+from ..bundle.manifest import TOKENIZER
+from ..bundle.opened import Bundle, open_bundle
+from ..errors import BundleError, InputError
+from .generate import as_ids, generate
+from .sequence import Record
 from .sessions.base import Session
-from .sessions.providers import open_session
+from .sessions.providers import AUTO, open_session
 from .state import State
+from .step import Step
 from .text import TextTokenizer
 
 
 class Model:
-    """A loaded bundle. `spec` and `manifest` describe it."""
+    """A loaded bundle. `spec` and `manifest` describe it, `session` runs it."""
 
     def __init__(self, bundle: Bundle, session: Session) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.spec = bundle.manifest.spec
-        self._session = session
+        self.session = session
         self._tokenizer: TextTokenizer | None = None
+        self._tokenizer_data = _read_tokenizer(bundle)
+
+    @property
+    def provider(self) -> str:
+        """What runs it, in its own words."""
+        return self.session.provider
+
+    @property
+    def graph(self) -> str:
+        """Which graph of the bundle is run."""
+        return self.session.graph
 
     @property
     def has_tokenizer(self) -> bool:
         """Whether the bundle has a tokenizer."""
-        return TOKENIZER in self.manifest.files
+        return self._tokenizer_data is not None
 
     @property
     def tokenizer(self) -> TextTokenizer:
         """The bundle's tokenizer; InputError if it was exported without one."""
         if self._tokenizer is None:
-            if not self.has_tokenizer:
+            if self._tokenizer_data is None:
                 raise InputError(
                     f"{self.bundle.path}: no tokenizer in the bundle; pass token ids, or add "
                     "tokenizer.json to the checkpoint and export again"
                 )
-            self._tokenizer = TextTokenizer(self.bundle.path / TOKENIZER)
+            self._tokenizer = TextTokenizer(self._tokenizer_data, self.bundle.path / TOKENIZER)
         return self._tokenizer
 
     def new_state(self, batch: int = 1) -> State:
         """The state of `batch` sequences before their first token."""
-        return State.empty(batch, self.spec.num_layers, self.spec.state_shape)
+        return State.empty(batch, self.spec, self.manifest.fingerprint)
 
     def forward(
         self,
@@ -58,6 +72,9 @@ class Model:
         all_logits: bool = False,
     ) -> np.ndarray:
         """Advance the state over ids; any split of the same ids gives the same logits.
+
+        Exactly the ids are fed: a token that a generation left in the state is not, unless it is one of
+        them.
 
         Args:
             ids: [B, T] int64; T = 1 is the decode step, T > 1 prefill in pieces.
@@ -71,66 +88,67 @@ class Model:
         Raises:
             InputError: ids, mask, state or positions that do not fit; the state is not touched.
         """
-        ids = np.asarray(ids)
-        real = np.ones(ids.shape, np.int64) if mask is None else (np.asarray(mask) != 0).astype(np.int64)
+        ids = as_ids(ids)
+        real = None if mask is None else (np.asarray(mask) != 0).astype(np.int64)
         self.check(ids, state, real)
         batch, length = int(ids.shape[0]), int(ids.shape[1])
-        last = length - 1 - np.argmax(real[:, ::-1], axis=1)
-        longest = self._session.longest
-        if length <= longest and not all_logits:
-            return self._piece(ids, real, state, last[:, None])[:, 0].copy()
+        if real is None:
+            last = np.full(batch, length - 1)
+        else:
+            ids = np.where(real, ids, 0)  # what stands under padding is never looked up
+            last = length - 1 - np.argmax(real[:, ::-1], axis=1)
         result = np.empty((batch, length if all_logits else 1, self.spec.vocab_size), np.float32)
+        longest = self.session.longest
         for start in range(0, length, longest):
             piece = slice(start, min(start + longest, length))
+            inside = (last >= start) & (last < piece.stop)
             if all_logits:
-                kept = np.broadcast_to(np.arange(piece.stop - start), ids[:, piece].shape)
-                result[:, piece] = self._piece(ids[:, piece], real[:, piece], state, kept)
+                kept = np.tile(np.arange(piece.stop - start), (batch, 1))
             else:
-                inside = (last >= start) & (last < piece.stop)
                 kept = np.where(inside, last - start, 0)[:, None]
-                result[inside] = self._piece(ids[:, piece], real[:, piece], state, kept)[inside]
+            of_piece = None if real is None else real[:, piece]
+            output = self.session.run(Step.of(ids[:, piece], state.position, kept, of_piece), state)
+            if all_logits:
+                result[:, piece] = output.logits
+            elif inside.any():
+                result[inside] = output.logits[inside]
         return result if all_logits else result[:, 0]
 
-    def decoder(self, state: State) -> Decoder:
-        """Steps of one token for a state of batch 1, without the checks of `forward`."""
-        return self._session.decoder(state)
+    def score(self, ids: np.ndarray, state: State | None = None) -> np.ndarray:
+        """Log-probabilities that the model gives to a text.
 
-    def _piece(self, ids: np.ndarray, real: np.ndarray, state: State, kept: np.ndarray) -> np.ndarray:
-        return self._advance(self._session.run, ids, real, state, kept)
+        Args:
+            ids: [B, T] int64, T at least 2.
+            state: to start from, batch B; advanced over ids. None: a new one.
 
-    @staticmethod
-    def _advance(
-        run: Callable[..., np.ndarray],
-        ids: np.ndarray,
-        real: np.ndarray,
-        state: State,
-        kept: np.ndarray,
-    ) -> np.ndarray:
-        positions = state.position[:, None] + np.cumsum(real, axis=1) - 1
-        result = run(ids, np.maximum(positions, 0), real, kept, state)
-        state.position += real.sum(axis=1)
-        return result
+        Returns:
+            [B, T - 1] float64, nats: of ids[:, t + 1] after ids[:, : t + 1].
 
-    def next_token(self, ids: np.ndarray, state: State) -> int:
-        """Advance the state of one sequence over ids [1, T]; its most likely next token.
-
-        On a GPU only the token leaves it. Raises as `forward` does.
+        Raises:
+            InputError: as `forward`.
         """
+        ids = as_ids(ids)
+        if ids.ndim != 2 or ids.shape[1] < 2:
+            raise InputError(f"ids of shape {list(ids.shape)}, expected [batch, 2 or more tokens]")
+        state = self.new_state(len(ids)) if state is None else state
         self.check(ids, state)
-        longest, length, pick = self._session.longest, ids.shape[1], self._session.next_tokens
-        for start in range(0, length, longest):
-            piece = ids[:, start : start + longest]
-            last = np.array([[piece.shape[1] - 1]])
-            tokens = self._advance(pick, piece, np.ones(piece.shape, np.int64), state, last)
-        return int(tokens[0, 0])
+        found, longest = [], self.session.longest
+        for start in range(0, ids.shape[1], longest):
+            piece, following = ids[:, start : start + longest], ids[:, start + 1 : start + longest + 1]
+            logits = self.forward(piece, state, all_logits=True)[:, : following.shape[1]]
+            shifted = (logits - logits.max(-1, keepdims=True)).astype(np.float64)
+            chosen = np.take_along_axis(shifted, following[..., None], axis=-1)[..., 0]
+            found.append(chosen - np.log(np.exp(shifted).sum(-1)))
+        return np.concatenate(found, axis=1)
 
-    def check(self, ids: np.ndarray, state: State, real: np.ndarray | None = None) -> None:
-        """InputError unless ids [B, T] (real [B, T]: 0 for padding) can follow the state."""
+    def check(self, ids: np.ndarray, state: State, real: np.ndarray | None = None, user: object = None) -> None:
+        """InputError unless ids [B, T] (real [B, T]: 0 for padding) can follow the state.
+
+        user: who holds the state's lease.
+        """
         real = np.ones(ids.shape, np.int64) if real is None else real
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
-            raise InputError(
-                f"ids are {ids.dtype} of shape {list(ids.shape)}, expected integers [batch, tokens]"
-            )
+            raise InputError(f"ids are {ids.dtype} of shape {list(ids.shape)}, expected integers [batch, tokens]")
         if ids.shape[1] == 0:
             raise InputError("no tokens, expected at least one a sequence; give a prompt")
         if len(ids) != state.batch or real.shape != ids.shape:
@@ -138,9 +156,7 @@ class Model:
                 f"ids {list(ids.shape)} with mask {list(real.shape)} and a state of batch "
                 f"{state.batch}, expected the same shape and batch; use new_state({len(ids)})"
             )
-        expected = [(state.batch, *self.spec.state_shape)] * self.spec.num_layers
-        if state.shapes != expected:
-            raise InputError("the state is of another model, expected new_state() of this one")
+        state.check(self.spec, self.manifest.fingerprint, user)
         seen = ids[real.astype(bool)]
         if seen.size and (seen.min() < 0 or seen.max() >= self.spec.vocab_size):
             bad = int(seen.min() if seen.min() < 0 else seen.max())
@@ -148,25 +164,37 @@ class Model:
                 f"token id {bad} is out of range, expected 0 to {self.spec.vocab_size - 1}; "
                 "use this bundle's tokenizer"
             )
-        empty = (real.sum(axis=1) == 0) & (state.position == 0)
+        counts = real.sum(axis=1)
+        empty = (counts == 0) & (state.position == 0)
         if empty.any():
             raise InputError(f"sequence {int(np.argmax(empty))} is all padding; give it a token")
-        limit = self.manifest.positions_limit
-        if limit is not None and (state.position + real.sum(axis=1)).max() > limit:
+        limit, end = self.manifest.positions_limit, int((state.position + counts).max())
+        if limit is not None and end > limit:
             raise InputError(
-                f"position {int((state.position + real.sum(axis=1)).max())} is past the limit "
-                f"{limit}: {self.manifest.limit_reason}; start a new state"
+                f"position {end} is past the limit {limit}: {self.manifest.limit_reason}; start a new state"
             )
 
-    def generate(self, prompt: str | Sequence[int] | np.ndarray, **sampling: Any) -> Iterator[Record]:
-        """Stream records of generated text; see `generator.generate` for the options."""
+    def generate(self, prompt: str | Ordered[int] | np.ndarray | None = None, **sampling: Any) -> Iterator[Record]:
+        """Stream records of generated text; see `generate.generate` for the options."""
         return generate(self, prompt, **sampling)
+
+
+def _read_tokenizer(bundle: Bundle) -> bytes | None:
+    """The tokenizer's bytes, read when the bundle is loaded: later changes of the file do not matter."""
+    if TOKENIZER not in bundle.manifest.files:
+        return None
+    path = bundle.path / TOKENIZER
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}: unreadable ({error.strerror}); copy the bundle again") from error
 
 
 def load(
     bundle: str | Path,
     *,
-    provider: str = "auto",
+    provider: str = AUTO,
+    graph: str | None = None,
     threads: int | None = None,
     cuda_graph: bool | None = None,
     check_hashes: bool = True,
@@ -175,10 +203,11 @@ def load(
 
     Args:
         bundle: folder written by `dijiang export`.
-        provider: a name of `providers.PROVIDERS`, with `:N` for the N-th GPU; `auto`: an engine of the
-            bundle if there is a GPU, CUDA if the installed onnxruntime has it, else the CPU. The one
-            asked for is used, or it is an error.
-        threads: intra-op threads; None: as many as usable cores (`limits`).
+        provider: a row of `sessions.providers.PROVIDERS`, with `:N` for the N-th GPU; `auto`: an engine
+            of the bundle if there is a GPU, CUDA if the installed onnxruntime has it, else the CPU. The
+            one asked for is used, or it is an error.
+        graph: of the bundle; None: the best that runs here.
+        threads: intra-op threads; None: as many as usable cores (`machine.limits`).
         cuda_graph: replay decode steps as CUDA graphs; None: where they are proven equal.
         check_hashes: compare every file's sha256 with the manifest.
 
@@ -186,5 +215,5 @@ def load(
         BundleError, SessionError
     """
     opened = open_bundle(bundle, check_hashes=check_hashes)
-    session = open_session(opened, provider=provider, threads=threads, cuda_graph=cuda_graph)
+    session = open_session(opened, provider=provider, graph=graph, threads=threads, cuda_graph=cuda_graph)
     return Model(opened, session)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +27,8 @@ class Sampling:
     top_k: keep the k most likely tokens; 0 keeps all.
     top_p: keep the fewest most likely tokens whose probabilities reach p; 1 keeps all.
     min_p: drop tokens less likely than min_p times the most likely one; 0 keeps all.
-    seed: of the random numbers; None draws one from the system.
+    seed: of the random numbers, which are a function of it and the position; None draws one from the
+        system.
     """
 
     repetition_penalty: float = 1.0
@@ -36,38 +39,71 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("repetition_penalty", 1e-3, 1e3),
-            ("temperature", 0, 1e3),
-            ("top_k", 0, math.inf),
-            ("top_p", 1e-9, 1),
-            ("min_p", 0, 1),
-            ("seed", 0, 2**64 - 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise InputError(f"{name} is {value}, expected {low:g} to {high:g}; change the option")
+        for name, kind, low, high in RANGES:
+            value: Any = getattr(self, name)
+            if value is None and name == "seed":
+                continue
+            good = isinstance(value, kind) and not isinstance(value, bool)
+            if not good or not low <= float(value) <= high:
+                raise InputError(
+                    f"{name} is {value!r}, expected {KINDS[kind]} from {low:g} to {high:g}; change the option"
+                )
+
+
+#: Option -> its kind, the smallest and the largest value.
+RANGES: tuple[tuple[str, type, float, float], ...] = (
+    ("repetition_penalty", Real, 1e-3, 1e3),
+    ("temperature", Real, 0, 1e3),
+    ("top_k", Integral, 0, math.inf),
+    ("top_p", Real, 1e-9, 1),
+    ("min_p", Real, 0, 1),
+    ("seed", Integral, 0, 2**64 - 1),
+)
+KINDS: dict[type, str] = {Real: "a number", Integral: "a whole number"}
+
+
+class Draws:
+    """Uniform numbers in [0, 1): a function of the seed and the position, by a counter-based generator."""
+
+    def __init__(self, seed: int | None) -> None:
+        self._philox = np.random.Philox(key=seed) if seed is not None else np.random.Philox()
+        self._state = self._philox.state
+
+    def __call__(self, position: int) -> float:
+        """The number of a position."""
+        self._state["state"]["counter"][:] = (position, 0, 0, 0)
+        self._state["buffer_pos"] = len(self._state["buffer"])
+        self._philox.state = self._state
+        return float(int(self._philox.random_raw()) >> 11) * 2.0**-53
 
 
 class Sampler:
-    """Draws tokens of one sequence; keeps its random numbers and the tokens it has seen."""
+    """Draws tokens of one sequence.
 
-    def __init__(self, options: Sampling, vocab_size: int) -> None:
-        self._options = options
-        self._random = np.random.default_rng(options.seed)
-        self._seen = np.zeros(vocab_size, bool)
+    seen: which token ids stand in the sequence so far, [vocab] bool; the sampler's own from now on.
+    """
+
+    def __init__(self, options: Sampling, seen: np.ndarray) -> None:
+        self._options, self._seen = options, seen
+        self._draw = Draws(options.seed)
 
     @property
     def is_argmax(self) -> bool:
         """Whether the next token is always the most likely one."""
         return self._options.temperature == 0 and self._options.repetition_penalty == 1
 
-    def see(self, ids: np.ndarray | list[int]) -> None:
-        """Count tokens as seen, for the repetition penalty."""
-        self._seen[ids] = True
+    def __call__(self, logits: np.ndarray, position: int) -> int:
+        """The token of a position from logits [vocab] float32; it counts as seen.
 
-    def __call__(self, logits: np.ndarray) -> int:
-        """The next token from logits [vocab] float32; it counts as seen."""
+        Raises:
+            InputError: the logits hold NaN.
+        """
+        peak = logits.max()
+        if np.isnan(peak):
+            raise InputError(
+                f"the logits at position {position} hold NaN: the model or its state is damaged; start "
+                "from new_state(), and check the bundle with dijiang verify"
+            )
         penalty = self._options.repetition_penalty
         if penalty != 1:
             scaled = np.where(logits > 0, logits / penalty, logits * penalty)
@@ -77,8 +113,8 @@ class Sampler:
         else:
             tokens, weights = candidates(logits, self._options)
             edges = np.cumsum(weights)
-            at = np.searchsorted(edges, self._random.random() * edges[-1], side="right")
-            token = int(tokens[min(at, len(tokens) - 1)])  # past the end where a logit is NaN
+            at = np.searchsorted(edges, self._draw(position) * edges[-1], side="right")
+            token = int(tokens[min(at, len(tokens) - 1)])
         self._seen[token] = True
         return token
 

@@ -1,94 +1,273 @@
-"""The recurrent state of a batch of sequences: constant size, cloneable, savable."""
+"""The recurrent state of a batch of sequences: constant size, with a name, cloneable, savable."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
-from zipfile import BadZipFile
+from typing import Protocol
+from weakref import ref
 
 import numpy as np
 
 from ..errors import InputError
+from ..models.spec import ModelSpec
+from .snapshot import LAST, NONE, Seam, Snapshot
+from .step import Step
 
 
 class Keeper(Protocol):
     """Holds the numbers of a state on a device."""
 
-    def give_back(self, arrays: list[np.ndarray]) -> None:
+    def give_back(self, arrays: list[np.ndarray], side: int) -> None:
         """Copy them into the arrays and hold them no longer."""
         ...
 
 
-class State:
-    """Recurrent states and positions of a batch.
+@dataclass(frozen=True)
+class Point:
+    """Where a state is. A step replaces it as a whole: layers and position are of the same token.
 
-    position: tokens seen, [B] int64.
-    A session on the CPU binds the arrays and updates them in place: their addresses never change. One
-    on a GPU borrows them; the first look at `layers` after that copies the numbers back.
+    layers: one [B, Hkv, K, V] float32 array a layer.  position: tokens seen, [B] int64.
+    last: ids of the last tokens, [B, LAST] int64, the newest at the end.
+    fed: the step that led here; its tokens are noted as seen when the next one starts.
+    side: which of a keeper's two sets holds the numbers.
     """
 
-    def __init__(self, layers: list[np.ndarray], position: np.ndarray) -> None:
-        self._layers = layers
+    layers: list[np.ndarray]
+    position: np.ndarray
+    last: np.ndarray
+    fed: Step | None = None
+    side: int = 0
+
+
+class State:
+    """States, positions and seams of a batch of sequences of one checkpoint.
+
+    A session on the CPU updates the arrays in place. One on a GPU borrows them; the first look at
+    `layers` after that copies the numbers back.
+
+    Args:
+        layers, position: see `Point`.
+        fingerprint: of the checkpoint, see `bundle.manifest.fingerprint_of`.
+        vocab_size: number of token ids.
+    """
+
+    def __init__(
+        self,
+        layers: list[np.ndarray],
+        position: np.ndarray,
+        fingerprint: str,
+        vocab_size: int,
+        *,
+        last: np.ndarray | None = None,
+        seen: np.ndarray | None = None,
+        seams: list[Seam | None] | None = None,
+    ) -> None:
+        batch = len(position)
+        last = np.full((batch, LAST), NONE, np.int64) if last is None else last
+        self.fingerprint = fingerprint
+        self._point = Point(layers, position, last)
+        self._expected: tuple[Point, np.ndarray] | None = None
+        self._torn = ""
+        self._seen = np.zeros((batch, vocab_size), bool) if seen is None else seen
+        self._noted: Point | None = None  # its tokens are in `_seen`
+        self._rows = np.arange(batch)[:, None]
+        self._seams: list[Seam | None] = [None] * batch if seams is None else seams
         self._keeper: Keeper | None = None
-        self.position = position
+        self._user: ref[object] | None = None
+
+    @classmethod
+    def empty(cls, batch: int, spec: ModelSpec, fingerprint: str) -> State:
+        """The state before the first token."""
+        if batch < 1:
+            raise InputError(f"batch is {batch}, expected at least 1; ask for one sequence or more")
+        shape = (batch, *spec.state_shape)
+        layers = [np.zeros(shape, np.float32) for _ in range(spec.num_layers)]
+        return cls(layers, np.zeros(batch, np.int64), fingerprint, spec.vocab_size)
+
+    @property
+    def point(self) -> Point:
+        """Where it is now. A step that was interrupted counts if its session had ended it."""
+        expected = self._expected
+        if expected is not None:
+            point, written = expected
+            if written.flat[0] != NONE:
+                self._point = point
+            self._expected = None
+        return self._point
+
+    @property
+    def position(self) -> np.ndarray:
+        """Tokens seen, [B] int64."""
+        return self.point.position
 
     @property
     def layers(self) -> list[np.ndarray]:
         """One [B, Hkv, K, V] float32 array a layer."""
         self.bring_home()
-        return self._layers
+        return self.point.layers
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Shape of each layer, wherever its numbers are."""
-        return [layer.shape for layer in self._layers]
+        return [layer.shape for layer in self._point.layers]
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+        return len(self._point.position)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return int(self._seen.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers; does not depend on the position."""
+        return sum(layer.nbytes for layer in self._point.layers)
+
+    @property
+    def last(self) -> np.ndarray:
+        """Ids of the last tokens, [B, LAST] int64, NONE where there were fewer."""
+        return self.point.last
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Which token ids were fed, [B, vocab] bool."""
+        point = self.point
+        if point.fed is not None and point is not self._noted:
+            if point.fed.padded:
+                for row, ids, mask in zip(self._seen, point.fed.ids, point.fed.mask, strict=True):
+                    row[ids[mask != 0]] = True
+            else:
+                self._seen[self._rows, point.fed.ids] = True
+            self._noted = point
+        return self._seen
+
+    def seam(self, row: int = 0) -> Seam | None:
+        """What the last generation left behind; None: nothing, or tokens were fed since."""
+        seam = self._seams[row]
+        return seam if seam is not None and seam.at == self.position[row] else None
+
+    def leave(self, row: int, seam: Seam) -> None:
+        """Note what the next generation needs."""
+        self._seams[row] = seam
+
+    # Steps.
+
+    def after(self, step: Step, layers: list[np.ndarray] | None = None, *, swap: bool = False) -> Point:
+        """The point after a step; `layers` where they are not updated in place."""
+        _ = self.seen
+        point = self.point
+        if step.padded:
+            position = point.position + step.mask.sum(axis=1)
+            last = np.stack([_joined(*row) for row in zip(point.last, step.ids, step.mask, strict=True)])
+        else:
+            position = point.position + step.ids.shape[1]
+            last = np.concatenate([point.last, step.ids], axis=1)[:, -LAST:]
+        fed = step.copy() if step.reused else step
+        return Point(layers or point.layers, position, last, fed, point.side ^ swap)
+
+    def commit(self, point: Point) -> None:
+        """The step has ended."""
+        self._point = point
+
+    def expect(self, point: Point, written: np.ndarray) -> None:
+        """A step is about to update the layers in place; it has ended when `written` is not NONE."""
+        self._expected = point, written
+
+    def tear(self, reason: str) -> None:
+        """A step failed in the middle: nothing may go on from here."""
+        self._torn = reason
+
+    # Who it belongs to, and who uses it.
+
+    def check(self, spec: ModelSpec, fingerprint: str, user: object = None) -> None:
+        """InputError unless a model with this fingerprint can go on from it now."""
+        if self._torn:
+            raise InputError(
+                f"the state was lost in a step that failed ({self._torn}); go on from a clone, a saved "
+                "state or new_state()"
+            )
+        if self.shapes != [(self.batch, *spec.state_shape)] * spec.num_layers:
+            raise InputError("the state is of another model, expected new_state() of this one")
+        if self.fingerprint != fingerprint:
+            raise InputError(
+                f"the state is of checkpoint {self.fingerprint[:12] or 'unknown'}, expected "
+                f"{fingerprint[:12]}; use the bundle that made it, or new_state()"
+            )
+        using = None if self._user is None else self._user()
+        if using is not None and using is not user:
+            raise InputError(
+                "the state is in use by a generation that has not ended; end or close that one, or give "
+                "this one state.clone()"
+            )
+
+    def lease(self, user: object) -> None:
+        """Nobody else may advance it until `release`, or until the user is gone."""
+        self._user = ref(user)
+
+    def release(self) -> None:
+        """Anybody may advance it."""
+        self._user = None
 
     def lend(self, keeper: Keeper) -> list[np.ndarray]:
-        """The arrays, whose numbers the keeper holds from now on."""
+        """The arrays, whose numbers the keeper's first set holds from now on."""
         arrays = self.layers
+        self._point = replace(self.point, side=0)
         self._keeper = keeper
         return arrays
 
     def bring_home(self) -> None:
         """Copy the numbers back into the arrays, if a keeper holds them."""
         if self._keeper is not None:
-            keeper, self._keeper = self._keeper, None
-            keeper.give_back(self._layers)
+            self._keeper.give_back(self.point.layers, self.point.side)
+            self._keeper = None
 
-    @classmethod
-    def empty(cls, batch: int, layers: int, shape: tuple[int, int, int]) -> State:
-        """The state before the first token."""
-        if batch < 1:
-            raise InputError(f"batch is {batch}, expected at least 1; ask for one sequence or more")
-        arrays = [np.zeros((batch, *shape), np.float32) for _ in range(layers)]
-        return cls(arrays, np.zeros(batch, np.int64))
-
-    @property
-    def batch(self) -> int:
-        """Number of sequences."""
-        return len(self.position)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all layers; does not depend on the position."""
-        return sum(layer.nbytes for layer in self._layers)
+    # Copies.
 
     def clone(self) -> State:
         """An independent copy: fork a sequence, or keep a point to come back to."""
-        return State([layer.copy() for layer in self.layers], self.position.copy())
+        kept = self._snapshot()
+        layers = [layer.copy() for layer in kept.layers]
+        return State(
+            layers,
+            kept.position.copy(),
+            kept.fingerprint,
+            kept.vocab_size,
+            last=kept.last.copy(),
+            seen=kept.seen.copy(),
+            seams=kept.seams,
+        )
+
+    def _snapshot(self) -> Snapshot:
+        seams = [self.seam(row) for row in range(self.batch)]
+        return Snapshot(self.layers, self.position, self.last, self.seen, seams, self.fingerprint, self.vocab_size)
 
     def save(self, path: str | Path) -> None:
-        """Write to an .npz file (exactly this path)."""
-        arrays: dict[str, Any] = {f"layer_{i}": layer for i, layer in enumerate(self.layers)}
-        with Path(path).open("wb") as stream:
-            np.savez(stream, position=self.position, **arrays)
+        """Write to a safetensors file (exactly this path), whole or not at all.
+
+        Raises:
+            InputError: it cannot be written; a file that was there is untouched.
+        """
+        self._snapshot().save(Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> State:
-        """Read what `save` wrote; InputError if the file is not a state."""
-        try:
-            with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as data:
-                layers = [data[f"layer_{i}"] for i in range(len(data.files) - 1)]
-                return cls(layers, data["position"])
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise InputError(f"{path}: not a saved state ({error}); save it again") from error
+        """Read what `save` wrote; InputError if the file is anything else."""
+        found = Snapshot.load(Path(path))
+        return cls(
+            found.layers,
+            found.position,
+            found.fingerprint,
+            found.vocab_size,
+            last=found.last,
+            seen=found.seen,
+            seams=found.seams,
+        )
+
+
+def _joined(last: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    joined: np.ndarray = np.concatenate([last, ids[mask != 0]])[-LAST:]
+    return joined

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import BundleError, InputError
 
-if TYPE_CHECKING:
-    from tokenizers.decoders import DecodeStream
+#: What stands for bytes that are no character, or not one yet.
+REPLACEMENT = "\ufffd"
+#: Texts before a continuation, tried in turn: what a tokenizer puts at the start of any text lands there.
+ANCHORS = ("\n", ".", "a")
 
 
 class TextTokenizer:
-    """tokenizer.json by Hugging Face tokenizers."""
+    """tokenizer.json by Hugging Face tokenizers; `data`: its bytes, as they were checked."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, data: bytes, path: Path) -> None:
         from tokenizers import Tokenizer
 
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer.from_str(data.decode("utf-8"))
         except Exception as error:  # tokenizers raises bare Exception
             raise BundleError(f"{path}: not a tokenizer ({error}); export the bundle again") from error
         # A file may hold what its training cut and padded texts to.
@@ -32,9 +33,24 @@ class TextTokenizer:
         """Token ids of all of the text.
 
         start: the text starts a sequence, so that it gets what the tokenizer itself puts there: <s> in
-            LLaMA's, </s> in OPT's, nothing in Pythia's.
+            LLaMA's, </s> in OPT's, nothing in Pythia's. A text that goes on from another gets nothing,
+            not even the space that some tokenizers put before any text.
         """
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=start).ids
+        if start:
+            return self._ids(text, special=True)
+        for anchor in ANCHORS:
+            before, both = self._ids(anchor), self._ids(anchor + text)
+            if both[: len(before)] == before:
+                return both[len(before) :]
+        return self._ids(text)
+
+    def _ids(self, text: str, *, special: bool = False) -> list[int]:
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        except (TypeError, UnicodeError) as error:
+            raise InputError(
+                f"the text cannot be read as Unicode ({error}); give text without lone surrogates"
+            ) from error
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -42,88 +58,110 @@ class TextTokenizer:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def stream(self, prompt: Sequence[int] = ()) -> TextStream:
-        """A decoder for the continuation of a prompt."""
-        return TextStream(self, prompt)
+    def stream(self, context: Sequence[int] = (), open: int | None = None) -> TextStream:
+        """A decoder for what follows `context`; see TextStream."""
+        return TextStream(self, context, open)
 
 
 class TextStream:
-    """Text of a growing sequence, whole UTF-8 characters only."""
+    """Text of a growing sequence, whole characters only.
 
-    #: Prompt tokens that decide how the first new one reads: its leading space, an open character.
+    It is a function of the last tokens alone, so that it can be taken up anywhere.
+
+    Args:
+        context: tokens before; the last of them decide how the next reads.
+        open: how many of them belong to a character that is not whole, and were not given out. None:
+            as the text shows.
+    """
+
+    #: Tokens before a new one that decide how it reads: its leading space, a character of bytes.
     CONTEXT = 16
     #: Tokens that may wait for the end of a character: a model can go on writing bytes that are none.
     WAITING = 32
 
-    def __init__(self, tokenizer: TextTokenizer, prompt: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: TextTokenizer, context: Sequence[int] = (), open: int | None = None) -> None:
         self._tokenizer = tokenizer
-        self._stream = self._new_stream()
-        self._open: list[int] = []  # tokens of a character that is not whole yet
-        for token in prompt[-self.CONTEXT :]:
-            self.push(token)
-        self._open = []
+        known = [int(token) for token in context if token not in tokenizer.special]
+        count = self._open_in(known) if open is None else open
+        self._open = known[len(known) - count :]
+        self._known = known[: len(known) - count][-self.CONTEXT :]
+        self._base = tokenizer.decode(self._known)
 
-    @staticmethod
-    def _new_stream() -> DecodeStream:
-        from tokenizers.decoders import DecodeStream
-
-        return DecodeStream(skip_special_tokens=True)
+    @property
+    def open(self) -> int:
+        """Tokens that wait for the end of a character."""
+        return len(self._open)
 
     def push(self, token: int) -> str:
         """Text that this token completes; empty while a character is incomplete."""
         if token in self._tokenizer.special:
             return ""
         self._open.append(token)
-        try:
-            text = self._step(token)
-        except Exception:  # tokenizers raises bare Exception
-            # LLaMA's decoder reads consecutive bytes as one: a byte that fits no character takes back
-            # those before it. They have been given out, so reading starts again after them.
-            self._stream = self._new_stream()
-            text = "".join(self._step(left) or "" for left in self._open)
-        if text:
-            self._open = []
-        elif len(self._open) == self.WAITING:
-            text = self.flush()
-        return text or ""
-
-    def _step(self, token: int) -> str | None:
-        text: str | None = self._stream.step(self._tokenizer._tokenizer, token)
+        text = self._following()
+        if text.endswith(REPLACEMENT) and len(self._open) < self.WAITING:
+            return ""
+        self._close()
         return text
 
     def flush(self) -> str:
         """What is left at the end: an incomplete character becomes U+FFFD."""
-        left, self._open, self._stream = self._open, [], self._new_stream()
-        return self._tokenizer.decode(left)
+        text = self._following()
+        self._close()
+        return text
+
+    def _following(self) -> str:
+        """Text of the open tokens."""
+        whole = self._tokenizer.decode(self._known + self._open)
+        if whole.startswith(self._base):
+            return whole[len(self._base) :]
+        # LLaMA's decoder reads consecutive bytes as one: a byte that fits no character takes back those
+        # before it. They have been given out, so the open ones are read alone.
+        return self._tokenizer.decode(self._open)
+
+    def _close(self) -> None:
+        self._known = (self._known + self._open)[-self.CONTEXT :]
+        self._open = []
+        self._base = self._tokenizer.decode(self._known)
+
+    def _open_in(self, known: list[int]) -> int:
+        """Tokens at the end whose character is not whole."""
+        for count in range(min(len(known), self.WAITING)):
+            before = known[: len(known) - count][-self.CONTEXT :]
+            if not self._tokenizer.decode(before).endswith(REPLACEMENT):
+                return count
+        return 0
 
 
 class StopStrings:
-    """Holds text back while its end may be the start of a stop string."""
+    """Holds text back while its end may be the start of a stop string.
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    held: text that was held back before.
+    """
+
+    def __init__(self, stops: Sequence[str], held: str = "") -> None:
         if "" in stops:
             raise InputError("a stop string is empty, expected some text; leave it out")
         self._stops = tuple(stops)
-        self._held = ""
+        self.held = held
 
     def push(self, text: str) -> tuple[str, bool]:
         """(text that is safe to give out, whether a stop string was met); the stop string is cut."""
-        self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        self.held += text
+        found = [at for at in (self.held.find(stop) for stop in self._stops) if at >= 0]
         if found:
-            text, self._held = self._held[: min(found)], ""
+            text, self.held = self.held[: min(found)], ""
             return text, True
         keep = max((self._overlap(stop) for stop in self._stops), default=0)
-        at = len(self._held) - keep
-        text, self._held = self._held[:at], self._held[at:]
+        at = len(self.held) - keep
+        text, self.held = self.held[:at], self.held[at:]
         return text, False
 
     def flush(self) -> str:
         """The text held back, once no more will come."""
-        text, self._held = self._held, ""
+        text, self.held = self.held, ""
         return text
 
     def _overlap(self, stop: str) -> int:
         """Length of the longest end of the held text that starts `stop`."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+        longest = min(len(stop) - 1, len(self.held))
+        return next((n for n in range(longest, 0, -1) if self.held.endswith(stop[:n])), 0)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from dijiang.graph.attention import runs_here
 
 from dijiang.bench import runner
 from dijiang.bench.baseline import VanillaModel, build_transformer, random_weights, write_transformer
@@ -12,7 +13,6 @@ from dijiang.bench.runner import Options, run_bench
 from dijiang.bench.vanilla import VanillaSubject
 from dijiang.bundle.manifest import open_bundle
 from dijiang.errors import ExportError, InputError
-from dijiang.graph.attention import runs_here
 from dijiang.models.reference import Reference, rotate
 from dijiang.models.spec import ModelSpec
 
@@ -120,8 +120,8 @@ def test_depth_past_learned_positions_is_refused(tmp_path):
     assert subject.forward(np.array([[1, 2]]), subject.at(1, 0, 2)).shape == (1, 300)
 
 
-def test_dialects_without_a_baseline_are_refused(exported, tmp_path):
-    bundle = open_bundle(exported("tiny-python", dialect="primitive"))
+def test_graphs_without_a_baseline_are_refused(exported, tmp_path):
+    bundle = open_bundle(exported("tiny-python", graph="primitive"))
     with pytest.raises(ExportError, match="no baseline"):
         build_transformer(bundle, tmp_path, 10)
 

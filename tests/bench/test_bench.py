@@ -32,9 +32,7 @@ QUICK = {"repetitions": 2, "seconds": 0.0}
 def small_bandwidth():
     """The memory's bandwidth from a megabyte: the figure is not tested here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            runner, "measure_bandwidth", lambda threads: measure_bandwidth(threads=threads, size=1 << 20)
-        )
+        patch.setattr(runner, "measure_bandwidth", lambda threads: measure_bandwidth(threads=threads, size=1 << 20))
         yield
 
 
@@ -233,14 +231,8 @@ def test_a_process_bound_to_one_core_is_held_against_one_threads_bandwidth(expor
         report = run_bench([exported("tiny-python")], Options("none", "3", **QUICK))
     finally:
         os.sched_setaffinity(0, cores)
-    assert (
-        {b["threads"] for b in report["bandwidth"]}
-        == {1}
-        == {report["environment"]["cpu"]["usable_cores"]}
-    )
-    assert report["results"][0]["roofline"]["bandwidth"] in [
-        b["bytes_per_second"] for b in report["bandwidth"]
-    ]
+    assert {b["threads"] for b in report["bandwidth"]} == {1} == {report["environment"]["cpu"]["usable_cores"]}
+    assert report["results"][0]["roofline"]["bandwidth"] in [b["bytes_per_second"] for b in report["bandwidth"]]
 
 
 def test_unknown_provider_is_the_sessions_error(exported):

@@ -25,9 +25,7 @@ def report(tests, name="model", noise=0.002, seed=0):
     results = []
     for test, seconds in tests.items():
         totals = seconds * (1 + noise * random.standard_normal(10))
-        samples = Samples(
-            1.0, "CPUExecutionProvider", [[total] for total in totals], {"host": 5_000_000}
-        )
+        samples = Samples(1.0, "CPUExecutionProvider", [[total] for total in totals], {"host": 5_000_000})
         results.append(result_of(side, test, samples, 1e9, Meter([])))
     models = [{"name": name, "baseline_of": None}]
     return {"schema_version": 1, "models": models, "results": results}

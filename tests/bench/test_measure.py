@@ -24,9 +24,7 @@ def test_depths_take_turns_in_one_process(exported):
             order.append((worker._process.pid, side.name, test.depth))
             super()._repeat(worker, side, test)
 
-    series = Recorded(
-        sides, [Test("tg", 2, depth) for depth in (0, 9)], Effort(2, 0.0), "cpu", [], print
-    )
+    series = Recorded(sides, [Test("tg", 2, depth) for depth in (0, 9)], Effort(2, 0.0), "cpu", [], print)
     series.run()
     assert [turn[1:] for turn in order] == 2 * [(n, d) for d in (0, 9) for n in ("first", "second")]
     assert len({pid for pid, *_ in order}) == 2

@@ -68,9 +68,7 @@ def compiled_read(tmp_path_factory):
 
 @pytest.mark.parametrize("threads", range(1, usable_cores() + 1))
 def test_bandwidth_is_within_a_tenth_of_a_compiled_read(compiled_read, threads):
-    pairs = in_turn(
-        lambda: measure_bandwidth(threads=threads).bytes_per_second, lambda: compiled_read(threads), 8
-    )
+    pairs = in_turn(lambda: measure_bandwidth(threads=threads).bytes_per_second, lambda: compiled_read(threads), 8)
     ours, theirs = (statistics.median(side) / 1e9 for side in zip(*pairs, strict=True))
     ratio = statistics.median(a / b for a, b in pairs)
     print(f"\n{threads} threads: NumPy {ours:.1f} GB/s, C {theirs:.1f} GB/s, median ratio {ratio:.3f}")

@@ -91,8 +91,7 @@ def test_targets_are_judged_on_their_median():
     }
     rows = {row[0]: row[1:] for row in peer_report.target_rows(groups)}
     share, ratio, endless = (
-        next(row for label, row in rows.items() if text in label)
-        for text in ("bandwidth", "Q8_0, depth 0", "10^6")
+        next(row for label, row in rows.items() if text in label) for text in ("bandwidth", "Q8_0, depth 0", "10^6")
     )
     assert share == ("74.0%", "80.0%", "80.0%", "8.0% to 80.0%", "stretch", "100.0%")
     assert ratio == ("1.5", "1.8", "1.67", "1 to 2", "reached", "2.5")
@@ -157,9 +156,7 @@ def test_disturbed_rounds_count_for_neither_side():
     both["samples"][3]["waited"] = 0.4
     assert peer_report.ratios(both, *both["sides"], "tg @ d0") == pytest.approx([2])
     both["samples"][2]["waited"] = 0.4
-    assert ("tg @ d0", "peer", "no undisturbed sample", "", "0", *[""] * 4) in peer_report.rate_rows(
-        both
-    )
+    assert ("tg @ d0", "peer", "no undisturbed sample", "", "0", *[""] * 4) in peer_report.rate_rows(both)
     assert peer_report.target_rows({"70m-int8": both})[0][3] == "no undisturbed sample"
 
 

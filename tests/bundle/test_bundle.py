@@ -24,7 +24,7 @@ def test_changed_byte_is_a_wrong_hash(bundle, name):
     data = bytearray((bundle / name).read_bytes())
     data[len(data) // 2] ^= 1
     (bundle / name).write_bytes(data)
-    with pytest.raises(dijiang.BundleError, match=rf"{name}: sha256 \w+\.\.\., expected"):
+    with pytest.raises(dijiang.BundleError, match=rf"{name}: sha256 \w+\.\.\. from byte 0, expected"):
         dijiang.load(bundle)
 
 
@@ -43,7 +43,7 @@ def test_newer_format_asks_for_an_upgrade(bundle):
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "folder/file", ".."])
 def test_path_that_leaves_the_folder_is_refused(bundle, name):
     (bundle.parent / "secret").write_text("x")
-    edit_manifest(bundle, lambda m: m["files"].update({name: "0" * 64}))
+    edit_manifest(bundle, lambda m: m["files"].update({name: {"bytes": 1, "sha256": ["0" * 64]}}))
     with pytest.raises(dijiang.BundleError, match="leaves the bundle folder"):
         dijiang.load(bundle)
 
@@ -61,7 +61,8 @@ BROKEN = {
     "a list": lambda path: path.write_text("[]"),
     "no text": lambda path: path.write_bytes(b"\xff\xfe\x00"),
     "empty object": lambda path: path.write_text("{}"),
-    "format only": lambda path: path.write_text('{"format_version": 1}'),
+    "format only": lambda path: path.write_text('{"format_version": 2}'),
+    "deep": lambda path: path.write_text("[" * 100_000),
 }
 
 
@@ -74,7 +75,17 @@ def test_broken_manifest_is_one_error(bundle, case):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("spec", {"family": "x"}), ("spec", 3), ("files", []), ("files", None), ("unknown", 1)],
+    [
+        ("spec", {"family": "x"}),
+        ("spec", 3),
+        ("files", []),
+        ("files", None),
+        ("files", {"model.onnx": "0" * 64}),
+        ("unknown", 1),
+        ("recipe", {}),
+        ("graphs", {}),
+        ("graphs", {"native": {"file": "model.onnx"}}),
+    ],
 )
 def test_manifest_with_a_wrong_entry_is_one_error(bundle, key, value):
     edit_manifest(bundle, lambda m: m.update({key: value}))
@@ -94,5 +105,5 @@ def test_folder_without_a_manifest_is_no_bundle(tmp_path):
 
 
 def test_unchecked_load_skips_the_hashes_only(bundle):
-    edit_manifest(bundle, lambda m: m["files"].update({"model.onnx.data": "0" * 64}))
+    edit_manifest(bundle, lambda m: m["files"]["model.onnx.data"].update(sha256=["0" * 64]))
     assert dijiang.load(bundle, check_hashes=False).spec.num_layers > 0

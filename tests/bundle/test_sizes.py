@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 import dijiang
-from dijiang.bundle.manifest import open_bundle
+from dijiang.bundle.opened import open_bundle
 from dijiang.bundle.sizes import sizes
 from dijiang.cli import main
 from tests.conftest import GOLDEN

@@ -13,7 +13,7 @@ from dijiang.errors import InputError
 from dijiang.machine.bandwidth import measure_bandwidth
 from dijiang.machine.describe import describe_machine
 from dijiang.machine.memory import build_bytes, parameters_that_fit, run_bytes
-from dijiang.models.precisions import WEIGHT_BYTES
+from dijiang.recipe import PRECISIONS
 from tests.conftest import TESTS
 from tests.machine.test_describe import JETSON, NO_GPU, lay_out
 
@@ -48,7 +48,7 @@ def test_doctor_json_holds_the_same(small_probe):
             {"onnxruntime": "1"},
             [Probe("CPUExecutionProvider", True, False, "no such op")],
             "ok",
-            "--dialect primitive",
+            "--graph primitive",
         ),
         (
             {"onnxruntime-gpu": "1"},
@@ -148,5 +148,5 @@ def test_nothing_fits_into_no_memory():
 def test_what_fits_is_what_is_not_refused():
     for build, need in ((False, lambda weights: run_bytes(weights, 0)), (True, build_bytes)):
         for precision, count in parameters_that_fit(4 << 30, build=build).items():
-            weights = count * WEIGHT_BYTES[precision]
+            weights = count * PRECISIONS[precision].weight_bytes
             assert need(int(weights)) <= 4 << 30 < need(int(1.001 * weights))

@@ -28,8 +28,7 @@ def test_stored_model_is_the_one_node_it_is_said_to_be(name):
     (kind, domain, attributes), inputs, outputs = NODES[name]
     node = helper.make_node(kind, list(inputs), list(outputs), domain=domain or None, **attributes)
     values = [
-        [helper.make_tensor_value_info(n, FLOAT, shape) for n, shape in side.items()]
-        for side in (inputs, outputs)
+        [helper.make_tensor_value_info(n, FLOAT, shape) for n, shape in side.items()] for side in (inputs, outputs)
     ]
     model = onnx.load_from_string(base64.b64decode(getattr(probes, name)))
     expected = helper.make_graph([node], "probe", *values)

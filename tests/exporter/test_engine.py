@@ -9,13 +9,12 @@ import onnx_ir as ir
 import pytest
 
 import dijiang
-from dijiang.bundle.manifest import open_bundle
-from dijiang.exporter.engine import NOT_ON_TURING
+from dijiang.bundle.opened import open_bundle
 from dijiang.graph.passes.turing import ExpandMatMuls
-from dijiang.graph.precision import PRECISIONS
 from dijiang.machine.driver import Gpu
+from dijiang.recipe import PRECISIONS
 from dijiang.runtime.sessions.engines import RTX_GPUS, TURING, EngineRecord, import_backend
-from tests.conftest import GOLDEN, Golden
+from tests.conftest import GOLDEN, Golden, onnx_file, signed
 from tests.graph.test_families import NAMED
 from tests.random_models import write
 
@@ -49,7 +48,7 @@ def test_every_graph_is_an_engine_for_every_gpu(primitive, name):
     ("gpus", "precision"),
     [
         *((MODERN, precision) for precision in PRECISIONS),
-        *(([TURING], precision) for precision in PRECISIONS if precision not in NOT_ON_TURING),
+        *(([TURING], precision) for precision, row in PRECISIONS.items() if row.turing),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
@@ -69,11 +68,12 @@ def test_every_family_and_type_is_an_engine(tmp_path, variant, precision, gpus):
 @pytest.mark.parametrize("name", ["neox-base", "neox-sequential-straddle"])
 def test_expanded_matmuls_compute_the_same(primitive, name):
     bundle, golden = primitive(name), Golden.load(name)
-    graph = ir.load(bundle / "model.onnx")
+    graph = ir.load(onnx_file(bundle))
     ExpandMatMuls()(graph)
     assert not [n for n in graph.graph if n.op_type == "MatMul"]
-    ir.save(graph, bundle / "model.onnx")
-    model = dijiang.load(bundle, check_hashes=False)
+    ir.save(graph, onnx_file(bundle))
+    signed(bundle, onnx_file(bundle))
+    model = dijiang.load(bundle)
     logits = model.forward(golden.ids[:1], model.new_state(), all_logits=True)
     assert np.abs(logits - golden.logits[:1]).max() <= 1e-4
 
@@ -87,9 +87,11 @@ def test_engine_is_replaced_by_the_next_build(primitive):
     assert (record["gpus"], record["batch"], record["longest"]) == (["sm89"], 3, 64)
 
 
-def test_other_dialects_are_refused(exported):
-    with pytest.raises(dijiang.ExportError, match=r"ort dialect, .*export again with --target tensorrt"):
-        dijiang.build(exported("neox-base", dialect="ort"), backend="tensorrt_rtx", gpus=["sm86"])
+def test_other_graphs_are_refused(exported):
+    with pytest.raises(
+        dijiang.ExportError, match=r"none of its graphs \(ort\); export again with --target tensorrt"
+    ):
+        dijiang.build(exported("neox-base", graph="ort"), backend="tensorrt_rtx", gpus=["sm86"])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_other_dialects_are_refused(exported):
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_options_that_cannot_work_are_one_error(exported, options, message):
-    bundle = exported("neox-base", dialect="primitive")
+    bundle = exported("neox-base", graph="primitive")
     with pytest.raises(dijiang.ExportError, match=message):
         dijiang.build(bundle, **({"backend": "tensorrt_rtx"} | options))
     assert open_bundle(bundle).manifest.engines == {}
@@ -114,21 +116,17 @@ def test_graph_that_the_parser_refuses_names_the_node(primitive):
     import onnx
 
     bundle = primitive("neox-base")
-    graph = onnx.load(bundle / "model.onnx", load_external_data=False)
+    graph = onnx.load(onnx_file(bundle), load_external_data=False)
     graph.graph.node[0].op_type = "Nonsense"
-    onnx.save(graph, bundle / "model.onnx")
-    manifest = open_bundle(bundle, check_hashes=False).manifest
-    from dijiang.bundle.manifest import sha256, write_manifest
-
-    manifest.files["model.onnx"] = sha256(bundle / "model.onnx")
-    write_manifest(bundle, manifest)
+    onnx.save(graph, onnx_file(bundle))
+    signed(bundle, onnx_file(bundle))
     with pytest.raises(dijiang.ExportError, match=r"TensorRT-RTX [\d.]+ cannot read node"):
         dijiang.build(bundle, backend="tensorrt_rtx", gpus=["sm86"])
 
 
 def test_without_a_driver_the_gpu_must_be_named(exported, monkeypatch):
     monkeypatch.setattr("dijiang.machine.driver.LIBRARY", "libnothing.so")
-    bundle = exported("neox-base", dialect="primitive")
+    bundle = exported("neox-base", graph="primitive")
     with pytest.raises(dijiang.SessionError, match=r"no NVIDIA driver.* or name it: --gpu sm86"):
         dijiang.build(bundle, backend="tensorrt_rtx")
     with pytest.raises(dijiang.SessionError, match=r"no NVIDIA driver: .*install the driver"):
@@ -164,9 +162,7 @@ def test_tensorrt_whose_libraries_do_not_load_is_one_error(monkeypatch, tmp_path
         import_backend("tensorrt")
 
 
-@pytest.mark.parametrize(
-    ("version", "sm"), [("1.0", "sm86"), ("2.0", "sm89")], ids=["other version", "other GPU"]
-)
+@pytest.mark.parametrize(("version", "sm"), [("1.0", "sm86"), ("2.0", "sm89")], ids=["other version", "other GPU"])
 def test_engine_of_another_machine_says_how_to_rebuild(version, sm):
     record = EngineRecord("e.engine", "tensorrt_rtx", "2.0", ("sm86",), None, 1, 256)
     record.require("2.0", Gpu(0, "RTX", "sm86", 1, 1, "13.0"))
@@ -174,8 +170,8 @@ def test_engine_of_another_machine_says_how_to_rebuild(version, sm):
         record.require(version, Gpu(0, "RTX", sm, 1, 1, "13.0"))
 
 
-def test_target_and_dialect_that_disagree_are_refused(tmp_path):
+def test_target_and_graph_that_disagree_are_refused(tmp_path):
     with pytest.raises(dijiang.ExportError, match="target tensorrt needs the primitive"):
-        dijiang.export(GOLDEN["neox-base"], tmp_path / "b", target="tensorrt", dialect="ort")
+        dijiang.export(GOLDEN["neox-base"], tmp_path / "b", target="tensorrt", graph="ort")
     with pytest.raises(dijiang.ExportError, match="target 'tpu' is unknown"):
         dijiang.export(GOLDEN["neox-base"], tmp_path / "b", target="tpu")

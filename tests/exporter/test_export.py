@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter, namedtuple
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -16,16 +17,14 @@ import pytest
 import dijiang
 from dijiang.exporter import export as export_module
 from dijiang.exporter import plan as plan_module
-from dijiang.exporter.pipeline import step_graph
 from dijiang.exporter.plan import BASE_BYTES, plan_export
-from dijiang.graph import attention as attention_module
-from dijiang.graph.precision import precision_of
 from dijiang.models.checkpoint import Checkpoint
 from dijiang.models.initial import write_random
 from dijiang.models.load import load_checkpoint
 from dijiang.models.presets import PRESETS
-from dijiang.parity.gates import GATES, Gate
-from tests.conftest import EXAMPLES, GOLDEN, RUNNABLE
+from dijiang.recipe import PRECISIONS, Gate, resolve
+from dijiang.runtime.sessions import inference
+from tests.conftest import EXAMPLES, GOLDEN, RUNNABLE, graphs_of, onnx_file
 
 BASE = GOLDEN["neox-base"]
 
@@ -39,29 +38,56 @@ def test_bundle_holds_what_its_manifest_says(tmp_path):
     manifest = json.loads((tmp_path / "b" / "dijiang.json").read_text())
     assert left_in(tmp_path) == ["b"]
     assert set(left_in(tmp_path / "b")) == {*manifest["files"], "dijiang.json"}
-    assert {"tokenizer.json", "model.onnx", "model.onnx.data"} <= set(manifest["files"])
-    assert manifest["state"] == {"layers": 6, "shape": [6, 32, 32], "dtype": "float32", "bytes": 147456}
+    graphs = [graph["file"] for graph in manifest["graphs"].values()]
+    assert {"tokenizer.json", *graphs, "model.onnx.data"} <= set(manifest["files"])
+    assert bundle.manifest.spec.state_bytes == 147456
     assert manifest["versions"].keys() == {"dijiang", "python", "numpy", "onnx", "onnx-ir"}
-    assert (manifest["precision"], manifest["dialect"]) == ("fp32", RUNNABLE[0])
+    assert (manifest["recipe"]["precision"], manifest["recipe"]["graphs"][0]) == ("fp32", RUNNABLE[0])
+    assert (tmp_path / "b" / manifest["graphs"][RUNNABLE[0]]["file"]).stat().st_size < 60_000
     assert bundle.manifest == dijiang.load(tmp_path / "b").manifest
 
 
-@pytest.mark.parametrize("dialect", ["ort", "onnx", "primitive"])
-def test_graph_passes_the_onnx_checker(exported, dialect):
-    onnx.checker.check_model(exported("neox-base", dialect=dialect) / "model.onnx", full_check=True)
+@pytest.mark.parametrize("graph", ["ort", "onnx", "primitive"])
+def test_graph_passes_the_onnx_checker(exported, graph):
+    onnx.checker.check_model(onnx_file(exported("neox-base", graph=graph)), full_check=True)
 
 
-def test_dialect_is_one_that_the_installed_onnxruntime_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(attention_module, "version", lambda _: "1.23.2")
-    assert dijiang.export(BASE, tmp_path / "old").manifest.dialect == "primitive"
-    monkeypatch.setattr(attention_module, "version", lambda _: "1.30.0")
-    assert dijiang.export(BASE, tmp_path / "new", verify=False).manifest.dialect == "ort"
+def test_graphs_are_those_that_the_installed_onnxruntime_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "version", lambda _: "1.23.2")
+    assert list(dijiang.export(BASE, tmp_path / "old").manifest.graphs) == ["primitive"]
+    assert list(dijiang.export(BASE, tmp_path / "int8", precision="int8").manifest.graphs) == ["primitive"]
+    monkeypatch.setattr(inference, "version", lambda _: "1.30.0")
+    monkeypatch.setattr(inference, "find_library", lambda: None)
+    monkeypatch.setattr(inference, "operator_library", refuse)
+    assert list(dijiang.export(BASE, tmp_path / "new", verify=False).manifest.graphs) == ["ort", "primitive"]
 
 
-def test_primitive_dialect_uses_standard_nodes_of_opset_17(exported):
-    model = onnx.load(
-        exported("neox-base", dialect="primitive") / "model.onnx", load_external_data=False
-    )
+def refuse():
+    raise dijiang.SessionError("not compiled")
+
+
+@pytest.mark.skipif("native" not in RUNNABLE, reason="no compiled operator")
+@pytest.mark.parametrize(
+    ("precision", "graphs"),
+    [("fp32", ["native", "ort", "primitive"]), ("int8", ["native", "ort"]), ("fp16", ["ort"])],
+)
+def test_default_export_holds_every_graph_that_shares_its_weights(exported, precision, graphs):
+    bundle = exported("tiny-python", precision=precision)
+    assert list(json.loads((bundle / "dijiang.json").read_text())["graphs"]) == graphs
+    alone = exported("tiny-python", precision=precision, graph=graphs[-1])
+    assert (bundle / "model.onnx.data").read_bytes() == (alone / "model.onnx.data").read_bytes()
+    ids, logits = np.arange(30)[None], []
+    for graph in graphs:
+        model = dijiang.load(bundle, graph=graph)
+        assert model.graph == graph
+        logits.append(model.forward(ids, model.new_state()))
+    assert dijiang.load(bundle).graph == graphs[0]
+    for other in logits[1:]:
+        np.testing.assert_allclose(other, logits[0], atol=1e-4 if precision == "fp32" else 0.05)
+
+
+def test_primitive_graph_uses_standard_nodes_of_opset_17(exported):
+    model = onnx.load(onnx_file(exported("neox-base", graph="primitive")), load_external_data=False)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
     assert not {"LinearAttention", "Loop", "Scan", "If"} & {node.op_type for node in model.graph.node}
 
@@ -77,8 +103,8 @@ def test_export_refuses_to_overwrite_without_force(tmp_path):
     with pytest.raises(dijiang.ExportError, match="never overwritten; use --force"):
         dijiang.export(BASE, tmp_path / "b")
     assert (tmp_path / "b" / "model.onnx").stat().st_mtime_ns == before
-    dijiang.export(BASE, tmp_path / "b", dialect="primitive", force=True)
-    assert dijiang.load(tmp_path / "b").manifest.dialect == "primitive"
+    dijiang.export(BASE, tmp_path / "b", graph="primitive", force=True)
+    assert dijiang.load(tmp_path / "b").graph == "primitive"
     assert left_in(tmp_path) == ["b"]
 
 
@@ -96,7 +122,7 @@ def test_failed_forced_export_keeps_the_old_bundle(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(export_module.ir, "save", full)
+    monkeypatch.setattr(export_module, "save_graphs", full)
     with pytest.raises(dijiang.ExportError, match="No space left on device"):
         dijiang.export(BASE, tmp_path / "b", force=True)
     assert left_in(tmp_path) == ["b"]
@@ -140,12 +166,12 @@ def test_memory_of_an_export_is_a_few_of_its_largest_tensor(tmp_path, precision,
     dijiang.export(BASE, tmp_path / "first")  # imports are no part of it
     checkpoint = write_random(config, tmp_path / "checkpoint", dtype="float32")
     model = load_checkpoint(checkpoint)
-    graph = step_graph(model, RUNNABLE[0], precision_of(precision))
+    recipe, graphs = graphs_of(model, resolve(precision, runs_here=RUNNABLE.__contains__))
     tracemalloc.start()
     dijiang.export(checkpoint, tmp_path / "b", precision=precision, verify=verify)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    plan = plan_export(model, graph, precision, verify=verify)
+    plan = plan_export(model, graphs, recipe, verify=verify)
     graph_bytes = 4 << 20
     assert peak < plan.memory - BASE_BYTES + graph_bytes
     assert verify or plan.memory - BASE_BYTES < 4 * model.parameters / 4
@@ -180,14 +206,12 @@ def test_non_finite_weights_leave_nothing_behind(edit_tensors, tmp_path, value):
 
     broken = edit_tensors("neox-base", damage)
     (tmp_path / "out").mkdir()
-    with pytest.raises(
-        dijiang.CheckpointError, match=r"layers\.1\.mlp\.dense_4h_to_h\.weight holds NaN"
-    ):
+    with pytest.raises(dijiang.CheckpointError, match=r"layers\.1\.mlp\.dense_4h_to_h\.weight holds NaN"):
         dijiang.export(broken, tmp_path / "out" / "b")
     assert left_in(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize(("option", "value"), [("precision", "fp7"), ("dialect", "latin")])
+@pytest.mark.parametrize(("option", "value"), [("precision", "fp7"), ("graph", "latin")])
 def test_unknown_option_names_the_known_ones(tmp_path, option, value):
     with pytest.raises(dijiang.ExportError, match=f"{option} '{value}' is unknown, expected one of"):
         dijiang.export(BASE, tmp_path / "b", **{option: value})
@@ -203,7 +227,7 @@ def test_killed_export_leaves_nothing_that_loads(tmp_path):
     script = (
         "import os, signal, sys, dijiang\n"
         "from dijiang.exporter import export\n"
-        "export.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "export._manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"dijiang.export({str(BASE)!r}, {os.fspath(tmp_path / 'b')!r})\n"
     )
     done = subprocess.run([sys.executable, "-c", script], check=False)
@@ -213,12 +237,17 @@ def test_killed_export_leaves_nothing_that_loads(tmp_path):
         with pytest.raises(dijiang.BundleError):
             dijiang.load(tmp_path / name)
     assert dijiang.export(BASE, tmp_path / "b").path.is_dir()
+    assert left_in(tmp_path) == ["b"]  # what the killed one left is gone
 
 
 def test_export_verifies_and_keeps_the_report(tmp_path):
     bundle = dijiang.export(BASE, tmp_path / "b")
     assert bundle.parity["passed"]
     assert bundle.parity["text"] == "random token ids"
+    assert [bundle.parity["graph"], *(other["graph"] for other in bundle.parity["others"])] == list(
+        bundle.manifest.graphs
+    )
+    assert {record.passed for record in bundle.manifest.graphs.values()} == {True}
     assert dijiang.load(tmp_path / "b").manifest == bundle.manifest
     assert dijiang.export(BASE, tmp_path / "unseen", verify=False).parity is None
 
@@ -231,7 +260,7 @@ def test_export_with_text_measures_perplexity(tmp_path):
 
 
 def test_bundle_that_fails_its_gate_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setitem(GATES, "fp32", (Gate("max_error", 1e-12),))
+    monkeypatch.setitem(PRECISIONS, "fp32", replace(PRECISIONS["fp32"], gates=(Gate("max_error", 1e-12),)))
     with pytest.raises(dijiang.ParityError, match=r"max_error .* nothing was written"):
         dijiang.export(BASE, tmp_path / "b")
     assert left_in(tmp_path) == []
@@ -245,11 +274,9 @@ def test_export_that_cannot_be_verified_says_so_before_it_writes(tmp_path, monke
             dijiang.export(BASE, tmp_path / "b", text=text)
     with pytest.raises(dijiang.InputError, match="cannot be read"):
         dijiang.export(EXAMPLES / "tiny-python", tmp_path / "b", text=missing)
-    monkeypatch.setattr(attention_module, "version", lambda _: "1.2.3")
-    with pytest.raises(
-        dijiang.ExportError, match="cannot be verified; upgrade onnxruntime, or use --no"
-    ):
-        dijiang.export(BASE, tmp_path / "b", dialect="ort")
+    monkeypatch.setattr(inference, "version", lambda _: "1.2.3")
+    with pytest.raises(dijiang.ExportError, match=r"cannot be verified: .*upgrade onnxruntime; or use --no"):
+        dijiang.export(BASE, tmp_path / "b", graph="ort")
     assert left_in(tmp_path) == []
 
 

@@ -5,20 +5,21 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from dataclasses import replace
 
 import psutil
 import pytest
 
 import dijiang
 from dijiang.exporter import plan as plan_module
-from dijiang.exporter.pipeline import step_graph
 from dijiang.exporter.plan import BASE_BYTES, plan_export
 from dijiang.graph.passes.emulate import Emulate
-from dijiang.graph.precision import precision_of
+from dijiang.graph.reads import weight_bytes
 from dijiang.models.initial import write_random
 from dijiang.models.load import load_checkpoint
 from dijiang.models.presets import PRESETS
-from tests.conftest import GOLDEN, RUNNABLE
+from dijiang.recipe import resolve
+from tests.conftest import GOLDEN, RUNNABLE, graphs_of
 
 #: 20 million parameters: weights outgrow what a process needs in any case.
 CONFIG = PRESETS["pythia-70m"] | {"num_hidden_layers": 2, "vocab_size": 12_000}
@@ -69,32 +70,31 @@ def peak_anonymous(*arguments, code=CLI):
         "int4-tensorrt",
     ],
 )
-def test_planned_memory_bounds_that_of_a_real_export(
-    checkpoint, precision, target, tokens, verify, tmp_path
-):
+def test_planned_memory_bounds_that_of_a_real_export(checkpoint, precision, target, tokens, verify, tmp_path):
     model = load_checkpoint(checkpoint)
-    dialect, cuda = "primitive" if target == "tensorrt" else "ort", target == "cuda"
-    graph = step_graph(model, dialect, precision_of(precision), cuda=cuda)
-    plan = plan_export(model, graph, precision, verify=verify, calibration_tokens=tokens)
+    wanted = tokens if precision == "int4" and target != "tensorrt" else None
+    recipe = resolve(precision, target=target, calibration_tokens=wanted, runs_here=RUNNABLE.__contains__)
+    recipe, graphs = graphs_of(model, recipe)
+    plan = plan_export(model, graphs, recipe, verify=verify)
     options = ["--precision", precision, "--target", target, *(() if verify else ("--no-verify",))]
-    options += (
-        [] if target == "tensorrt" else ["--calibration-tokens", tokens] if precision == "int4" else []
-    )
+    options += [] if target == "tensorrt" else ["--calibration-tokens", tokens] if precision == "int4" else []
     peak = peak_anonymous("export", checkpoint, "-o", tmp_path / "b", *options)
     assert plan.memory / 2 < peak < plan.memory
     size = sum(file.stat().st_size for file in (tmp_path / "b").iterdir())
     assert size - plan_module.SPARE_BYTES < plan.disk < size + plan_module.SPARE_BYTES
 
 
-def plan_of(checkpoint, precision, **options):
+def plan_of(checkpoint, precision, tokens=0, **options):
     model = load_checkpoint(checkpoint)
-    return plan_export(model, step_graph(model, "ort", precision_of(precision)), precision, **options)
+    wanted = tokens if precision == "int4" else None
+    recipe, graphs = graphs_of(model, resolve(precision, graph="ort", calibration_tokens=wanted))
+    return plan_export(model, graphs, recipe, **options)
 
 
 def test_plan_counts_calibration_and_emulation(checkpoint):
     parameters = load_checkpoint(checkpoint).parameters
     nearest = plan_of(checkpoint, "int4", verify=False)
-    drawn = plan_of(checkpoint, "int4", verify=False, calibration_tokens=TOKENS)
+    drawn = plan_of(checkpoint, "int4", TOKENS, verify=False)
     assert drawn.memory > nearest.memory + 4 * parameters - BASE_BYTES
     assert (nearest.temporary, drawn.temporary) == (0, 4 * parameters)
     assert drawn.seconds > nearest.seconds
@@ -137,21 +137,21 @@ def test_calibration_that_does_not_fit_is_refused_before_it_starts(tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("precision", "dialect", "cuda"),
+    ("precision", "graph", "target", "emulated"),
     [
-        ("fp16", "ort", False),
-        ("bf16", "primitive", False),
-        ("int8", "ort", True),
-        ("int4", "ort", True),
-        ("int8", "primitive", False),
-        ("int4", "primitive", False),
-        ("int8", "ort", False),
+        ("fp16", "ort", "onnxruntime", True),
+        ("bf16", "primitive", "onnxruntime", True),
+        ("int8", "ort", "cuda", True),
+        ("int4", "ort", "cuda", True),
+        ("int8", "primitive", "onnxruntime", True),
+        ("int4", "primitive", "onnxruntime", True),
+        ("int8", "ort", "onnxruntime", False),
     ],
 )
-def test_planned_copy_is_as_large_as_the_emulated_graph(checkpoint, precision, dialect, cuda):
+def test_planned_copy_is_as_large_as_the_emulated_graph(checkpoint, precision, graph, target, emulated):
     model = load_checkpoint(checkpoint)
-    graph = step_graph(model, dialect, precision_of(precision), cuda=cuda)
-    planned = plan_export(model, graph, precision, verify=True).temporary
-    changed = Emulate()(graph).modified
-    assert planned == (plan_module.weight_bytes(graph) if changed else 0)
-    assert changed == (dialect == "primitive" or cuda or precision == "fp16")
+    recipe, graphs = graphs_of(model, resolve(precision, graph=graph, target=target))
+    planned = plan_export(model, graphs, replace(recipe, calibration_tokens=0), verify=True).temporary
+    changed = Emulate()(graphs[graph]).modified
+    assert planned == (weight_bytes(graphs[graph]) if changed else 0)
+    assert changed == emulated

@@ -1,4 +1,4 @@
-"""Every family and variant: the graph in each dialect against the float64 reference, and its end."""
+"""Every family and variant: the graph in each graph against the float64 reference, and its end."""
 
 import tempfile
 from itertools import pairwise
@@ -40,15 +40,12 @@ def logits_in_pieces(model, ids, cuts, mask):
     """All logits [B, T, vocab] of ids [B, T] given to the model piece by piece."""
     state, edges = model.new_state(len(ids)), [0, *cuts, ids.shape[1]]
     return np.concatenate(
-        [
-            model.forward(ids[:, a:b], state, mask=mask[:, a:b], all_logits=True)
-            for a, b in pairwise(edges)
-        ],
+        [model.forward(ids[:, a:b], state, mask=mask[:, a:b], all_logits=True) for a, b in pairwise(edges)],
         axis=1,
     )
 
 
-def check_every_dialect(config, trained, seed, length=17, cuts=(5, 6), padding=4):
+def check_every_graph(config, trained, seed, length=17, cuts=(5, 6), padding=4):
     """The second sequence is shorter and left-padded; the first fills all positions."""
     with tempfile.TemporaryDirectory() as name:
         folder = write(Path(name), config, trained=trained, seed=seed)
@@ -58,8 +55,8 @@ def check_every_dialect(config, trained, seed, length=17, cuts=(5, 6), padding=4
         mask[1, :padding] = 0
         expected = reference.forward(ids[:1])[0], reference.forward(ids[1:, padding:])[0]
         assert np.isfinite(expected[0]).all()
-        for dialect in RUNNABLE:
-            bundle = dijiang.export(folder, Path(name) / dialect, dialect=dialect, verify=False)
+        for graph in RUNNABLE:
+            bundle = dijiang.export(folder, Path(name) / graph, graph=graph, verify=False)
             found = logits_in_pieces(dijiang.load(bundle.path), ids, cuts, mask)
             assert np.abs(found[0] - expected[0]).max() <= GATE
             assert np.abs(found[1, padding:] - expected[1]).max() <= GATE
@@ -67,14 +64,14 @@ def check_every_dialect(config, trained, seed, length=17, cuts=(5, 6), padding=4
 
 @pytest.mark.parametrize("trained", [False, True], ids=["analytic", "tabled"])
 @pytest.mark.parametrize("name", NAMED)
-def test_named_variant_meets_the_reference_in_every_dialect(name, trained):
-    check_every_dialect(NAMED[name], trained, seed=1)
+def test_named_variant_meets_the_reference_in_every_graph(name, trained):
+    check_every_graph(NAMED[name], trained, seed=1)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(config=configs(), trained=st.booleans(), seed=st.integers(0, 9), length=st.integers(8, POSITIONS))
-def test_drawn_variant_meets_the_reference_in_every_dialect(config, trained, seed, length):
-    check_every_dialect(config, trained, seed, length)
+def test_drawn_variant_meets_the_reference_in_every_graph(config, trained, seed, length):
+    check_every_graph(config, trained, seed, length)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

@@ -1,4 +1,4 @@
-"""Exported graphs against the published code's logits: every case, every dialect, every split."""
+"""Exported graphs against the published code's logits: every case, every graph, every split."""
 
 import numpy as np
 import pytest
@@ -22,11 +22,11 @@ SPLITS = {
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("dialect", RUNNABLE)
+@pytest.mark.parametrize("graph", RUNNABLE)
 @pytest.mark.parametrize("name", sorted(GOLDEN))
-def test_bundle_meets_published_logits(exported, name, dialect, split):
+def test_bundle_meets_published_logits(exported, name, graph, split):
     golden = Golden.load(name)
-    model = dijiang.load(exported(name, dialect=dialect))
+    model = dijiang.load(exported(name, graph=graph))
     state, logits, start = model.new_state(len(golden.ids)), [], 0
     for length in SPLITS[split](golden.ids.shape[1]):
         logits.append(model.forward(golden.ids[:, start : start + length], state, all_logits=True))
@@ -36,11 +36,11 @@ def test_bundle_meets_published_logits(exported, name, dialect, split):
 
 
 @pytest.mark.parametrize("side", ["left", "right", "scattered"])
-@pytest.mark.parametrize("dialect", RUNNABLE)
+@pytest.mark.parametrize("graph", RUNNABLE)
 @pytest.mark.parametrize("name", ["neox-base", "neox-trained-decay", "neox-sequential-straddle"])
-def test_padded_batch_meets_published_logits(exported, name, dialect, side):
+def test_padded_batch_meets_published_logits(exported, name, graph, side):
     golden = Golden.load(name)
-    model = dijiang.load(exported(name, dialect=dialect))
+    model = dijiang.load(exported(name, graph=graph))
     batch, length = golden.ids.shape
     lengths = np.array([length, *(length // (3 + row) for row in range(1, batch))])
     random = np.random.default_rng(0)

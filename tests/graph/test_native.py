@@ -1,4 +1,4 @@
-"""The native dialect: what the golden and family tests, which run it too, do not reach."""
+"""The native graph: what the golden and family tests, which run it too, do not reach."""
 
 import shutil
 from collections import Counter
@@ -9,11 +9,11 @@ import pytest
 
 import dijiang
 from dijiang.exporter.pipeline import step_graph
-from dijiang.graph.precision import precision_of
 from dijiang.models.load import load_checkpoint
 from dijiang.models.reference import Reference
+from dijiang.recipe import resolve
 from dijiang.runtime import native
-from tests.conftest import EXAMPLES, GOLDEN
+from tests.conftest import EXAMPLES, GOLDEN, onnx_file
 from tests.random_models import POSITIONS, write
 
 compiled = pytest.mark.skipif(native.find_library() is None, reason="no compiled operator")
@@ -25,8 +25,8 @@ def test_operator_is_compiled_where_there_is_a_compiler():
     assert native.find_library() is not None
 
 
-def kinds(name, dialect="native"):
-    graph = step_graph(load_checkpoint(GOLDEN[name]), dialect, precision_of("fp32"))
+def kinds(name, graph="native"):
+    graph = step_graph(load_checkpoint(GOLDEN[name]), graph, resolve("fp32", graph=graph))
     return Counter(node.op_type for node in graph.graph)
 
 
@@ -55,7 +55,7 @@ def test_every_compiled_head_size_meets_the_reference(tmp_path, size, activation
         "hidden_act": activation,
     }
     folder = write(tmp_path, config, trained=False, seed=size)
-    model = dijiang.load(dijiang.export(folder, tmp_path / "b", dialect="native", verify=False).path)
+    model = dijiang.load(dijiang.export(folder, tmp_path / "b", graph="native", verify=False).path)
     ids = np.random.default_rng(0).integers(0, 61, (1, 19))
     state = model.new_state()
     pieces = np.split(ids, [17, 18], axis=1)
@@ -67,17 +67,17 @@ def test_every_compiled_head_size_meets_the_reference(tmp_path, size, activation
 @compiled
 @pytest.mark.parametrize(("precision", "kl"), [("int8", 1e-3), ("int4", 5e-2)])
 def test_integer_weights_meet_the_gates_on_text(exported, precision, kl):
-    bundle = exported("tiny-python", dialect="native", precision=precision)
+    bundle = exported("tiny-python", graph="native", precision=precision)
     report = dijiang.verify(bundle, TINY, text=TINY / "held_out.txt", tokens=2048)
     assert report.logits.kl <= kl
     assert report.logits.perplexity_change <= 0.01
 
 
 @compiled
-def test_integer_weights_are_those_of_the_ort_dialect(exported):
+def test_integer_weights_are_those_of_the_ort_graph(exported):
     weights = []
-    for dialect in ("ort", "native"):
-        path = exported("tiny-python", dialect=dialect, precision="int4") / "model.onnx"
+    for graph in ("ort", "native"):
+        path = onnx_file(exported("tiny-python", graph=graph, precision="int4"))
         stored = onnx.load(path).graph.initializer
         weights.append({t.name: t.raw_data for t in stored if t.name.endswith(".codes")})
     assert weights[0] == weights[1]
@@ -85,26 +85,26 @@ def test_integer_weights_are_those_of_the_ort_dialect(exported):
 
 @compiled
 def test_threads_do_not_change_the_result(exported):
-    bundle, ids = exported("tiny-python", dialect="native"), np.arange(40)[None]
+    bundle, ids = exported("tiny-python", graph="native"), np.arange(40)[None]
     one, two = (dijiang.load(bundle, threads=n) for n in (1, 2))
     assert np.array_equal(one.forward(ids, one.new_state()), two.forward(ids, two.new_state()))
 
 
 @compiled
 def test_bundle_for_the_cpu_is_refused_elsewhere(exported):
-    with pytest.raises(dijiang.SessionError, match="runs on the CPU only; use --provider cpu"):
-        dijiang.load(exported("neox-base", dialect="native"), provider="cuda")
+    with pytest.raises(dijiang.SessionError, match="runs on cpu, not on cuda; use --provider cpu"):
+        dijiang.load(exported("neox-base", graph="native"), provider="cuda")
 
 
 def test_sixteen_bits_are_refused(tmp_path):
     with pytest.raises(dijiang.ExportError, match="gains nothing from fp16"):
-        dijiang.export(GOLDEN["neox-base"], tmp_path / "b", dialect="native", precision="fp16")
+        dijiang.export(GOLDEN["neox-base"], tmp_path / "b", graph="native", precision="fp16")
 
 
 def test_installation_without_the_operator_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "STEM", "_absent")
-    with pytest.raises(dijiang.SessionError, match=r"install a C\+\+ compiler .* --dialect ort"):
-        dijiang.export(GOLDEN["neox-base"], tmp_path / "b", dialect="native")
-    bundle = dijiang.export(GOLDEN["neox-base"], tmp_path / "b", dialect="native", verify=False)
-    with pytest.raises(dijiang.SessionError, match=r"install a C\+\+ compiler .* --dialect ort"):
+    with pytest.raises(dijiang.SessionError, match=r"install a C\+\+ compiler .* --graph ort"):
+        dijiang.export(GOLDEN["neox-base"], tmp_path / "b", graph="native")
+    bundle = dijiang.export(GOLDEN["neox-base"], tmp_path / "b", graph="native", verify=False)
+    with pytest.raises(dijiang.SessionError, match=r"install a C\+\+ compiler .* --graph ort"):
         dijiang.load(bundle.path)

@@ -9,16 +9,15 @@ import pytest
 from onnx_ir.passes import PreconditionError
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
-from dijiang.exporter.pipeline import build_graph
 from dijiang.graph.passes import optimise
-from dijiang.graph.passes.dequantize import DequantizeWeights
 from dijiang.graph.passes.fold import FoldNorms
 from dijiang.graph.passes.merge import DropRejoined, FlattenSplits, MergeOutputs, MergeProjections
-from dijiang.graph.passes.quantize import Quantize
 from dijiang.graph.passes.residual import FuseResidualNorms
 from dijiang.graph.passes.types import SetPrecision
-from dijiang.graph.precision import PRECISIONS
+from dijiang.graph.schemes import scheme_of
+from dijiang.graph.writer import write_graph
 from dijiang.models.load import load_checkpoint
+from dijiang.recipe import resolve
 from tests.conftest import GOLDEN, RUNNABLE
 from tests.random_models import write
 
@@ -48,7 +47,7 @@ LLAMA = {
     "llama-gqa-4": SMALL | {"num_key_value_heads": 2},
     "llama-biased-tied": SMALL | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
 }
-#: RMSNormalization is a node of opset 23, which onnxruntime knows since it runs the `ort` dialect.
+#: RMSNormalization is a node of opset 23, which onnxruntime knows since it runs the `ort` graph.
 CASES = [*NEOX, *(LLAMA if "ort" in RUNNABLE else ())]
 
 
@@ -58,8 +57,8 @@ def unfused(tmp_path):
 
     def build(name):
         if name in GOLDEN:
-            return build_graph(load_checkpoint(GOLDEN[name]), "primitive")
-        return build_graph(load_checkpoint(write(tmp_path, LLAMA[name])), "ort")
+            return write_graph(load_checkpoint(GOLDEN[name]), "primitive")
+        return write_graph(load_checkpoint(write(tmp_path, LLAMA[name])), "ort")
 
     return build
 
@@ -105,7 +104,7 @@ def test_each_pass_finds_nothing_left_to_do_after_itself(step, name, unfused):
 
 def test_parallel_residual_has_two_matmuls_a_layer_beside_the_feature_map():
     model = load_checkpoint(GOLDEN["neox-base"])
-    graph = optimise(build_graph(model, "ort"), skip_norms=True)
+    graph = optimise(write_graph(model, "ort"), skip_norms=True)
     layers, found = model.spec.num_layers, kinds(graph)
     assert found["MatMul"] == 3 * layers + 1
     assert found["SkipLayerNormalization"] == layers - 1
@@ -115,7 +114,7 @@ def test_parallel_residual_has_two_matmuls_a_layer_beside_the_feature_map():
 
 def test_sequential_residual_merges_the_projections_of_one_input():
     model = load_checkpoint(GOLDEN["neox-sequential-straddle"])
-    found = kinds(optimise(build_graph(model, "ort"), skip_norms=True))
+    found = kinds(optimise(write_graph(model, "ort"), skip_norms=True))
     # qkv and gate, P, attention-out, MLP-up, MLP-down; and the head.
     assert found["MatMul"] == 5 * model.spec.num_layers + 1
 
@@ -134,7 +133,7 @@ def test_rms_norms_have_no_weights_and_every_sum_but_the_last_is_part_of_one(nam
 
 
 def test_layers_of_one_gamma_share_the_log_decay():
-    graph = build_graph(load_checkpoint(GOLDEN["neox-base"]), "ort")
+    graph = write_graph(load_checkpoint(GOLDEN["neox-base"]), "ort")
     decays = {node.inputs[4] for node in graph.graph if node.op_type == "LinearAttention"}
     assert len(decays) == 1
 
@@ -142,8 +141,8 @@ def test_layers_of_one_gamma_share_the_log_decay():
 @pytest.mark.parametrize(
     "step",
     [
-        lambda: Quantize(PRECISIONS["int8"]),
-        lambda: DequantizeWeights("int8"),
+        lambda: scheme_of(resolve("int8", graph="ort")).passes()[0],
+        lambda: scheme_of(resolve("int8", graph="primitive")).passes()[0],
         lambda: SetPrecision("bf16", fused_norms=True),
     ],
     ids=["Quantize", "DequantizeWeights", "SetPrecision"],

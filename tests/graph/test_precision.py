@@ -7,11 +7,12 @@ import onnx_ir as ir
 import pytest
 
 import dijiang
-from dijiang.graph.passes.dequantize import INT4, INT8, WEIGHTS, block_of, rounded
+from dijiang.bundle.opened import open_bundle
 from dijiang.graph.passes.emulate import Emulate
 from dijiang.graph.passes.types import TYPES
+from dijiang.graph.schemes.dequantize import CODES, block_of, rounded
 from dijiang.parity.emulation import load_emulated
-from tests.conftest import EXAMPLES, GOLDEN, RUNNABLE
+from tests.conftest import EXAMPLES, GOLDEN, RUNNABLE, onnx_file
 from tests.graph.test_families import NAMED
 from tests.random_models import write
 
@@ -20,7 +21,7 @@ REFITTED = {8: 1e-3, 4: 0.4}
 TINY = EXAMPLES / "tiny-python"
 ONNX_TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 #: `onnx` shares its blocks with primitive and its attention with ort.
-WRITTEN = [dialect for dialect in RUNNABLE if dialect not in ("onnx", "native")]
+WRITTEN = [graph for graph in RUNNABLE if graph not in ("onnx", "native")]
 
 
 def options(name):
@@ -28,24 +29,24 @@ def options(name):
 
 
 @pytest.mark.parametrize("precision", TYPES)
-@pytest.mark.parametrize("dialect", WRITTEN)
+@pytest.mark.parametrize("graph", WRITTEN)
 @pytest.mark.parametrize("name", sorted(GOLDEN))
-def test_sixteen_bits_meet_their_gates(exported, name, dialect, precision):
-    bundle = exported(name, dialect=dialect, precision=precision, **options(name))
+def test_sixteen_bits_meet_their_gates(exported, name, graph, precision):
+    bundle = exported(name, graph=graph, precision=precision, **options(name))
     report = dijiang.verify(bundle, GOLDEN[name], tokens=100, store=False)
     assert report.failures == ()
     assert report.logits.max_error > 1e-5  # it was rounded
 
 
-@pytest.mark.parametrize("dialect", WRITTEN)
+@pytest.mark.parametrize("graph", WRITTEN)
 @pytest.mark.parametrize("variant", NAMED)
-def test_every_family_meets_the_gates(tmp_path, variant, dialect):
+def test_every_family_meets_the_gates(tmp_path, variant, graph):
     (tmp_path / "checkpoint").mkdir()
     checkpoint = write(tmp_path / "checkpoint", NAMED[variant], trained=True, seed=1)
-    bundle = dijiang.export(checkpoint, tmp_path / "b", dialect=dialect, precision="fp16", verify=False)
+    bundle = dijiang.export(checkpoint, tmp_path / "b", graph=graph, precision="fp16", verify=False)
     report = dijiang.verify(bundle.path, checkpoint, tokens=16, store=False)
     assert report.failures == ()
-    graph = onnx.load(bundle.graph).graph
+    graph = onnx.load(onnx_file(bundle.path)).graph
     dtype = {w.name: w.data_type for w in graph.initializer}
     left = [n.input[1] for n in graph.node if n.op_type == "MatMul" and dtype.get(n.input[1]) == 1]
     assert all("proj" in name for name in left)
@@ -60,24 +61,24 @@ def test_fp16_agrees_with_float64_on_text(exported):
 
 
 @pytest.mark.parametrize("precision", TYPES)
-@pytest.mark.parametrize("dialect", WRITTEN)
-def test_weights_take_the_type_and_states_do_not(exported, dialect, precision):
-    bundle = exported("tiny-python", dialect=dialect, precision=precision)
-    graph = onnx.load(bundle / "model.onnx").graph
-    dtype = {w.name: w.data_type for w in graph.initializer}
-    users = {w: node for node in graph.node for w in node.input}
-    for node in graph.node:
+@pytest.mark.parametrize("graph", WRITTEN)
+def test_weights_take_the_type_and_states_do_not(exported, graph, precision):
+    bundle = exported("tiny-python", graph=graph, precision=precision)
+    written = onnx.load(onnx_file(bundle)).graph
+    dtype = {w.name: w.data_type for w in written.initializer}
+    users = {w: node for node in written.node for w in node.input}
+    for node in written.node:
         if node.op_type == "MatMul" and node.input[1] in dtype:
             is_feature_map = users[node.output[0]].op_type == "Softmax"
             expected = onnx.TensorProto.FLOAT if is_feature_map else ONNX_TYPES[precision]
             assert dtype[node.input[1]] == expected, node.input[1]
-    (argmax,) = (node for node in graph.node if node.op_type == "ArgMax")
+    (argmax,) = (node for node in written.node if node.op_type == "ArgMax")
     assert argmax.input[0] == "logits"  # float32: CUDA has no bfloat16 ArgMax
-    states = [v for v in (*graph.input, *graph.output) if "state" in v.name]
+    states = [v for v in (*written.input, *written.output) if "state" in v.name]
     assert len(states) == 12
-    kinds = {v.type.tensor_type.elem_type for v in (*states, graph.output[0])}
+    kinds = {v.type.tensor_type.elem_type for v in (*states, written.output[0])}
     assert kinds == {onnx.TensorProto.FLOAT}
-    whole = exported("tiny-python", dialect=dialect)
+    whole = exported("tiny-python", graph=graph)
     sizes = [(folder / "model.onnx.data").stat().st_size for folder in (bundle, whole)]
     assert sizes[0] < 0.6 * sizes[1]
 
@@ -85,7 +86,7 @@ def test_weights_take_the_type_and_states_do_not(exported, dialect, precision):
 @pytest.mark.parametrize("precision", TYPES)
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_types_are_consistent(exported, name, precision):
-    path = exported(name, dialect="primitive", precision=precision, **options(name)) / "model.onnx"
+    path = onnx_file(exported(name, graph="primitive", precision=precision, **options(name)))
     onnx.checker.check_model(path, full_check=True)
 
 
@@ -134,9 +135,9 @@ def test_verify_measures_the_rounding(exported):
 
 def test_emulated_model_reads_the_bundle_it_came_from(exported):
     path = exported("tiny-python", precision="bf16")
-    model = load_emulated(path)
+    model = load_emulated(open_bundle(path), "ort")
     assert model.bundle.path == path
-    assert model.manifest.precision == "bf16"
+    assert model.manifest.recipe.precision == "bf16"
     assert np.isfinite(model.forward(np.array([[1, 2]]), model.new_state())).all()
 
 
@@ -151,14 +152,14 @@ def test_weight_beyond_float16_is_refused_and_fits_bfloat16(edit_tensors, tmp_pa
     assert dijiang.export(checkpoint, tmp_path / "b", precision="bf16").path.is_dir()
 
 
-@pytest.mark.parametrize("precision", WEIGHTS)
+@pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_integers_for_tensorrt_meet_their_gates_on_text(exported, precision):
     bundle = exported("tiny-python", target="tensorrt", precision=precision)
     # 4 bits change 6 to 7 % of the tokens: 2,048 would tell that to half a percent only.
     tokens = 8192 if precision == "int4" else 2048
     report = dijiang.verify(bundle, TINY, text=TINY / "held_out.txt", tokens=tokens, store=False)
     assert report.failures == ()
-    onnx.checker.check_model(bundle / "model.onnx", full_check=True)
+    onnx.checker.check_model(onnx_file(bundle), full_check=True)
 
 
 @pytest.mark.parametrize(("precision", "share"), [("int8", 0.35), ("int4", 0.27)])
@@ -169,7 +170,7 @@ def test_integers_are_stored_as_such(exported, precision, share):
     assert sizes[0] < share * sizes[1]
 
 
-@pytest.mark.parametrize("codes", [INT8, INT4], ids=["int8", "int4"])
+@pytest.mark.parametrize("codes", CODES.values(), ids=["int8", "int4"])
 def test_rounding_for_tensorrt_is_half_a_step_off_at_most(codes):
     random = np.random.default_rng(0)
     weight = random.normal(size=(96, 7)) * np.array([1, 1e-3, 0, 5, 1, 1, 1])

@@ -8,11 +8,11 @@ import pytest
 
 import dijiang
 from dijiang.exporter import calibration
-from dijiang.graph.passes import quantize
-from dijiang.graph.precision import PRECISIONS, Rounding, precision_of
 from dijiang.graph.rounding import pack, round_gptq, round_nearest
+from dijiang.graph.schemes import nbits
 from dijiang.parity import windows
 from dijiang.parity.difference import Sums
+from dijiang.recipe import PRECISIONS, Blocks, resolve
 from tests.conftest import EXAMPLES, GOLDEN, RUNNABLE
 
 pytestmark = pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is older than 1.30")
@@ -146,9 +146,7 @@ def test_head_precision_and_block_size_reach_the_graph(tmp_path):
         verify=False,
     )
     attributes = [
-        {a.name: a.i for a in node.attribute}
-        for node in nodes_of(bundle)
-        if node.op_type == "MatMulNBits"
+        {a.name: a.i for a in node.attribute} for node in nodes_of(bundle) if node.op_type == "MatMulNBits"
     ]
     assert {a["bits"] for a in attributes} == {4}
     assert {a["block_size"] for a in attributes} == {32}
@@ -161,17 +159,15 @@ def test_only_the_feature_map_stays_in_float32(exported):
     graph = onnx.load(exported("tiny-python", precision="int8") / "model.onnx", load_external_data=False)
     weights = {i.name for i in graph.graph.initializer if len(i.dims) == 2 and i.data_type == 1}
     multiplied = {n.input[1] for n in graph.graph.node if n.op_type == "MatMul"}
-    assert {name for name in multiplied if name in weights} == {
-        f"layers.{layer}.proj.weight" for layer in range(6)
-    }
+    assert {name for name in multiplied if name in weights} == {f"layers.{layer}.proj.weight" for layer in range(6)}
     assert "GatherBlockQuantized" in {n.op_type for n in graph.graph.node}
 
 
 def test_quantized_bundles_are_as_small_as_their_bits(exported):
     sizes = {
-        p: json.loads((exported("tiny-python", precision=p) / "dijiang.json").read_text())["reads"][
-            "step"
-        ]
+        p: json.loads((exported("tiny-python", precision=p) / "dijiang.json").read_text())["graphs"]["ort"][
+            "reads"
+        ]["step"]
         for p in ("fp32", "int8", "int4")
     }
     assert sizes["int8"] < 0.33 * sizes["fp32"]
@@ -185,9 +181,9 @@ def test_quantized_bundles_are_as_small_as_their_bits(exported):
         ({"precision": "int4", "block_size": 48}, "block size 48 is unknown, expected one of 16"),
         ({"precision": "int4", "head_precision": "int2"}, "head precision 'int2' is unknown"),
         ({"head_precision": "int8"}, "has no head precision or block size"),
-        ({"precision": "int8", "dialect": "onnx"}, "needs one of the dialects native, ort, primitive"),
+        ({"precision": "int8", "graph": "onnx"}, "needs one of the graphs native, ort, primitive"),
         (
-            {"precision": "int8", "dialect": "primitive", "block_size": 64},
+            {"precision": "int8", "graph": "primitive", "block_size": 64},
             "have no meaning in the primi",
         ),
     ],
@@ -199,8 +195,8 @@ def test_options_that_do_not_fit_are_one_error(tmp_path, options, message):
 
 
 def test_head_keeps_eight_bits_under_int4():
-    assert precision_of("int4").head == Rounding(8, 128)
-    assert PRECISIONS["int4"].body == Rounding(4, 128)
+    assert resolve("int4").head == Blocks(8, 128)
+    assert PRECISIONS["int4"].body == Blocks(4, 128)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -219,8 +215,8 @@ def test_export_without_a_text_judges_the_text_that_the_bundle_draws(precision, 
         return codes, scales * np.float32(0.3 if len(scales) == 192 else 1)
 
     # Attention-out and MLP-down of every layer: no gross error, but not this model any more.
-    monkeypatch.setattr(quantize, "round_nearest", shrunk)
-    with pytest.raises(dijiang.ParityError, match=r"differs from its checkpoint: kl_on_text") as refused:
+    monkeypatch.setattr(nbits, "round_nearest", shrunk)
+    with pytest.raises(dijiang.ParityError, match=r"differs from its checkpoint: native kl_on_text") as refused:
         dijiang.export(TINY, tmp_path / "shrunk", precision=precision, calibration_tokens=0)
     assert "rms_relative_error" not in str(refused.value)
 
@@ -233,7 +229,7 @@ def test_random_weights_are_judged_by_gross_errors_only(tmp_path, monkeypatch):
         codes, scales = round_nearest(weight, bits, block)
         return codes[::-1], scales[::-1]
 
-    monkeypatch.setattr(quantize, "round_nearest", swapped)
+    monkeypatch.setattr(nbits, "round_nearest", swapped)
     with pytest.raises(dijiang.ParityError, match="early_state_error"):
         dijiang.export(base, tmp_path / "swapped", precision="int8")
 
@@ -243,6 +239,6 @@ def test_bundle_that_computes_nan_fails_on_text_of_its_own(tmp_path, monkeypatch
         codes, scales = round_nearest(weight, bits, block)
         return codes, scales * np.float32(np.nan)
 
-    monkeypatch.setattr(quantize, "round_nearest", broken)
+    monkeypatch.setattr(nbits, "round_nearest", broken)
     with pytest.raises(dijiang.ParityError, match="rms_relative_error nan"):
         dijiang.export(GOLDEN["neox-base"], tmp_path / "b", precision="int8")

@@ -5,21 +5,19 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-import dijiang
-from dijiang.bundle.manifest import open_bundle
+from dijiang.bundle.opened import open_bundle
 from dijiang.graph.builder import GraphBuilder
 from dijiang.graph.reads import parameter_reads
+from dijiang.graph.roles import Role
 
 
 def test_reads_of_a_bundle_are_its_initializers_less_the_tables(exported):
     bundle = open_bundle(exported("tiny-python"))
-    graph = onnx.load(bundle.graph, load_external_data=False).graph
-    sizes = {
-        i.name: np.prod(i.dims, dtype=int) * (4 if i.data_type == 1 else 8) for i in graph.initializer
-    }
+    graph = onnx.load(bundle.graph_file("ort"), load_external_data=False).graph
+    sizes = {i.name: np.prod(i.dims, dtype=int) * (4 if i.data_type == 1 else 8) for i in graph.initializer}
     tables = {n.input[0] for n in graph.node if n.op_type == "Gather"} & set(sizes)
     rows = {i.name: i.dims[0] for i in graph.initializer if i.name in tables}
-    assert bundle.manifest.reads == {
+    assert bundle.manifest.graphs["ort"].reads == {
         "step": sum(size for name, size in sizes.items() if name not in tables),
         "token": sum(sizes[name] // rows[name] for name in tables),
     }
@@ -30,7 +28,7 @@ def test_reads_of_a_bundle_are_its_initializers_less_the_tables(exported):
 def test_a_table_that_is_also_multiplied_is_read_whole(tied):
     b = GraphBuilder(17)
     ids = b.input("ids", ir.DataType.INT64, ["n"])
-    table = b.weight("table", (8, 4), lambda: np.zeros((8, 4)))
+    table = b.weight("table", (8, 4), lambda: np.zeros((8, 4)), Role.HEAD if tied else Role.TABLE)
     x = b.op("Gather", table, ids, axis=0)
     y = b.op("MatMul", x, b.op("Transpose", table)) if tied else x
     b.output(y, "y", ir.DataType.FLOAT, ["n", "m"])
@@ -42,6 +40,6 @@ def test_an_older_bundle_without_the_note_is_not_benched_but_still_loads(exporte
     from dijiang.bench.subject import bundle_traffic
     from dijiang.errors import InputError
 
-    assert dijiang.load(exported("tiny-python")).manifest.reads["step"] > 0
+    assert all(record.reads["step"] > 0 for record in open_bundle(exported("tiny-python")).manifest.graphs.values())
     with pytest.raises(InputError, match="export it again"):
         bundle_traffic({}, 1)

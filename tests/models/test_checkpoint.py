@@ -61,9 +61,7 @@ def test_half_precision_files_keep_their_values(copy_of, dtype):
     (folder / "model.safetensors").unlink()
     torch.save({n: t.to(dtype) for n, t in tensors.items()}, folder / "pytorch_model.bin")
     checkpoint = Checkpoint(folder)
-    np.testing.assert_array_equal(
-        checkpoint.read(UP).astype(np.float32), tensors[UP].to(dtype).float().numpy()
-    )
+    np.testing.assert_array_equal(checkpoint.read(UP).astype(np.float32), tensors[UP].to(dtype).float().numpy())
 
 
 def test_bfloat16_safetensors_are_read(copy_of):

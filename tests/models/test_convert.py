@@ -65,9 +65,7 @@ def test_projection_is_a_dct_with_weighted_columns():
 
     matrix = projection((16, 16), np.random.default_rng(5))
     weights = np.random.default_rng(5).standard_normal(16)
-    np.testing.assert_allclose(
-        matrix, dct(np.eye(16), axis=0, norm="ortho") @ np.diag(weights), atol=1e-12
-    )
+    np.testing.assert_allclose(matrix, dct(np.eye(16), axis=0, norm="ortho") @ np.diag(weights), atol=1e-12)
 
 
 def test_gate_is_xavier_uniform_of_gain_2_to_the_minus_2_5(vanilla, tmp_path):
@@ -106,9 +104,7 @@ def test_grouped_heads_get_one_decay_a_kv_head(tmp_path):
     (tmp_path / "v").mkdir()
     write(tmp_path / "v", LLAMA)
     tensors = load_file(tmp_path / "v" / "model.safetensors")
-    save_file(
-        {n: t for n, t in tensors.items() if not n.endswith(ADDED)}, tmp_path / "v" / "model.safetensors"
-    )
+    save_file({n: t for n, t in tensors.items() if not n.endswith(ADDED)}, tmp_path / "v" / "model.safetensors")
     convert(tmp_path / "v", tmp_path / "new")
     found = tensors_of(tmp_path / "new")["model.layers.0.self_attn.D1"]
     assert found.shape == (1, 2, 40, 1)

@@ -133,9 +133,7 @@ def test_spec_survives_its_json_form():
 @pytest.mark.parametrize("kind", ["dynamic", "yarn", "longrope"])
 def test_length_dependent_rope_scaling_is_refused(edit_config, kind):
     folder = edit_config("neox-base", rope_scaling={"type": kind, "factor": 2.0})
-    with pytest.raises(
-        dijiang.CheckpointError, match=f"rope scaling '{kind}', expected linear or llama3"
-    ):
+    with pytest.raises(dijiang.CheckpointError, match=f"rope scaling '{kind}', expected linear or llama3"):
         load_checkpoint(folder)
 
 

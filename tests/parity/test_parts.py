@@ -18,35 +18,35 @@ from dijiang.parity import cut, parts
 from dijiang.parity.emulation import load_emulated
 from dijiang.parity.parts import Call, PartedModel, through
 from dijiang.parity.verify import FEWEST
-from tests.conftest import RUNNABLE
+from tests.conftest import RUNNABLE, onnx_file
 from tests.exporter.test_plan import CLI, peak_anonymous
 from tests.graph.test_families import NAMED
 from tests.random_models import configs, write
 
 #: 38 million parameters, most of them in 12 layers.
 CONFIG = PRESETS["pythia-70m"] | {"num_hidden_layers": 12, "vocab_size": 500}
-BOUNDED = "from dijiang.exporter import cut; cut.PART_BYTES = {};" + CLI
+BOUNDED = "from dijiang.parity import cut; cut.PART_BYTES = {};" + CLI
 
 PRECISIONS = {"native": ("fp32", "int8", "int4"), "onnx": ("fp32", "fp16")}
 EVERY = [
-    (dialect, precision)
-    for dialect in RUNNABLE
-    for precision in PRECISIONS.get(dialect, ("fp32", "fp16", "bf16", "int8", "int4"))
+    (graph, precision)
+    for graph in RUNNABLE
+    for precision in PRECISIONS.get(graph, ("fp32", "fp16", "bf16", "int8", "int4"))
 ]
 CUTS = (0, 1, 8, 21)
 
 
-def exported(folder, config, dialect, precision):
+def exported(folder, config, graph, precision):
     (folder / "checkpoint").mkdir()
-    options = {"calibration_tokens": 0} if precision == "int4" and dialect != "primitive" else {}
+    options = {"calibration_tokens": 0} if precision == "int4" and graph != "primitive" else {}
     return dijiang.export(
         write(folder / "checkpoint", config, trained=True),
         folder / "b",
-        dialect=dialect,
+        graph=graph,
         precision=precision,
         verify=False,
         **options,
-    ).path
+    )
 
 
 def run(model, ids):
@@ -59,14 +59,18 @@ def run(model, ids):
     return [*logits, *(layer for call in calls for layer in call.after or ()), *alone.layers]
 
 
+def emulated(bundle):
+    return load_emulated(bundle, next(iter(bundle.manifest.graphs)))
+
+
 def check(bundle):
-    whole = load_emulated(bundle)
+    whole = emulated(bundle)
     assert not isinstance(whole, PartedModel)
     ids = np.random.default_rng(0).integers(0, whole.spec.vocab_size, CUTS[-1])
     expected = run(whole, ids)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cut, "PART_BYTES", 0)
-        model = load_emulated(bundle)
+        model = emulated(bundle)
     assert isinstance(model, PartedModel)
     # What comes before the layers, each of them, and the head.
     assert len(model.parts) >= model.spec.num_layers + 2
@@ -74,10 +78,10 @@ def check(bundle):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(("dialect", "precision"), EVERY)
+@pytest.mark.parametrize(("graph", "precision"), EVERY)
 @pytest.mark.parametrize("name", NAMED)
-def test_parts_have_every_bit_of_the_whole(name, dialect, precision, tmp_path):
-    check(exported(tmp_path, NAMED[name], dialect, precision))
+def test_parts_have_every_bit_of_the_whole(name, graph, precision, tmp_path):
+    check(exported(tmp_path, NAMED[name], graph, precision))
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -90,20 +94,21 @@ def test_parts_of_a_drawn_variant_have_every_bit_of_the_whole(config, kind):
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_verify_in_parts_reports_what_it_reports_of_the_whole(precision, tmp_path, monkeypatch):
     """Text that it draws included."""
-    bundle = exported(tmp_path, NAMED["llama-gqa-4"], RUNNABLE[0], precision)
+    bundle = exported(tmp_path, NAMED["llama-gqa-4"], RUNNABLE[0], precision).path
     whole = dijiang.verify(bundle, tmp_path / "checkpoint", tokens=12, store=False)
     monkeypatch.setattr(cut, "PART_BYTES", 0)
     assert dijiang.verify(bundle, tmp_path / "checkpoint", tokens=12, store=False) == whole
 
 
 def test_a_drawn_text_is_short_where_each_token_loads_all_parts(tmp_path, monkeypatch):
-    bundle = exported(tmp_path, NAMED["opt-125m-like"], RUNNABLE[0], "int8")
+    bundle = exported(tmp_path, NAMED["opt-125m-like"], RUNNABLE[0], "int8").path
     monkeypatch.setattr(cut, "PART_BYTES", 0)
     assert dijiang.verify(bundle, tmp_path / "checkpoint", store=False).tokens == FEWEST
 
 
 def test_bound_is_the_size_of_a_part(tmp_path):
-    graph = ir.load(exported(tmp_path, NAMED["llama-gqa-4"], RUNNABLE[0], "fp32") / "model.onnx").graph
+    bundle = exported(tmp_path, NAMED["llama-gqa-4"], RUNNABLE[0], "fp32")
+    graph = ir.load(onnx_file(bundle.path)).graph
     (whole,), each = cut.parts(graph), cut.parts(graph, 0)
     assert sum(part.nbytes for part in each) >= whole.nbytes  # small constants are in several
     two = cut.parts(graph, each[0].nbytes + each[1].nbytes)
@@ -115,23 +120,23 @@ def test_old_onnxruntime_has_the_whole_graph(tmp_path, monkeypatch):
     bundle = exported(tmp_path, NAMED["llama-gqa-4"], RUNNABLE[0], "fp32")
     monkeypatch.setattr(cut, "PART_BYTES", 0)
     monkeypatch.setattr(cut, "PARTS_FROM", (99, 0))
-    assert not isinstance(load_emulated(bundle), PartedModel)
+    assert not isinstance(emulated(bundle), PartedModel)
 
 
 def test_emulated_parts_are_written_one_at_a_time_and_removed(tmp_path, monkeypatch):
-    bundle, written = exported(tmp_path, NAMED["llama-gqa-4"], RUNNABLE[0], "fp16"), []
+    bundle, written = exported(tmp_path, NAMED["llama-gqa-4"], "ort", "fp16"), []
 
-    def noted(bundle, *arguments):
-        written.append([file.stat().st_size for file in sorted(bundle.path.iterdir())][1])
+    def noted(bundle, graph, source, **options):
+        written.append([file.stat().st_size for file in sorted(source.parent.iterdir())][1])
         assert len(list(temporary.iterdir())) == 1
-        return load_graph(bundle, *arguments)
+        return load_graph(bundle, graph, source, **options)
 
     load_graph, temporary = parts.load_graph, tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(cut, "PART_BYTES", 0)
     monkeypatch.setattr(parts, "load_graph", noted)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    model = load_emulated(bundle)
+    model = emulated(bundle)
     run(model, np.arange(CUTS[-1]))
     assert list(temporary.iterdir()) == []
     assert len(written) == len(model.parts)
@@ -140,7 +145,7 @@ def test_emulated_parts_are_written_one_at_a_time_and_removed(tmp_path, monkeypa
 
 def test_verifying_in_parts_holds_one_part(tmp_path):
     checkpoint = write_random(CONFIG, tmp_path / "checkpoint")
-    bundle = dijiang.export(checkpoint, tmp_path / "b", verify=False).path
+    bundle = dijiang.export(checkpoint, tmp_path / "b", graph=RUNNABLE[0], verify=False).path
     command = ["verify", bundle, "--against", checkpoint, "--no-store", "--tokens", 16]
     whole, split = (peak_anonymous(*command, code=BOUNDED.format(bound)) for bound in (10**9, 0))
     # Where the parts have one layer each, one in float64, and what that is made from, is larger.

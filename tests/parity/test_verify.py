@@ -7,11 +7,12 @@ import onnx
 import pytest
 
 import dijiang
-from dijiang.bundle.manifest import open_bundle, sha256, write_manifest
+from dijiang.bundle.opened import open_bundle
 from dijiang.parity.difference import Difference, Sums
-from dijiang.parity.gates import GATES, judge
+from dijiang.parity.gates import judge
 from dijiang.parity.windows import CHARACTERS, windows_of
-from tests.conftest import EXAMPLES, GOLDEN
+from dijiang.recipe import PRECISIONS, resolve
+from tests.conftest import EXAMPLES, GOLDEN, onnx_file, signed
 
 TINY = EXAMPLES / "tiny-python"
 
@@ -38,17 +39,16 @@ def test_verify_without_text_has_no_perplexity(exported, copy_of):
 
 
 def test_verify_fails_when_one_weight_is_off(exported, copy_of):
-    bundle = copy_of(exported("neox-base"))
-    model = onnx.load(bundle / "model.onnx")
+    bundle = copy_of(exported("neox-base", graph="primitive"))
+    graph = onnx_file(bundle)
+    model = onnx.load(graph)
     weight = next(w for w in model.graph.initializer if w.name.startswith("layers.0.out.weight"))
     values = onnx.numpy_helper.to_array(weight).copy()
     values[0, 0] += 0.05
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     (bundle / "model.onnx.data").unlink()
-    onnx.save(model, bundle / "model.onnx", save_as_external_data=True, location="model.onnx.data")
-    manifest = open_bundle(bundle, check_hashes=False).manifest
-    manifest.files.update({name: sha256(bundle / name) for name in manifest.files})
-    write_manifest(bundle, manifest)
+    onnx.save(model, graph, save_as_external_data=True, location="model.onnx.data")
+    signed(bundle, graph, bundle / "model.onnx.data")
     report = dijiang.verify(bundle, GOLDEN["neox-base"], tokens=40)
     assert not report.passed
     with pytest.raises(dijiang.ParityError, match=r"max_error .* allowed 1.0e-04; layer 1 is the worst"):
@@ -66,9 +66,7 @@ def test_verify_notices_another_checkpoint(exported, copy_of):
 
 def test_verify_of_analytic_decay_shows_what_it_changed(exported, copy_of):
     bundle = copy_of(exported("tiny-python-published", decay="analytic"))
-    report = dijiang.verify(
-        bundle, GOLDEN["tiny-python-published"], text=TINY / "held_out.txt", tokens=1024
-    )
+    report = dijiang.verify(bundle, GOLDEN["tiny-python-published"], text=TINY / "held_out.txt", tokens=1024)
     assert report.passed
     assert report.decay_change.max_error > 0.1
     assert 0.85 < report.decay_change.top1_agreement < 0.99
@@ -96,7 +94,7 @@ def test_reference_meets_the_published_perplexity():
 
     expected = json.loads((TINY / "perplexity.json").read_text())
     text = (TINY / "held_out.txt").read_text(encoding="utf-8")
-    ids = np.array(TextTokenizer(TINY / "tokenizer.json").encode(text))
+    ids = np.array(TextTokenizer((TINY / "tokenizer.json").read_bytes(), TINY).encode(text))
     assert len(ids) == expected["tokens"]
     reference, sums = Reference(load_checkpoint(TINY), np.float32), Sums()
     for group in np.split(ids[: 99 * 512].reshape(99, 512), 9):
@@ -133,11 +131,9 @@ def test_nan_passes_no_gate():
     sums.add(logits, np.full((3, 5), np.nan), np.arange(3))
     found = sums.result(is_text=False)
     assert np.isnan([found.max_error, found.rms_relative_error, found.kl]).all()
-    verdicts = judge("fp32", {"max_error": found.max_error, "step_error": 0.0})
+    verdicts = judge(resolve("fp32").gates, {"max_error": found.max_error, "step_error": 0.0})
     assert [v.passed for v in verdicts] == [False, True]
 
 
 def test_every_precision_has_gates():
-    from dijiang.graph.precision import PRECISIONS
-
-    assert set(GATES) == set(PRECISIONS)
+    assert all(row.gates for row in PRECISIONS.values())

@@ -1,5 +1,6 @@
 """The session with memory of its own, on the CPU in place of a GPU."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,20 +10,20 @@ import pytest
 
 import dijiang
 from dijiang.runtime.sessions import device as cuda
-from dijiang.runtime.sessions.providers import PROVIDERS, Provider
+from dijiang.runtime.sessions.providers import PROVIDERS
 from tests.conftest import EXAMPLES, RUNNABLE, Golden
 
 NEEDS_ORT = pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is older than 1.30")
 
 GATE = 1e-4
 #: A provider with "graphs" and "device memory" that every machine has.
-STAND_IN = Provider("CPUExecutionProvider", "nothing", memory="cpu", captures=True)
+STAND_IN = cuda.Device("CPUExecutionProvider", "nothing", "", memory="cpu", captures=True)
 
 
 @pytest.fixture
 def stand_in(monkeypatch):
     """`cuda` is the CPU's provider, through the device's session."""
-    monkeypatch.setitem(PROVIDERS, "cuda", STAND_IN)
+    monkeypatch.setitem(PROVIDERS, "cuda", replace(PROVIDERS["cuda"], detail=STAND_IN))
 
 
 @pytest.fixture
@@ -39,11 +40,11 @@ def corrupting(monkeypatch):
     monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", spoilt)
 
 
-@pytest.mark.parametrize("dialect", [dialect for dialect in RUNNABLE if dialect != "native"])
+@pytest.mark.parametrize("graph", [graph for graph in RUNNABLE if graph != "native"])
 @pytest.mark.parametrize("name", ["neox-base", "neox-trained-decay", "neox-sequential-straddle"])
-def test_device_session_meets_published_logits(stand_in, exported, name, dialect):
+def test_device_session_meets_published_logits(stand_in, exported, name, graph):
     golden = Golden.load(name)
-    model = dijiang.load(exported(name, dialect=dialect), provider="cuda")
+    model = dijiang.load(exported(name, graph=graph), provider="cuda")
     batch, length = golden.ids.shape
     state, half = model.new_state(batch), length // 2
     parts = [model.forward(golden.ids[:, :half], state, all_logits=True)]
@@ -84,7 +85,7 @@ def test_greedy_text_is_the_cpus_and_no_logits_are_read(stand_in, exported, monk
     for name in ("cpu", "cuda"):
         model = dijiang.load(path, provider=name)
         if name == "cuda":
-            monkeypatch.setattr(model._session, "run", None)
+            monkeypatch.setattr(cuda.DeviceOutput, "logits", property(lambda _: pytest.fail("logits were read")))
         texts.append("".join(r.text for r in model.generate("def main(", max_tokens=20)))
     assert texts[0] == texts[1]
 
@@ -106,7 +107,7 @@ def graph_ids(monkeypatch):
 def test_decode_steps_have_one_graph_a_side_and_short_prompts_none(stand_in, exported, graph_ids):
     model = dijiang.load(exported("neox-base"), provider="cuda")
     graph_ids.clear()
-    assert model._session.cuda_graph
+    assert model.session.cuda_graph
     state = model.new_state()
     model.forward([[1, 2, 3]], state)
     for token in range(4):
@@ -146,18 +147,18 @@ def test_pieces_whose_graphs_change_results_leave_those_of_steps(stand_in, expor
                 output.update_inplace(output.numpy() * (2 if steps > 1 else 1))
 
     model_steps = []
-    step = cuda.DeviceSession._step
+    step = cuda.DeviceSession.run
 
-    def note(self, ids, *rest):
-        model_steps.append(ids.shape[1])
-        return step(self, ids, *rest)
+    def note(self, inputs, state):
+        model_steps.append(inputs.ids.shape[1])
+        return step(self, inputs, state)
 
     monkeypatch.setattr(cuda.DeviceSession, "longest", 4)
-    monkeypatch.setattr(cuda.DeviceSession, "_step", note)
+    monkeypatch.setattr(cuda.DeviceSession, "run", note)
     monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", spoilt)
     path = exported("neox-base")
     model, expected = (dijiang.load(path, provider=name) for name in ("cuda", "cpu"))
-    assert model._session.cuda_graph
+    assert model.session.cuda_graph
     found, wanted = (m.forward(np.arange(12)[None], m.new_state()) for m in (model, expected))
     np.testing.assert_allclose(found, wanted, atol=GATE)
     with pytest.raises(dijiang.SessionError, match=r"CUDA graphs change the result \(\d+ of \d+"):
@@ -167,14 +168,14 @@ def test_pieces_whose_graphs_change_results_leave_those_of_steps(stand_in, expor
 def test_graphs_that_change_results_are_not_used(stand_in, corrupting, exported):
     path = exported("neox-base")
     model = dijiang.load(path, provider="cuda")
-    assert not model._session.cuda_graph
+    assert not model.session.cuda_graph
     expected = dijiang.load(path, provider="cpu")
     np.testing.assert_allclose(
         model.forward([[1]], model.new_state()), expected.forward([[1]], expected.new_state()), atol=GATE
     )
     with pytest.raises(dijiang.SessionError, match=r"CUDA graphs change the result \(\d+ of \d+"):
         dijiang.load(path, provider="cuda", cuda_graph=True)
-    assert not dijiang.load(path, provider="cuda", cuda_graph=False)._session.cuda_graph
+    assert not dijiang.load(path, provider="cuda", cuda_graph=False).session.cuda_graph
 
 
 def test_capture_that_fails_falls_back_to_plain_steps(stand_in, exported, monkeypatch):
@@ -187,18 +188,17 @@ def test_capture_that_fails_falls_back_to_plain_steps(stand_in, exported, monkey
 
     monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", refuse)
     path = exported("neox-base")
-    assert not dijiang.load(path, provider="cuda")._session.cuda_graph
+    assert not dijiang.load(path, provider="cuda").session.cuda_graph
     with pytest.raises(dijiang.SessionError, match="not permitted when stream is capturing"):
         dijiang.load(path, provider="cuda", cuda_graph=True)
 
 
 @pytest.mark.parametrize(("head_size", "longest"), [(64, 256), (80, 256), (128, 256), (256, 16)])
 def test_prefill_length_that_cuda_kernels_take(stand_in, exported, monkeypatch, head_size, longest):
-    session = dijiang.load(exported("neox-base"), provider="cuda")._session
-    monkeypatch.setattr(session, "_spec", SimpleNamespace(head_size=head_size))
-    for dialect, expected in (("ort", longest), ("onnx", longest), ("primitive", 256)):
-        bundle = SimpleNamespace(manifest=SimpleNamespace(dialect=dialect))
-        monkeypatch.setattr(session, "_bundle", bundle)
+    session = dijiang.load(exported("neox-base"), provider="cuda").session
+    monkeypatch.setattr(session, "spec", SimpleNamespace(head_size=head_size))
+    for graph, expected in (("ort", longest), ("onnx", longest), ("primitive", 256)):
+        monkeypatch.setattr(session, "graph", graph)
         assert session.longest == expected
 
 
@@ -225,9 +225,7 @@ def test_prompt_goes_through_in_short_pieces_where_it_must(stand_in, exported, m
         ("anything\nelse", "see dijiang doctor"),
     ],
 )
-def test_what_onnxruntime_says_is_one_line_with_the_next_step(
-    stand_in, exported, monkeypatch, text, advice
-):
+def test_what_onnxruntime_says_is_one_line_with_the_next_step(stand_in, exported, monkeypatch, text, advice):
     def fail(*args, **kwargs):
         raise RuntimeError(text)
 

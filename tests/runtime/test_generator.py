@@ -60,9 +60,7 @@ def test_held_back_text_is_given_out_when_the_stop_string_never_completes(model)
 
 def test_a_single_stop_string_need_not_be_in_a_list(model):
     free = text_of(model.generate(PROMPT, max_tokens=30))
-    assert (
-        text_of(model.generate(PROMPT, max_tokens=30, stop=free[5:8])) == free[: free.index(free[5:8])]
-    )
+    assert text_of(model.generate(PROMPT, max_tokens=30, stop=free[5:8])) == free[: free.index(free[5:8])]
 
 
 def test_stop_token_ends_the_text_and_is_not_in_it(model):
@@ -101,7 +99,8 @@ def test_a_text_gets_the_tokenizers_start_token_where_a_sequence_starts(model, c
     assert text_of(started.generate(PROMPT)) == text_of(model.generate([0, *ids]))
     *_, first = started.generate(PROMPT, max_tokens=1, state=state)
     *_, second = started.generate(PROMPT, max_tokens=1, state=state)
-    assert (first.prompt_tokens, second.prompt_tokens) == (len(ids) + 1, len(ids))
+    # The second goes on from the first one's token, which is fed with its prompt.
+    assert (first.prompt_tokens, second.prompt_tokens) == (len(ids) + 1, len(ids) + 1)
 
 
 def test_nothing_is_computed_before_the_first_record_is_asked_for(model):
@@ -118,9 +117,9 @@ def test_nothing_is_computed_before_the_first_record_is_asked_for(model):
         ("", {}, "the prompt is empty, expected at least one token"),
         ([], {}, "the prompt is empty, expected at least one token"),
         ([10**9], {}, "token id 1000000000 is out of range"),
-        (PROMPT, {"max_tokens": 0}, "max_tokens is 0, expected at least 1"),
+        (PROMPT, {"max_tokens": 0}, "max_tokens is 0, expected a whole number of at least 1"),
         (PROMPT, {"stop": [""]}, "a stop string is empty"),
-        (PROMPT, {"temperature": -1.0}, "temperature is -1.0, expected 0 to 1000"),
+        (PROMPT, {"temperature": -1.0}, "temperature is -1.0, expected a number from 0 to 1000"),
         (PROMPT, {"temperature": float("nan")}, "temperature is nan"),
         (PROMPT, {"top_k": -1}, "top_k is -1"),
         (PROMPT, {"top_p": 0.0}, "top_p is 0.0"),
@@ -128,6 +127,12 @@ def test_nothing_is_computed_before_the_first_record_is_asked_for(model):
         (PROMPT, {"min_p": 2.0}, "min_p is 2.0"),
         (PROMPT, {"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
         (PROMPT, {"seed": -1}, "seed is -1"),
+        (PROMPT, {"max_tokens": 2.5}, "max_tokens is 2.5, expected a whole number"),
+        (PROMPT, {"max_tokens": None}, "max_tokens is None"),
+        (PROMPT, {"stop_tokens": [1.5]}, r"stop_tokens are \[1.5\], expected token ids"),
+        (None, {}, "nothing to go on from"),
+        ([[1, 2], [3]], {}, "ids are no array"),
+        ("lone \ud800 surrogate", {}, "cannot be read as Unicode"),
     ],
 )
 def test_bad_options_are_refused_before_the_first_record(model, prompt, options, message):

@@ -1,6 +1,7 @@
 """How providers are chosen, and what is said where one is not to be had."""
 
 import sys
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
@@ -9,21 +10,21 @@ import pytest
 
 import dijiang
 from dijiang.runtime.sessions import providers
+from dijiang.runtime.sessions.device import Device
 from dijiang.runtime.sessions.preflight import check_single_onnxruntime, preload_libraries
-from dijiang.runtime.sessions.providers import PROVIDERS, Provider
+from dijiang.runtime.sessions.providers import PROVIDERS
 from tests.fake_gpu import FakeLibcuda
 
 
 @pytest.mark.parametrize("name", ["cuda", "ort-tensorrt", "ort-tensorrt-rtx"])
 def test_provider_that_this_onnxruntime_lacks_is_refused(exported, name):
-    with pytest.raises(
-        dijiang.SessionError, match=rf"'{name}' is not available: onnxruntime .* has .*CPU"
-    ):
+    with pytest.raises(dijiang.SessionError, match=r"ExecutionProvider is not available: onnxruntime .* has .*CPU"):
         dijiang.load(exported("neox-base"), provider=name)
 
 
 def test_provider_that_onnxruntime_swapped_is_refused(exported, monkeypatch):
-    monkeypatch.setitem(PROVIDERS, "cuda", Provider("CUDAExecutionProvider", "install it", memory="cpu"))
+    device = Device("CUDAExecutionProvider", "install it", "", memory="cpu")
+    monkeypatch.setitem(PROVIDERS, "cuda", replace(PROVIDERS["cuda"], detail=device))
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     create = onnxruntime.InferenceSession
     monkeypatch.setattr(
@@ -54,7 +55,7 @@ def test_device_number_reaches_the_provider(exported, monkeypatch):
     monkeypatch.setattr(onnxruntime, "InferenceSession", record)
     monkeypatch.setattr("dijiang.machine.driver.load_library", lambda: FakeLibcuda(count=3))
     with pytest.raises(dijiang.SessionError, match="enough"):
-        dijiang.load(exported("neox-base", dialect="onnx"), provider="cuda:2")
+        dijiang.load(exported("neox-base", graph="onnx"), provider="cuda:2")
     ((name, settings),) = seen["providers"]
     assert name == "CUDAExecutionProvider"
     assert settings == {"device_id": "2", "enable_cuda_graph": "1", "use_tf32": "0"}
@@ -65,15 +66,15 @@ def test_auto_is_the_cpu_without_a_driver_and_cuda_with_one(exported, monkeypatc
     path = exported("neox-base")
     monkeypatch.setattr("dijiang.machine.driver.LIBRARY", "libnothing.so")
     model = dijiang.load(path)
-    assert model._session.provider == "CPUExecutionProvider"
+    assert model.provider == "CPUExecutionProvider"
     monkeypatch.setattr("dijiang.machine.driver.load_library", FakeLibcuda)
-    assert providers._best(model.bundle) == "cpu"
+    assert providers.parse(model.bundle, "auto") == ("cpu", 0)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    assert providers._best(model.bundle) == "cuda"
+    assert providers.parse(model.bundle, "auto") == ("cuda", 0)
 
 
 def test_bfloat16_on_the_cpu_is_refused(exported):
-    with pytest.raises(dijiang.SessionError, match=r"no bfloat16 kernels for the CPU; use --provider"):
+    with pytest.raises(dijiang.SessionError, match=r"in bf16 runs on cuda, .*, not on cpu; use --provider"):
         dijiang.load(exported("neox-base", precision="bf16"), provider="cpu")
 
 
@@ -81,7 +82,8 @@ def test_bfloat16_on_the_cpu_is_refused(exported):
 def test_integers_that_were_not_written_for_cuda_are_refused(exported, target):
     path = exported("neox-base", target=target, precision="int8")
     with pytest.raises(
-        dijiang.SessionError, match=rf"int8 weights were written for {target}, .* --target"
+        dijiang.SessionError,
+        match=r"in int8 runs on cpu.* not on cuda; use .*export again with --target cuda",
     ):
         dijiang.load(path, provider="cuda")
 
@@ -103,9 +105,7 @@ def installed(tmp_path, **folders):
     return find
 
 
-@pytest.mark.parametrize(
-    "folders", [{"onnxruntime": "a"}, {"onnxruntime": "a", "onnxruntime_gpu": "b"}, {}]
-)
+@pytest.mark.parametrize("folders", [{"onnxruntime": "a"}, {"onnxruntime": "a", "onnxruntime_gpu": "b"}, {}])
 def test_onnxruntime_packages_in_folders_of_their_own_are_taken(tmp_path, folders):
     check_single_onnxruntime(installed(tmp_path, **folders))
 
@@ -115,9 +115,7 @@ def test_both_onnxruntime_packages_in_one_folder_are_refused(tmp_path):
         check_single_onnxruntime(installed(tmp_path, onnxruntime="a", onnxruntime_gpu="a"))
 
 
-def test_cuda_libraries_are_found_beside_onnxruntime_and_elsewhere_without_a_word(
-    tmp_path, monkeypatch, capsys
-):
+def test_cuda_libraries_are_found_beside_onnxruntime_and_elsewhere_without_a_word(tmp_path, monkeypatch, capsys):
     """As in a `pip install --target`: NVIDIA's packages stay where torch brought them."""
     for folder in ("there/nvidia/cu13/lib", "there/nvidia/cudnn/lib", "here/nvidia/cu13/lib"):
         (tmp_path / folder).mkdir(parents=True)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dijiang.runtime.sampling import SHORTLIST, Sampler, Sampling, candidates, largest
+from dijiang.errors import InputError
+from dijiang.runtime.sampling import SHORTLIST, Draws, Sampler, Sampling, candidates, largest
 
 
 def naive_distribution(logits, options):
@@ -63,30 +64,55 @@ def test_largest_are_those_of_a_sort(count, length, distinct, seed):
 
 def test_draws_follow_the_distribution():
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
-    sampler = Sampler(Sampling(temperature=1.0, seed=7), 4)
-    counts = np.bincount([sampler(logits) for _ in range(20_000)], minlength=4) / 20_000
+    sampler = Sampler(Sampling(temperature=1.0, seed=7), np.zeros(4, bool))
+    counts = np.bincount([sampler(logits, at) for at in range(20_000)], minlength=4) / 20_000
     np.testing.assert_allclose(counts, np.exp(logits), atol=0.012)  # 3.4 standard deviations
 
 
 def test_temperature_zero_takes_the_most_likely_token():
-    assert Sampler(Sampling(), 3)(np.array([1, 3, 2], np.float32)) == 1
+    assert Sampler(Sampling(), np.zeros(3, bool))(np.array([1, 3, 2], np.float32), 0) == 1
 
 
 def test_top_k_one_is_greedy_at_any_temperature():
-    sampler = Sampler(Sampling(temperature=100.0, top_k=1), 50)
+    sampler = Sampler(Sampling(temperature=100.0, top_k=1), np.zeros(50, bool))
     logits = np.random.default_rng(0).normal(size=50).astype(np.float32)
-    assert {sampler(logits) for _ in range(20)} == {int(logits.argmax())}
+    assert {sampler(logits, at) for at in range(20)} == {int(logits.argmax())}
 
 
 @pytest.mark.parametrize("logits", [[3.0, 2.9, -1.0], [-1.0, -1.1, -9.0]])
 def test_repetition_penalty_lowers_seen_tokens_of_either_sign(logits):
     logits = np.array(logits, np.float32)
-    sampler = Sampler(Sampling(repetition_penalty=1.5), 3)
-    sampler.see([0])
-    assert [sampler(logits), sampler(logits)] == [1, 0]  # then 1 is seen too, and 0 leads again
+    sampler = Sampler(Sampling(repetition_penalty=1.5), np.array([True, False, False]))
+    assert [sampler(logits, 0), sampler(logits, 1)] == [1, 0]  # then 1 is seen too, and 0 leads again
 
 
 def test_seed_none_draws_a_new_seed():
     logits = np.zeros(10_000, np.float32)
-    draws = {Sampler(Sampling(temperature=1.0), 10_000)(logits) for _ in range(5)}
+    draws = {Sampler(Sampling(temperature=1.0), np.zeros(10_000, bool))(logits, 0) for _ in range(5)}
     assert len(draws) > 1
+
+
+def test_draws_are_a_function_of_seed_and_position():
+    forwards, backwards = Draws(3), Draws(3)
+    found = [forwards(at) for at in range(100)]
+    assert [backwards(at) for at in reversed(range(100))] == found[::-1]
+    assert len(set(found)) == 100
+    assert 0.4 < np.mean(found) < 0.6
+    assert Draws(4)(0) != Draws(3)(0)
+    assert Draws(2**64 - 1)(2**62) != Draws(0)(2**62)
+
+
+def test_logits_that_hold_nan_are_one_error():
+    logits = np.array([1, np.nan, 2], np.float32)
+    for options in (Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=2)):
+        with pytest.raises(InputError, match="the logits at position 7 hold NaN"):
+            Sampler(options, np.zeros(3, bool))(logits, 7)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("top_p", None), ("top_k", 2.5), ("temperature", "1"), ("seed", 1.0), ("top_k", True)],
+)
+def test_options_of_the_wrong_kind_are_one_error(option, value):
+    with pytest.raises(InputError, match=f"{option} is {value!r}, expected a"):
+        Sampling(**{option: value})

@@ -7,6 +7,8 @@ import pytest
 
 import dijiang
 from dijiang.machine import memory
+from dijiang.runtime.sessions import inference
+from tests.conftest import signed
 
 
 def test_unknown_provider_is_refused(exported):
@@ -16,7 +18,7 @@ def test_unknown_provider_is_refused(exported):
 
 def test_provider_in_use_is_the_one_asked_for(exported):
     model = dijiang.load(exported("neox-base"), provider="cpu")
-    assert model._session.provider == "CPUExecutionProvider"
+    assert model.provider == "CPUExecutionProvider"
 
 
 def test_missing_backend_names_the_extras(exported, monkeypatch):
@@ -26,18 +28,19 @@ def test_missing_backend_names_the_extras(exported, monkeypatch):
 
 
 def test_graph_that_the_backend_cannot_load_is_one_error(exported, copy_of):
-    bundle = copy_of(exported("neox-base", dialect="ort"))
+    bundle = copy_of(exported("neox-base", graph="ort"))
     (bundle / "model.onnx").write_bytes(b"\x08\x0a")
-    with pytest.raises(dijiang.SessionError, match=r"cannot load the ort dialect .*upgrade"):
+    signed(bundle, bundle / "model.onnx")
+    with pytest.raises(dijiang.SessionError, match=r"cannot load the ort graph .*upgrade"):
         dijiang.load(bundle, check_hashes=False)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_integer_blocks_on_an_onnxruntime_without_them_are_one_error(exported, monkeypatch, precision):
-    monkeypatch.setattr(onnxruntime, "__version__", "1.18.1")
-    bundle = exported("tiny-python", dialect="primitive", precision=precision)
+    monkeypatch.setattr(inference, "version", lambda _: "1.18.1")
+    bundle = exported("tiny-python", graph="primitive", precision=precision)
     with pytest.raises(
-        dijiang.SessionError, match=rf"{precision} blocks .* need onnxruntime 1.19 .* here is 1.18.1"
+        dijiang.SessionError, match=r"the primitive graph: it needs onnxruntime 1.19 .* here is 1.18; upgrade"
     ):
         dijiang.load(bundle)
 
@@ -55,7 +58,7 @@ def test_step_that_the_backend_cannot_run_is_one_error(exported, monkeypatch):
 
 def test_threads_reach_the_backend(exported):
     model = dijiang.load(exported("neox-base"), threads=1)
-    assert model._session._session.get_session_options().intra_op_num_threads == 1
+    assert model.session._session.get_session_options().intra_op_num_threads == 1
 
 
 def test_bundle_that_does_not_fit_into_memory_is_refused_with_numbers(exported, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import dijiang
-from dijiang.bundle.manifest import open_bundle
+from dijiang.bundle.opened import open_bundle
 from dijiang.machine import driver, memory
 from tests.conftest import Golden
 from tests.fake_gpu import FakeLibcuda, fake_tensorrt
@@ -36,7 +36,7 @@ def built(exported, copy_of, trt):
     """built(checkpoint, **options): a bundle with an engine for the GPU that is not there."""
 
     def get(name, batch=1, longest=32):
-        bundle = copy_of(exported(name, dialect="primitive"))
+        bundle = copy_of(exported(name, graph="primitive"))
         return dijiang.build(bundle, backend="tensorrt", batch=batch, longest=longest).path
 
     return get
@@ -111,8 +111,8 @@ def test_saved_state_continues(built, tmp_path):
     model = dijiang.load(built("neox-base"), provider="tensorrt")
     state = model.new_state()
     model.forward([[3, 4, 5]], state)
-    state.save(tmp_path / "s.npz")
-    again = dijiang.State.load(tmp_path / "s.npz")
+    state.save(tmp_path / "s.safetensors")
+    again = dijiang.State.load(tmp_path / "s.safetensors")
     assert np.array_equal(model.forward([[6]], again), model.forward([[6]], state))
 
 
@@ -186,7 +186,7 @@ def test_engine_that_fails_is_one_error(built, trt, failure, message):
     ],
 )
 def test_build_that_fails_leaves_the_bundle_as_it_was(exported, copy_of, trt, failure, error, message):
-    bundle = copy_of(exported("neox-base", dialect="primitive"))
+    bundle = copy_of(exported("neox-base", graph="primitive"))
     before = sorted(path.name for path in bundle.iterdir())
     trt.fails.add(failure)
     with pytest.raises(error, match=message):
@@ -214,10 +214,8 @@ def test_free_memory_of_a_jetson_is_that_of_the_host(built, cuda, monkeypatch):
     assert model.forward([[1]], model.new_state()).shape == (1, model.spec.vocab_size)
 
 
-def test_build_that_does_not_fit_into_memory_is_refused_with_numbers(
-    exported, copy_of, trt, monkeypatch
-):
-    bundle = copy_of(exported("neox-base", dialect="primitive"))
+def test_build_that_does_not_fit_into_memory_is_refused_with_numbers(exported, copy_of, trt, monkeypatch):
+    bundle = copy_of(exported("neox-base", graph="primitive"))
     monkeypatch.setattr(memory, "available_bytes", lambda: 300_000_000)
     with pytest.raises(
         dijiang.ExportError,
@@ -231,9 +229,7 @@ def test_build_that_does_not_fit_into_memory_is_refused_with_numbers(
 def test_allocation_that_fails_says_out_of_memory(built, cuda):
     model = dijiang.load(built("neox-base"), provider="tensorrt")
     cuda.free = 16
-    with pytest.raises(
-        dijiang.SessionError, match=r"CUDA error 2 \(out of memory\); use a smaller model"
-    ):
+    with pytest.raises(dijiang.SessionError, match=r"CUDA error 2 \(out of memory\); use a smaller model"):
         model.forward([[1]], model.new_state())
 
 
@@ -245,7 +241,7 @@ def test_larger_batch_than_the_engine_takes_says_how_to_rebuild(built):
 
 def test_bundle_without_an_engine_says_how_to_get_one(exported, trt):
     with pytest.raises(dijiang.SessionError, match=r"has no tensorrt engine, it has none; run dijiang"):
-        dijiang.load(exported("neox-base", dialect="primitive"), provider="tensorrt")
+        dijiang.load(exported("neox-base", graph="primitive"), provider="tensorrt")
 
 
 def test_memory_goes_back_when_the_model_goes(built, cuda):
@@ -267,4 +263,4 @@ def test_gpu_that_is_not_there_is_refused(built):
 
 def test_auto_takes_the_engine_where_there_is_a_gpu(built):
     model = dijiang.load(built("neox-base"))
-    assert model._session.provider == "TensorRT 10.3.0"
+    assert model.provider == "TensorRT 10.3.0"

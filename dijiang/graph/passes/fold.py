@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
+from ..roles import Role, mark, role_of
 from .linear import (
     Linear,
     Shared,
@@ -53,10 +54,10 @@ class FoldNorms(InPlacePass):
     @staticmethod
     def _followers(graph: ir.Graph, node: ir.Node) -> list[Linear]:
         """The linears that take a norm's weights in; empty if there is nothing to fold."""
-        if node.op_type not in NORMS or value_of(node.inputs[1]).name == ONES.format(_width(node)):
+        if node.op_type not in NORMS or role_of(node.inputs[1]) is not Role.NORM:
             return []
         found = [linear_at(use.node) for use in node.outputs[0].uses()]
-        linears = [f for f in found if f is not None and f.output not in graph.outputs]
+        linears = [f for f in found if f is not None and f.role is not Role.HEAD]
         return linears if len(linears) == len(found) else []
 
     @staticmethod
@@ -68,11 +69,13 @@ class FoldNorms(InPlacePass):
             name = str(weight.name)
             folded = Shared(partial(_folded, weight, scale, shift, linear.bias))
             linear.matmul.replace_input_with(
-                1, stored(graph, f"{name}.normed", shape_of(weight), partial(folded.part, 0))
+                1,
+                stored(graph, f"{name}.normed", shape_of(weight), partial(folded.part, 0), like=weight),
             )
             if shift is None:
                 continue
             total = stored(graph, f"{name}.bias", (linear.shape[1],), partial(folded.part, 1))
+            mark(total, Role.BIAS)
             if linear.add is not None:
                 linear.add.replace_input_with(1, total)
                 continue

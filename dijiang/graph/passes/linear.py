@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import PreconditionError
 
 from ..builder import row_major
+from ..roles import Role, mark_like, role_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Linear:
     def output(self) -> ir.Value:
         """[..., out]."""
         return (self.add or self.matmul).outputs[0]
+
+    @property
+    def role(self) -> Role | None:
+        """What the weight is."""
+        return role_of(self.weight)
 
     @property
     def nodes(self) -> list[ir.Node]:
@@ -123,8 +129,13 @@ def stored(
     shape: tuple[int, ...],
     compute: Callable[[], np.ndarray],
     dtype: ir.DataType = ir.DataType.FLOAT,
+    *,
+    like: ir.Value | None = None,
 ) -> ir.Value:
-    """A new initializer, computed only when the graph is written."""
+    """A new initializer, computed only when the graph is written.
+
+    like: what it is made from, whose role and layer it has.
+    """
 
     def load() -> ir.TensorProtocol:
         return ir.tensor(row_major(compute(), dtype.numpy()), name=name)
@@ -132,7 +143,7 @@ def stored(
     tensor = ir.LazyTensor(load, dtype, ir.Shape(shape), name=name)
     value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
     graph.register_initializer(value)
-    return value
+    return value if like is None else mark_like(value, like)
 
 
 class Shared:

@@ -49,6 +49,7 @@ class MergeProjections(InPlacePass):
             name,
             (rows, sum(widths)),
             lambda: np.concatenate([array_of(w) for w in weights], axis=1),
+            like=weights[0],
         )
         new = [ir.node("MatMul", [group[0].input, weight])]
         if any(linear.bias is not None for linear in group):
@@ -64,9 +65,7 @@ class MergeProjections(InPlacePass):
 
 
 def _joined(biases: list[ir.Value | None], widths: list[int]) -> np.ndarray:
-    return np.concatenate(
-        [np.zeros(w) if b is None else array_of(b) for b, w in zip(biases, widths, strict=True)]
-    )
+    return np.concatenate([np.zeros(w) if b is None else array_of(b) for b, w in zip(biases, widths, strict=True)])
 
 
 def _sizes(graph: ir.Graph, widths: list[int]) -> ir.Value:
@@ -163,14 +162,18 @@ class MergeOutputs(InPlacePass):
         name = "+".join(str(linear.weight.name) for linear in pair)
         shape = (first.shape[0] + second.shape[0], first.shape[1])
         weights = [linear.weight for linear in pair]
-        weight = stored(graph, name, shape, lambda: np.concatenate([array_of(w) for w in weights]))
+        weight = stored(
+            graph,
+            name,
+            shape,
+            lambda: np.concatenate([array_of(w) for w in weights]),
+            like=first.weight,
+        )
         joined = ir.node("Concat", [linear.input for linear in pair], {"axis": -1})
         new = [joined, ir.node("MatMul", [joined.outputs[0], weight])]
         biases = [linear.bias for linear in pair if linear.bias is not None]
         if biases:
-            bias = stored(
-                graph, f"{name}.bias", shape[1:], lambda: np.sum([array_of(b) for b in biases], axis=0)
-            )
+            bias = stored(graph, f"{name}.bias", shape[1:], lambda: np.sum([array_of(b) for b in biases], axis=0))
             new.append(ir.node("Add", [new[-1].outputs[0], bias]))
         new.append(ir.node("Add", [inner.inputs[0], new[-1].outputs[0]]))
         old = [*first.nodes, inner, *second.nodes, outer]

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
-from ..builder import CONTRIB
+from ...models.activations import CONTRIB
 from .linear import is_vector, value_of
 
 #: Norm of a sum -> the node that does both. Further outputs: mean, inverse deviation, the sum.

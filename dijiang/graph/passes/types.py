@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
-from ...bundle import names
 from ...errors import ExportError
+from ..roles import ROUNDED, Role, mark_like, role_of
 from .linear import array_of, drop_unused_initializers, value_of
 
 FLOAT = ir.DataType.FLOAT
@@ -110,13 +110,12 @@ class SetPrecision(InPlacePass):
         if node.op_type in self._kept:
             return False
         if node.op_type == "Gather":
-            return True if value_of(node.inputs[1]).name == names.INPUT_IDS else None
+            return True if role_of(node.inputs[0]) is Role.EMBEDDING else None
         if node.op_type in ("GatherBlockQuantized", "DequantizeLinear"):
             return True
         if node.op_type not in PROJECTIONS:
             return None
-        weight = value_of(node.inputs[1])
-        return _is_stored(weight) and not _is_feature_map(node)
+        return role_of(node.inputs[1]) in ROUNDED
 
     def _is_low(
         self,
@@ -171,7 +170,7 @@ class SetPrecision(InPlacePass):
         tensor = ir.LazyTensor(load, self.dtype, shape, name=name)
         made = ir.Value(name=name, type=ir.TensorType(self.dtype), shape=shape, const_value=tensor)
         graph.register_initializer(made)
-        return made
+        return mark_like(made, value)
 
     def _restore_outputs(self, graph: ir.Graph, low: set[ir.Value]) -> None:
         """Graph outputs keep their name and float32."""
@@ -192,17 +191,6 @@ class SetPrecision(InPlacePass):
 def _activations(node: ir.Node) -> Iterable[ir.Value]:
     """Inputs that are computed: a stored weight takes the type of its node."""
     return (v for v in node.inputs if v is not None and not v.is_initializer())
-
-
-def _is_stored(weight: ir.Value) -> bool:
-    """Whether a weight is in the graph, as it is or as codes."""
-    source = weight.producer()
-    return weight.is_initializer() or (source is not None and source.op_type == "DequantizeLinear")
-
-
-def _is_feature_map(node: ir.Node) -> bool:
-    uses = node.outputs[0].uses()
-    return bool(uses) and all(use.node.op_type == "Softmax" for use in uses)
 
 
 def _float_values(graph: ir.Graph, nodes: list[ir.Node]) -> set[ir.Value]:

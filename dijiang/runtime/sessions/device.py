@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ...bundle import names
-from ...bundle.manifest import Bundle
+from ...bundle.opened import Bundle
 from ...errors import SessionError
-from ..decode import Decoder, SessionDecoder
+from ...recipe import GRAPHS
 from ..state import State
-from .base import PIECE, import_onnxruntime
+from ..step import Step
+from .base import PIECE
+from .inference import import_onnxruntime, open_inference
 from .preflight import check_single_onnxruntime, explain, require_gpu
-from .providers import PROVIDERS
 from .resident import Resident
 
 #: Head sizes up to this have LinearAttention kernels for any length on CUDA. Beyond, a state does not
@@ -29,6 +32,30 @@ FATAL = 4
 NO_GRAPH = -1
 
 
+@dataclass(frozen=True)
+class Device:
+    """An execution provider of ONNX Runtime that keeps tensors in memory of its own.
+
+    name: ONNX Runtime's.  install: how to get it.  library: its file, as in
+    libonnxruntime_providers_NAME.so.  memory: where it keeps tensors, in ONNX Runtime's words.
+    captures: it has CUDA graphs.  whole: it runs every node, so that one left to the CPU is an error.
+    options: of the execution provider.
+    """
+
+    name: str
+    install: str
+    library: str
+    memory: str = "cuda"
+    captures: bool = False
+    whole: bool = False
+    options: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether its tensors are elsewhere than the host's."""
+        return self.memory != "cpu"
+
+
 class DeviceSession:
     """A session of an execution provider with memory of its own.
 
@@ -38,16 +65,23 @@ class DeviceSession:
     """
 
     def __init__(
-        self, bundle: Bundle, provider: str, device: int = 0, *, cuda_graph: bool | None = None
+        self,
+        bundle: Bundle,
+        graph: str,
+        row: Device,
+        device: int = 0,
+        *,
+        cuda_graph: bool | None = None,
     ) -> None:
-        self._bundle, self._row, self._index = bundle, PROVIDERS[provider], device
-        self._spec = bundle.manifest.spec
-        self._ort = self._import(provider)
-        if cuda_graph and not self._row.captures:
-            raise SessionError(f"provider {provider} has no CUDA graphs; leave --cuda-graph out")
+        self.graph = graph
+        self._bundle, self.row, self.index = bundle, row, device
+        self.spec = bundle.manifest.spec
+        self.ort = self._import()
+        if cuda_graph and not row.captures:
+            raise SessionError(f"provider {row.name} has no CUDA graphs; leave --cuda-graph out")
         #: Tokens of the calls that are captured.
         self._captured: frozenset[int] = frozenset()
-        self._open(graphs=self._row.captures and cuda_graph is not False)
+        self._open(graphs=row.captures and cuda_graph is not False)
         if self._graphs_on:
             self._prove(insist=bool(cuda_graph))
 
@@ -72,104 +106,84 @@ class DeviceSession:
     @property
     def longest(self) -> int:
         """Tokens a call at most."""
-        fused = self._bundle.manifest.dialect != "primitive"
-        return LARGE_HEAD_PIECE if fused and self._spec.head_size > LARGEST_PREFILL_HEAD else PIECE
+        on_device = GRAPHS[self.graph].on_device
+        return LARGE_HEAD_PIECE if on_device and self.spec.head_size > LARGEST_PREFILL_HEAD else PIECE
 
-    def _import(self, name: str) -> Any:
+    def _import(self) -> Any:
         check_single_onnxruntime()
-        ort = import_onnxruntime()
-        if self._row.execution_provider not in ort.get_available_providers():
+        ort, row = import_onnxruntime(), self.row
+        if row.name not in ort.get_available_providers():
             raise SessionError(
-                f"execution provider {name!r} is not available: onnxruntime {ort.__version__} has "
-                f"{', '.join(ort.get_available_providers())}; {self._row.install}"
+                f"execution provider {row.name} is not available: onnxruntime {ort.__version__} has "
+                f"{', '.join(ort.get_available_providers())}; {row.install}"
             )
-        if self._row.memory == "cuda":
-            require_gpu(ort, self._index, self._row.library, self._bundle, 2 * self._spec.state_bytes)
+        if row.has_memory:
+            require_gpu(ort, self.index, row.library, self._bundle, 2 * self.spec.state_bytes)
             ort.set_default_logger_severity(FATAL)  # what it says is in the errors that it raises
         return ort
 
     def _open(self, *, graphs: bool) -> None:
         """Load the graph and assert that what was asked for runs it."""
         self._graphs_on = graphs
-        row, options = self._row, self._ort.SessionOptions()
-        options.log_severity_level = FATAL
-        if row.whole and self._bundle.manifest.dialect != "primitive":
-            # primitive computes shapes on the CPU; of the others a node left there is an error.
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        settings = {"device_id": str(self._index)} if row.memory == "cuda" else {}
+        row, file = self.row, self._bundle.graph_file(self.graph)
+        # A graph that computes shapes on the CPU cannot do without it; of the others a node left there
+        # is an error.
+        whole = row.whole and GRAPHS[self.graph].on_device
+        settings = {"device_id": str(self.index)} if row.has_memory else {}
         if row.captures:
             settings["enable_cuda_graph"] = str(int(graphs))
         try:
-            self._session = self._ort.InferenceSession(
-                str(self._bundle.graph),
-                sess_options=options,
-                providers=[(row.execution_provider, settings | row.options)],
-                enable_fallback=0,
+            self._session = open_inference(
+                file,
+                provider=row.name,
+                settings=settings | dict(row.options),
+                entries={"session.disable_cpu_ep_fallback": "1"} if whole else {},
+                severity=FATAL,
             )
         except Exception as error:
-            raise explain(
-                error, f"{self._bundle.graph}: {row.execution_provider} cannot load it"
-            ) from error
-        self.provider = self._session.get_providers()[0]
-        if self.provider != row.execution_provider:
-            raise SessionError(
-                f"asked for {row.execution_provider}, onnxruntime used {self.provider}; {row.install}"
-            )
+            raise explain(error, f"{file}: {row.name} cannot load it") from error
+        self.provider = str(self._session.get_providers()[0])
+        if self.provider != row.name:
+            raise SessionError(f"asked for {row.name}, onnxruntime used {self.provider}; {row.install}")
         self._slots: dict[int, _Slot] = {}
         self._graphs = 0
 
-    def run(
-        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
-    ) -> np.ndarray:
+    def step(self, state: State) -> Step:
+        """See Session.step."""
+        return Step.single(state.batch)
+
+    def run(self, step: Step, state: State) -> DeviceOutput:
         """See Session.run."""
-        logits: np.ndarray = self._step(ids, positions, mask, kept, state).logits.numpy()
-        return logits
-
-    def next_tokens(
-        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
-    ) -> np.ndarray:
-        """As `run`, but the most likely token of each kept position, [B, N] int64."""
-        tokens: np.ndarray = self._step(ids, positions, mask, kept, state).tokens.numpy()
-        return tokens
-
-    def decoder(self, state: State) -> Decoder:
-        """See Session.decoder."""
-        return SessionDecoder(self, state)
-
-    def _step(
-        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
-    ) -> _Binding:
         try:
             if state.batch not in self._slots:
                 self._slots[state.batch] = _Slot(self, state)
             slot = self._slots[state.batch]
-            slot.resident.take(state)
-            binding = slot.binding(ids.shape, kept.shape)
-            for buffer, array in zip(binding.inputs, (ids, positions, mask, kept), strict=True):
+            binding = slot.binding(step.ids.shape, step.kept.shape, slot.resident.take(state))
+            for buffer, array in zip(binding.inputs, step.arrays.values(), strict=True):
                 buffer.write(np.ascontiguousarray(array, np.int64))
             self._session.run_with_iobinding(binding.io, binding.options)
         except SessionError:
             raise
         except Exception as error:
-            raise explain(error, f"{self.provider} failed in a step of {ids.shape[1]} tokens") from error
-        slot.resident.swap()
-        return binding
+            raise explain(error, f"{self.provider} failed in a step of {step.ids.shape[1]} tokens") from error
+        state.commit(state.after(step, swap=True))
+        return DeviceOutput(binding)
 
     def _graph_difference(self, length: int) -> str:
         """What CUDA graphs change in a few calls of `length` tokens; empty: nothing, bit for bit."""
         found = []
-        ids = np.arange(PROOF_STEPS * length).reshape(PROOF_STEPS, 1, length)
-        ones, last = np.ones((1, length), np.int64), np.array([[length - 1]])
+        ids = np.arange(PROOF_STEPS * length).reshape(PROOF_STEPS, 1, length) % self.spec.vocab_size
+        last, limit = np.array([[length - 1]]), self._bundle.manifest.positions_limit
         for captured in (frozenset[int](), frozenset({length})):
             self._captured = captured
-            state = State.empty(1, self._spec.num_layers, self._spec.state_shape)
+            state = State.empty(1, self.spec, self._bundle.manifest.fingerprint)
             try:
-                logits = [
-                    self.run(
-                        piece % self._spec.vocab_size, self._positions(piece), ones, last, state
-                    ).copy()
-                    for piece in ids
-                ]
+                logits = []
+                for piece in ids:
+                    step = Step.of(piece, state.position, last)
+                    if limit is not None:
+                        step.positions[...] %= limit
+                    logits.append(self.run(step, state).logits.copy())
             except SessionError as error:
                 return str(error)
             finally:
@@ -177,11 +191,6 @@ class DeviceSession:
             found.append([*logits, *state.layers])
         changed = sum(not np.array_equal(a, b, equal_nan=True) for a, b in zip(*found, strict=True))
         return f"{changed} of {len(found[0])} results" if changed else ""
-
-    def _positions(self, positions: np.ndarray) -> np.ndarray:
-        """Within what the model has."""
-        limit = self._bundle.manifest.positions_limit
-        return positions if limit is None else positions % limit
 
     def new_graph(self) -> int:
         """The next free graph id; 0 is onnxruntime's own."""
@@ -193,13 +202,30 @@ class DeviceSession:
         return shape[1] in self._captured and kept[1] == 1
 
 
+class DeviceOutput:
+    """See Output: each result is copied to the host when it is asked for."""
+
+    def __init__(self, binding: _Binding) -> None:
+        self._binding = binding
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """See Output.logits."""
+        return self._binding.logits.numpy()
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """See Output.tokens."""
+        return self._binding.tokens.numpy()
+
+
 class _Tensor:
     """An OrtValue in the provider's memory."""
 
     def __init__(self, session: DeviceSession, shape: tuple[int, ...], dtype: Any) -> None:
-        memory, index = session._row.memory, session._index
-        self.value = session._ort.OrtValue.ortvalue_from_shape_and_type(
-            list(shape), dtype, memory, index if memory != "cpu" else 0
+        row = session.row
+        self.value = session.ort.OrtValue.ortvalue_from_shape_and_type(
+            list(shape), dtype, row.memory, session.index if row.has_memory else 0
         )
 
     def write(self, array: np.ndarray) -> None:
@@ -223,16 +249,14 @@ class _Slot:
         self.resident = Resident((sets[0], sets[1]))
         self._bindings: dict[tuple[Any, ...], _Binding] = {}
 
-    def binding(self, shape: tuple[int, ...], kept: tuple[int, ...]) -> _Binding:
-        """Of these shapes from the side whose turn it is. Decode steps and graphs stay, and the last."""
-        key = (shape, kept, self.resident.side)
+    def binding(self, shape: tuple[int, ...], kept: tuple[int, ...], side: int) -> _Binding:
+        """Of these shapes from a side. Decode steps and graphs stay, and the last."""
+        key = (shape, kept, side)
         if key not in self._bindings:
             self._bindings = {
-                k: b
-                for k, b in self._bindings.items()
-                if k[0][1] == 1 or b.graph != NO_GRAPH or k[:2] == key[:2]
+                k: b for k, b in self._bindings.items() if k[0][1] == 1 or b.graph != NO_GRAPH or k[:2] == key[:2]
             }
-            self._bindings[key] = _Binding(self._session, self.resident, shape, kept)
+            self._bindings[key] = _Binding(self._session, self.resident, shape, kept, side)
         return self._bindings[key]
 
 
@@ -245,19 +269,28 @@ class _Binding:
         resident: Resident[_Tensor],
         shape: tuple[int, ...],
         kept: tuple[int, ...],
+        side: int,
     ) -> None:
         self.inputs = [_Tensor(session, size, np.int64) for size in (shape, shape, shape, kept)]
-        self.logits = _Tensor(session, (*kept, session._spec.vocab_size), np.float32)
+        self.logits = _Tensor(session, (*kept, session.spec.vocab_size), np.float32)
         self.tokens = _Tensor(session, kept, np.int64)
         self.io = session._session.io_binding()
         for name, tensor in zip(names.INPUTS, self.inputs, strict=True):
             self.io.bind_ortvalue_input(name, tensor.value)
         self.io.bind_ortvalue_output(names.LOGITS, self.logits.value)
         self.io.bind_ortvalue_output(names.NEXT_TOKENS, self.tokens.value)
-        for layer, (past, present) in enumerate(zip(resident.past, resident.present, strict=True)):
+        ends = zip(resident.past(side), resident.present(side), strict=True)
+        for layer, (past, present) in enumerate(ends):
             self.io.bind_ortvalue_input(names.past_state(layer), past.value)
             self.io.bind_ortvalue_output(names.present_state(layer), present.value)
         self.graph = session.new_graph() if session.captures(shape, kept) else NO_GRAPH
-        self.options = session._ort.RunOptions()
-        if session._row.captures:
+        self.options = session.ort.RunOptions()
+        if session.row.captures:
             self.options.add_run_config_entry("gpu_graph_id", str(self.graph))
+
+
+def open_device(
+    bundle: Bundle, graph: str, row: Device, device: int, *, threads: int | None, cuda_graph: bool | None
+) -> DeviceSession:
+    """The constructor of the provider table."""
+    return DeviceSession(bundle, graph, row, device, cuda_graph=cuda_graph)

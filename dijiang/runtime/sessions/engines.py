@@ -83,9 +83,7 @@ class EngineRecord:
         try:
             return cls(**{**data, "gpus": tuple(data["gpus"])})
         except (TypeError, KeyError) as error:
-            raise BundleError(
-                f"engine: not a whole record ({error}); run dijiang build again"
-            ) from error
+            raise BundleError(f"engine: not a whole record ({error}); run dijiang build again") from error
 
     def require(self, version: str, gpu: Gpu) -> None:
         """SessionError unless this library and GPU can run it."""
@@ -119,17 +117,14 @@ def import_backend(name: str) -> Any:
     found = tuple(int(part) for part in version.split(".")[:2])
     if found < backend.oldest:
         oldest = ".".join(map(str, backend.oldest))
-        raise SessionError(
-            f"{backend.title} {version} is too old, expected at least {oldest}; {backend.install}"
-        )
+        raise SessionError(f"{backend.title} {version} is too old, expected at least {oldest}; {backend.install}")
     return trt
 
 
 def _stub(backend: Backend, why: object) -> SessionError:
     reason = (str(why).splitlines() or [repr(why)])[0]
     return SessionError(
-        f"the package {backend.module} is here without {backend.title}'s libraries ({reason}); "
-        f"{backend.install}"
+        f"the package {backend.module} is here without {backend.title}'s libraries ({reason}); {backend.install}"
     )
 
 

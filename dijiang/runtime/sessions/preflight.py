@@ -11,7 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ...bundle.manifest import DATA, Bundle
+from ...bundle.opened import Bundle
 from ...errors import SessionError
 from ...machine.driver import Cuda
 from ...machine.memory import LESS, require_gpu_memory, run_bytes
@@ -128,8 +128,6 @@ def require_gpu(ort: Any, index: int, library: str, bundle: Bundle, states: int)
     try:
         load_provider_library(ort, library)
     except OSError as error:
-        raise explain(
-            error, f"onnxruntime {ort.__version__} cannot load its {library} provider"
-        ) from error
-    need = run_bytes((bundle.path / DATA).stat().st_size, states)
+        raise explain(error, f"onnxruntime {ort.__version__} cannot load its {library} provider") from error
+    need = run_bytes(bundle.data_bytes, states)
     require_gpu_memory(str(bundle.path), need, gpu.free)

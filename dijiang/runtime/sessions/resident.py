@@ -29,42 +29,36 @@ B = TypeVar("B", bound=Buffer)
 class Resident(Generic[B]):
     """State buffers of one batch size; they hold the state of one `State` at a time.
 
-    A step reads one set and writes the other. So a step that runs twice from the same set, as the
-    capture of a CUDA graph makes it, gives the same state; and addresses never change.
+    A step reads one set and writes the other; which is which, the state's point says. So a step that runs
+    twice from the same set, as the capture of a CUDA graph makes it, gives the same state; one that is
+    interrupted leaves no trace; and addresses never change.
     """
 
     def __init__(self, sets: tuple[Sequence[B], Sequence[B]]) -> None:
         self._sets = sets
         self._owner: ref[State] | None = None
-        self.side = 0
 
-    @property
-    def past(self) -> Sequence[B]:
-        """The set that the next step reads, a buffer a layer."""
-        return self._sets[self.side]
+    def past(self, side: int) -> Sequence[B]:
+        """The set that a step from this side reads, a buffer a layer."""
+        return self._sets[side]
 
-    @property
-    def present(self) -> Sequence[B]:
-        """The set that the next step writes."""
-        return self._sets[1 - self.side]
+    def present(self, side: int) -> Sequence[B]:
+        """The set that it writes."""
+        return self._sets[1 - side]
 
-    def take(self, state: State) -> None:
-        """Hold the numbers of this state; those of another are given back first."""
+    def take(self, state: State) -> int:
+        """Hold the numbers of this state; those of another are given back first. The side to go on from."""
         owner = None if self._owner is None else self._owner()
-        if owner is state:
-            return
-        if owner is not None:
-            owner.bring_home()
-        for buffer, array in zip(self.past, state.lend(self), strict=True):
-            buffer.write(array)
-        self._owner = ref(state)
+        if owner is not state:
+            if owner is not None:
+                owner.bring_home()
+            for buffer, array in zip(self._sets[0], state.lend(self), strict=True):
+                buffer.write(array)
+            self._owner = ref(state)
+        return state.point.side
 
-    def swap(self) -> None:
-        """What was written is the past of the next step."""
-        self.side = 1 - self.side
-
-    def give_back(self, arrays: list[np.ndarray]) -> None:
+    def give_back(self, arrays: list[np.ndarray], side: int) -> None:
         """Copy the numbers to the owner's arrays and forget it."""
-        for buffer, array in zip(self.past, arrays, strict=True):
+        for buffer, array in zip(self._sets[side], arrays, strict=True):
             buffer.read(array)
         self._owner = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from mmap import ACCESS_READ, mmap
 from typing import Any
 from weakref import finalize
@@ -9,12 +10,12 @@ from weakref import finalize
 import numpy as np
 
 from ...bundle import names
-from ...bundle.manifest import Bundle
+from ...bundle.opened import Bundle
 from ...errors import SessionError
 from ...machine.driver import Cuda
 from ...machine.memory import require_gpu_memory
-from ..decode import Decoder, SessionDecoder
 from ..state import State
+from ..step import Step
 from .engines import BACKENDS, EngineRecord, import_backend
 from .resident import Resident
 
@@ -33,8 +34,15 @@ class TensorRtSession:
     """
 
     def __init__(
-        self, bundle: Bundle, backend: str, device: int = 0, *, cuda_graph: bool | None = None
+        self,
+        bundle: Bundle,
+        graph: str,
+        backend: str,
+        device: int = 0,
+        *,
+        cuda_graph: bool | None = None,
     ) -> None:
+        self.graph = graph
         engines = bundle.manifest.engines
         if backend not in engines:
             raise SessionError(
@@ -43,21 +51,21 @@ class TensorRtSession:
             )
         self._record = EngineRecord.from_dict(engines[backend])
         self._title = BACKENDS[backend].title
-        self._cuda = Cuda(device)
+        self.cuda = Cuda(device)
         self._trt = import_backend(backend)
-        self._record.require(self._trt.__version__, self._cuda.gpu)
-        self._spec = bundle.manifest.spec
+        self._record.require(self._trt.__version__, self.cuda.gpu)
+        self.spec = bundle.manifest.spec
         self.provider = f"{self._title} {self._trt.__version__}"
         self.longest = self._record.longest
         self._load(bundle)
-        self._stream = self._cuda.stream()
+        self.stream = self.cuda.stream()
         self._slots: dict[int, _Slot] = {}
         self.cuda_graph = cuda_graph is not False
 
     def _load(self, bundle: Bundle) -> None:
         path, spec = bundle.path / self._record.file, bundle.manifest.spec
         need = path.stat().st_size + 2 * self._record.batch * spec.state_bytes + SPARE_BYTES
-        require_gpu_memory(str(path), need, self._cuda.gpu.free)
+        require_gpu_memory(str(path), need, self.cuda.gpu.free)
         trt = self._trt
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)
@@ -72,59 +80,39 @@ class TensorRtSession:
         self._engine = engine
         # Steps follow each other on one stream: all contexts can share one scratch memory.
         size = max(int(engine.device_memory_size_v2), 1)
-        self._scratch = _Memory(self._cuda, 0, size)
+        self._scratch = _Memory(self.cuda, 0, size)
         last = engine.num_optimization_profiles - 1
         self._profiles = {True: 0, False: last}
 
-    def run(
-        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
-    ) -> np.ndarray:
+    def step(self, state: State) -> Step:
+        """See Session.step."""
+        return Step.single(state.batch)
+
+    def run(self, step: Step, state: State) -> EngineOutput:
         """See Session.run."""
-        slot = self._step(ids, positions, mask, kept, state)
-        logits = np.empty((*kept.shape, self._spec.vocab_size), np.float32)
-        self._cuda.download(logits, slot.outputs[names.LOGITS].address, self._stream)
-        return logits
-
-    def next_tokens(
-        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
-    ) -> np.ndarray:
-        """As `run`, but the most likely token of each kept position, [B, N] int64."""
-        slot = self._step(ids, positions, mask, kept, state)
-        tokens = np.empty(kept.shape, np.int64)
-        self._cuda.download(tokens, slot.outputs[names.NEXT_TOKENS].address, self._stream)
-        return tokens
-
-    def decoder(self, state: State) -> Decoder:
-        """See Session.decoder."""
-        return SessionDecoder(self, state)
-
-    def _step(
-        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, kept: np.ndarray, state: State
-    ) -> _Slot:
-        batch, length = ids.shape
+        batch, length = step.ids.shape
         if batch > self._record.batch:
             raise SessionError(
                 f"batch is {batch}, the engine takes {self._record.batch}; "
                 f"rebuild with: dijiang build BUNDLE --batch {batch}"
             )
-        self._cuda.activate()
+        self.cuda.activate()
         if batch not in self._slots:
             self._slots[batch] = _Slot(self, state)
         slot = self._slots[batch]
-        slot.resident.take(state)
-        arrays = [np.ascontiguousarray(a, np.int64) for a in (ids, positions, mask, kept)]
-        for name, array in zip(names.INPUTS, arrays, strict=True):
+        side = slot.resident.take(state)
+        arrays = {name: np.ascontiguousarray(a, np.int64) for name, a in step.arrays.items()}
+        for name, array in arrays.items():
             slot.inputs[name].write(array)
-        slot.require_outputs(kept.size)
-        side = slot.resident.side
-        if self.cuda_graph and length in (1, self.longest) and kept.shape[1] == 1:
+        slot.require_outputs(step.kept.size)
+        if self.cuda_graph and length in (1, self.longest) and step.kept.shape[1] == 1:
             self._replay(slot, length, side)
         else:
             key = (1, side) if length == 1 else (ANY_LENGTH, 0)
-            self._enqueue(slot, self.context(slot, *key), ids.shape, kept.shape)
-        self._cuda.synchronize(self._stream)  # the arrays above may go
-        slot.resident.swap()
-        return slot
+            self._enqueue(slot, self.context(slot, *key), step.ids.shape, step.kept.shape, side)
+        self.cuda.synchronize(self.stream)  # the arrays above may go
+        state.commit(state.after(step, swap=True))
+        return EngineOutput(self, slot, step.kept.shape)
 
     def context(self, slot: _Slot, length: int, side: int) -> Any:
         """The execution context for calls of a length from one side of this batch's states."""
@@ -139,17 +127,17 @@ class TensorRtSession:
                     "use a smaller model or batch, or end what else is on the GPU"
                 )
             context.set_device_memory(self._scratch.address, self._scratch.nbytes)
-            context.set_optimization_profile_async(self._profiles[length == 1], self._stream)
+            context.set_optimization_profile_async(self._profiles[length == 1], self.stream)
             slot.contexts[key] = context
         return slot.contexts[key]
 
-    def _enqueue(self, slot: _Slot, context: Any, shape: tuple[int, ...], kept: tuple[int, ...]) -> None:
+    def _enqueue(self, slot: _Slot, context: Any, shape: tuple[int, ...], kept: tuple[int, ...], side: int) -> None:
         shapes = dict(zip(names.INPUTS, (shape, shape, shape, kept), strict=True))
         buffers = {**slot.inputs, **slot.outputs}
         for layer, (past, present) in enumerate(
-            zip(slot.resident.past, slot.resident.present, strict=True)
+            zip(slot.resident.past(side), slot.resident.present(side), strict=True)
         ):
-            shapes[names.past_state(layer)] = (shape[0], *self._spec.state_shape)
+            shapes[names.past_state(layer)] = (shape[0], *self.spec.state_shape)
             buffers[names.past_state(layer)] = past
             buffers[names.present_state(layer)] = present
         for name, size in shapes.items():
@@ -157,7 +145,7 @@ class TensorRtSession:
                 raise SessionError(f"{self.provider} does not take {name} of {list(size)}; rebuild it")
         for name, buffer in buffers.items():
             context.set_tensor_address(name, buffer.address)
-        if not context.execute_async_v3(self._stream):
+        if not context.execute_async_v3(self.stream):
             raise SessionError(f"{self.provider} failed in a step of {shape[1]} tokens; see nvidia-smi")
 
     def _replay(self, slot: _Slot, length: int, side: int) -> None:
@@ -167,12 +155,34 @@ class TensorRtSession:
             shapes = (slot.batch, length), (slot.batch, 1)
             context = self.context(slot, *key)
             # Once outside: kernels are loaded and shapes resolved, which a capture does not allow.
-            self._enqueue(slot, context, *shapes)
-            self._cuda.synchronize(self._stream)
-            with self._cuda.capture(self._stream) as graphs:
-                self._enqueue(slot, context, *shapes)
+            self._enqueue(slot, context, *shapes, side)
+            self.cuda.synchronize(self.stream)
+            with self.cuda.capture(self.stream) as graphs:
+                self._enqueue(slot, context, *shapes, side)
             slot.graphs[key] = graphs[0]
-        self._cuda.launch(slot.graphs[key], self._stream)
+        self.cuda.launch(slot.graphs[key], self.stream)
+
+
+class EngineOutput:
+    """See Output: each result is copied to the host when it is asked for."""
+
+    def __init__(self, session: TensorRtSession, slot: _Slot, kept: tuple[int, ...]) -> None:
+        self._session, self._slot, self._kept = session, slot, kept
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """See Output.logits."""
+        found = np.empty((*self._kept, self._session.spec.vocab_size), np.float32)
+        return self._fetch(names.LOGITS, found)
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """See Output.tokens."""
+        return self._fetch(names.NEXT_TOKENS, np.empty(self._kept, np.int64))
+
+    def _fetch(self, name: str, array: np.ndarray) -> np.ndarray:
+        self._session.cuda.download(array, self._slot.outputs[name].address, self._session.stream)
+        return array
 
 
 class _Memory:
@@ -196,7 +206,7 @@ class _Slot:
 
     def __init__(self, session: TensorRtSession, state: State) -> None:
         self._session, self.batch = session, state.batch
-        place = session._cuda, session._stream
+        place = session.cuda, session.stream
         sets = [[_Memory(*place, 4 * int(np.prod(shape))) for shape in state.shapes] for _ in range(2)]
         self.resident = Resident((sets[0], sets[1]))
         most = 8 * state.batch * session.longest
@@ -209,12 +219,25 @@ class _Slot:
 
     def require_outputs(self, count: int) -> None:
         """Make room for the logits of `count` positions; graphs that wrote elsewhere are dropped."""
-        sizes = {names.LOGITS: 4 * count * self._session._spec.vocab_size, names.NEXT_TOKENS: 8 * count}
+        sizes = {names.LOGITS: 4 * count * self._session.spec.vocab_size, names.NEXT_TOKENS: 8 * count}
         for name, nbytes in sizes.items():
             old = self.outputs.get(name)
             if old is not None and old.nbytes >= nbytes:
                 continue
-            self.outputs[name] = _Memory(self._session._cuda, self._session._stream, nbytes)
+            self.outputs[name] = _Memory(self._session.cuda, self._session.stream, nbytes)
             for graph in self.graphs.values():
-                self._session._cuda.destroy(graph)
+                self._session.cuda.destroy(graph)
             self.graphs.clear()
+
+
+def open_engine(
+    bundle: Bundle,
+    graph: str,
+    backend: str,
+    device: int,
+    *,
+    threads: int | None,
+    cuda_graph: bool | None,
+) -> TensorRtSession:
+    """The constructor of the provider table."""
+    return TensorRtSession(bundle, graph, backend, device, cuda_graph=cuda_graph)

@@ -11,9 +11,20 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
+from ...recipe import Recipe
 from ..builder import ir_version
+from ..passes.linear import (
+    Linear,
+    Shared,
+    array_of,
+    drop_unused_initializers,
+    linears,
+    require_float32,
+    stored,
+)
+from ..roles import ROUNDED, Role
 from ..rounding import round_nearest
-from .linear import Linear, Shared, array_of, drop_unused_initializers, linears, require_float32, stored
+from . import Moments
 
 #: First opset whose DequantizeLinear has blocks and 4 bits.
 BLOCK_OPSET = 21
@@ -31,18 +42,32 @@ class Codes:
     blocks: tuple[int, ...]
 
 
-#: Precision -> layers and head. The head keeps 8 bits: rounding it changes the most likely token most.
-INT8 = Codes(ir.DataType.INT8, 8, (64, 32, 16))
-INT4 = Codes(ir.DataType.INT4, 4, (32, 16))
-WEIGHTS = {"int8": (INT8, INT8), "int4": (INT4, INT8)}
+#: By bits; the largest block that divides the input channels is taken.
+CODES = {8: Codes(ir.DataType.INT8, 8, (64, 32, 16)), 4: Codes(ir.DataType.INT4, 4, (32, 16))}
+
+
+class Dequantize:
+    """See `graph.schemes.Scheme`: rounded to the nearest, in blocks that TensorRT reads."""
+
+    calibrates = False
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def passes(self, *, tied: bool = False, moments: Moments | None = None) -> list[InPlacePass]:
+        """See `Scheme.passes`."""
+        return [DequantizeWeights(self.recipe)]
 
 
 class DequantizeWeights(InPlacePass):
     """Store every projection as codes and scales; the embedding and the feature map stay."""
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        self.body, self.head = WEIGHTS[precision]
+        assert recipe.body is not None
+        self.body = CODES[recipe.body.bits]
+        # The head keeps 8 bits: rounding it changes the most likely token most.
+        self.head = CODES[8 if recipe.head is None else recipe.head.bits]
 
     def requires(self, model: ir.Model) -> None:
         require_float32(model.graph)
@@ -51,7 +76,7 @@ class DequantizeWeights(InPlacePass):
         graph = model.graph
         found = self._found(graph)
         for linear in found:
-            codes = self.head if linear.output in graph.outputs else self.body
+            codes = self.head if linear.role is Role.HEAD else self.body
             _replace(graph, linear, codes)
         drop_unused_initializers(graph)
         graph.opset_imports[""] = max(graph.opset_imports[""], BLOCK_OPSET)
@@ -67,10 +92,7 @@ class DequantizeWeights(InPlacePass):
     def _found(graph: ir.Graph) -> list[Linear]:
         """Every linear but feature maps and those whose input no block divides."""
         return [
-            linear
-            for linear in linears(graph)
-            if block_of(linear.shape[0], INT4)
-            and not any(use.node.op_type == "Softmax" for use in linear.output.uses())
+            linear for linear in linears(graph) if linear.role in ROUNDED and block_of(linear.shape[0], CODES[4])
         ]
 
 
@@ -90,8 +112,8 @@ def _replace(graph: ir.Graph, linear: Linear, codes: Codes) -> None:
     weight, block = linear.weight, block_of(linear.shape[0], codes)
     (rows, columns), name = linear.shape, str(weight.name)
     parts = Shared(lambda: rounded(array_of(weight), codes, block))
-    scales = stored(graph, f"{name}.scales", (rows // block, columns), lambda: parts.part(1))
-    packed = stored(graph, f"{name}.codes", (rows, columns), lambda: parts.part(0), codes.dtype)
+    scales = stored(graph, f"{name}.scales", (rows // block, columns), lambda: parts.part(1), like=weight)
+    packed = stored(graph, f"{name}.codes", (rows, columns), lambda: parts.part(0), codes.dtype, like=weight)
     node = ir.node("DequantizeLinear", [packed, scales], {"axis": 0, "block_size": block})
     graph.insert_before(linear.matmul, [node])
     linear.matmul.replace_input_with(1, node.outputs[0])

@@ -1,23 +1,33 @@
-"""What a bundle holds, as a table or as JSON."""
+"""dijiang inspect."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
-from . import print_table
+from ..bundle.opened import Bundle, open_bundle
+from ..bundle.sizes import sizes
+from ..recipe import GRAPHS
+from ..runtime.sessions.inference import why_not
+from . import BUNDLE, JSON, print_table
 
-if TYPE_CHECKING:
-    from ..bundle.manifest import Bundle
+
+@click.command()
+@BUNDLE
+@JSON
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE holds; reads and checks every file."""
+    show_bundle(open_bundle(bundle), as_json)
+
+
+VERDICTS = {True: "passed", False: "FAILED", None: "not verified"}
 
 
 def show_bundle(bundle: Bundle, as_json: bool) -> None:
     """Print it on stdout."""
-    from ..bundle.sizes import sizes
-
     manifest, spec, found = bundle.manifest, bundle.manifest.spec, sizes(bundle)
     if as_json:
         click.echo(
@@ -28,7 +38,6 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
         )
         return
     limit = manifest.positions_limit
-    parity = bundle.parity
     print_table(
         [
             ("bundle", str(bundle.path)),
@@ -37,7 +46,8 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
                 f"{spec.family}, {spec.num_layers} layers of {spec.hidden_size}, {spec.num_heads} heads",
             ),
             ("vocabulary", f"{spec.vocab_size:,}"),
-            ("graph", f"{manifest.dialect}, {manifest.precision}"),
+            ("precision", manifest.recipe.precision),
+            *(("graph", _graph_line(bundle, name)) for name in manifest.graphs),
             ("parameters", f"{found.parameters:,}"),
             ("size", f"{bundle.nbytes / 1e6:,.1f} MB"),
             ("state", f"{spec.state_bytes / 1e6:,.3f} MB a sequence, at any length"),
@@ -45,12 +55,11 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
             (
                 "against a cache",
                 f"a vanilla fp16 cache of this shape is larger from {found.cache_larger_from:,} "
-                "tokens on: "
-                + ", ".join(f"{b / 1e6:,.1f} MB at {n:,}" for n, b in found.cache_bytes.items()),
+                "tokens on: " + ", ".join(f"{b / 1e6:,.1f} MB at {n:,}" for n, b in found.cache_bytes.items()),
             ),
             ("positions", "no end" if limit is None else f"{limit}: {manifest.limit_reason}"),
             ("decay", manifest.decay),
-            ("parity", "not verified" if parity is None else "passed" if parity["passed"] else "FAILED"),
+            ("parity", VERDICTS[bundle.passed]),
             *(("warning", text) for text in manifest.warnings),
             *(
                 ("engine", f"{name} {e['version']} for {', '.join(e['gpus'])}, batch {e['batch']}")
@@ -59,3 +68,11 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
             ("written by", ", ".join(f"{name} {v}" for name, v in manifest.versions.items())),
         ]
     )
+
+
+def _graph_line(bundle: Bundle, name: str) -> str:
+    """What a graph is, its verdict, and whether it runs here."""
+    record = bundle.manifest.graphs[name]
+    here = why_not(name) if name in GRAPHS else ""
+    runs = f"not here: {here}" if here else f"runs on {', '.join(record.providers)}"
+    return f"{name}: {VERDICTS[record.passed]}, {runs}"

@@ -1,0 +1,5 @@
+"""`python -m dijiang`."""
+
+from .cli import main
+
+main(prog_name="dijiang")

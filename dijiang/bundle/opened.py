@@ -1,0 +1,115 @@
+"""A bundle folder: opened, checked, and its manifest replaced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import BundleError
+from ..files import write_file
+from .integrity import check_file
+from .manifest import DATA, MANIFEST, PARITY, GraphRecord, Manifest
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle whose files are all present and whole."""
+
+    path: Path
+    manifest: Manifest
+
+    def graph_file(self, graph: str) -> Path:
+        """The ONNX file of one of its graphs."""
+        return self.path / self.manifest.graphs[graph].file
+
+    @property
+    def data_bytes(self) -> int:
+        """Size of the weights, which all graphs share."""
+        return self.manifest.files[DATA].bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all files but reports, bytes."""
+        listed = sum(record.bytes for record in self.manifest.files.values())
+        return listed + (self.path / MANIFEST).stat().st_size
+
+    @property
+    def parity(self) -> dict[str, Any] | None:
+        """The stored report of the last verification, or None."""
+        path = self.path / PARITY
+        if PARITY not in self.manifest.reports or not path.is_file():
+            return None
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return report
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether every graph met its gates; None: one was never verified, or not judged."""
+        found = [record.passed for record in self.manifest.graphs.values()]
+        return None if None in found else all(found)
+
+    def with_manifest(self, manifest: Manifest) -> Bundle:
+        """The bundle after its manifest was replaced, in one step."""
+        write_file(self.path / MANIFEST, manifest.to_json().encode(), BundleError)
+        return Bundle(self.path, manifest)
+
+
+def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
+    """Open and check a bundle folder.
+
+    Args:
+        path: folder written by `dijiang export`.
+        check_hashes: read every file once and compare its sha256 with the manifest.
+
+    Raises:
+        BundleError: missing, damaged, of another format, or with files outside the folder.
+    """
+    folder = Path(path)
+    manifest = Manifest.from_json(_read_manifest(folder), str(folder / MANIFEST))
+    for name, expected in manifest.files.items():
+        _check_name(folder, name)
+        file = folder / name
+        if not file.is_file():
+            raise BundleError(f"{folder}: {name} is missing; copy or export the bundle again")
+        check_file(file, expected, hashes=check_hashes)
+    needed = {DATA, *(record.file for record in manifest.graphs.values())}
+    absent = sorted(needed - set(manifest.files))
+    if absent or not manifest.graphs:
+        raise BundleError(f"{folder}: {', '.join(absent) or 'no graph'} not in {MANIFEST}; export the bundle again")
+    return Bundle(folder, manifest)
+
+
+def _read_manifest(folder: Path) -> str:
+    try:
+        return (folder / MANIFEST).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"{folder}: no {MANIFEST}, so not a bundle; run dijiang export first") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder / MANIFEST}: unreadable ({error}); export the checkpoint again") from error
+
+
+def _check_name(path: Path, name: str) -> None:
+    parts = PurePosixPath(name).parts
+    inside = (path / name).resolve().parent == path.resolve()
+    if len(parts) != 1 or ".." in parts or not inside:
+        raise BundleError(
+            f"{path}: file name {name!r} leaves the bundle folder, expected a plain name; do not use this bundle"
+        )
+
+
+def store_parity(bundle: Bundle, report: dict[str, Any], passed: Iterable[tuple[str, bool]]) -> Bundle:
+    """Keep the report of a verification, and of each graph whether it passed.
+
+    The report is outside of the hashed files, and the manifest is replaced last: whatever stops this in
+    between, the bundle loads.
+    """
+    text = json.dumps(report, indent=1) + "\n"
+    write_file(bundle.path / PARITY, text.encode(), BundleError)
+    graphs: dict[str, GraphRecord] = dict(bundle.manifest.graphs)
+    for name, verdict in passed:
+        graphs[name] = replace(graphs[name], passed=verdict)
+    reports = tuple(dict.fromkeys([*bundle.manifest.reports, PARITY]))
+    return bundle.with_manifest(replace(bundle.manifest, graphs=graphs, reports=reports))

@@ -1,0 +1,107 @@
+"""From bundle format 1 to 2, without the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import BundleError, DijiangError
+from ..files import write_file
+from ..models.spec import ModelSpec
+from ..recipe import GRAPHS, Recipe, resolve
+from .integrity import FileRecord, record_file
+from .manifest import DATA, MANIFEST, PARITY, GraphRecord, Manifest, fingerprint_of
+from .opened import Bundle, open_bundle
+
+#: What format 1 called its one graph, whatever its form.
+OLD_GRAPH = "model.onnx"
+
+
+def upgrade(path: str | Path) -> Bundle:
+    """Rewrite a bundle's manifest in place; a bundle of this format is left as it is.
+
+    The old files are checked against the old hashes first. Until the new manifest is in its place, in one
+    step and last, the bundle is of format 1 and whole.
+
+    Raises:
+        BundleError: not a bundle of format 1, damaged, or not writable.
+    """
+    folder = Path(path)
+    try:
+        old = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        is_old = old["format_version"] == 1
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleError(f"{folder / MANIFEST}: unreadable ({error}); export again") from error
+    if not is_old:
+        return open_bundle(folder)
+    try:
+        recipe = _recipe(old)
+        manifest = _manifest(folder, old, recipe)
+    except (KeyError, TypeError, ValueError, AttributeError, DijiangError) as error:
+        raise BundleError(f"{folder}: not a whole bundle of format 1 ({error}); export again") from error
+    name = GRAPHS[recipe.graphs[0]].file
+    if name != OLD_GRAPH:
+        write_file(folder / name, (folder / OLD_GRAPH).read_bytes(), BundleError)
+    bundle = Bundle(folder, manifest).with_manifest(manifest)
+    if name != OLD_GRAPH:
+        os.unlink(folder / OLD_GRAPH)
+    return bundle
+
+
+def _recipe(old: dict[str, Any]) -> Recipe:
+    """What format 1 said in single words."""
+    graph = str(old["dialect"])
+    return resolve(str(old["precision"]), graph=graph, target=str(old.get("target", "onnxruntime")))
+
+
+def _manifest(folder: Path, old: dict[str, Any], recipe: Recipe) -> Manifest:
+    graph, spec, decay = recipe.graphs[0], ModelSpec.from_dict(old["spec"]), str(old["decay"])
+    files: dict[str, FileRecord] = {}
+    for name, digest in old["files"].items():
+        if Path(name).name != name:
+            raise ValueError(f"file name {name!r} leaves the bundle folder")
+        if name == PARITY:
+            continue
+        if _sha256(folder / name) != digest:
+            raise ValueError(f"{name} has another sha256 than the manifest says")
+        files[GRAPHS[graph].file if name == OLD_GRAPH else name] = record_file(folder / name)
+    if DATA not in files:
+        raise ValueError(f"no {DATA}")
+    verified = PARITY in old["files"]
+    report = json.loads((folder / PARITY).read_text(encoding="utf-8")) if verified else {}
+    record = GraphRecord(
+        file=GRAPHS[graph].file,
+        in_place=bool(old["in_place"]),
+        onnxruntime=".".join(map(str, recipe.onnxruntime(graph))),
+        providers=recipe.providers(graph),
+        reads=dict(old.get("reads", {})),
+        passed=bool(report["passed"]) if verified else None,
+    )
+    return Manifest(
+        fingerprint=fingerprint_of(str(old["source_sha256"]), spec, decay),
+        spec=spec,
+        recipe=recipe,
+        graphs={graph: record},
+        decay=decay,
+        positions_limit=old["positions_limit"],
+        limit_reason=old["limit_reason"],
+        source_sha256=str(old["source_sha256"]),
+        versions=dict(old["versions"]),
+        warnings=tuple(old["warnings"]),
+        files=files,
+        reports=(PARITY,) if verified else (),
+        engines=dict(old.get("engines", {})),
+        parameters=int(old.get("parameters", 0)),
+    )
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,91 @@
+"""dijiang verify."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..bundle.opened import open_bundle
+from . import BUNDLE, GRAPH, JSON, PROGRESS, TEXT, THREADS, print_table
+
+if TYPE_CHECKING:
+    from ..parity.difference import Difference
+    from ..parity.verify import Parity
+
+
+@click.command()
+@BUNDLE
+@click.option("--against", type=click.Path(path_type=Path), required=True, help="Its checkpoint.")
+@TEXT
+@click.option("--tokens", type=click.IntRange(2), help="At most; default: what suits the model's size.")
+@click.option("--store/--no-store", default=True, show_default=True, help="Keep the report in BUNDLE.")
+@click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="What runs BUNDLE; the CPU rounds as a GPU would.",
+)
+@GRAPH
+@PROGRESS
+@THREADS
+@JSON
+def verify(bundle: Path, against: Path, store: bool, as_json: bool, progress: bool | None, **options: Any) -> None:
+    """Compare BUNDLE with its checkpoint in float64; exit 1 if a gate fails."""
+    from ..parity.verify import store_report
+    from ..parity.verify import verify as compare
+    from ..progress import bars
+
+    with bars(progress) as shown:
+        report = compare(bundle, against, progress=shown, store=False, **options)
+    if as_json:
+        click.echo(json.dumps(report.to_dict()))
+    else:
+        where = f"at positions 0 to {report.positions - 1}, {report.reference_dtype} reference"
+        rows = [("tokens", f"{report.tokens} ({report.text}) {where}")]
+        for one in report.each:
+            rows += _graph_rows(one)
+        if report.decay_change is not None:
+            rows.append(("", "analytic decay against the trained tables:"))
+            rows += _difference_rows(report.decay_change)
+        if not report.same_source:
+            warning = "the bundle was exported from other files than this checkpoint's; nothing is stored"
+            rows.append(("warning", warning))
+        rows.append(("result", "passed" if report.passed else "FAILED"))
+        print_table(rows)
+    if store:
+        store_report(open_bundle(bundle, check_hashes=False), report)
+    report.require()
+
+
+def _graph_rows(report: Parity) -> list[tuple[str, str]]:
+    rows = [("", f"graph {report.graph}:"), *_difference_rows(report.logits)]
+    rows.append((f"one at a time, first {report.steps}", f"{report.step_error:.2e} max"))
+    rows += [
+        (f"state after {e.length}", f"{e.rms_relative_error:.2e} RMS-relative, layer {e.layer}")
+        for e in report.state_errors
+    ]
+    rows += [
+        (f"gate {v.metric}", f"{v.found:.2e} of {v.bound:.1e}{'' if v.passed else ' FAILED'}") for v in report.gates
+    ]
+    return rows
+
+
+def _difference_rows(difference: Difference) -> list[tuple[str, str]]:
+    d = difference
+    rows = [
+        ("logits, max error", f"{d.max_error:.2e}"),
+        ("logits, RMS-relative error", f"{d.rms_relative_error:.2e}"),
+        ("KL divergence", f"{d.kl:.2e} nats"),
+        ("top-1 agreement", f"{d.top1_agreement:.3%}"),
+    ]
+    if d.perplexity_change is not None:
+        rows.append(
+            (
+                "perplexity",
+                f"{d.reference_perplexity:.4f} -> {d.perplexity:.4f} ({d.perplexity_change:+.4%})",
+            )
+        )
+    return rows

@@ -1,0 +1,83 @@
+"""Layers with one node of our own for all that stands between the projections."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from ...errors import ExportError
+from ...models.activations import ACTIVATIONS
+from ..roles import Role
+from . import Frame
+from .recurrent import States
+
+DOMAIN = "dijiang"
+#: Name of an activation in the operator -> its number; 0: no MLP beside the attention.
+NUMBERS = {None: 0, "relu": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4}
+#: Largest head size that the operator has room for (`native/step.h`).
+LONGEST_HEAD = 512
+
+
+class NativeLayer:
+    """See `Layer`: projections, `RecurrentStep`, projections.
+
+    The node reads and writes projections side by side, as Concat and Split; `passes.merge` makes one
+    matmul of each side and nothing stays of the two. With a parallel residual the MLP's activation is
+    in the node, too, if the operator has it.
+    """
+
+    def __init__(self, writer: Frame) -> None:
+        self.w, self.states = writer, States(writer)
+        self.declare, self.finish = self.states.declare, self.states.finish
+        spec = writer.spec
+        if spec.head_size > LONGEST_HEAD:
+            raise ExportError(
+                f"heads of {spec.head_size} channels do not fit the native graph, expected at "
+                f"most {LONGEST_HEAD}; export with --graph ort"
+            )
+        beside = spec.parallel_residual and spec.norm_first and not spec.gated_mlp
+        self._activation = ACTIVATIONS[spec.activation].operator if beside else None
+
+    def block(self, layer: int, x: ir.Value) -> ir.Value | None:
+        """See `Layer.block`."""
+        if self._activation is None:
+            return None
+        w, b, spec = self.w, self.w.b, self.w.spec
+        projected = self._projected(layer, w.norm("attn_norm", x, layer))
+        projected.append(w.linear("mlp_up", w.norm("mlp_norm", x, layer), layer))
+        out = self._step(layer, projected, NUMBERS[self._activation])
+        widths = b.constant([spec.hidden_size, spec.intermediate_size], np.int64)
+        attended, active = b.ops("Split", 2, out, widths, axis=-1)
+        middle = b.op("Add", x, w.linear("out", attended, layer))
+        return b.op("Add", middle, w.linear("mlp_down", active, layer))
+
+    def attention(self, layer: int, x: ir.Value) -> ir.Value:
+        """See `Layer.attention`."""
+        return self.w.linear("out", self._step(layer, self._projected(layer, x)), layer)
+
+    def _projected(self, layer: int, x: ir.Value) -> list[ir.Value]:
+        return [self.w.linear(name, x, layer) for name in ("qkv", "gate")]
+
+    def _step(self, layer: int, projected: list[ir.Value], activation: int = 0) -> ir.Value:
+        """The node: q, k, v and gate, and MLP-up if there is an activation for it."""
+        w, b, spec, states = self.w, self.w.b, self.w.spec, self.states
+        out, state = b.ops(
+            "RecurrentStep",
+            2,
+            b.op("Concat", *projected, axis=-1),
+            w.weight("proj.weight", Role.FEATURE_MAP, layer),
+            states.log_decay(layer),
+            states.mask,
+            states.past(layer),
+            w.weight("group_norm.weight", Role.NORM, layer),
+            w.weight("group_norm.bias", Role.NORM, layer),
+            *(states.angles or (None, None)),
+            states.scales(layer),
+            domain=DOMAIN,
+            num_heads=spec.num_heads,
+            kv_num_heads=spec.num_kv_heads,
+            activation=activation,
+            epsilon=spec.group_norm_eps,
+        )
+        states.keep(state)
+        return out

@@ -1,0 +1,37 @@
+"""How weights are stored: objects that own nodes, packing and calibration of one row of `recipe.SCHEMES`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from onnx_ir.passes import InPlacePass
+
+from ...recipe import SCHEMES, Recipe, named
+
+#: Second moments [in, in] float32 of the inputs of linears, by the name of their weight.
+Moments = dict[str, np.ndarray]
+
+
+class Scheme(Protocol):
+    """One way to store the projections, the head and the embedding; made as `scheme(recipe)`."""
+
+    recipe: Recipe
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether weights are rounded by what their inputs look like."""
+        ...
+
+    def passes(self, *, tied: bool = False, moments: Moments | None = None) -> list[InPlacePass]:
+        """What turns a float32 graph into one of stored weights.
+
+        tied: the head is the transposed embedding.  moments: used up on the way; None: nearest values.
+        """
+        ...
+
+
+def scheme_of(recipe: Recipe) -> Scheme:
+    """The scheme of a recipe."""
+    found: Scheme = named(SCHEMES[recipe.scheme].code)(recipe)
+    return found

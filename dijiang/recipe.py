@@ -1,0 +1,442 @@
+"""What a bundle is made of, decided once: the tables, and `resolve`.
+
+Rows are data. Where a row stands for code it names it by import path, so that the runtime can read the
+tables without importing onnx. A new precision, graph, weight scheme or target is one row here and, where
+it does something new, one function. Nothing else compares their names: code asks the `Recipe` that
+`export` resolved and the manifest keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from typing import Any
+
+from .errors import BundleError, ExportError
+
+#: Sets of rows of `runtime.sessions.providers.PROVIDERS`.
+CPU = ("cpu",)
+ENGINES = ("tensorrt", "tensorrt_rtx")
+ORT_TENSORRT = ("ort-tensorrt", "ort-tensorrt-rtx")
+GPUS = ("cuda", *ORT_TENSORRT)
+EVERYWHERE = (*CPU, *GPUS, *ENGINES)
+#: Bytes of a number of each floating-point type that weights and activations can have.
+TYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+#: Input channels that share one scale.
+BLOCK = 128
+BLOCKS = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Weights as integers of `bits`; `block` consecutive input channels share a float32 scale."""
+
+    bits: int
+    block: int
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of one weight, its share of the scale included."""
+        return self.bits / 8 + 4 / self.block
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One bound of a verification: `metric` must not exceed it, where it was measured."""
+
+    metric: str
+    bound: float
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How weights are stored and what the result must meet.
+
+    type: of the activations, and of every weight that is not in blocks.  body, head, embed: the
+    projections of the layers, the head and the embedding as blocks of integers; None: in `type`.
+    gates: metrics are the keys of `parity.verify.Parity.metrics`; those about a text are None without
+    one.  providers: what may run it.  seconds: to write 10^9 weights on 2 cores (docs/models.md).
+    turing: TensorRT-RTX has its matmul for GPUs of compute capability 7.5.
+    """
+
+    help: str
+    gates: tuple[Gate, ...]
+    type: str = "fp32"
+    body: Blocks | None = None
+    head: Blocks | None = None
+    embed: Blocks | None = None
+    providers: tuple[str, ...] = EVERYWHERE
+    seconds: float = 18.0
+    turing: bool = False
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of one weight of the layers."""
+        return TYPE_BYTES[self.type] if self.body is None else self.body.weight_bytes
+
+
+PRECISIONS = {
+    "fp32": Precision(
+        "as exact as the checkpoint",
+        (Gate("max_error", 1e-4), Gate("step_error", 1e-4)),
+    ),
+    # Rounding the weights alone moves small random models by 0.7e-3 to 1.9e-3 RMS in fp16, and all of it
+    # by up to 3.2e-3; bf16 has three bits less. On the trained example fp16 is 0.4e-3 off, bf16 3e-3.
+    "fp16": Precision(
+        "16-bit weights and activations, for GPUs",
+        (Gate("rms_relative_error", 5e-3), Gate("kl", 1e-5), Gate("top1_disagreement", 0.01)),
+        type="fp16",
+        turing=True,
+    ),
+    # ONNX Runtime has no bfloat16 kernels for the CPU.
+    "bf16": Precision(
+        "as fp16, with the range of float32",
+        (Gate("rms_relative_error", 4e-2), Gate("kl", 1e-3), Gate("top1_disagreement", 0.05)),
+        type="bf16",
+        providers=(*GPUS, *ENGINES),
+    ),
+    # Integer weights: where the model has learned something, text counts, its own if there is no other.
+    # Random weights show gross errors only. The states of the first two layers are 0.003 to 0.04 off
+    # (int8), 0.04 to 0.37 (int4) in every family; channels in a wrong place make it 1.4. Depth amplifies
+    # the rounding of random weights: the logits of LLaMA2-7B in int4 are 1.07 off, and 1.4 means that
+    # nothing is left.
+    "int8": Precision(
+        "8-bit weights in blocks",
+        (
+            Gate("early_state_error", 0.1),
+            Gate("rms_relative_error", 0.7),
+            Gate("kl_on_text", 1e-3),
+            Gate("perplexity_change", 1e-3),
+            Gate("top1_disagreement", 0.015),
+        ),
+        body=Blocks(8, BLOCK),
+        head=Blocks(8, BLOCK),
+        embed=Blocks(8, BLOCK),
+        seconds=14.0,
+        turing=True,
+    ),
+    # The head keeps 8 bits: rounding it changes the most likely token most (ADR 0009).
+    "int4": Precision(
+        "4-bit weights in blocks, the head in 8",
+        (
+            Gate("early_state_error", 0.6),
+            Gate("rms_relative_error", 1.3),
+            Gate("kl_on_text", 5e-2),
+            Gate("perplexity_change", 8e-3),
+            Gate("top1_disagreement", 0.08),
+        ),
+        body=Blocks(4, BLOCK),
+        head=Blocks(8, BLOCK),
+        embed=Blocks(4, BLOCK),
+        seconds=40.0,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How weights are stored in a graph.
+
+    code: the class that writes them, see `graph.schemes`.  type: of the rest of the graph; None: as the
+    precision says.  tunable: head precision, block size and calibration can be chosen.
+    """
+
+    code: str
+    type: str | None = None
+    tunable: bool = False
+    providers: tuple[str, ...] = EVERYWHERE
+
+
+#: floats: as they are.  nbits: MatMulNBits, activations rounded to 8 bits by blocks, as the CPU's kernels
+#: do.  nbits_gpu: the same weights, activations in fp16.  dequantize: DequantizeLinear before a MatMul,
+#: the form that TensorRT's parsers fuse.
+SCHEMES = {
+    "floats": Scheme("dijiang.graph.schemes.floats:Floats"),
+    "nbits": Scheme("dijiang.graph.schemes.nbits:NBits", "fp32", tunable=True, providers=CPU),
+    "nbits_gpu": Scheme("dijiang.graph.schemes.nbits:GpuNBits", "fp16", tunable=True, providers=(*CPU, *GPUS)),
+    "dequantize": Scheme(
+        "dijiang.graph.schemes.dequantize:Dequantize", "fp16", providers=(*CPU, *ORT_TENSORRT, *ENGINES)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A form of the step graph.
+
+    file: its name in a bundle.  layer: the strategy that writes a layer, see `graph.layers`.
+    onnxruntime: oldest version that runs it; integers_from: the same with weights in blocks.
+    fused: norms, rotary embedding and activations are ONNX Runtime's own single nodes.  in_place: the
+    new state may be written over the old one.  on_device: a GPU runs every node, none computes shapes on
+    the CPU.  operators: it needs the library that is compiled with dijiang.  types: of its activations.
+    """
+
+    help: str
+    file: str
+    layer: str
+    opset: int
+    onnxruntime: tuple[int, int]
+    fused: bool = False
+    in_place: bool = False
+    on_device: bool = True
+    operators: bool = False
+    types: tuple[str, ...] = tuple(TYPE_BYTES)
+    providers: tuple[str, ...] = (*CPU, *GPUS)
+    integers_from: tuple[int, int] = (0, 0)
+
+
+#: The best on a CPU first: `load` takes the first that runs.
+GRAPHS = {
+    "native": Graph(
+        "fastest on a CPU, with the operator that is compiled when dijiang is installed",
+        file="model.native.onnx",
+        layer="dijiang.graph.layers.native:NativeLayer",
+        opset=23,
+        onnxruntime=(1, 30),
+        fused=True,
+        in_place=True,
+        operators=True,
+        types=("fp32",),
+        providers=CPU,
+    ),
+    "ort": Graph(
+        "onnxruntime 1.30 or newer, CPU and CUDA",
+        file="model.onnx",
+        layer="dijiang.graph.layers.recurrent:contrib",
+        opset=23,
+        onnxruntime=(1, 30),
+        fused=True,
+        in_place=True,
+    ),
+    "primitive": Graph(
+        "basic nodes of opset 17 only, for TensorRT and old onnxruntime",
+        file="model.primitive.onnx",
+        layer="dijiang.graph.layers.recurrent:primitive",
+        opset=17,
+        onnxruntime=(1, 15),
+        on_device=False,
+        providers=EVERYWHERE,
+        integers_from=(1, 19),  # 1.18 loads blocks and fails in the first step
+    ),
+    "onnx": Graph(
+        "the standard LinearAttention function of opset 27",
+        file="model.opset27.onnx",
+        layer="dijiang.graph.layers.recurrent:standard",
+        opset=27,
+        onnxruntime=(1, 30),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a bundle is written for.
+
+    graphs: what it may hold, the best first.  blocks: graph -> scheme of weights in blocks of integers.
+    others: other graphs may be asked for, too.
+    """
+
+    help: str
+    graphs: tuple[str, ...]
+    blocks: dict[str, str]
+    others: bool = False
+
+
+TARGETS = {
+    "onnxruntime": Target(
+        "the CPU; fp32, fp16 and bf16 on GPUs, too",
+        ("native", "ort", "primitive"),
+        {"native": "nbits", "ort": "nbits", "primitive": "dequantize"},
+        others=True,
+    ),
+    "cuda": Target("int8 and int4 with activations in fp16", ("ort",), {"ort": "nbits_gpu"}),
+    "tensorrt": Target("for dijiang build", ("primitive",), {"primitive": "dequantize"}),
+}
+#: Precisions of the head -> bits; None: not in blocks.
+HEADS = {name: row.body.bits if row.body else None for name, row in PRECISIONS.items() if row.type == "fp32"}
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one bundle is made of; its manifest keeps it.
+
+    type: of activations and of weights that are not in blocks.  scheme: a row of SCHEMES.
+    graphs: rows of GRAPHS, the best first; they share every weight.
+    calibration_tokens: to round by; None: as many as pay.
+    """
+
+    precision: str
+    target: str
+    type: str
+    scheme: str
+    graphs: tuple[str, ...]
+    gates: tuple[Gate, ...]
+    body: Blocks | None = None
+    head: Blocks | None = None
+    embed: Blocks | None = None
+    calibration_tokens: int | None = None
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether weights are blocks of integers."""
+        return self.body is not None
+
+    def providers(self, graph: str) -> tuple[str, ...]:
+        """What may run one of its graphs."""
+        known = PRECISIONS.get(self.precision)
+        allowed = set(GRAPHS[graph].providers) & set(SCHEMES[self.scheme].providers)
+        allowed &= set(EVERYWHERE if known is None else known.providers)
+        return tuple(name for name in GRAPHS[graph].providers if name in allowed)
+
+    def onnxruntime(self, graph: str) -> tuple[int, int]:
+        """The oldest version that runs one of its graphs."""
+        row = GRAPHS[graph]
+        return max(row.onnxruntime, row.integers_from) if self.in_blocks else row.onnxruntime
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, the inverse of `from_dict`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Recipe:
+        """Read what `to_dict` wrote; BundleError for anything else."""
+        try:
+            blocks = {
+                name: None if data[name] is None else Blocks(**data[name]) for name in ("body", "head", "embed")
+            }
+            gates = tuple(Gate(str(g["metric"]), float(g["bound"])) for g in data["gates"])
+            graphs = tuple(str(name) for name in data["graphs"])
+            found = cls(**{**data, **blocks, "gates": gates, "graphs": graphs})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(f"recipe: not a whole one ({error}); export the bundle again") from error
+        for what, value, rows in (
+            ("graph", graphs, GRAPHS),
+            ("scheme", (found.scheme,), SCHEMES),
+            ("type", (found.type,), TYPE_BYTES),
+        ):
+            if unknown := [name for name in value if name not in rows]:
+                raise BundleError(f"recipe: {what} {unknown[0]!r} is unknown; upgrade dijiang")
+        return found
+
+
+def named(path: str) -> Any:
+    """What a row names by import path, `module:name`. Paths come from the tables, never from files."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def require(what: str, value: str, known: Iterable[str]) -> None:
+    """ExportError unless a name is one of those known."""
+    known = list(known)
+    if value not in known:
+        raise ExportError(f"{what} {value!r} is unknown, expected one of {', '.join(known)}")
+
+
+def resolve(
+    precision: str = "fp32",
+    *,
+    graph: str = AUTO,
+    target: str = "onnxruntime",
+    head_precision: str | None = None,
+    block_size: int | None = None,
+    calibration_tokens: int | None = None,
+    runs_here: Callable[[str], bool] = lambda name: True,
+) -> Recipe:
+    """Decide what a bundle is made of.
+
+    Args:
+        graph: only this one; `auto`: those of the target that run here and share all weights.
+        head_precision, block_size, calibration_tokens: None: as the precision says.
+        runs_here: whether this machine runs a graph, so that it can be verified.
+
+    Raises:
+        ExportError: an unknown name, or choices that do not go together.
+    """
+    require("precision", precision, PRECISIONS)
+    require("target", target, TARGETS)
+    require("graph", graph, (AUTO, *GRAPHS))
+    row, goal = PRECISIONS[precision], TARGETS[target]
+    choices = {name: _variant(row, goal, name) for name in _candidates(row, goal, graph, target)}
+    first = next((name for name in choices if runs_here(name)), next(iter(choices)))
+    scheme = _scheme(row, goal, first, precision)
+    recipe = Recipe(
+        precision=precision,
+        target=target,
+        type=SCHEMES[scheme].type or row.type,
+        scheme=scheme,
+        graphs=tuple(
+            name
+            for name, variant in choices.items()
+            if name == first or (variant == choices[first] and runs_here(name))
+        ),
+        gates=row.gates,
+        body=row.body,
+        head=row.head,
+        embed=row.embed,
+    )
+    return _tuned(recipe, head_precision, block_size, calibration_tokens)
+
+
+def _candidates(row: Precision, goal: Target, graph: str, target: str) -> list[str]:
+    """Graphs that may be written."""
+    found = [name for name in goal.graphs if row.type in GRAPHS[name].types]
+    if graph == AUTO:
+        return found
+    if row.type not in GRAPHS[graph].types:
+        raise ExportError(
+            f"the {graph} graph runs on the CPU, which gains nothing from {row.type}; leave --graph out, "
+            "or export with --precision int8"
+        )
+    if graph not in goal.graphs and not goal.others:
+        raise ExportError(
+            f"target {target} needs the {' or '.join(goal.graphs)} graph, not {graph}; leave --graph out"
+        )
+    return [graph]
+
+
+def _variant(row: Precision, goal: Target, graph: str) -> tuple[object, ...]:
+    """What decides the weights' bytes: graphs of one variant share them all."""
+    scheme = SCHEMES[goal.blocks.get(graph, "floats") if row.body else "floats"]
+    type_ = scheme.type or row.type
+    # In 16 bits a graph of single nodes stores other norms' weights in the type than one that is not.
+    return scheme.code, type_, GRAPHS[graph].fused if type_ != "fp32" else None
+
+
+def _scheme(row: Precision, goal: Target, graph: str, precision: str) -> str:
+    if row.body is None:
+        return "floats"
+    if graph not in goal.blocks:
+        raise ExportError(
+            f"precision {precision} needs one of the graphs {', '.join(goal.blocks)}, not {graph}; "
+            "leave --graph out, or export with --precision fp32"
+        )
+    return goal.blocks[graph]
+
+
+def _tuned(recipe: Recipe, head: str | None, block: int | None, tokens: int | None) -> Recipe:
+    """The recipe with the head's precision, the block size and the calibration that were asked for."""
+    if head is not None:
+        require("head precision", head, HEADS)
+    if block is not None and block not in BLOCKS:
+        raise ExportError(f"block size {block!r} is unknown, expected one of {', '.join(map(str, BLOCKS))}")
+    if not recipe.in_blocks:
+        if head is not None or block is not None:
+            raise ExportError(
+                f"precision {recipe.precision} has no head precision or block size; use --precision int8 or int4"
+            )
+        return recipe
+    if (head or block or tokens) and not SCHEMES[recipe.scheme].tunable:
+        raise ExportError(
+            "--head-precision, --block-size and --calibration-tokens have no meaning in the "
+            f"{recipe.graphs[0]} graph, whose blocks are what TensorRT reads; leave them out"
+        )
+    body, kept, embed = (
+        None if blocks is None else replace(blocks, block=block or blocks.block)
+        for blocks in (recipe.body, recipe.head, recipe.embed)
+    )
+    if head is not None:
+        bits = HEADS[head]
+        kept = None if bits is None else Blocks(bits, block or BLOCK)
+    return replace(recipe, body=body, head=kept, embed=embed, calibration_tokens=tokens)

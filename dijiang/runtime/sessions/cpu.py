@@ -1,0 +1,167 @@
+"""ONNX Runtime on the CPU, with states bound once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...bundle import names
+from ...bundle.opened import Bundle
+from ...errors import SessionError
+from ...machine.memory import require_memory, run_bytes
+from ...recipe import GRAPHS
+from ..snapshot import NONE
+from ..state import State
+from ..step import Step
+from .base import PIECE
+from .inference import failed_step, import_onnxruntime, open_inference
+
+
+class CpuSession:
+    """See `Session`.
+
+    A decode step writes the new state over the old one where the graph allows it, else two sets of
+    arrays take turns. A piece of a prompt writes to new arrays: if it fails, nothing has happened.
+    """
+
+    longest = PIECE
+
+    def __init__(self, bundle: Bundle, graph: str, *, threads: int | None = None, file: Path | None = None) -> None:
+        """Load a graph of a bundle; `file`: another form of it, as `parity.emulation` writes."""
+        require_memory(
+            str(bundle.path),
+            run_bytes(bundle.data_bytes, bundle.manifest.spec.state_bytes),
+            "close something, or use a smaller model or precision",
+        )
+        self.graph = graph
+        self._ort = import_onnxruntime()
+        self._session = load_graph(bundle, graph, file or bundle.graph_file(graph), threads=threads)
+        self.provider = str(self._session.get_providers()[0])
+        self._in_place = bundle.manifest.graphs[graph].in_place
+        self._vocab = bundle.manifest.spec.vocab_size
+        self._decode: list[Binding] = []
+
+    def step(self, state: State) -> Step:
+        """See Session.step."""
+        step = self._bound(state, (state.batch, 1), (state.batch, 1)).step
+        step.mask[...] = 1  # a padded step may have gone through the same memory
+        return step
+
+    def run(self, step: Step, state: State) -> Binding:
+        """See Session.run. The results' memory is reused by the next decode step of this state."""
+        state.bring_home()
+        binding = self._bound(state, step.ids.shape, step.kept.shape)
+        if step is not binding.step:
+            binding.copy(step)
+        binding.tokens[...] = NONE
+        shared = binding.present is binding.past
+        point = state.after(step, None if shared else binding.present)
+        if shared:
+            state.expect(point, binding.tokens)
+        try:
+            self._session.run_with_iobinding(binding.io)
+        except Exception as error:  # onnxruntime's errors share no base class
+            if shared:
+                state.tear(str(error).splitlines()[0][:100])
+            raise failed_step(step.ids.shape[1], error) from error
+        if not shared:
+            state.commit(point)
+        return binding
+
+    def _bound(self, state: State, shape: tuple[int, ...], kept: tuple[int, ...]) -> Binding:
+        """Buffers of a shape bound to where the state is; those of a decode step are kept."""
+        layers = state.point.layers
+        for binding in self._decode:
+            if binding.fits(layers, shape, kept):
+                return binding
+        other = next((b.past for b in self._decode if b.present is layers), None)
+        if shape[1] > 1:
+            present = [np.empty_like(layer) for layer in layers]
+        elif self._in_place:
+            present = layers
+        else:
+            present = other or [np.empty_like(layer) for layer in layers]
+        binding = Binding(self._ort, self._session, layers, present, shape, kept, self._vocab)
+        if shape[1] == 1:
+            self._decode = [b for b in self._decode if b.past is present and b.shape == shape] + [binding]
+        return binding
+
+
+class Binding:
+    """Inputs and outputs of one shape, bound to memory: made once, run many times; see `Output`."""
+
+    def __init__(
+        self,
+        ort: Any,
+        session: Any,
+        past: list[np.ndarray],
+        present: list[np.ndarray],
+        shape: tuple[int, ...],
+        kept: tuple[int, ...],
+        vocab: int,
+    ) -> None:
+        self.past, self.present, self.shape, self.kept = past, present, shape, kept
+        ids, positions, mask = (np.zeros(shape, np.int64) for _ in range(3))
+        mask[...] = 1
+        self.step = Step(ids, positions, mask, np.zeros(kept, np.int64), reused=True)
+        self.logits = np.empty((*kept, vocab), np.float32)
+        self.tokens = np.empty(kept, np.int64)
+        self.io = session.io_binding()
+        # The OrtValues share the arrays' memory and must live as long as the binding.
+        self._values: list[Any] = []
+
+        def value(array: np.ndarray) -> Any:
+            self._values.append(ort.OrtValue.ortvalue_from_numpy(array))
+            return self._values[-1]
+
+        for name, array in self.step.arrays.items():
+            self.io.bind_ortvalue_input(name, value(array))
+        self.io.bind_ortvalue_output(names.LOGITS, value(self.logits))
+        self.io.bind_ortvalue_output(names.NEXT_TOKENS, value(self.tokens))
+        for layer, (before, after) in enumerate(zip(past, present, strict=True)):
+            source = value(before)
+            self.io.bind_ortvalue_input(names.past_state(layer), source)
+            target = source if after is before else value(after)
+            self.io.bind_ortvalue_output(names.present_state(layer), target)
+
+    def fits(self, layers: list[np.ndarray], shape: tuple[int, ...], kept: tuple[int, ...]) -> bool:
+        """Whether this binding serves a call."""
+        return self.past is layers and self.shape == shape and self.kept == kept
+
+    def copy(self, step: Step) -> None:
+        """Take the inputs of another step."""
+        for ours, theirs in zip(self.step.arrays.values(), step.arrays.values(), strict=True):
+            ours[...] = theirs
+
+
+def load_graph(bundle: Bundle, graph: str, source: Path | bytes, *, threads: int | None = None) -> Any:
+    """onnxruntime's session on the CPU; SessionError if it does not take the graph."""
+    data = bundle.path if isinstance(source, bytes) else None
+    try:
+        return open_inference(source, data=data, operators=GRAPHS[graph].operators, threads=threads)
+    except SessionError:
+        raise
+    except Exception as error:  # onnxruntime's errors share no base class
+        others = [name for name in GRAPHS if GRAPHS[name].onnxruntime < GRAPHS[graph].onnxruntime]
+        other = f", or export with --graph {others[0]}" if others else ""
+        raise SessionError(
+            f"{bundle.graph_file(graph)}: onnxruntime {import_onnxruntime().__version__} cannot load the "
+            f"{graph} graph ({str(error).splitlines()[0]}); upgrade onnxruntime{other}"
+        ) from error
+
+
+def open_cpu(
+    bundle: Bundle,
+    graph: str,
+    detail: None,
+    device: int,
+    *,
+    threads: int | None,
+    cuda_graph: bool | None,
+) -> CpuSession:
+    """The constructor of the provider table."""
+    if cuda_graph:
+        raise SessionError("the CPU has no CUDA graphs; leave --cuda-graph out")
+    return CpuSession(bundle, graph, threads=threads)

@@ -1,0 +1,124 @@
+"""ONNX Runtime: whether it is there, what it runs, and the one way to open a graph with it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ...errors import SessionError
+from ...machine.limits import usable_cores
+from ...recipe import GRAPHS
+from ..native import find_library, operator_library
+
+CPU_PROVIDER = "CPUExecutionProvider"
+#: Where a graph without a file of its own finds its data.
+DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+#: Measured in docs/performance.md: 8 % of a decode step together with no memory pattern.
+BLOCK_BASE = ("session.dynamic_block_base", "4")
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module; SessionError where none is installed, or the one there is broken."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+            raise SessionError(
+                "no backend: onnxruntime is not installed; pip install 'dijiang[cpu]' or 'dijiang[gpu]'"
+            ) from None
+        raise _broken(error) from error
+    except OSError as error:
+        raise _broken(error) from error
+    return onnxruntime
+
+
+def _broken(error: Exception) -> SessionError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return SessionError(
+        f"onnxruntime is installed but does not start ({reason}); reinstall it: "
+        "pip install --force-reinstall 'dijiang[cpu]'"
+    )
+
+
+def onnxruntime_version() -> tuple[int, int] | None:
+    """Of the installed package, without importing it; None: there is none."""
+    for package in ("onnxruntime", "onnxruntime-gpu"):
+        with suppress(PackageNotFoundError):
+            major, minor = version(package).split(".")[:2]
+            return int(major), int(minor)
+    return None
+
+
+def why_not(graph: str, oldest: tuple[int, int] | None = None) -> str:
+    """Why this machine does not run a graph, and what to do; empty: it does, or could.
+
+    oldest: version of onnxruntime that it needs; None: as the graph's row says.
+    """
+    row = GRAPHS[graph]
+    if row.operators and find_library() is None:
+        try:
+            operator_library()
+        except SessionError as error:
+            return str(error)
+    oldest, found = oldest or row.onnxruntime, onnxruntime_version()
+    if found is not None and found < oldest:
+        needed, here = (".".join(map(str, v)) for v in (oldest, found))
+        return f"it needs onnxruntime {needed} or newer, here is {here}; upgrade onnxruntime"
+    return ""
+
+
+def runs_here(graph: str) -> bool:
+    """Whether this machine runs a graph; where no onnxruntime is installed, whether it could."""
+    return not why_not(graph)
+
+
+def open_inference(
+    graph: Path | bytes,
+    *,
+    data: Path | None = None,
+    operators: bool = False,
+    threads: int | None = None,
+    provider: str = CPU_PROVIDER,
+    settings: dict[str, str] | None = None,
+    entries: dict[str, str] | None = None,
+    severity: int = 3,
+) -> Any:
+    """An onnxruntime InferenceSession.
+
+    Args:
+        graph: a file, or a serialised model whose data is in the folder `data`.
+        operators: register those of ours.
+        threads: None: as many as usable cores.
+        provider, settings: ONNX Runtime's execution provider and its options; no other is used.
+        entries: further session options.
+        severity: of what it logs; 4 is nothing but fatal errors.
+
+    Raises:
+        whatever onnxruntime raises: its errors share no base class.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = severity
+    options.enable_cpu_mem_arena = False  # memory stays flat after a long prefill
+    options.enable_mem_pattern = False
+    options.intra_op_num_threads = threads or usable_cores()
+    for key, value in {BLOCK_BASE[0]: BLOCK_BASE[1], **(entries or {})}.items():
+        options.add_session_config_entry(key, value)
+    if data is not None:
+        options.add_session_config_entry(DATA_FOLDER, str(data.resolve()))
+    if operators:
+        options.register_custom_ops_library(str(operator_library()))
+    source = graph if isinstance(graph, bytes) else str(graph)
+    return ort.InferenceSession(
+        source, sess_options=options, providers=[(provider, settings or {})], enable_fallback=0
+    )
+
+
+def failed_step(tokens: int, error: Exception) -> SessionError:
+    """The error of a step that onnxruntime gave up."""
+    return SessionError(
+        f"onnxruntime {import_onnxruntime().__version__} failed in a step of {tokens} tokens "
+        f"({str(error).splitlines()[0][:200]}); use a smaller batch, or upgrade onnxruntime"
+    )
