@@ -32,7 +32,7 @@ timing: $(VENV)/.dev
 oldest: $(VENV)-$(OLDEST)/.oldest
 	$(VENV)-$(OLDEST)/bin/pytest tests/graph/test_golden.py tests/graph/test_families.py tests/runtime/test_session.py
 
-$(VENV)-$(OLDEST)/.oldest: pyproject.toml constraints.txt
+$(VENV)-$(OLDEST)/.oldest: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)-$(OLDEST)
 	$(VENV)-$(OLDEST)/bin/pip install -q -c constraints.txt onnxruntime==$(OLDEST) onnx-ir==0.1.15 'numpy<2' -e '.[export,torch]' pytest hypothesis
 	touch $@
@@ -40,11 +40,11 @@ $(VENV)-$(OLDEST)/.oldest: pyproject.toml constraints.txt
 # The environments: demo has what a Jetson needs, no torch; dev has everything.
 $(VENV)/.demo: EXTRAS := cpu,export
 $(VENV)/.dev: EXTRAS := dev
-NATIVE := setup.py $(wildcard dijiang/runtime/native/*.cc dijiang/runtime/native/*.h)
+NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc)
 $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* demo build *.egg-info dijiang/runtime/native/*.so
+	rm -rf $(VENV) $(VENV)-* demo build dist

@@ -8,14 +8,20 @@ import onnx_ir as ir
 from ..errors import ExportError
 from ..models.decay import Decay
 from ..models.load import DijiangModel
+from ..runtime.native import activation_number, longest_head
 from .attention import DIALECTS
 from .writer import Writer
 
 DOMAIN = "dijiang"
-#: hidden_act of a config -> the operator's number of it; 0: no MLP beside the attention.
-ACTIVATIONS = {"relu": 1, "silu": 2, "gelu": 3, "gelu_new": 4, "gelu_fast": 4, "gelu_pytorch_tanh": 4}
-#: Largest head size that the operator has room for (`runtime/native/step.h`).
-LONGEST_HEAD = 512
+#: hidden_act of a config -> the operator's name of it.
+ACTIVATIONS = {
+    "relu": "relu",
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
 
 
 class NativeWriter(Writer):
@@ -27,10 +33,10 @@ class NativeWriter(Writer):
 
     def __init__(self, model: DijiangModel) -> None:
         super().__init__(model, DIALECTS["native"])
-        if self.spec.head_size > LONGEST_HEAD:
+        if self.spec.head_size > longest_head():
             raise ExportError(
                 f"heads of {self.spec.head_size} channels do not fit the native dialect, expected at "
-                f"most {LONGEST_HEAD}; export with --dialect ort"
+                f"most {longest_head()}; export with --dialect ort"
             )
 
     def _layer(self, layer: int, decay: Decay, x: ir.Value, past: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -39,7 +45,8 @@ class NativeWriter(Writer):
             return super()._layer(layer, decay, x, past)
         projected = self._projected(prefix, self._norm(f"{prefix}.attn_norm", x))
         projected.append(self._linear(f"{prefix}.mlp_up", self._norm(f"{prefix}.mlp_norm", x)))
-        out, state = self._step(prefix, decay, projected, past, ACTIVATIONS[spec.activation])
+        number = activation_number(ACTIVATIONS[spec.activation])
+        out, state = self._step(prefix, decay, projected, past, number)
         widths = b.constant([spec.hidden_size, spec.intermediate_size], np.int64)
         attended, active = b.ops("Split", 2, out, widths, axis=-1)
         middle = b.op("Add", x, self._linear(f"{prefix}.out", attended))
@@ -57,7 +64,7 @@ class NativeWriter(Writer):
     def _step(
         self, prefix: str, decay: Decay, projected: list[ir.Value], past: ir.Value, activation: int = 0
     ) -> tuple[ir.Value, ir.Value]:
-        """The node: q, k, v and gate, and MLP-up if there is an activation for it."""
+        """The node: q, k, v and gate, and MLP-up if there is an activation for it (0: there is none)."""
         b, spec = self.b, self.spec
         out, state = b.ops(
             "RecurrentStep",
