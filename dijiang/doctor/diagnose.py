@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import SessionError
 from ..machine.bandwidth import Bandwidth, measure_bandwidth
 from ..machine.describe import describe_machine
 from ..machine.memory import parameters_that_fit
 from ..machine.sensors import find_sensors
-from ..errors import SessionError
 from ..runtime.native import find_library, isa
 from ..runtime.sessions.preflight import PACKAGES, clashing_packages
 from .probes import Probe, probe_providers

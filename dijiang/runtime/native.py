@@ -18,8 +18,8 @@ from ..errors import SessionError
 FILE = "_native.dll" if sys.platform == "win32" else "_native.so"
 #: Largest head size and numbers in graphs, for an export where no library is to be asked. Tests compare
 #: both with the library.
-_LONGEST_HEAD = 512
-_ACTIVATIONS = {"relu": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4}
+LONGEST_HEAD = 512
+ACTIVATION_NUMBERS = {"relu": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4}
 
 
 def find_library() -> Path | None:
@@ -49,7 +49,7 @@ def operator_library() -> Path:
 
 @lru_cache
 def open_library(path: Path) -> ctypes.CDLL:
-    """The library with the types of its interface (`native/interface.cc`); SessionError if it is none."""
+    """The library with its interface (`native/interface.cc`) typed; SessionError if it is another."""
     floats = ctypes.POINTER(ctypes.c_float)
     text, number, status = ctypes.c_char_p, ctypes.c_int64, ctypes.c_int
     try:
@@ -91,14 +91,14 @@ def isa_names() -> list[str]:
 def longest_head() -> int:
     """The largest head size that the operator has room for, by the library where there is one."""
     found = find_library()
-    return int(open_library(found).dijiang_longest_head()) if found else _LONGEST_HEAD
+    return int(open_library(found).dijiang_longest_head()) if found else LONGEST_HEAD
 
 
 def activation_number(name: str) -> int:
-    """What a graph stores for an activation, by the library where there is one; KeyError: no such one."""
+    """What a graph stores for an activation, by the library where there is one; KeyError if unknown."""
     found = find_library()
     if found is None:
-        return _ACTIVATIONS[name]
+        return ACTIVATION_NUMBERS[name]
     number = int(open_library(found).dijiang_activation_number(name.encode()))
     if number < 0:
         raise KeyError(name)
