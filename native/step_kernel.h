@@ -21,7 +21,8 @@ DIJIANG_INLINE float reduce(Take take, Join join, float start, const float* x, i
   const int64_t whole = n - n % kLanes;
   for (int64_t i = 0; i < whole; i += kLanes)
     for (int l = 0; l < kLanes; l++) lanes[l] = take(lanes[l], x[i + l]);
-  for (int64_t i = whole; i < n; i++) lanes[i - whole] = take(lanes[i - whole], x[i]);
+  for (int l = 0; l < kLanes; l++)
+    if (whole + l < n) lanes[l] = take(lanes[l], x[whole + l]);
   for (int l = 0; l < 8; l++) lanes[l] = join(lanes[l], lanes[l + 8]);
   for (int l = 0; l < 4; l++) lanes[l] = join(lanes[l], lanes[l + 4]);
   return join(join(lanes[0], lanes[2]), join(lanes[1], lanes[3]));

@@ -152,9 +152,9 @@ def export(
 def _check_verifiable(model: DijiangModel, dialect: str, text: str | Path | None) -> None:
     """Everything that could stop a verification, before minutes are spent on the bundle."""
     import_onnxruntime()
+    if dialect == "native":
+        operator_library()
     if not runs_here(dialect):
-        if dialect == "native":
-            operator_library()
         raise ExportError(
             f"the {dialect} dialect does not run on the installed onnxruntime, so the bundle cannot be "
             "verified; upgrade onnxruntime, or use --no-verify"
