@@ -6,6 +6,9 @@ BIN    := $(VENV)/bin
 # The oldest onnxruntime that PyPI has for this Python: 1.17.0 for Python 3.12, 1.20.0 for 3.13.
 OLDEST ?= 1.15.0
 
+# Compiled at installation.
+NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc)
+
 .PHONY: test lint soak timing oldest demo clean
 
 test: $(VENV)/.dev lint
@@ -32,7 +35,7 @@ timing: $(VENV)/.dev
 oldest: $(VENV)-$(OLDEST)/.oldest
 	$(VENV)-$(OLDEST)/bin/pytest tests/graph/test_golden.py tests/graph/test_families.py tests/runtime/test_session.py
 
-$(VENV)-$(OLDEST)/.oldest: pyproject.toml constraints.txt
+$(VENV)-$(OLDEST)/.oldest: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)-$(OLDEST)
 	$(VENV)-$(OLDEST)/bin/pip install -q -c constraints.txt onnxruntime==$(OLDEST) onnx-ir==0.1.15 'numpy<2' -e '.[export,torch]' pytest hypothesis
 	touch $@
@@ -40,11 +43,10 @@ $(VENV)-$(OLDEST)/.oldest: pyproject.toml constraints.txt
 # The environments: demo has what a Jetson needs, no torch; dev has everything.
 $(VENV)/.demo: EXTRAS := cpu,export
 $(VENV)/.dev: EXTRAS := dev
-NATIVE := setup.py $(wildcard dijiang/runtime/native/*.cc dijiang/runtime/native/*.h)
 $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* demo build *.egg-info dijiang/runtime/native/*.so
+	rm -rf $(VENV) $(VENV)-* demo build dist *.egg-info

@@ -127,9 +127,7 @@ def _lines(stream: Any) -> list[str]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [case.name for case in (*CASES, *PEERS)]
     parser.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=list(SIZES))
     parser.add_argument("--only", nargs="+", choices=names, default=names)

@@ -53,9 +53,7 @@ def _asked(results: dict[str, Any], bandwidth: float | None) -> Iterator[str]:
     yield "| asked | must | stretch | found | |"
     yield "|---|---|---|---|---|"
     for name, must, stretch, found in rows:
-        verdict = (
-            "stretch" if (found or 0) >= stretch else "reached" if (found or 0) >= must else "missed"
-        )
+        verdict = "stretch" if (found or 0) >= stretch else "reached" if (found or 0) >= must else "missed"
         shown = "- | not measured" if found is None else f"{found:.3f} | {verdict}"
         yield f"| {name} | {must} | {stretch} | {shown} |"
     for preset, precision, found in _of(results, "decode"):

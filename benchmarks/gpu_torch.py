@@ -151,9 +151,7 @@ class Eager:
         model = load_checkpoint(place.checkpoint)
         self.spec, dtype = model.spec, DTYPES[place.precision]
         self._w = {
-            name: torch.from_numpy(model.weights[name]).to(
-                device, torch.float32 if "proj" in name else dtype
-            )
+            name: torch.from_numpy(model.weights[name]).to(device, torch.float32 if "proj" in name else dtype)
             for name in model.weights
             if not name.endswith((".D1", ".D2"))
         }

@@ -152,12 +152,8 @@ GROUPS = {
     "operator-70m": Group(P70, ("dijiang-int8", "dijiang-int8-ort"), (0,), (512,), 128, repeat=3),
     "endless": Group(P410, ("dijiang-int8",), (0, 10**6), (), 16, 8, 10, pair="depth"),
     "endless-fp32": Group(P410, ("dijiang-fp32",), (0, 10**6), (), 8, 6, 6, pair="depth"),
-    "flash-q8_0": Group(
-        P410, ("llama.cpp-q8_0-fa0", "llama.cpp-q8_0-fa1"), (0, 2048), (512,), rounds=3, repeat=3
-    ),
-    "flash-q4_0": Group(
-        P410, ("llama.cpp-q4_0-fa0", "llama.cpp-q4_0-fa1"), (0, 2048), (512,), rounds=3, repeat=3
-    ),
+    "flash-q8_0": Group(P410, ("llama.cpp-q8_0-fa0", "llama.cpp-q8_0-fa1"), (0, 2048), (512,), rounds=3, repeat=3),
+    "flash-q4_0": Group(P410, ("llama.cpp-q4_0-fa0", "llama.cpp-q4_0-fa1"), (0, 2048), (512,), rounds=3, repeat=3),
     **{
         f"70m-loop-{precision}": Group(P70, (f"dijiang-{precision}",), (), (), 32, 10, 20, pair="loop")
         for precision in ("fp32", "int8", "int4")
@@ -182,18 +178,14 @@ class Target:
 
 
 TARGETS = (
-    Target(
-        "410M int8 decode: weights at one byte x tokens/s / read bandwidth", "int8", "share", 0.74, 0.80
-    ),
+    Target("410M int8 decode: weights at one byte x tokens/s / read bandwidth", "int8", "share", 0.74, 0.80),
     Target("410M int8 decode / llama.cpp Q8_0, depth 0", "int8", "ratio", 1.5, 1.8, "tg @ d0"),
     Target("410M int8 decode / llama.cpp Q8_0, depth 2048", "int8", "ratio", 6, 8, "tg @ d2048"),
     Target("410M int8 decode / llama.cpp Q8_0, depth 8192", "int8-8k", "ratio", 20, 30, "tg @ d8192"),
     Target("410M int4 decode / llama.cpp Q4_0, depth 0", "int4", "ratio", 1.3, 1.6, "tg @ d0"),
     Target("410M int4 decode / llama.cpp Q4_0, depth 2048", "int4", "ratio", 6, 8, "tg @ d2048"),
     Target("410M int8 prefill 512 / llama.cpp Q8_0", "int8", "ratio", 3, 4, "pp512"),
-    Target(
-        "410M int8 time per token, depth 10^6 / depth 0", "endless", "pair", 1.02, None, at_most=True
-    ),
+    Target("410M int8 time per token, depth 10^6 / depth 0", "endless", "pair", 1.02, None, at_most=True),
     Target("70M int8 decode / llama.cpp Q8_0, depth 0", "70m-int8", "ratio", 1.2, 1.5, "tg @ d0"),
     Target("70M int4 bundle bytes / parameters", "70m-int4", "size", 0.75, None, at_most=True),
     Target(

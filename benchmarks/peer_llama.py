@@ -136,9 +136,7 @@ def model(cache: Path, preset: str, config: dict[str, Any], kind: str) -> Path:
 class LlamaBench:
     """One GGUF file under llama-bench: a process a call, its own warm-up before each test."""
 
-    def __init__(
-        self, cache: Path, gguf_file: Path, threads: int, options: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, cache: Path, gguf_file: Path, threads: int, options: tuple[str, ...] = ()) -> None:
         self._command = [str(build(cache) / "llama-bench"), "-m", str(gguf_file), "-o", "json"]
         self._command += ["-t", str(threads), *options]
 

@@ -42,9 +42,7 @@ def wait_until_idle(seconds: float) -> None:
 def _waited() -> float:
     """Seconds so far in which some thread waited for a CPU (Linux pressure stall information)."""
     path = Path("/proc/pressure/cpu")
-    return (
-        int(path.read_text().split("\n", 1)[0].rpartition("total=")[2]) / 1e6 if path.is_file() else 0.0
-    )
+    return int(path.read_text().split("\n", 1)[0].rpartition("total=")[2]) / 1e6 if path.is_file() else 0.0
 
 
 def _ticks() -> list[int]:

@@ -149,9 +149,7 @@ class Ours:
 
         return self._turns((tokens,), blocks, repeat)
 
-    def _turns(
-        self, key: tuple[int, ...], make: Callable[[], tuple[Block, Block]], repeat: int
-    ) -> list[float]:
+    def _turns(self, key: tuple[int, ...], make: Callable[[], tuple[Block, Block]], repeat: int) -> list[float]:
         """Seconds of both blocks, `repeat` times; which one runs first changes from time to time."""
         if key not in self._pairs:
             self._pairs[key] = make()

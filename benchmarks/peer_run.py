@@ -89,9 +89,7 @@ def _sample(side: str, call: Call, test: Test) -> dict[str, Any]:
     """A sample that no other process disturbed, or the least disturbed of TRIES."""
     tries: list[dict[str, Any]] = []
     ending = time.monotonic() + PATIENCE
-    while not tries or (
-        len(tries) < TRIES and tries[-1]["waited"] > QUIET and time.monotonic() < ending
-    ):
+    while not tries or (len(tries) < TRIES and tries[-1]["waited"] > QUIET and time.monotonic() < ending):
         wait_until_idle(ending - time.monotonic())
         watch = Watch()
         seconds = call(test.method, *test.arguments)

@@ -62,9 +62,7 @@ class Dijiang(nn.Module):
             inside = name.startswith(prefix) if prefix else not name.startswith("layers.")
             if inside and not name.endswith((".D1", ".D2")):
                 tensors = [p.to_canonical(self.parts[p.source.replace(".", "/")]) for p in parts]
-                found[name.removeprefix(prefix)] = (
-                    tensors[0] if len(tensors) == 1 else torch.cat(tensors, -1)
-                )
+                found[name.removeprefix(prefix)] = tensors[0] if len(tensors) == 1 else torch.cat(tensors, -1)
         return found
 
     def state(self) -> dict[str, Tensor]:
@@ -109,9 +107,7 @@ class Dijiang(nn.Module):
             return linear(w, "mlp_down", activation(linear(w, "mlp_gate", x)) * up)
         return linear(w, "mlp_down", activation(up))
 
-    def attention(
-        self, layer: int, w: dict[str, Tensor], x: Tensor, turn: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def attention(self, layer: int, w: dict[str, Tensor], x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
         """o_t = sum over s <= t of gamma^(t-s) (phi(q_t) . phi(k_s)) v_s, normed and gated."""
         spec = self.spec
         heads, groups, size = spec.num_heads, spec.num_kv_heads, spec.head_size
@@ -124,9 +120,9 @@ class Dijiang(nn.Module):
         decay = (self.gammas[layer][:, None, None] ** distance.clamp(min=0)).tril().float()
         scores = torch.einsum("bthk,bshk->bhts", q, k) * decay.repeat_interleave(heads // groups, dim=0)
         out = torch.einsum("bhts,bshv->bthv", scores, v).flatten(0, 1).flatten(1)
-        normed = F.group_norm(
-            out, size, w["group_norm.weight"], w["group_norm.bias"], spec.group_norm_eps
-        ).view_as(x)
+        normed = F.group_norm(out, size, w["group_norm.weight"], w["group_norm.bias"], spec.group_norm_eps).view_as(
+            x
+        )
         return linear(w, "out", F.silu(linear(w, "gate", x)) * normed)
 
 
@@ -221,9 +217,7 @@ def run(model: nn.Module, ids: np.ndarray, held_out: np.ndarray, args: argparse.
     started = time.perf_counter()
     for step, loss, held in train(model, ids, held_out, args):
         rows.append((step, "" if loss is None else f"{loss:.4f}", f"{held:.4f}"))
-        print(
-            f"step {step}: held-out loss {held:.3f}, {time.perf_counter() - started:.0f} s", flush=True
-        )
+        print(f"step {step}: held-out loss {held:.3f}, {time.perf_counter() - started:.0f} s", flush=True)
         if args.log is not None:
             args.log.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
 

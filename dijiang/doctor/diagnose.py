@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import SessionError
 from ..machine.bandwidth import Bandwidth, measure_bandwidth
 from ..machine.describe import describe_machine
 from ..machine.memory import parameters_that_fit
 from ..machine.sensors import find_sensors
-from ..runtime.native import find_library
+from ..runtime.native import find_library, isa
 from ..runtime.sessions.preflight import PACKAGES, clashing_packages
 from .probes import Probe, probe_providers
 from .remedies import REMEDIES
@@ -173,8 +174,10 @@ def _tools(machine: dict[str, Any], sensors: list[str]) -> list[Finding]:
 
 
 def _operator(machine: dict[str, Any]) -> Finding:
-    found = find_library()
-    if found is not None:
-        return Finding("native operator", "ok", f"compiled ({found.name})")
-    command = _next(machine, "native operator")
-    return Finding("native operator", "missing", "not compiled: no bundles of the native dialect", command)
+    if find_library() is None:
+        command = _next(machine, "native operator")
+        return Finding("native operator", "missing", "not compiled: no native graphs", command)
+    try:
+        return Finding("native operator", "ok", f"compiled, runs with {isa()}")
+    except SessionError as error:
+        return Finding("native operator", "wrong", str(error))

@@ -9,11 +9,12 @@ from dijiang.cli import main
 from dijiang.doctor import diagnose as doctor
 from dijiang.doctor.probes import Probe
 from dijiang.doctor.remedies import REMEDIES
-from dijiang.errors import InputError
+from dijiang.errors import InputError, SessionError
 from dijiang.machine.bandwidth import measure_bandwidth
 from dijiang.machine.describe import describe_machine
 from dijiang.machine.memory import build_bytes, parameters_that_fit, run_bytes
 from dijiang.recipe import PRECISIONS
+from dijiang.runtime import native
 from tests.conftest import TESTS
 from tests.machine.test_describe import JETSON, NO_GPU, lay_out
 
@@ -150,3 +151,24 @@ def test_what_fits_is_what_is_not_refused():
         for precision, count in parameters_that_fit(4 << 30, build=build).items():
             weights = count * PRECISIONS[precision].weight_bytes
             assert need(int(weights)) <= 4 << 30 < need(int(1.001 * weights))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_native_operator_names_its_instruction_set(monkeypatch, installed):
+    if not installed:
+        monkeypatch.setattr(native, "FILE", "_absent.so")
+    elif native.find_library() is None:
+        pytest.skip("no compiled operator")
+    found = doctor._operator(describe_machine())
+    assert (found.status, found.next is None) == (("ok", True) if installed else ("missing", False))
+    assert not installed or found.found == f"compiled, runs with {native.isa()}"
+
+
+def test_instruction_set_that_cannot_be_had_is_wrong(monkeypatch):
+    def refused():
+        raise SessionError("DIJIANG_ISA=avx3 is no instruction set")
+
+    monkeypatch.setattr(doctor, "find_library", lambda: doctor.Path(__file__))
+    monkeypatch.setattr(doctor, "isa", refused)
+    found = doctor._operator(describe_machine())
+    assert (found.status, found.found) == ("wrong", "DIJIANG_ISA=avx3 is no instruction set")

@@ -7,15 +7,12 @@ import onnx_ir as ir
 
 from ...errors import ExportError
 from ...models.activations import ACTIVATIONS
+from ...runtime.native import activation_number, longest_head
 from ..roles import Role
 from . import Frame
 from .recurrent import States
 
 DOMAIN = "dijiang"
-#: Name of an activation in the operator -> its number; 0: no MLP beside the attention.
-NUMBERS = {None: 0, "relu": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4}
-#: Largest head size that the operator has room for (`native/step.h`).
-LONGEST_HEAD = 512
 
 
 class NativeLayer:
@@ -30,10 +27,10 @@ class NativeLayer:
         self.w, self.states = writer, States(writer)
         self.declare, self.finish = self.states.declare, self.states.finish
         spec = writer.spec
-        if spec.head_size > LONGEST_HEAD:
+        if spec.head_size > longest_head():
             raise ExportError(
                 f"heads of {spec.head_size} channels do not fit the native graph, expected at "
-                f"most {LONGEST_HEAD}; export with --graph ort"
+                f"most {longest_head()}; export with --graph ort"
             )
         beside = spec.parallel_residual and spec.norm_first and not spec.gated_mlp
         self._activation = ACTIVATIONS[spec.activation].operator if beside else None
@@ -45,7 +42,7 @@ class NativeLayer:
         w, b, spec = self.w, self.w.b, self.w.spec
         projected = self._projected(layer, w.norm("attn_norm", x, layer))
         projected.append(w.linear("mlp_up", w.norm("mlp_norm", x, layer), layer))
-        out = self._step(layer, projected, NUMBERS[self._activation])
+        out = self._step(layer, projected, activation_number(self._activation))
         widths = b.constant([spec.hidden_size, spec.intermediate_size], np.int64)
         attended, active = b.ops("Split", 2, out, widths, axis=-1)
         middle = b.op("Add", x, w.linear("out", attended, layer))
@@ -59,7 +56,7 @@ class NativeLayer:
         return [self.w.linear(name, x, layer) for name in ("qkv", "gate")]
 
     def _step(self, layer: int, projected: list[ir.Value], activation: int = 0) -> ir.Value:
-        """The node: q, k, v and gate, and MLP-up if there is an activation for it."""
+        """The node: q, k, v and gate, and MLP-up if there is an activation for it (0: there is none)."""
         w, b, spec, states = self.w, self.w.b, self.w.spec, self.states
         out, state = b.ops(
             "RecurrentStep",

@@ -10,7 +10,7 @@ from typing import Any
 from ...errors import SessionError
 from ...machine.limits import usable_cores
 from ...recipe import GRAPHS
-from ..native import find_library, operator_library
+from ..native import operator_library
 
 CPU_PROVIDER = "CPUExecutionProvider"
 #: Where a graph without a file of its own finds its data.
@@ -57,7 +57,7 @@ def why_not(graph: str, oldest: tuple[int, int] | None = None) -> str:
     oldest: version of onnxruntime that it needs; None: as the graph's row says.
     """
     row = GRAPHS[graph]
-    if row.operators and find_library() is None:
+    if row.operators:
         try:
             operator_library()
         except SessionError as error:

@@ -2,6 +2,7 @@
 #include <cstring>
 #include <memory>
 
+#include "dispatch.h"
 #include "onnxruntime_abi.h"
 #include "step.h"
 
@@ -14,8 +15,24 @@ enum Input { kPacked, kProjection, kLogDecay, kMask, kState, kWeight, kBias, kCo
 #define CHECK(call) \
   if (ort::Status* failed = (call)) return failed
 
+// What ONNX Runtime's threads are handed.
+struct Work {
+  const Step& step;
+  const dijiang::Kernels& kernels;
+
+  static void attend(void* data, size_t unit) {
+    const Work& work = *static_cast<Work*>(data);
+    work.kernels.attend(work.step, unit);
+  }
+  static void finish(void* data, size_t row) {
+    const Work& work = *static_cast<Work*>(data);
+    work.kernels.finish(work.step, row);
+  }
+};
+
 struct Kernel {
   const ort::Api& api;
+  const dijiang::Kernels& kernels;
   int64_t heads, groups, activation;
   float epsilon;
 
@@ -23,6 +40,8 @@ struct Kernel {
     CHECK(api.attribute(info, "num_heads", &heads));
     CHECK(api.attribute(info, "kv_num_heads", &groups));
     CHECK(api.attribute(info, "activation", &activation));
+    if (activation && !dijiang::is_activation(activation))
+      return api.fail("RecurrentStep: unknown activation; this library is older than the graph");
     return api.attribute(info, "epsilon", &epsilon);
   }
 
@@ -54,10 +73,9 @@ struct Kernel {
     step.batch = packed[0], step.tokens = packed[1];
     step.heads = heads, step.groups = groups, step.size = state[2], step.rotary = 2 * angles[2];
     step.mlp = packed[2] - (2 * heads + 2 * groups) * step.size;
-    step.activation = static_cast<dijiang::Activation>(activation);
-    step.epsilon = epsilon;
+    step.activation = activation, step.epsilon = epsilon;
     if (state[0] != step.batch || state[1] != groups || state[3] != step.size || step.mlp < 0 ||
-        step.size > dijiang::kLongestHead)
+        (step.mlp > 0 && !activation) || step.size > dijiang::kLongestHead)
       return api.fail("RecurrentStep: shapes of packed and state");
     step.packed = data[kPacked], step.cos = data[kCos], step.sin = data[kSin];
     step.projection = data[kProjection], step.scales = data[kScales];
@@ -73,18 +91,16 @@ struct Kernel {
     if (step.state != data[kState])
       std::memcpy(step.state, data[kState], step.units() * step.size * step.size * sizeof(float));
 
-    CHECK(api.parallel(context, attend, step.units(), 0, &step));
-    if (step.rows() > 1) return api.parallel(context, finish, step.rows(), 0, &step);
-    finish(&step, 0);  // shorter than waking the threads
+    Work work{step, kernels};
+    CHECK(api.parallel(context, Work::attend, step.units(), 0, &work));
+    if (step.rows() > 1) return api.parallel(context, Work::finish, step.rows(), 0, &work);
+    Work::finish(&work, 0);  // shorter than waking the threads
     return nullptr;
   }
-
-  static void attend(void* step, size_t unit) { dijiang::attend(*static_cast<Step*>(step), unit); }
-  static void finish(void* step, size_t row) { dijiang::finish(*static_cast<Step*>(step), row); }
 };
 
 ort::Status* create(const ort::Op*, const ort::Api* api, const ort::Info* info, void** out) {
-  auto kernel = std::make_unique<Kernel>(Kernel{*api, 0, 0, 0, 0.0f});
+  auto kernel = std::make_unique<Kernel>(Kernel{*api, *dijiang::choice().kernels, 0, 0, 0, 0.0f});
   CHECK(kernel->read(info));
   *out = kernel.release();
   return nullptr;
@@ -118,7 +134,8 @@ extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps
     ort::Options* options, const ort::ApiBase* base) {
   static const ort::Op op = make_op();
   const ort::Api* api = base->get(ort::kApiVersion);
-  if (!api) return base->get(1)->fail("the native dialect needs onnxruntime 1.17 or newer");
+  if (!api) return base->get(1)->fail("the native graph needs onnxruntime 1.17 or newer");
+  if (const char* error = dijiang::choice().error) return api->fail(error);
   ort::Domain* domain;
   CHECK(api->create_domain("dijiang", &domain));
   CHECK(api->add_op(domain, &op));

@@ -1,0 +1,7 @@
+// x86-64 with AVX2 and FMA: registers of 8 numbers.
+#define DIJIANG_HARDWARE_FMA
+#include "../step_kernel.h"
+
+namespace dijiang {
+const Kernels kAvx2 = {"avx2", attend, finish, activate, multiply_add};
+}

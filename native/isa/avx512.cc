@@ -1,0 +1,7 @@
+// x86-64 with AVX-512 F, BW, CD, DQ and VL: registers of 16 numbers.
+#define DIJIANG_HARDWARE_FMA
+#include "../step_kernel.h"
+
+namespace dijiang {
+const Kernels kAvx512 = {"avx512", attend, finish, activate, multiply_add};
+}

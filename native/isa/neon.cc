@@ -1,0 +1,7 @@
+// aarch64, whose every processor has NEON and a fused multiply-add: registers of 4 numbers.
+#define DIJIANG_HARDWARE_FMA
+#include "../step_kernel.h"
+
+namespace dijiang {
+const Kernels kNeon = {"neon", attend, finish, activate, multiply_add};
+}

@@ -1,0 +1,6 @@
+// What every processor of its family runs: the twin that all other sets must equal bit for bit.
+#include "../step_kernel.h"
+
+namespace dijiang {
+const Kernels kPlain = {"plain", attend, finish, activate, multiply_add};
+}

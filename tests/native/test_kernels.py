@@ -1,0 +1,100 @@
+"""Every instruction set of this machine: the bits of the plain twin, and the numbers of float64."""
+
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dijiang.runtime import native
+from tests.native.steps import CASES, inputs, oracle, triples
+
+ROOT = Path(__file__).parents[2]
+FAST = [name for name in native.isa_names() if name != "plain"]
+
+pytestmark = pytest.mark.skipif(native.find_library() is None, reason="no compiled operator")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, exported):
+    """Instruction set -> what its process computed."""
+    folder, found = tmp_path_factory.mktemp("steps"), {}
+    bundle = exported("neox-base", graph="native")
+    for name in native.isa_names():
+        path = folder / f"{name}.npz"
+        command = [sys.executable, "-m", "tests.native.steps", str(path), str(bundle)]
+        subprocess.run(command, env={**os.environ, "DIJIANG_ISA": name}, cwd=ROOT, check=True)
+        found[name] = dict(np.load(path))
+    return found
+
+
+def same_bits(a, b):
+    """Whether two float32 arrays are equal bit for bit; a NaN is as good as another."""
+    nan = np.isnan(a)
+    return np.array_equal(nan, np.isnan(b)) and np.array_equal(a.view(np.uint32)[~nan], b.view(np.uint32)[~nan])
+
+
+def test_forced_set_is_the_one_that_runs(results):
+    assert {name: str(found["isa"]) for name, found in results.items()} == {n: n for n in results}
+
+
+@pytest.mark.parametrize("isa", FAST)
+@pytest.mark.parametrize("case", CASES)
+def test_step_has_the_bits_of_the_plain_twin(results, case, isa):
+    for part in ("output", "present"):
+        name = f"{case}.{part}"
+        assert same_bits(results[isa][name], results["plain"][name]), part
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_step_meets_float64(results, case):
+    output, present = oracle(CASES[case])
+    found = results["plain"]
+    # Values of a dead group are up to 1e25: errors of a state are relative to the largest in it.
+    largest = np.abs(present).max(axis=(-2, -1), keepdims=True)
+    assert (np.abs(found[f"{case}.present"] - present) / largest).max() <= 1e-6
+    assert np.abs(found[f"{case}.output"] - output).max() <= 5e-5
+
+
+def test_dead_group_is_its_bias(results):
+    """The case overflows for real: what is left of the first head is bias x silu(gate)."""
+    case = CASES["overflow"]
+    x, size = inputs(case), case.size
+    gate = x["packed"][0, :, 12 * size : 13 * size].astype(np.float64)
+    expected = x["bias"][:size] * gate / (1 + np.exp(-gate))
+    assert np.abs(results["plain"]["overflow.output"][0, :, :size] - expected).max() <= 1e-6
+
+
+@pytest.mark.parametrize("isa", FAST)
+def test_bundle_has_the_bits_of_the_plain_twin(results, isa):
+    names = [name for name in results["plain"] if name.startswith("bundle.")]
+    assert len(names) > 1
+    assert all(same_bits(results[isa][name], results["plain"][name]) for name in names)
+
+
+@pytest.mark.parametrize("isa", FAST)
+def test_multiply_add_has_the_bits_of_the_plain_twin(results, isa):
+    assert same_bits(results[isa]["multiply_add"], results["plain"]["multiply_add"])
+
+
+def rounded(exact):
+    """The float32 nearest to a Fraction, ties to even."""
+    near = np.float32(float(exact))
+    candidates = [np.nextafter(near, np.float32(side)) for side in (-np.inf, np.inf)] + [near]
+    finite = [value for value in candidates if np.isfinite(value)]
+    return min(finite, key=lambda v: (abs(Fraction(float(v)) - exact), int(v.view(np.uint32)) & 1))
+
+
+def test_plain_multiply_add_rounds_once(results):
+    with np.errstate(all="ignore"):
+        a, b, c = triples()
+        whole = np.isfinite(a) & np.isfinite(b) & np.isfinite(c)
+        whole &= np.abs(a.astype(float) * b + c) < 1e38
+    chosen = np.flatnonzero(whole)
+    chosen = np.concatenate([chosen[:: len(chosen) // 4000], chosen[-4:]])
+    found = results["plain"]["multiply_add"][chosen]
+    expected = [rounded(Fraction(float(a[i])) * Fraction(float(b[i])) + Fraction(float(c[i]))) for i in chosen]
+    assert np.array_equal(found, np.array(expected))
