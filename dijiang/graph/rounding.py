@@ -27,10 +27,8 @@ def covering_scale(blocks: Array, bits: int, *, positive: bool = False) -> Array
     """The scale [..., 1] at which a block's largest weight takes its code (see above)."""
     low, high = blocks.min(-1, keepdims=True), blocks.max(-1, keepdims=True)
     bound = 2.0 ** (bits - 1)
-    if positive:
-        scale = np.maximum(-low, high) / (bound - 1)
-    else:
-        scale = np.where(-low >= high, low, high) / -bound
+    signed, unsigned = np.where(-low >= high, low, high) / -bound, np.maximum(-low, high) / (bound - 1)
+    scale = unsigned if positive else signed
     return np.where(scale == 0, 1, scale).astype(np.float32)
 
 
