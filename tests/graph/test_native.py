@@ -103,7 +103,7 @@ def test_sixteen_bits_are_refused(tmp_path):
 
 def test_installation_without_the_operator_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "FILE", "_absent.so")
-    with pytest.raises(dijiang.SessionError, match=r"install a C\+\+ compiler .* --graph ort"):
+    with pytest.raises(dijiang.ExportError, match=r"install a C\+\+ compiler .* --graph ort"):
         dijiang.export(GOLDEN["neox-base"], tmp_path / "b", graph="native")
     bundle = dijiang.export(GOLDEN["neox-base"], tmp_path / "b", graph="native", verify=False)
     with pytest.raises(dijiang.SessionError, match=r"install a C\+\+ compiler .* --graph ort"):

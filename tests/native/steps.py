@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper
 
-from dijiang.models.reference import ACTIVATIONS
+from dijiang.models.activations import ACTIVATIONS
 from dijiang.runtime import native
 
 EPSILON = 1e-5
@@ -162,7 +162,7 @@ def oracle(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 def activated(name: str, x: np.ndarray) -> np.ndarray:
     """An activation in float64, by the operator's name of it."""
-    return ACTIVATIONS[{"gelu_tanh": "gelu_new"}.get(name, name)](x) if name else x
+    return ACTIVATIONS[{"gelu_tanh": "gelu_new"}.get(name, name)].function(x) if name else x
 
 
 def triples() -> np.ndarray:

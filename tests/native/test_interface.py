@@ -99,7 +99,7 @@ def python(code, isa):
 def test_set_that_cannot_be_had_is_one_line_everywhere(exported, isa, reason):
     bundle = exported("neox-base", graph="native")
     loaded = python(f"import dijiang; dijiang.load({str(bundle)!r})", isa)
-    assert loaded.stderr.splitlines()[-1].startswith("dijiang.errors.SessionError: the operator of the")
+    assert "the native graph: the operator of the" in loaded.stderr.splitlines()[-1]
     assert reason in loaded.stderr.splitlines()[-1]
     register = (
         "import onnxruntime\n"
