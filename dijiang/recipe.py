@@ -15,12 +15,6 @@ from typing import Any
 
 from .errors import BundleError, ExportError
 
-#: Sets of rows of `runtime.sessions.providers.PROVIDERS`.
-CPU = ("cpu",)
-ENGINES = ("tensorrt", "tensorrt_rtx")
-ORT_TENSORRT = ("ort-tensorrt", "ort-tensorrt-rtx")
-GPUS = ("cuda", *ORT_TENSORRT)
-EVERYWHERE = (*CPU, *GPUS, *ENGINES)
 #: Bytes of a number of each floating-point type that weights and activations can have.
 TYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 #: Input channels that share one scale.
@@ -56,7 +50,7 @@ class Precision:
     type: of the activations, and of every weight that is not in blocks.  body, head, embed: the
     projections of the layers, the head and the embedding as blocks of integers; None: in `type`.
     gates: metrics are the keys of `parity.verify.Parity.metrics`; those about a text are None without
-    one.  providers: what may run it.  seconds: to write 10^9 weights on 2 cores (docs/models.md).
+    one.  seconds: to write 10^9 weights on 2 cores (docs/models.md).
     turing: TensorRT-RTX has its matmul for GPUs of compute capability 7.5.
     """
 
@@ -66,7 +60,6 @@ class Precision:
     body: Blocks | None = None
     head: Blocks | None = None
     embed: Blocks | None = None
-    providers: tuple[str, ...] = EVERYWHERE
     seconds: float = 18.0
     turing: bool = False
 
@@ -89,12 +82,10 @@ PRECISIONS = {
         type="fp16",
         turing=True,
     ),
-    # ONNX Runtime has no bfloat16 kernels for the CPU.
     "bf16": Precision(
         "as fp16, with the range of float32",
         (Gate("rms_relative_error", 4e-2), Gate("kl", 1e-3), Gate("top1_disagreement", 0.05)),
         type="bf16",
-        providers=(*GPUS, *ENGINES),
     ),
     # Integer weights: where the model has learned something, text counts, its own if there is no other.
     # Random weights show gross errors only. The states of the first two layers are 0.003 to 0.04 off
@@ -145,7 +136,6 @@ class Scheme:
     code: str
     type: str | None = None
     tunable: bool = False
-    providers: tuple[str, ...] = EVERYWHERE
 
 
 #: floats: as they are.  nbits: MatMulNBits, activations rounded to 8 bits by blocks, as the CPU's kernels
@@ -153,11 +143,9 @@ class Scheme:
 #: the form that TensorRT's parsers fuse.
 SCHEMES = {
     "floats": Scheme("dijiang.graph.schemes.floats:Floats"),
-    "nbits": Scheme("dijiang.graph.schemes.nbits:NBits", "fp32", tunable=True, providers=CPU),
-    "nbits_gpu": Scheme("dijiang.graph.schemes.nbits:GpuNBits", "fp16", tunable=True, providers=(*CPU, *GPUS)),
-    "dequantize": Scheme(
-        "dijiang.graph.schemes.dequantize:Dequantize", "fp16", providers=(*CPU, *ORT_TENSORRT, *ENGINES)
-    ),
+    "nbits": Scheme("dijiang.graph.schemes.nbits:NBits", "fp32", tunable=True),
+    "nbits_gpu": Scheme("dijiang.graph.schemes.nbits:GpuNBits", "fp16", tunable=True),
+    "dequantize": Scheme("dijiang.graph.schemes.dequantize:Dequantize", "fp16"),
 }
 
 
@@ -182,7 +170,6 @@ class Graph:
     on_device: bool = True
     operators: bool = False
     types: tuple[str, ...] = tuple(TYPE_BYTES)
-    providers: tuple[str, ...] = (*CPU, *GPUS)
     integers_from: tuple[int, int] = (0, 0)
 
 
@@ -198,7 +185,6 @@ GRAPHS = {
         in_place=True,
         operators=True,
         types=("fp32",),
-        providers=CPU,
     ),
     "ort": Graph(
         "onnxruntime 1.30 or newer, CPU and CUDA",
@@ -216,7 +202,6 @@ GRAPHS = {
         opset=17,
         onnxruntime=(1, 15),
         on_device=False,
-        providers=EVERYWHERE,
         integers_from=(1, 19),  # 1.18 loads blocks and fails in the first step
     ),
     "onnx": Graph(
@@ -226,6 +211,73 @@ GRAPHS = {
         opset=27,
         onnxruntime=(1, 30),
     ),
+}
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way to run a bundle.
+
+    open: its constructor, called as (bundle, graph, detail, device, options: `runtime.options.Loading`).
+    graphs, schemes, types: what it runs.  detail: what the constructor needs to know.
+    auto: (bundle, name) -> whether `auto` takes it here; None: only when asked for.
+    numbered: it may be followed by :N.  onnxruntime: it runs graphs with it.
+    emulated: verification rounds 16-bit types on it as a GPU would.
+    """
+
+    open: str
+    graphs: tuple[str, ...]
+    schemes: tuple[str, ...]
+    types: tuple[str, ...] = tuple(TYPE_BYTES)
+    detail: str | None = None
+    auto: str | None = None
+    numbered: bool = True
+    onnxruntime: bool = True
+    emulated: bool = False
+
+
+SESSIONS = "dijiang.runtime.sessions"
+#: `auto` takes the last that it can.
+PROVIDERS = {
+    # ONNX Runtime has no bfloat16 kernels for the CPU.
+    "cpu": Provider(
+        f"{SESSIONS}.cpu:open_cpu",
+        graphs=tuple(GRAPHS),
+        schemes=tuple(SCHEMES),
+        types=("fp32", "fp16"),
+        auto=f"{SESSIONS}.providers:always",
+        numbered=False,
+        emulated=True,
+    ),
+    "cuda": Provider(
+        f"{SESSIONS}.device:open_device",
+        graphs=("ort", "primitive", "onnx"),
+        schemes=("floats", "nbits_gpu"),
+        detail=f"{SESSIONS}.device:CUDA",
+        auto=f"{SESSIONS}.providers:has_provider",
+    ),
+    "ort-tensorrt": Provider(
+        f"{SESSIONS}.device:open_device",
+        graphs=("ort", "primitive", "onnx"),
+        schemes=("floats", "nbits_gpu", "dequantize"),
+        detail=f"{SESSIONS}.device:ORT_TENSORRT",
+    ),
+    "ort-tensorrt-rtx": Provider(
+        f"{SESSIONS}.device:open_device",
+        graphs=("ort", "primitive", "onnx"),
+        schemes=("floats", "nbits_gpu", "dequantize"),
+        detail=f"{SESSIONS}.device:ORT_TENSORRT_RTX",
+    ),
+    **{
+        name: Provider(
+            f"{SESSIONS}.tensorrt:open_engine",
+            graphs=("primitive",),
+            schemes=("floats", "dequantize"),
+            auto=f"{SESSIONS}.providers:has_engine",
+            onnxruntime=False,
+        )
+        for name in ("tensorrt_rtx", "tensorrt")
+    },
 }
 
 
@@ -285,10 +337,11 @@ class Recipe:
 
     def providers(self, graph: str) -> tuple[str, ...]:
         """What may run one of its graphs."""
-        known = PRECISIONS.get(self.precision)
-        allowed = set(GRAPHS[graph].providers) & set(SCHEMES[self.scheme].providers)
-        allowed &= set(EVERYWHERE if known is None else known.providers)
-        return tuple(name for name in GRAPHS[graph].providers if name in allowed)
+        return tuple(
+            name
+            for name, row in PROVIDERS.items()
+            if graph in row.graphs and self.scheme in row.schemes and self.type in row.types
+        )
 
     def onnxruntime(self, graph: str) -> tuple[int, int]:
         """The oldest version that runs one of its graphs."""

@@ -39,7 +39,7 @@ def upgrade(path: str | Path) -> Bundle:
     try:
         recipe = _recipe(old)
         manifest = _manifest(folder, old, recipe)
-    except (KeyError, TypeError, ValueError, AttributeError, DijiangError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, DijiangError) as error:
         raise BundleError(f"{folder}: not a whole bundle of format 1 ({error}); export again") from error
     name = GRAPHS[recipe.graphs[0]].file
     if name != OLD_GRAPH:

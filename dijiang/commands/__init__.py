@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import Field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Protocol
 
 import click
 
 from ..recipe import AUTO, GRAPHS
-from ..runtime.sessions.providers import PROVIDERS
 
 
 class Row(Protocol):
@@ -35,18 +36,43 @@ def row_option(
     )
 
 
+def options_of(*classes: type) -> Callable[[Any], Any]:
+    """The options of options classes, see `runtime.options`, in their order."""
+    declared = [one for cls in classes for one in fields(cls)]
+
+    def declare(command: Any) -> Any:
+        for one in reversed(declared):
+            command = _option(one)(command)
+        return command
+
+    return declare
+
+
+def _option(one: Field[Any]) -> Callable[[Any], Any]:
+    """One field as a click option; ranges are checked where they are declared, in Python."""
+    facts, flag = one.metadata, f"--{one.name.replace('_', '-')}"
+    names, several = list(facts["flags"] or (flag,)), one.default == ()
+    shown = not several and one.default is not None
+    if facts["kind"] is bool:
+        negated = one.default is None
+        names = [f"{flag}/--no-{flag[2:]}" if negated else flag]
+        return click.option(*names, is_flag=True, default=one.default, help=facts["help"])
+    return click.option(
+        *names,
+        one.name,
+        type=click.Choice(facts["choices"]) if facts["choices"] else TYPES[facts["kind"]],
+        default=None if several else one.default,
+        multiple=several,
+        show_default=shown,
+        help=facts["help"],
+    )
+
+
+#: Kind of an option -> how the command line reads it.
+TYPES: dict[type, type] = {Real: float, Integral: int, str: str}
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
-PROVIDER = click.option(
-    "--provider",
-    default=AUTO,
-    show_default=True,
-    help=f"{', '.join(PROVIDERS)}, with :N for the N-th GPU; auto: the best that is there.",
-)
 GRAPH = click.option(
-    "--graph",
-    "--dialect",
-    type=click.Choice(list(GRAPHS)),
-    help="Of the bundle. Default: the best that runs here.",
+    "--graph", "--dialect", type=click.Choice(list(GRAPHS)), help="Only this one of the bundle's graphs."
 )
 THREADS = click.option("-t", "--threads", type=click.IntRange(1), help="Default: all cores it may use.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")

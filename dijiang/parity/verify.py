@@ -19,6 +19,7 @@ from ..models.load import DecayMode, DijiangModel, load_checkpoint
 from ..progress import Progress, silent
 from ..recipe import require
 from ..runtime.model import Model
+from ..runtime.options import Loading
 from ..runtime.sessions.inference import why_not
 from ..runtime.sessions.providers import choose_graph, emulates, open_session, parse
 from ..version import __version__
@@ -259,7 +260,7 @@ def _graphs(bundle: Bundle, provider: str, graph: str | None) -> list[str]:
 def _load(bundle: Bundle, graph: str, provider: str, threads: int | None) -> Model:
     if emulates(provider):
         return load_emulated(bundle, graph, threads=threads)
-    return Model(bundle, open_session(bundle, provider=provider, graph=graph, threads=threads))
+    return Model(bundle, open_session(bundle, Loading(provider, graph, threads)))
 
 
 def _check_shape(bundle: Bundle, checkpoint: DijiangModel) -> None:

@@ -15,16 +15,14 @@ import numpy as np
 from ..bundle.manifest import Manifest
 from ..errors import InputError
 from ..models.spec import ModelSpec
-from .sampling import Sampler, Sampling
+from .options import Generation
+from .sampling import Sampler
 from .sequence import Limits, Record, Sequence
 from .sessions.base import Output, Session
 from .snapshot import NONE, Seam
 from .state import State
 from .step import Step
 from .text import StopStrings, TextTokenizer
-
-#: Tokens that one call may ask for.
-MOST_TOKENS = 1 << 40
 
 
 class Model(Protocol):
@@ -46,34 +44,19 @@ class Model(Protocol):
 
 def generate(
     model: Model,
-    prompt: str | Ordered[int] | np.ndarray | None = None,
-    *,
-    max_tokens: int = 128,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    seed: int | None = None,
-    stop: Ordered[str] = (),
-    stop_tokens: Ordered[int] = (),
-    ignore_eos: bool = False,
+    prompt: str | Ordered[int] | np.ndarray | None,
+    options: Generation,
     state: State | None = None,
 ) -> Iterator[Record]:
     """Continue a prompt, or a state.
 
-    `generate(n)` and then `generate(None)` of m tokens with the same state give the tokens and the text
-    of `generate(n + m)`, with any options that are the same for both.
+    `generate` of n tokens and then of m, without a prompt and with the same state, give the tokens and the
+    text of `generate` of n + m, with any options that are the same for both.
 
     Args:
         prompt: text, or token ids as they are. A text that starts a sequence gets the tokenizer's own
             start token (<s> in LLaMA's), one that continues a state does not. None: go on where the last
             generation with this state stopped.
-        max_tokens: tokens to generate at most.
-        temperature, top_k, top_p, min_p, repetition_penalty, seed: see `sampling.Sampling`.
-        stop: strings that end the text; not part of it.
-        stop_tokens: ids that end it, beside the model's own end tokens.
-        ignore_eos: do not end at the model's own end tokens.
         state: of batch 1, to continue from. It is advanced over the prompt and every token but the last,
             which it keeps and the next generation feeds first. Where max_tokens ends the text, what may
             be the start of a character or of a stop string stays in it, too.
@@ -81,30 +64,24 @@ def generate(
     Raises:
         InputError: an option or the prompt is out of range; before the first record.
     """
-    options = Sampling(repetition_penalty, temperature, top_k, top_p, min_p, seed)
-    _check_counts(max_tokens, stop_tokens)
-    texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if texts and not model.has_tokenizer:
+    if options.stops and not model.has_tokenizer:
         raise InputError("stop strings need a tokenizer and this bundle has none; use stop_tokens")
     keeps, state = state is not None, model.new_state() if state is None else state
     if state.batch != 1:
         raise InputError(f"the state has {state.batch} sequences, expected 1; use new_state()")
     seam = state.seam()
-    stops = StopStrings(texts, seam.held if seam and prompt is None else "")
+    stops = StopStrings(options.stops, seam.held if seam and prompt is None else "")
     ids = _prompt_ids(model, prompt, state, seam)
     model.check(ids[None], state)
-    ends = frozenset(stop_tokens) | (frozenset() if ignore_eos else frozenset(model.spec.eos_token_ids))
-    limits = Limits(max_tokens, model.manifest.positions_limit, model.manifest.limit_reason, ends, keeps)
+    own = () if options.ignore_eos else model.spec.eos_token_ids
+    limits = Limits(
+        options.max_tokens,
+        model.manifest.positions_limit,
+        model.manifest.limit_reason,
+        frozenset((*options.stop_tokens, *own)),
+        keeps,
+    )
     return _records(model, ids, state, options, limits, stops, seam if prompt is None else None)
-
-
-def _check_counts(max_tokens: int, stop_tokens: Ordered[int]) -> None:
-    if not isinstance(max_tokens, (int, np.integer)) or not 1 <= max_tokens <= MOST_TOKENS:
-        raise InputError(
-            f"max_tokens is {max_tokens!r}, expected a whole number of at least 1; ask for one or more"
-        )
-    if any(not isinstance(token, (int, np.integer)) for token in stop_tokens or ()):
-        raise InputError(f"stop_tokens are {list(stop_tokens)}, expected token ids; change the option")
 
 
 def _prompt_ids(
@@ -143,7 +120,7 @@ def _records(
     model: Model,
     ids: np.ndarray,
     state: State,
-    options: Sampling,
+    options: Generation,
     limits: Limits,
     stops: StopStrings,
     seam: Seam | None,
@@ -155,11 +132,11 @@ def _records(
         known = known[known != NONE].tolist()
         opened = None if seam is None else seam.open
         text = model.tokenizer.stream(known, opened) if model.has_tokenizer else None
-        sampler = Sampler(options, state.seen[0].copy())
+        sampler = None if options.is_argmax else Sampler(options, state.seen[0].copy())
         return Sequence(
             limits,
             stops,
-            None if sampler.is_argmax else sampler,
+            sampler,
             text,
             prompt_tokens=len(ids),
             started=started,

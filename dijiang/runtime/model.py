@@ -13,9 +13,10 @@ from ..bundle.manifest import TOKENIZER
 from ..bundle.opened import Bundle, open_bundle
 from ..errors import BundleError, InputError
 from .generate import as_ids, generate
+from .options import Generation, Loading
 from .sequence import Record
 from .sessions.base import Session
-from .sessions.providers import AUTO, open_session
+from .sessions.providers import open_session
 from .state import State
 from .step import Step
 from .text import TextTokenizer
@@ -174,9 +175,15 @@ class Model:
                 f"position {end} is past the limit {limit}: {self.manifest.limit_reason}; start a new state"
             )
 
-    def generate(self, prompt: str | Ordered[int] | np.ndarray | None = None, **sampling: Any) -> Iterator[Record]:
-        """Stream records of generated text; see `generate.generate` for the options."""
-        return generate(self, prompt, **sampling)
+    def generate(
+        self,
+        prompt: str | Ordered[int] | np.ndarray | None = None,
+        *,
+        state: State | None = None,
+        **options: Any,
+    ) -> Iterator[Record]:
+        """Stream records of generated text: `generate.generate` with `options.Generation`."""
+        return generate(self, prompt, Generation.of(options), state)
 
 
 def _read_tokenizer(bundle: Bundle) -> bytes | None:
@@ -190,30 +197,18 @@ def _read_tokenizer(bundle: Bundle) -> bytes | None:
         raise BundleError(f"{path}: unreadable ({error.strerror}); copy the bundle again") from error
 
 
-def load(
-    bundle: str | Path,
-    *,
-    provider: str = AUTO,
-    graph: str | None = None,
-    threads: int | None = None,
-    cuda_graph: bool | None = None,
-    check_hashes: bool = True,
-) -> Model:
+def load(bundle: str | Path, *, check_hashes: bool = True, **loading: Any) -> Model:
     """Load a bundle.
 
     Args:
         bundle: folder written by `dijiang export`.
-        provider: a row of `sessions.providers.PROVIDERS`, with `:N` for the N-th GPU; `auto`: an engine
-            of the bundle if there is a GPU, CUDA if the installed onnxruntime has it, else the CPU. The
-            one asked for is used, or it is an error.
-        graph: of the bundle; None: the best that runs here.
-        threads: intra-op threads; None: as many as usable cores (`machine.limits`).
-        cuda_graph: replay decode steps as CUDA graphs; None: where they are proven equal.
         check_hashes: compare every file's sha256 with the manifest.
+        loading: provider, graph, threads, cuda_graph: see `options.Loading`.
 
     Raises:
         BundleError, SessionError
+        InputError: an option is unknown or out of range.
     """
+    options = Loading.of(loading)
     opened = open_bundle(bundle, check_hashes=check_hashes)
-    session = open_session(opened, provider=provider, graph=graph, threads=threads, cuda_graph=cuda_graph)
-    return Model(opened, session)
+    return Model(opened, open_session(opened, options))

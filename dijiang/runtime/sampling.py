@@ -2,64 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
-
 import numpy as np
 
 from ..errors import InputError
+from .options import Generation
 
 #: Candidates looked at before a nucleus needs a sort of the whole vocabulary.
 SHORTLIST = 1024
 #: Columns for each value that `largest` looks for, and at least.
 COLUMNS, FEWEST_COLUMNS = 8, 512
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Options of one generation; the filters apply in the order of the fields.
-
-    repetition_penalty: logits of tokens seen before are divided by it if positive, else multiplied
-        (CTRL, arXiv 1909.05858); 1 is off.
-    temperature: 0 takes the most likely token.
-    top_k: keep the k most likely tokens; 0 keeps all.
-    top_p: keep the fewest most likely tokens whose probabilities reach p; 1 keeps all.
-    min_p: drop tokens less likely than min_p times the most likely one; 0 keeps all.
-    seed: of the random numbers, which are a function of it and the position; None draws one from the
-        system.
-    """
-
-    repetition_penalty: float = 1.0
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, kind, low, high in RANGES:
-            value: Any = getattr(self, name)
-            if value is None and name == "seed":
-                continue
-            good = isinstance(value, kind) and not isinstance(value, bool)
-            if not good or not low <= float(value) <= high:
-                raise InputError(
-                    f"{name} is {value!r}, expected {KINDS[kind]} from {low:g} to {high:g}; change the option"
-                )
-
-
-#: Option -> its kind, the smallest and the largest value.
-RANGES: tuple[tuple[str, type, float, float], ...] = (
-    ("repetition_penalty", Real, 1e-3, 1e3),
-    ("temperature", Real, 0, 1e3),
-    ("top_k", Integral, 0, math.inf),
-    ("top_p", Real, 1e-9, 1),
-    ("min_p", Real, 0, 1),
-    ("seed", Integral, 0, 2**64 - 1),
-)
-KINDS: dict[type, str] = {Real: "a number", Integral: "a whole number"}
 
 
 class Draws:
@@ -83,14 +34,9 @@ class Sampler:
     seen: which token ids stand in the sequence so far, [vocab] bool; the sampler's own from now on.
     """
 
-    def __init__(self, options: Sampling, seen: np.ndarray) -> None:
+    def __init__(self, options: Generation, seen: np.ndarray) -> None:
         self._options, self._seen = options, seen
         self._draw = Draws(options.seed)
-
-    @property
-    def is_argmax(self) -> bool:
-        """Whether the next token is always the most likely one."""
-        return self._options.temperature == 0 and self._options.repetition_penalty == 1
 
     def __call__(self, logits: np.ndarray, position: int) -> int:
         """The token of a position from logits [vocab] float32; it counts as seen.
@@ -119,7 +65,7 @@ class Sampler:
         return token
 
 
-def candidates(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.ndarray]:
+def candidates(logits: np.ndarray, options: Generation) -> tuple[np.ndarray, np.ndarray]:
     """Tokens [n] that may be drawn, most likely first where a filter is on, and weights [n] float64.
 
     Only a shortlist of the vocabulary is sorted, unless the nucleus is larger than that.

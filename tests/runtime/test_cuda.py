@@ -1,6 +1,5 @@
 """The session with memory of its own, on the CPU in place of a GPU."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 
 import dijiang
 from dijiang.runtime.sessions import device as cuda
-from dijiang.runtime.sessions.providers import PROVIDERS
 from tests.conftest import EXAMPLES, RUNNABLE, Golden
 
 NEEDS_ORT = pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is older than 1.30")
@@ -23,7 +21,7 @@ STAND_IN = cuda.Device("CPUExecutionProvider", "nothing", "", memory="cpu", capt
 @pytest.fixture
 def stand_in(monkeypatch):
     """`cuda` is the CPU's provider, through the device's session."""
-    monkeypatch.setitem(PROVIDERS, "cuda", replace(PROVIDERS["cuda"], detail=STAND_IN))
+    monkeypatch.setattr(cuda, "CUDA", STAND_IN)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """How providers are chosen, and what is said where one is not to be had."""
 
 import sys
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
@@ -9,10 +8,10 @@ import onnxruntime
 import pytest
 
 import dijiang
+from dijiang.runtime.sessions import device as devices
 from dijiang.runtime.sessions import providers
 from dijiang.runtime.sessions.device import Device
 from dijiang.runtime.sessions.preflight import check_single_onnxruntime, preload_libraries
-from dijiang.runtime.sessions.providers import PROVIDERS
 from tests.fake_gpu import FakeLibcuda
 
 
@@ -24,7 +23,7 @@ def test_provider_that_this_onnxruntime_lacks_is_refused(exported, name):
 
 def test_provider_that_onnxruntime_swapped_is_refused(exported, monkeypatch):
     device = Device("CUDAExecutionProvider", "install it", "", memory="cpu")
-    monkeypatch.setitem(PROVIDERS, "cuda", replace(PROVIDERS["cuda"], detail=device))
+    monkeypatch.setattr(devices, "CUDA", device)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     create = onnxruntime.InferenceSession
     monkeypatch.setattr(

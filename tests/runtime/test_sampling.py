@@ -1,4 +1,4 @@
-"""Sampling against a naive twin that sorts and filters the whole vocabulary."""
+"""Generation against a naive twin that sorts and filters the whole vocabulary."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dijiang.errors import InputError
-from dijiang.runtime.sampling import SHORTLIST, Draws, Sampler, Sampling, candidates, largest
+from dijiang.runtime.options import Generation
+from dijiang.runtime.sampling import SHORTLIST, Draws, Sampler, candidates, largest
 
 
 def naive_distribution(logits, options):
@@ -27,7 +28,7 @@ def naive_distribution(logits, options):
 
 
 filters = st.builds(
-    Sampling,
+    Generation,
     temperature=st.sampled_from([0.1, 0.7, 1.0, 3.0]),
     top_k=st.sampled_from([0, 1, 5, 63, 5000]),
     top_p=st.sampled_from([1e-6, 0.3, 0.9, 0.999, 1.0]),
@@ -64,17 +65,17 @@ def test_largest_are_those_of_a_sort(count, length, distinct, seed):
 
 def test_draws_follow_the_distribution():
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
-    sampler = Sampler(Sampling(temperature=1.0, seed=7), np.zeros(4, bool))
+    sampler = Sampler(Generation(temperature=1.0, seed=7), np.zeros(4, bool))
     counts = np.bincount([sampler(logits, at) for at in range(20_000)], minlength=4) / 20_000
     np.testing.assert_allclose(counts, np.exp(logits), atol=0.012)  # 3.4 standard deviations
 
 
 def test_temperature_zero_takes_the_most_likely_token():
-    assert Sampler(Sampling(), np.zeros(3, bool))(np.array([1, 3, 2], np.float32), 0) == 1
+    assert Sampler(Generation(), np.zeros(3, bool))(np.array([1, 3, 2], np.float32), 0) == 1
 
 
 def test_top_k_one_is_greedy_at_any_temperature():
-    sampler = Sampler(Sampling(temperature=100.0, top_k=1), np.zeros(50, bool))
+    sampler = Sampler(Generation(temperature=100.0, top_k=1), np.zeros(50, bool))
     logits = np.random.default_rng(0).normal(size=50).astype(np.float32)
     assert {sampler(logits, at) for at in range(20)} == {int(logits.argmax())}
 
@@ -82,13 +83,13 @@ def test_top_k_one_is_greedy_at_any_temperature():
 @pytest.mark.parametrize("logits", [[3.0, 2.9, -1.0], [-1.0, -1.1, -9.0]])
 def test_repetition_penalty_lowers_seen_tokens_of_either_sign(logits):
     logits = np.array(logits, np.float32)
-    sampler = Sampler(Sampling(repetition_penalty=1.5), np.array([True, False, False]))
+    sampler = Sampler(Generation(repetition_penalty=1.5), np.array([True, False, False]))
     assert [sampler(logits, 0), sampler(logits, 1)] == [1, 0]  # then 1 is seen too, and 0 leads again
 
 
 def test_seed_none_draws_a_new_seed():
     logits = np.zeros(10_000, np.float32)
-    draws = {Sampler(Sampling(temperature=1.0), np.zeros(10_000, bool))(logits, 0) for _ in range(5)}
+    draws = {Sampler(Generation(temperature=1.0), np.zeros(10_000, bool))(logits, 0) for _ in range(5)}
     assert len(draws) > 1
 
 
@@ -104,7 +105,7 @@ def test_draws_are_a_function_of_seed_and_position():
 
 def test_logits_that_hold_nan_are_one_error():
     logits = np.array([1, np.nan, 2], np.float32)
-    for options in (Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=2)):
+    for options in (Generation(), Generation(temperature=1.0), Generation(temperature=1.0, top_k=2)):
         with pytest.raises(InputError, match="the logits at position 7 hold NaN"):
             Sampler(options, np.zeros(3, bool))(logits, 7)
 
@@ -115,4 +116,4 @@ def test_logits_that_hold_nan_are_one_error():
 )
 def test_options_of_the_wrong_kind_are_one_error(option, value):
     with pytest.raises(InputError, match=f"{option} is {value!r}, expected a"):
-        Sampling(**{option: value})
+        Generation(**{option: value})

@@ -12,11 +12,12 @@ from ...bundle.opened import Bundle
 from ...errors import SessionError
 from ...machine.memory import require_memory, run_bytes
 from ...recipe import GRAPHS
+from ..options import Loading
 from ..snapshot import NONE
 from ..state import State
 from ..step import Step
 from .base import PIECE
-from .inference import failed_step, import_onnxruntime, open_inference
+from .inference import failed_step, first_line, import_onnxruntime, is_onnxruntimes, open_inference
 
 
 class CpuSession:
@@ -62,9 +63,11 @@ class CpuSession:
             state.expect(point, binding.tokens)
         try:
             self._session.run_with_iobinding(binding.io)
-        except Exception as error:  # onnxruntime's errors share no base class
+        except Exception as error:
+            if not is_onnxruntimes(error) or binding.tokens.flat[0] != NONE:
+                raise  # from a signal's handler: the step has not begun, or has ended
             if shared:
-                state.tear(str(error).splitlines()[0][:100])
+                state.tear(first_line(error)[:100])
             raise failed_step(step.ids.shape[1], error) from error
         if not shared:
             state.commit(point)
@@ -148,20 +151,12 @@ def load_graph(bundle: Bundle, graph: str, source: Path | bytes, *, threads: int
         other = f", or export with --graph {others[0]}" if others else ""
         raise SessionError(
             f"{bundle.graph_file(graph)}: onnxruntime {import_onnxruntime().__version__} cannot load the "
-            f"{graph} graph ({str(error).splitlines()[0]}); upgrade onnxruntime{other}"
+            f"{graph} graph ({first_line(error)}); upgrade onnxruntime{other}"
         ) from error
 
 
-def open_cpu(
-    bundle: Bundle,
-    graph: str,
-    detail: None,
-    device: int,
-    *,
-    threads: int | None,
-    cuda_graph: bool | None,
-) -> CpuSession:
+def open_cpu(bundle: Bundle, graph: str, detail: str, device: int, options: Loading) -> CpuSession:
     """The constructor of the provider table."""
-    if cuda_graph:
+    if options.cuda_graph:
         raise SessionError("the CPU has no CUDA graphs; leave --cuda-graph out")
-    return CpuSession(bundle, graph, threads=threads)
+    return CpuSession(bundle, graph, threads=options.threads)

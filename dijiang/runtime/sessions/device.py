@@ -11,7 +11,8 @@ import numpy as np
 from ...bundle import names
 from ...bundle.opened import Bundle
 from ...errors import SessionError
-from ...recipe import GRAPHS
+from ...recipe import GRAPHS, named
+from ..options import Loading
 from ..state import State
 from ..step import Step
 from .base import PIECE
@@ -54,6 +55,22 @@ class Device:
     def has_memory(self) -> bool:
         """Whether its tensors are elsewhere than the host's."""
         return self.memory != "cpu"
+
+
+GPU = "pip install 'dijiang[gpu]' in an environment without onnxruntime"
+#: TF32 rounds float32 matmuls to 10 bits: never behind the graph's back.
+CUDA = Device("CUDAExecutionProvider", GPU, "cuda", captures=True, whole=True, options=(("use_tf32", "0"),))
+ORT_TENSORRT = Device(
+    "TensorrtExecutionProvider",
+    f"{GPU}, and TensorRT's own libraries",
+    "tensorrt",
+    options=(("trt_engine_cache_enable", "1"), ("trt_timing_cache_enable", "1")),
+)
+ORT_TENSORRT_RTX = Device(
+    "NvTensorRTRTXExecutionProvider",
+    "install an onnxruntime that was built with TensorRT-RTX",
+    "nv_tensorrt_rtx",
+)
 
 
 class DeviceSession:
@@ -289,8 +306,6 @@ class _Binding:
             self.options.add_run_config_entry("gpu_graph_id", str(self.graph))
 
 
-def open_device(
-    bundle: Bundle, graph: str, row: Device, device: int, *, threads: int | None, cuda_graph: bool | None
-) -> DeviceSession:
+def open_device(bundle: Bundle, graph: str, detail: str, device: int, options: Loading) -> DeviceSession:
     """The constructor of the provider table."""
-    return DeviceSession(bundle, graph, row, device, cuda_graph=cuda_graph)
+    return DeviceSession(bundle, graph, named(detail), device, cuda_graph=options.cuda_graph)

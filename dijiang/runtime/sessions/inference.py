@@ -35,9 +35,8 @@ def import_onnxruntime() -> Any:
 
 
 def _broken(error: Exception) -> SessionError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return SessionError(
-        f"onnxruntime is installed but does not start ({reason}); reinstall it: "
+        f"onnxruntime is installed but does not start ({first_line(error)}); reinstall it: "
         "pip install --force-reinstall 'dijiang[cpu]'"
     )
 
@@ -116,9 +115,20 @@ def open_inference(
     )
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def is_onnxruntimes(error: Exception) -> bool:
+    """Whether onnxruntime raised it. Its errors share no base class, only a module, or are pybind11's."""
+    plain = type(error) in (RuntimeError, MemoryError, ValueError)
+    return plain or type(error).__module__.startswith("onnxruntime")
+
+
 def failed_step(tokens: int, error: Exception) -> SessionError:
     """The error of a step that onnxruntime gave up."""
     return SessionError(
         f"onnxruntime {import_onnxruntime().__version__} failed in a step of {tokens} tokens "
-        f"({str(error).splitlines()[0][:200]}); use a smaller batch, or upgrade onnxruntime"
+        f"({first_line(error)[:200]}); use a smaller batch, or upgrade onnxruntime"
     )

@@ -1,40 +1,35 @@
-"""Every way to run a bundle: `--provider NAME[:DEVICE]`."""
+"""Which provider runs which graph of a bundle: `--provider NAME[:DEVICE]`."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from ...bundle.opened import Bundle
 from ...errors import DijiangError, SessionError
 from ...machine.driver import Cuda
-from ...recipe import PRECISIONS, TARGETS, named, resolve
+from ...recipe import AUTO, PRECISIONS, PROVIDERS, TARGETS, named, resolve
+from ..options import Loading
 from .base import Session
 from .device import Device
-from .engines import BACKENDS
 from .inference import import_onnxruntime, why_not
 from .preflight import check_single_onnxruntime
 
-AUTO = "auto"
+
+def always(bundle: Bundle, name: str) -> bool:
+    """Whatever the machine has."""
+    return True
 
 
-@dataclass(frozen=True)
-class Provider:
-    """One row of the table.
+def has_engine(bundle: Bundle, name: str) -> bool:
+    """Whether the bundle has an engine of this backend, and the machine a GPU."""
+    return name in bundle.manifest.engines and _has_gpu()
 
-    open: import path of its constructor, called as (bundle, graph, detail, device, threads=,
-    cuda_graph=).  detail: what that needs to know.  numbered: it may be followed by :N.
-    onnxruntime: it runs graphs with it.  auto: whether `auto` takes it here for a bundle, rows in their
-    order; None: only when asked for.  emulated: verification rounds 16-bit types on it as a GPU would.
-    """
 
-    open: str
-    detail: Any = None
-    numbered: bool = True
-    onnxruntime: bool = True
-    auto: Callable[[Bundle, str], bool] | None = None
-    emulated: bool = False
+def has_provider(bundle: Bundle, name: str) -> bool:
+    """Whether onnxruntime has this execution provider, for one of the graphs, and the machine a GPU."""
+    if not any(name in record.providers for record in bundle.manifest.graphs.values()) or not _has_gpu():
+        return False
+    check_single_onnxruntime()
+    device: Device = named(str(PROVIDERS[name].detail))
+    return device.name in import_onnxruntime().get_available_providers()
 
 
 def _has_gpu() -> bool:
@@ -45,73 +40,11 @@ def _has_gpu() -> bool:
     return True
 
 
-def _has_engine(bundle: Bundle, name: str) -> bool:
-    return name in bundle.manifest.engines and _has_gpu()
-
-
-def _has_provider(bundle: Bundle, name: str) -> bool:
-    if not any(name in record.providers for record in bundle.manifest.graphs.values()) or not _has_gpu():
-        return False
-    check_single_onnxruntime()
-    return PROVIDERS[name].detail.name in import_onnxruntime().get_available_providers()
-
-
-GPU = "pip install 'dijiang[gpu]' in an environment without onnxruntime"
-SESSIONS = "dijiang.runtime.sessions"
-PROVIDERS = {
-    **{
-        name: Provider(f"{SESSIONS}.tensorrt:open_engine", name, onnxruntime=False, auto=_has_engine)
-        for name in BACKENDS
-    },
-    "cuda": Provider(
-        f"{SESSIONS}.device:open_device",
-        # TF32 rounds float32 matmuls to 10 bits: never behind the graph's back.
-        Device(
-            "CUDAExecutionProvider",
-            GPU,
-            "cuda",
-            captures=True,
-            whole=True,
-            options=(("use_tf32", "0"),),
-        ),
-        auto=_has_provider,
-    ),
-    "cpu": Provider(f"{SESSIONS}.cpu:open_cpu", numbered=False, auto=lambda bundle, name: True, emulated=True),
-    "ort-tensorrt": Provider(
-        f"{SESSIONS}.device:open_device",
-        Device(
-            "TensorrtExecutionProvider",
-            f"{GPU}, and TensorRT's own libraries",
-            "tensorrt",
-            options=(("trt_engine_cache_enable", "1"), ("trt_timing_cache_enable", "1")),
-        ),
-    ),
-    "ort-tensorrt-rtx": Provider(
-        f"{SESSIONS}.device:open_device",
-        Device(
-            "NvTensorRTRTXExecutionProvider",
-            "install an onnxruntime that was built with TensorRT-RTX",
-            "nv_tensorrt_rtx",
-        ),
-    ),
-}
-
-
-def open_session(
-    bundle: Bundle,
-    *,
-    provider: str = AUTO,
-    graph: str | None = None,
-    threads: int | None = None,
-    cuda_graph: bool | None = None,
-) -> Session:
-    """The session that was asked for; SessionError if it is not to be had: never another one.
-
-    graph: None: the best of the bundle that runs here.
-    """
-    name, device = parse(bundle, provider)
-    row, chosen = PROVIDERS[name], choose_graph(bundle, name, graph)
-    session: Session = named(row.open)(bundle, chosen, row.detail, device, threads=threads, cuda_graph=cuda_graph)
+def open_session(bundle: Bundle, options: Loading) -> Session:
+    """The session that was asked for; SessionError if it is not to be had: never another one."""
+    name, device = parse(bundle, options.provider)
+    row, chosen = PROVIDERS[name], choose_graph(bundle, name, options.graph)
+    session: Session = named(row.open)(bundle, chosen, row.detail or name, device, options)
     return session
 
 
@@ -119,8 +52,8 @@ def parse(bundle: Bundle, provider: str) -> tuple[str, int]:
     """Name and device index of NAME[:DEVICE]; `auto` looks at what is there."""
     name, colon, index = provider.partition(":")
     if provider == AUTO:
-        found = (n for n, row in PROVIDERS.items() if row.auto is not None and row.auto(bundle, n))
-        return next(found), 0
+        rows = [(name, row.auto) for name, row in reversed(PROVIDERS.items()) if row.auto is not None]
+        return next(name for name, takes in rows if named(takes)(bundle, name)), 0
     if name not in PROVIDERS or (colon and not index.isdecimal()):
         raise SessionError(
             f"execution provider {provider!r} is not available, expected auto or one of "

@@ -14,6 +14,7 @@ from ...bundle.opened import Bundle
 from ...errors import SessionError
 from ...machine.driver import Cuda
 from ...machine.memory import require_gpu_memory
+from ..options import Loading
 from ..state import State
 from ..step import Step
 from .engines import BACKENDS, EngineRecord, import_backend
@@ -230,14 +231,6 @@ class _Slot:
             self.graphs.clear()
 
 
-def open_engine(
-    bundle: Bundle,
-    graph: str,
-    backend: str,
-    device: int,
-    *,
-    threads: int | None,
-    cuda_graph: bool | None,
-) -> TensorRtSession:
+def open_engine(bundle: Bundle, graph: str, detail: str, device: int, options: Loading) -> TensorRtSession:
     """The constructor of the provider table."""
-    return TensorRtSession(bundle, graph, backend, device, cuda_graph=cuda_graph)
+    return TensorRtSession(bundle, graph, detail, device, cuda_graph=options.cuda_graph)

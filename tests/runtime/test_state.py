@@ -1,0 +1,284 @@
+"""A state: whose it is, where it is, and what becomes of it when somebody presses Ctrl-C."""
+
+import json
+import signal
+import struct
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import dijiang
+from tests.conftest import GOLDEN, RUNNABLE
+
+TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def model(exported):
+    return dijiang.load(exported("tiny-python"))
+
+
+def advanced(model, ids=(1, 2, 3)):
+    state = model.new_state()
+    model.forward([list(ids)], state)
+    return state
+
+
+def bits(state):
+    return [layer.tobytes() for layer in state.layers]
+
+
+# Whose it is.
+
+
+def test_state_runs_with_every_bundle_of_its_checkpoint(model, exported):
+    other = dijiang.load(exported("tiny-python", precision="int8"))
+    state = advanced(model)
+    assert other.forward([[4]], state).shape == (1, model.spec.vocab_size)
+    assert state.position.tolist() == [4]
+
+
+@pytest.mark.parametrize("options", [{}, {"decay": "analytic"}])
+def test_state_of_another_checkpoint_of_the_same_shape_is_refused_and_untouched(model, exported, options):
+    other = dijiang.load(exported("tiny-python-published", **options))
+    state = advanced(model)
+    before = bits(state)
+    with pytest.raises(dijiang.InputError, match=r"the state is of checkpoint \w+, expected \w+; use the bundle"):
+        other.forward([[4]], state)
+    with pytest.raises(dijiang.InputError, match="the state is of checkpoint"):
+        other.generate([4], state=state)
+    assert (bits(state), state.position.tolist()) == (before, [3])
+
+
+def test_state_in_use_by_a_generation_is_refused(model):
+    state = model.new_state()
+    first = model.generate([1, 2], max_tokens=5, state=state)
+    second = model.generate([1, 2], max_tokens=5, state=state)  # neither has begun
+    next(first)
+    for use in (
+        lambda: next(second),
+        lambda: model.forward([[3]], state),
+        lambda: model.generate([3], state=state),
+    ):
+        with pytest.raises(dijiang.InputError, match="in use by a generation that has not ended"):
+            use()
+    assert state.position.tolist() == [2]
+    assert len(list(first)) == 4
+    next(model.generate([3], state=state))  # dropped: nobody uses it any more
+    model.forward([[3]], state)
+
+
+def test_closed_generation_gives_its_state_back(model):
+    state = model.new_state()
+    records = model.generate([1, 2], max_tokens=5, state=state)
+    next(records)
+    records.close()
+    model.forward([[3]], state)
+
+
+# In a file.
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    state = model.new_state(2)
+    model.forward([[1, 2, 3], [4, 5, 6]], state)
+    state.save(tmp_path / "s.safetensors")
+    return tmp_path / "s.safetensors"
+
+
+def test_saved_state_goes_on_where_it_was(model, saved):
+    restored = dijiang.State.load(saved)
+    state = model.new_state(2)
+    model.forward([[1, 2, 3], [4, 5, 6]], state)
+    assert restored.position.tolist() == [3, 3]
+    assert (restored.seen == state.seen).all()
+    assert (restored.last == state.last).all()
+    ids = [[7, 8], [9, 10]]
+    np.testing.assert_array_equal(model.forward(ids, restored), model.forward(ids, state))
+
+
+@pytest.mark.parametrize("graph", RUNNABLE)
+def test_saved_state_has_the_same_size_at_any_position(exported, tmp_path, graph):
+    model, sizes = dijiang.load(exported("tiny-python", graph=graph)), []
+    state = model.new_state()
+    for length in (1, 300, 700):
+        model.forward([list(range(length))], state)
+        state.save(tmp_path / "s")
+        sizes.append((tmp_path / "s").stat().st_size)
+    # Only the digits of numbers in its header differ.
+    assert max(sizes) - min(sizes) < 16
+    assert sizes[0] < state.nbytes + model.spec.vocab_size // 8 + 4096
+
+
+def edited(saved, **changes):
+    """The file with other tensors (None: without one)."""
+    with saved.open("rb") as stream:
+        length = struct.unpack("<Q", stream.read(8))[0]
+        metadata = json.loads(stream.read(length))["__metadata__"]
+    tensors = load_file(saved) | {name: value for name, value in changes.items() if value is not None}
+    kept = {name: value for name, value in tensors.items() if name not in changes or changes[name] is not None}
+    save_file(kept, saved, metadata)
+    return saved
+
+
+def layer(saved):
+    return load_file(saved)["layer.0"]
+
+
+DAMAGED = {
+    "position of rank 0": lambda s: edited(s, position=np.array(3)),
+    "position of another dtype": lambda s: edited(s, position=np.array([3, 3], np.int8)),
+    "negative position": lambda s: edited(s, position=np.array([3, -1])),
+    "no position": lambda s: edited(s, position=None),
+    "layer in float64": lambda s: edited(s, **{"layer.0": layer(s).astype(np.float64)}),
+    "layer of another shape": lambda s: edited(s, **{"layer.0": layer(s)[:, :1]}),
+    "layer with NaN": lambda s: edited(s, **{"layer.0": layer(s) * np.float32(np.nan)}),
+    "missing layer": lambda s: edited(s, **{"layer.3": None}),
+    "unknown tensor": lambda s: edited(s, other=np.zeros(3)),
+    "last id out of range": lambda s: edited(s, last=np.full((2, 64), 10**9)),
+    "seen of another size": lambda s: edited(s, seen=np.zeros((2, 3), np.uint8)),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_state_file_is_one_error(saved, case):
+    DAMAGED[case](saved)
+    with pytest.raises(dijiang.InputError, match=r"not a saved state \(.+\); save it again"):
+        dijiang.State.load(saved)
+
+
+@pytest.mark.parametrize("damage", ["text", "cut", "missing", "folder", "empty", "npz", "checkpoint"])
+def test_file_that_is_no_state_is_one_error(model, saved, tmp_path, damage):
+    path = tmp_path / "no-state"
+    if damage == "text":
+        path.write_text("not a state, but some text that is long enough")
+    elif damage == "cut":
+        path.write_bytes(saved.read_bytes()[:-20])
+    elif damage == "folder":
+        path.mkdir()
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "npz":
+        with path.open("wb") as stream:
+            np.savez(stream, position=np.zeros(1), layer_0=np.zeros(3))
+    elif damage == "checkpoint":
+        path = GOLDEN["neox-base"] / "model.safetensors"
+    with pytest.raises(dijiang.InputError, match="save it again"):
+        dijiang.State.load(path)
+
+
+def test_state_of_a_later_version_is_refused(saved):
+    data = saved.read_bytes()
+    saved.write_bytes(data.replace(b'"version":"1"', b'"version":"9"'))
+    with pytest.raises(dijiang.InputError, match="dijiang-state version 9, expected dijiang-state version 1"):
+        dijiang.State.load(saved)
+
+
+def test_failed_save_keeps_the_file_that_was_there(model, saved, monkeypatch):
+    before = saved.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(dijiang.InputError, match="No space left on device"):
+        advanced(model).save(saved)
+    assert saved.read_bytes() == before
+    assert [file.name for file in saved.parent.iterdir()] == [saved.name]
+
+
+# Ctrl-C.
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture
+def timer():
+    """timer(seconds): SIGALRM raises after that time, wherever Python is."""
+
+    def interrupt(number, frame):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def consistent(state, snapshots):
+    """Whether layers and position are of the same token."""
+    return bits(state) == snapshots[int(state.position[0])]
+
+
+@pytest.mark.parametrize("graph", RUNNABLE)
+def test_signal_at_any_moment_leaves_layers_and_position_of_the_same_token(exported, timer, graph):
+    model = dijiang.load(exported("tiny-python", graph=graph), threads=1)
+    ids = np.arange(TOKENS) + 5
+    state, snapshots = model.new_state(), {0: bits(model.new_state())}
+    for token in ids:
+        model.forward([[token]], state)
+        snapshots[int(state.position[0])] = bits(state)
+    random, cut = np.random.default_rng(0), 0
+    for _ in range(200):
+        state = model.new_state()
+        try:
+            timer(random.uniform(1e-5, 3e-3))
+            for token in ids:
+                model.forward([[token]], state)
+            timer(0)
+        except Interrupted:
+            cut += 0 < state.position[0] < TOKENS
+        assert consistent(state, snapshots)
+        rest = ids[int(state.position[0]) :]  # and it goes on from there
+        for token in rest[:2]:
+            model.forward([[token]], state)
+        assert consistent(state, snapshots)
+    assert cut > 20
+
+
+def test_signal_during_a_generation_leaves_a_state_that_goes_on(exported, timer):
+    model = dijiang.load(exported("tiny-python"), threads=1)
+    whole = [record.token for record in model.generate([7, 8, 9], max_tokens=40)]
+    random = np.random.default_rng(1)
+    for _ in range(50):
+        state = model.new_state()
+        try:
+            timer(random.uniform(1e-4, 1e-2))
+            for _ in model.generate([7, 8, 9], max_tokens=40, state=state):
+                pass
+            timer(0)
+        except Interrupted:
+            pass
+        fed = int(state.position[0])
+        if fed < 3:
+            continue
+        twin = model.new_state()
+        model.forward([[7, 8, 9, *whole[: fed - 3]]], twin)
+        for found, expected in zip(state.layers, twin.layers, strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert state.seam() is None or state.seam().token == whole[fed - 3]
+
+
+def test_failed_step_tears_the_state_and_nothing_goes_on_from_it(exported, monkeypatch):
+    model = dijiang.load(exported("tiny-python"))
+    state = advanced(model)
+    kept = state.clone()
+
+    def fail(io):
+        raise RuntimeError("out of memory")
+
+    session = model.session._session
+    monkeypatch.setattr(model.session, "_session", type("Broken", (), {"run_with_iobinding": staticmethod(fail)})())
+    monkeypatch.setattr(type(model.session._session), "io_binding", session.io_binding, raising=False)
+    with pytest.raises(dijiang.SessionError, match="failed in a step of 1 tokens"):
+        model.forward([[4]], state)
+    monkeypatch.undo()
+    with pytest.raises(dijiang.InputError, match="the state was lost in a step that failed"):
+        model.forward([[4]], state)
+    model.forward([[4]], kept)
+    with pytest.raises(dijiang.InputError, match="out of range"):
+        model.forward([[10**6]], kept)
