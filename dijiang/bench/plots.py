@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BenchError
-from .render import Report, target
+from .report import Report, target
 
 FORMATS = (".png", ".svg")
 #: Colours of models in order: distinct without red against green, and in grey.

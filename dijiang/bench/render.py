@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BenchError
+from .report import Report, target
 
-Report = dict[str, Any]
 UNKNOWN = "unknown"
 
 
@@ -55,12 +55,6 @@ COLUMNS: dict[str, Callable[[Report, Report], Any]] = {
 }
 #: Columns that Markdown leaves out where no row has a value.
 OPTIONAL = ("threads", "GPU MB", "J/token", "J/token less idle")
-
-
-def target(result: Report) -> Report:
-    """The measurements of a result, of either kind."""
-    found: Report = result["decode"] or result["prefill"]
-    return found
 
 
 def _milli(seconds: float | None) -> float | None:
@@ -148,9 +142,11 @@ def ratio_rows(report: Report) -> list[dict[str, Any]]:
             "model": r["model"],
             "test": r["test"],
             "batch": r["batch"],
-            "times the Transformer": r["measured"],
+            "against": r["baseline"],
+            "times as fast": r["measured"],
             "95 % interval": f"{figure(r['low'])} to {figure(r['high'])}",
             "bytes predict": r["predicted"],
+            "memory limit": r["limit"],
             "note": r["note"] or "",
         }
         for r in report["ratios"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,11 +17,8 @@ from typing import Any
 from ..errors import BenchError, DijiangError
 from ..machine.sensors import load_nvml
 from .matrix import Test
-from .subject import Subject
+from .subject import Load
 from .timing import timers_of
-
-#: load(path, threads, provider) -> Subject; importable by name, as it crosses processes.
-Load = Callable[[str, "int | None", str], Subject]
 
 
 class Worker:
@@ -50,13 +47,13 @@ class Worker:
             self._process.kill()
             self._process.join()
 
-    def start(self) -> tuple[float, str]:
-        """Load, reach the depths, warm up; seconds of the load, and the provider that really runs it."""
-        seconds, provider = self._receive()
-        return float(seconds), str(provider)
+    def start(self) -> tuple[float, str, dict[str, Any]]:
+        """Load, reach the depths, warm up; seconds of the load, what really runs it, its facts."""
+        loaded: tuple[float, str, dict[str, Any]] = self._receive()
+        return loaded
 
     def repeat(self, test: Test) -> list[float]:
-        """One repetition of a test; see Timer.repeat."""
+        """One repetition of a test; see timing.Timer."""
         seconds: list[float] = self._ask(test)
         return seconds
 
@@ -98,10 +95,11 @@ def _serve(pipe: Connection, load: Load, path: str, provider: str, tests: Sequen
         timers = timers_of(subject, tests)
         for timer in timers.values():
             timer.warm_up()
-        pipe.send((seconds, subject.provider))
+        pipe.send((seconds, subject.provider, getattr(subject, "facts", {})))
         while test := pipe.recv():
             pipe.send(timers[test].repeat())
-        pipe.send({"host": peak_host_bytes(), "device": device_bytes()})
+        own = getattr(subject, "peaks", None)
+        pipe.send(own() if own else {"host": peak_host_bytes(), "device": device_bytes()})
     except (EOFError, ConnectionError):
         return  # the parent has gone
     except DijiangError as error:

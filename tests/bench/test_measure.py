@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from dijiang.bench.matrix import Test
-from dijiang.bench.measure import Effort, Series, Side, needed_bytes, rounds
-from dijiang.bench.runner import bundle_side, load_bundle
+from dijiang.bench.measure import Effort, Series, needed_bytes, rounds
+from dijiang.bench.subject import Side, bundle_side, load_bundle
 from dijiang.bench.traffic import Traffic
 from dijiang.bench.worker import Worker
 from dijiang.bundle.manifest import open_bundle
