@@ -71,7 +71,7 @@ class Samples:
     interleaved: the tests of its series took turns in one process.
     """
 
-    load_seconds: float
+    load_seconds: float | None
     provider: str
     facts: dict[str, Any] = field(default_factory=dict)
     turns: list[Turn] = field(default_factory=list)

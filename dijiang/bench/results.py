@@ -73,14 +73,14 @@ def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: 
     decode = not test.prompt
     steps = np.concatenate([turn.seconds for turn in samples.turns])
     whole = decode and len(steps) == test.tokens * len(totals)
-    bound = reads_host_memory(samples.provider) and bandwidth
-    noise = spread(totals)
+    bound = reads_host_memory(samples.provider) and bandwidth and side.traffic.weights
+    noise, load = spread(totals), samples.load_seconds
     return {
         "model": side.name,
         **test.to_dict(),
         "provider": samples.provider,
         "session": samples.facts,
-        "load_model": {"latency": describe([samples.load_seconds])},
+        "load_model": None if load is None else {"latency": describe([load])},
         "prefill": None if decode else target,
         "decode": target if decode else None,
         "per_token": {"latency": describe(steps)} if whole else None,
@@ -103,15 +103,19 @@ def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: 
 
 def samples_of(result: dict[str, Any]) -> Samples:
     """The samples that a result was made of; single tokens are not taken apart again."""
-    target, load = result["decode"] or result["prefill"], result["contention"]
+    target, other, load = (
+        result["decode"] or result["prefill"],
+        result["contention"],
+        result["load_model"],
+    )
     values, peak = target["latency"]["values"], target["memory"]["max_ram"]
-    pairs = zip(load["turns"], values, load["waited"], load["stolen"], strict=True)
+    pairs = zip(other["turns"], values, other["waited"], other["stolen"], strict=True)
     return Samples(
-        result["load_model"]["latency"]["mean"],
+        load and load["latency"]["mean"],
         result["provider"],
         result["session"],
         [Turn(number, [seconds], waited, stolen) for number, seconds, waited, stolen in pairs],
-        [Turn(**turn) for turn in load["disturbed"]],
+        [Turn(**turn) for turn in other["disturbed"]],
         {"host": None if peak is None else round(1e6 * peak)},
         alone=result["alone"],
         interleaved=result["interleaved"],

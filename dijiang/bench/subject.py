@@ -54,8 +54,16 @@ class SelfTimed(Protocol):
 
     provider: str
 
+    def warm_up(self, test: Test) -> None:
+        """Once, before anything counts."""
+        ...
+
     def seconds(self, test: Test) -> list[float]:
         """One repetition: of each token, or one total."""
+        ...
+
+    def peaks(self) -> dict[str, int | None]:
+        """Peak bytes: `host`, `device`; None: unknown."""
         ...
 
 

@@ -62,13 +62,14 @@ class LoopTimer:
 
 
 class OwnTimer:
-    """A subject that has a clock, and warms itself up."""
+    """A subject that has a clock."""
 
     def __init__(self, subject: SelfTimed, test: Test) -> None:
         self._subject, self._test = subject, test
 
     def warm_up(self) -> None:
         """See Timer.warm_up."""
+        self._subject.warm_up(self._test)
 
     def repeat(self) -> list[float]:
         """See Timer.repeat."""

@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import BenchError, DijiangError
 from ..machine.sensors import load_nvml
 from .matrix import Test
-from .subject import Load
+from .subject import Load, SelfTimed
 from .timing import timers_of
 
 
@@ -98,8 +98,10 @@ def _serve(pipe: Connection, load: Load, path: str, provider: str, tests: Sequen
         pipe.send((seconds, subject.provider, getattr(subject, "facts", {})))
         while test := pipe.recv():
             pipe.send(timers[test].repeat())
-        own = getattr(subject, "peaks", None)
-        pipe.send(own() if own else {"host": peak_host_bytes(), "device": device_bytes()})
+        if isinstance(subject, SelfTimed):
+            pipe.send(subject.peaks())
+        else:
+            pipe.send({"host": peak_host_bytes(), "device": device_bytes()})
     except (EOFError, ConnectionError):
         return  # the parent has gone
     except DijiangError as error:

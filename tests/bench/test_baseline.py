@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from dijiang.bench import runner
-from dijiang.bench.transformer import VanillaModel, build_transformer, random_weights, write_transformer
+from dijiang.bench.cached import CachedSubject
 from dijiang.bench.measure import Series
 from dijiang.bench.runner import Options, run_bench
-from dijiang.bench.cached import CachedSubject
+from dijiang.bench.transformer import VanillaModel, build_transformer, random_weights, write_transformer
 from dijiang.bundle.manifest import open_bundle
 from dijiang.errors import ExportError, InputError
 from dijiang.graph.attention import runs_here
