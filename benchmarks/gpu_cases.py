@@ -129,15 +129,15 @@ def peer(kind: str) -> Case:
     """A PyTorch side at the paper's length; an ImportError says that it is not installed."""
 
     def case(run: Run) -> Report:
-        from torch_models import load_eager, load_vanilla
+        from torch_models import Eager, Vanilla
 
         device = "cpu" if run.dry_run else "cuda"
         place, precision = run.place, run.place.precision
         test = Test("tg", run.steps, (SHORT if run.dry_run else LENGTH) - run.steps)
-        loads, path = partial(load_eager, precision=precision), str(place.checkpoint)
+        loads, path = partial(Eager, precision=precision), str(place.checkpoint)
         if kind in CACHES:
             settings = {"config": place.config, "precision": precision, "cache": CACHES[kind]}
-            loads, path = partial(load_vanilla, **settings), ""
+            loads, path = partial(Vanilla, **settings), ""
         facts = {"kind": kind, "precision": precision, "dialect": None, "bytes": 0, "spec": None}
         return run.report(Side(f"{kind} {run.label}", path, loads, Traffic(0), facts), [test], device)
 

@@ -14,10 +14,8 @@ from dijiang.bench.results import roofline
 from dijiang.bench.traffic import Traffic
 
 DEEP, FLAT = 100_000, 0.02
-EXAMPLE = "text-parity tiny-python fp16"
-TOP1 = Target(
-    "fp16 top-1 agreement on tiny-python", "parity", (EXAMPLE, ""), 0.99, 1.0, kind="agreement"
-)
+EXAMPLE = ("text-parity tiny-python fp16", "")
+TOP1 = Target("parity", "fp16 top-1 agreement on tiny-python", "agreement", 0.99, 1.0, EXAMPLE)
 
 
 def merged(results: dict[str, Any], bandwidth: float | None) -> Report:
@@ -51,16 +49,16 @@ def _targets(report: Report) -> Iterator[Target]:
         deep, at = f"tg{n} @ d2048", f"tg{n} @ d{2048 - n}"
         small, large = "pythia-410m fp16", "pythia-2.8b fp16"
         share = "fp16 2.8B decode, share of bandwidth"
-        yield Target(share, "all", (large, f"tg{n}"), 0.60, 0.80, kind="roofline")
+        yield Target("all", share, "roofline", 0.60, 0.80, (large, f"tg{n}"))
         for label, peer, model, must, stretch in (
             ("fp16 410M decode over hf-graph at 2,048", "hf-graph", small, 1.5, 3.0),
             ("fp16 410M decode over hf-eager at 2,048", "hf-eager", small, 3.9, 7.8),
             ("fp16 2.8B decode over hf-eager at 2,048", "hf-eager", large, 8.4, 16.8),
         ):
-            yield Target(label, "all", (model, deep), must, stretch, (f"{peer} {model}", at))
+            yield Target("all", label, "over", must, stretch, (model, deep), (f"{peer} {model}", at))
         for model in (f["model"] for f in report["flatness"] if DEEP in f["depths"]):
             label, rows = f"{model}, time at {DEEP:,} over 0", (f"tg{n} @ d{DEEP}", f"tg{n}")
-            yield Target(label, "all", (model, rows[0]), 1 + FLAT, None, (model, rows[1]), "flat")
+            yield Target("all", label, "flat", 1 + FLAT, None, (model, rows[0]), (model, rows[1]))
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -139,11 +139,12 @@ def model(cache: Path, preset: str, config: dict[str, Any], kind: str) -> Path:
 class LlamaBench:
     """One GGUF file under llama-bench: a process a repetition, its own warm-up before each test."""
 
-    def __init__(self, file: Path, threads: int, options: tuple[str, ...] = ()) -> None:
-        self.provider = PACKAGE
-        tool = build(file.parent) / "llama-bench"
-        self._command = [str(tool), "-m", str(file), "-o", "json", "-r", "1", "-t", str(threads)]
-        self._command += options
+    def __init__(
+        self, path: str, threads: int | None, provider: str, options: tuple[str, ...] = ()
+    ) -> None:
+        self.provider, tool = PACKAGE, build(Path(path).parent) / "llama-bench"
+        self._command = [str(tool), "-m", path, "-o", "json", "-r", "1", *options]
+        self._command += ["-t", str(threads or usable_cores())]
 
     def warm_up(self, test: Test) -> None:
         """See SelfTimed.warm_up: each process warms itself up."""
@@ -161,13 +162,6 @@ class LlamaBench:
         ]
         done = subprocess.run([*self._command, *flags], capture_output=True, text=True, check=True)
         return samples(done.stdout)
-
-
-def load_llama(
-    path: str, threads: int | None, provider: str, *, options: tuple[str, ...] = ()
-) -> LlamaBench:
-    """A GGUF file beside the build of llama.cpp."""
-    return LlamaBench(Path(path), threads or usable_cores(), options)
 
 
 def samples(report: str) -> list[float]:

@@ -48,21 +48,21 @@ def _dijiang(kind: str, place: Place) -> Side:
 def _llama(kind: str, place: Place) -> Side:
     quantized, _, flash = kind.partition("-fa")
     file = llama.model(place.cache, place.preset, place.config, quantized)
-    loads = partial(llama.load_llama, options=("-fa", flash) if flash else ())
+    loads = partial(llama.LlamaBench, options=("-fa", flash) if flash else ())
     return _peer("llama.cpp", kind, str(file), loads, file.stat().st_size)
 
 
 def _transformers(kind: str, place: Place) -> Side:
-    from torch_models import DTYPES, load_vanilla
+    from torch_models import DTYPES, Vanilla
 
-    loads = partial(load_vanilla, config=place.config, precision=kind, cache="dynamic")
+    loads = partial(Vanilla, config=place.config, precision=kind, cache="dynamic")
     return _peer("transformers", kind, "", loads, _weights(place) * DTYPES[kind].itemsize)
 
 
 def _published(kind: str, place: Place) -> Side:
-    from torch_models import load_published
+    from torch_models import Published
 
-    return _peer("published", kind, str(place.checkpoint), load_published, 4 * _weights(place))
+    return _peer("published", kind, str(place.checkpoint), Published, 4 * _weights(place))
 
 
 def _weights(place: Place) -> int:
@@ -146,44 +146,26 @@ GROUPS = {
 
 def _beside(label: str, run: str, test: str, must: float, stretch: float) -> Target:
     ours, theirs = GROUPS[run].sides.split()
-    return Target(label, run, (ours, test), must, stretch, (theirs, test))
+    return Target(run, label, "over", must, stretch, (ours, test), (theirs, test))
 
 
-OURS = "dijiang-int8"
+O8 = "dijiang-int8"
+SHARE = "410M int8 decode: weights at one byte x tokens/s / read bandwidth"
+LOOP = "70M int8 loop overhead over bare run_with_iobinding"
+FAR, NEAR = (O8, "tg16 @ d1000000"), (O8, "tg16")
+RECORDS, BARE = (O8, "tg32 generate"), (O8, "tg32 bare")
 TARGETS = (
-    Target(
-        "410M int8 decode: weights at one byte x tokens/s / read bandwidth",
-        "int8",
-        (OURS, "tg32"),
-        0.74,
-        0.80,
-        kind="weights",
-    ),
+    Target("int8", SHARE, "weights", 0.74, 0.80, (O8, "tg32")),
     _beside("410M int8 decode / llama.cpp Q8_0, depth 0", "int8", "tg32", 1.5, 1.8),
     _beside("410M int8 decode / llama.cpp Q8_0, depth 2048", "int8", "tg32 @ d2048", 6, 8),
     _beside("410M int8 decode / llama.cpp Q8_0, depth 8192", "int8-8k", "tg16 @ d8192", 20, 30),
     _beside("410M int4 decode / llama.cpp Q4_0, depth 0", "int4", "tg32", 1.3, 1.6),
     _beside("410M int4 decode / llama.cpp Q4_0, depth 2048", "int4", "tg32 @ d2048", 6, 8),
     _beside("410M int8 prefill 512 / llama.cpp Q8_0", "int8", "pp512", 3, 4),
-    Target(
-        "410M int8 time per token, depth 10^6 / depth 0",
-        "endless",
-        (OURS, "tg16 @ d1000000"),
-        1.02,
-        theirs=(OURS, "tg16"),
-        kind="time",
-    ),
+    Target("endless", "410M int8 time per token, depth 10^6 / depth 0", "time", 1.02, None, FAR, NEAR),
     _beside("70M int8 decode / llama.cpp Q8_0, depth 0", "70m-int8", "tg128", 1.2, 1.5),
-    Target("70M int4 bundle bytes / parameters", "70m-int4", ("dijiang-int4", ""), 0.75, kind="size"),
-    Target(
-        "70M int8 loop overhead over bare run_with_iobinding",
-        "70m-loop-int8",
-        (OURS, "tg32 generate"),
-        0.05,
-        0.02,
-        (OURS, "tg32 bare"),
-        "beyond",
-    ),
+    Target("70m-int4", "70M int4 bundle bytes / parameters", "size", 0.75, None, ("dijiang-int4", "")),
+    Target("70m-loop-int8", LOOP, "beyond", 0.05, 0.02, RECORDS, BARE),
 )
 
 

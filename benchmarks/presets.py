@@ -23,6 +23,7 @@ from typing import Any
 import processes
 import psutil
 
+from dijiang.bench import render
 from dijiang.bundle.manifest import sha256
 from dijiang.models.presets import PRESETS, size
 
@@ -180,14 +181,13 @@ def table(results: dict[str, Any]) -> str:
     pairs = [row | pair for row in rows for pair in row.get("ratios", [])]
     about = {name: results.get(name, "") for name in ("machine", "note", "dtype")}
     return TEMPLATE.read_text(encoding="utf-8").format(
-        **about, shapes=_markdown(COLUMNS, rows), ratios=_markdown(RATIOS, pairs)
+        **about, shapes=_table(COLUMNS, rows), ratios=_table(RATIOS, pairs)
     )
 
 
-def _markdown(columns: dict[str, Callable[[Any], str]], rows: list[dict[str, Any]]) -> str:
-    lines = [list(columns), ["---"] * len(columns)]
-    lines += [[show(row) for show in columns.values()] for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def _table(columns: dict[str, Callable[[Any], str]], rows: list[dict[str, Any]]) -> str:
+    shown = [{name: show(row) for name, show in columns.items()} for row in rows]
+    return render.table(shown) if shown else "Not measured yet."
 
 
 def main() -> None:

@@ -29,13 +29,13 @@ class Target:
     run: the report that has it.  at_most: for costs.
     """
 
-    label: str
     run: str
-    ours: Row
+    label: str
+    kind: str
     must: float
-    stretch: float | None = None
+    stretch: float | None
+    ours: Row
     theirs: Row | None = None
-    kind: str = "over"
 
     @property
     def at_most(self) -> bool:

@@ -1,6 +1,7 @@
 """PyTorch subjects: transformers' vanilla GPT-NeoX, and DiJiang as published and step by step.
 
-They read the clock themselves, once a repetition: on a GPU the steps overlap with Python.
+They read the clock themselves, once a repetition: on a GPU the steps overlap with Python. Each class is
+its own loader: (path of a checkpoint, threads, PyTorch's name of the device).
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ class Vanilla(TorchSubject):
     """
 
     def __init__(
-        self, config: dict[str, Any], precision: str, cache: str, device: str, threads: int | None = None
+        self, path: str, threads: int | None, device: str, config: dict, precision: str, cache: str
     ) -> None:
         from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -175,11 +175,9 @@ def _compiled(step: Call) -> Call:
 class TorchDijiang(TorchSubject):
     """A GPT-NeoX DiJiang model from its checkpoint, in plain PyTorch."""
 
-    def __init__(
-        self, checkpoint: Path | str, precision: str, device: str, threads: int | None = None
-    ) -> None:
+    def __init__(self, path: str, threads: int | None, device: str, precision: str = "fp32") -> None:
         super().__init__(device, threads)
-        model, dtype = load_checkpoint(checkpoint), DTYPES[precision]
+        model, dtype = load_checkpoint(path), DTYPES[precision]
         self.spec, self.decays = model.spec, model.decays
         self._w = {
             name: torch.from_numpy(model.weights[name]).to(
@@ -262,10 +260,8 @@ class Published(TorchDijiang):
 class Eager(TorchDijiang):
     """The recurrent step, one PyTorch call after the other."""
 
-    def __init__(
-        self, checkpoint: Path | str, precision: str, device: str, threads: int | None = None
-    ) -> None:
-        super().__init__(checkpoint, precision, device, threads)
+    def __init__(self, path: str, threads: int | None, device: str, precision: str = "fp32") -> None:
+        super().__init__(path, threads, device, precision)
         self._gamma = [torch.from_numpy(d.gamma).float().to(device)[:, None, None] for d in self.decays]
         self.state = torch.zeros((self.spec.num_layers, *self.spec.state_shape), device=device)
         self.position = torch.zeros((), device=device)
@@ -291,20 +287,3 @@ class Eager(TorchDijiang):
         state = self.state[layer]
         state.mul_(self._gamma[layer]).add_(k[:, :, None] * qkv[2][:, None, :])
         return self._mixed(prefix, (q[:, :, None] * state).sum(1).reshape(1, -1), x)
-
-
-def load_vanilla(
-    path: str, threads: int | None, provider: str, *, config: dict[str, Any], precision: str, cache: str
-) -> Vanilla:
-    """A vanilla model of a config.json; provider: PyTorch's name of the device."""
-    return Vanilla(config, precision, cache, provider, threads)
-
-
-def load_published(path: str, threads: int | None, provider: str) -> Published:
-    """The published forward of a checkpoint."""
-    return Published(path, "fp32", "cpu", threads)
-
-
-def load_eager(path: str, threads: int | None, provider: str, *, precision: str) -> Eager:
-    """The eager steps of a checkpoint."""
-    return Eager(path, precision, provider, threads)

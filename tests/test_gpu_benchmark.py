@@ -154,7 +154,7 @@ def test_eager_pytorch_step_chooses_our_tokens(tmp_path):
     from torch_models import Eager
 
     place = tiny(tmp_path)
-    eager, model = Eager(place.checkpoint, "fp32", "cpu"), dijiang.load(place.bundle)
+    eager, model = Eager(str(place.checkpoint), None, "cpu"), dijiang.load(place.bundle)
     state, token = model.new_state(), 0
     for _ in range(12):
         token = int(model.forward(np.array([[token]]), state)[0].argmax())
@@ -186,7 +186,7 @@ def test_dynamic_cache_grows_from_its_depth_in_each_repetition(tmp_path, depth):
     pytest.importorskip("transformers")
     from torch_models import Vanilla
 
-    subject = Vanilla(tiny(tmp_path).config, "fp32", "dynamic", "cpu")
+    subject = Vanilla("", None, "cpu", tiny(tmp_path).config, "fp32", "dynamic")
     seen, real = [], subject._step
     subject._step = lambda token, cache: seen.append(cache.get_seq_length()) or real(token, cache)
     for _ in range(2):
@@ -211,7 +211,7 @@ def test_step_of_the_static_cache_never_asks_the_host(tmp_path):
 
     devices = set()
     with torch.inference_mode():
-        subject = Vanilla(tiny(tmp_path).config, "fp16", "static", "meta")
+        subject = Vanilla("", None, "meta", tiny(tmp_path).config, "fp16", "static")
         _, step = subject.make(Test("tg", 1, 124))
         step()
         with Watch():

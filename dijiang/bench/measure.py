@@ -112,27 +112,23 @@ def needed_bytes(pairs: Sequence[Pair]) -> int:
     return sum(largest.values())
 
 
+@dataclass
 class Series:
     """Tests that differ only in depth or way, on every side: repetition by repetition in turn.
 
     samples: by side and test, what there is so far, also after an interruption.
-    failures: what could not be measured.
+    failures: what could not be measured.  before_turn: told the number of the turn that begins.
     """
 
-    def __init__(
-        self,
-        sides: Sequence[Side],
-        tests: Sequence[Test],
-        effort: Effort,
-        provider: str,
-        sensors: list[Sensor],
-        say: Say,
-        before_turn: Callable[[int], None] = lambda number: None,
-    ) -> None:
-        self.sides, self.tests, self.effort = sides, tests, effort
-        self.provider, self.sensors, self.say, self.before_turn = provider, sensors, say, before_turn
-        self.samples: dict[tuple[str, Test], Samples] = {}
-        self.failures: list[Failure] = []
+    sides: Sequence[Side]
+    tests: Sequence[Test]
+    effort: Effort
+    provider: str
+    sensors: list[Sensor]
+    say: Say
+    before_turn: Callable[[int], None] = lambda number: None
+    samples: dict[tuple[str, Test], Samples] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
 
     def run(self) -> None:
         """Measure what memory allows, as much of it in turn as memory allows."""

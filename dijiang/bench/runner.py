@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -146,25 +146,24 @@ def _open(
     return groups
 
 
+@dataclass
 class _Run:
     """The measuring part; what was measured stays when it is interrupted."""
 
-    def __init__(
-        self,
-        groups: Sequence[Sequence[Side]],
-        tests: Sequence[Test],
-        effort: Effort,
-        provider: str,
-        sensors: list[Sensor],
-        say: Say,
-    ) -> None:
-        self.groups, self.tests, self.effort, self.provider = groups, tests, effort, provider
-        self.sensors, self.say = sensors, say
-        self.machine = describe_machine()
-        self.failures: list[Failure] = []
-        self.bandwidths: list[tuple[Bandwidth, int | None, int | None]] = []
-        self.idle = Meter(sensors)
-        self.samples: dict[tuple[str, Test], Samples] = {}
+    groups: Sequence[Sequence[Side]]
+    tests: Sequence[Test]
+    effort: Effort
+    provider: str
+    sensors: list[Sensor]
+    say: Say
+    machine: dict[str, Any] = field(default_factory=describe_machine)
+    failures: list[Failure] = field(default_factory=list)
+    #: What was measured, before which turn, and the threads asked for.
+    bandwidths: list[tuple[Bandwidth, int | None, int | None]] = field(default_factory=list)
+    samples: dict[tuple[str, Test], Samples] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.idle = Meter(self.sensors)
 
     def bandwidth(self) -> dict[int | None, float]:
         """Bytes a second by the threads asked for: the fastest; of turns, their median."""
@@ -204,8 +203,7 @@ class _Run:
 
     def _series(self, group: Sequence[Side], tests: list[Test]) -> None:
         before = self._measure_bandwidth if self.effort.quiet else lambda turn: None
-        args = (group, tests, self.effort, self.provider, self.sensors, self.say, before)
-        series = Series(*args)
+        series = Series(group, tests, self.effort, self.provider, self.sensors, self.say, before)
         try:
             series.run()
         finally:

@@ -11,14 +11,12 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from ..errors import BenchError, DijiangError
-from ..machine.sensors import load_nvml
 from .matrix import Test
-from .subject import Load, SelfTimed
-from .timing import timers_of
+from .subject import Load
+from .timing import clock_of
 
 
 class Worker:
@@ -53,7 +51,7 @@ class Worker:
         return loaded
 
     def repeat(self, test: Test) -> list[float]:
-        """One repetition of a test; see timing.Timer."""
+        """One repetition of a test; see SelfTimed.seconds."""
         seconds: list[float] = self._ask(test)
         return seconds
 
@@ -92,16 +90,13 @@ def _serve(pipe: Connection, load: Load, path: str, provider: str, tests: Sequen
         started = time.perf_counter()
         subject = load(path, tests[0].threads, provider)
         seconds = time.perf_counter() - started
-        timers = timers_of(subject, tests)
-        for timer in timers.values():
-            timer.warm_up()
+        clock = clock_of(subject, tests)
+        for test in tests:
+            clock.warm_up(test)
         pipe.send((seconds, subject.provider, getattr(subject, "facts", {})))
-        while test := pipe.recv():
-            pipe.send(timers[test].repeat())
-        if isinstance(subject, SelfTimed):
-            pipe.send(subject.peaks())
-        else:
-            pipe.send({"host": peak_host_bytes(), "device": device_bytes()})
+        while asked := pipe.recv():
+            pipe.send(clock.seconds(asked))
+        pipe.send(clock.peaks())
     except (EOFError, ConnectionError):
         return  # the parent has gone
     except DijiangError as error:
@@ -110,30 +105,3 @@ def _serve(pipe: Connection, load: Load, path: str, provider: str, tests: Sequen
         pipe.send(BenchError("not enough memory; use a smaller batch or depth"))
     except Exception as error:
         pipe.send(BenchError(f"{type(error).__name__}: {error}; run this test alone"))
-
-
-def peak_host_bytes() -> int | None:
-    """Largest resident set of this process so far.
-
-    VmHWM counts this program alone; getrusage would count the parent's pages from before the exec.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
-def device_bytes() -> int | None:
-    """GPU memory of this process on all GPUs, as NVML shows it; None without one."""
-    nvml = load_nvml()
-    if nvml is None:
-        return None
-    mine = multiprocessing.current_process().pid
-    return sum(
-        process.usedGpuMemory or 0
-        for index in range(nvml.nvmlDeviceGetCount())
-        for process in nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByIndex(index))
-        if process.pid == mine
-    )

@@ -19,7 +19,7 @@ from dijiang.bench.measure import Series
 from dijiang.bench.report import target
 from dijiang.bench.runner import Options, run_bench
 from dijiang.bench.subject import Side, load_bundle
-from dijiang.bench.timing import timers_of
+from dijiang.bench.timing import clock_of
 from dijiang.bench.traffic import Traffic
 from dijiang.cli import main
 from dijiang.errors import BenchError
@@ -182,14 +182,14 @@ def test_timed_tokens_are_the_greedy_continuation(exported, batch):
     """The timed path is the real one: its ids are those of a plain loop."""
     test = Test("tg", 6, depth=0, batch=batch)
     subject = load_bundle(str(exported("tiny-python")), None, "auto")
-    timer = timers_of(subject, [test])[test]
-    ids = timer.ids.copy()
-    assert len(timer.repeat()) == 6
+    clock = clock_of(subject, [test])
+    ids = clock.ids(test)
+    assert len(clock.seconds(test)) == 6
     state = subject.model.new_state(batch)
     for _ in range(6):
         ids = subject.model.forward(ids, state).argmax(axis=-1)[:, None]
-    np.testing.assert_array_equal(timer.chosen, ids[:, 0])
-    assert timer.state.position.tolist() == [6] * batch
+    np.testing.assert_array_equal(clock.chosen, ids[:, 0])
+    assert clock.state.position.tolist() == [6] * batch
 
 
 def test_timed_loop_is_the_one_that_generate_runs(exported, monkeypatch):
@@ -205,12 +205,13 @@ def test_timed_loop_is_the_one_that_generate_runs(exported, monkeypatch):
             return (self.inner.pick(token) + 1) % subject.vocab_size
 
     def timed():
-        timer = timers_of(subject, [Test("tg", 5)])[Test("tg", 5)]
-        timer.repeat()
-        first = int(timer.ids[0, 0])
+        test = Test("tg", 5)
+        clock = clock_of(subject, [test])
+        clock.seconds(test)
+        first = int(clock.ids(test)[0, 0])
         state = subject.model.new_state()
         records = subject.model.generate([first], state=state, max_tokens=5, ignore_eos=True)
-        return int(timer.chosen[0]), [record.token for record in records][-1]
+        return int(clock.chosen[0]), [record.token for record in records][-1]
 
     before, generated = timed()
     assert before == generated
@@ -226,7 +227,7 @@ def test_prompt_is_what_generate_prefills(exported, monkeypatch):
     monkeypatch.setattr(
         subject.model, "next_token", lambda ids, state: seen.append(ids.shape) or real(ids, state)
     )
-    timers_of(subject, [Test("pp", 7)])[Test("pp", 7)].repeat()
+    clock_of(subject, [Test("pp", 7)]).seconds(Test("pp", 7))
     assert seen == [(1, 7)]
 
 

@@ -13,7 +13,7 @@ import dijiang
 from dijiang.bench.matrix import Test
 from dijiang.bench.measure import Effort, Series
 from dijiang.bench.subject import bundle_side, load_bundle
-from dijiang.bench.timing import LoopTimer, timers_of
+from dijiang.bench.timing import LoopClock, clock_of
 from dijiang.bundle.manifest import open_bundle
 from dijiang.machine.bandwidth import BYTES, PIECES, measure_bandwidth
 from dijiang.machine.limits import usable_cores
@@ -130,10 +130,11 @@ def test_the_bench_adds_less_than_a_hundredth_to_a_step(pythia_70m):
         for _ in zip(instant.steps(tokens, None), range(STEPS), strict=False):
             pass
 
-    pairs = in_turn(lambda: seconds(bare), lambda: seconds(LoopTimer(instant, test, None).repeat), 200)
+    timed = LoopClock(instant, None)
+    pairs = in_turn(lambda: seconds(bare), lambda: seconds(lambda: timed.seconds(test)), 200)
     added = statistics.median(timed - plain for plain, timed in pairs) / STEPS
-    timer = timers_of(real, [test])[test]
-    timer.warm_up()
-    step = min(min(timer.repeat()) for _ in range(20))
+    clock = clock_of(real, [test])
+    clock.warm_up(test)
+    step = min(min(clock.seconds(test)) for _ in range(20))
     print(f"\nthe bench adds {1e6 * added:.2f} us to a step of {1e3 * step:.3f} ms: {added / step:.3%}")
     assert added < step / 100

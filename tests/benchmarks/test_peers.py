@@ -175,7 +175,7 @@ def test_groups_have_their_tests(group):
 
 def test_loops_take_turns_in_one_process(exported, monkeypatch):
     """No times are judged: that each loop made its steps, in turn, from one state."""
-    monkeypatch.setattr(measure, "QUIET", 1.0)
+    monkeypatch.setattr(measure, "QUIET", float("inf"))
     monkeypatch.setattr(measure, "PATIENCE", 0.0)
     monkeypatch.setattr(runner, "measure_bandwidth", partial(measure_bandwidth, size=1 << 20))
     side = bundle_side("dijiang-fp32", open_bundle(exported("tiny-python")), load_loops)
@@ -208,7 +208,7 @@ def test_ways_of_decoding_choose_the_same_tokens(exported):
 @pytest.mark.parametrize("name", ["neox-base", "neox-trained-decay"])
 def test_published_forward_meets_the_published_logits(name):
     golden = Golden.load(name)
-    published = torch_models.Published(GOLDEN[name], "fp32", "cpu", torch.get_num_threads())
+    published = torch_models.Published(str(GOLDEN[name]), torch.get_num_threads(), "cpu")
     logits = published.forward(torch.from_numpy(golden.ids)).numpy()
     assert golden.error(logits) < 1e-4
 
