@@ -58,7 +58,9 @@ def _fetch(cache: Path) -> Path:
 
 
 def version(cache: Path) -> dict[str, str]:
-    """What was built, and with which compiler."""
+    """What was built, and with which compiler; empty where nothing was."""
+    if not (cache / "build" / "CMakeCache.txt").is_file():
+        return {}
     settings = dict(
         line.split("=", 1)
         for line in (cache / "build" / "CMakeCache.txt").read_text().splitlines()

@@ -35,6 +35,7 @@ from dijiang.bench.report import Report
 from dijiang.bench.runner import run_sides
 from dijiang.bench.subject import Side
 from dijiang.bench.traffic import Traffic
+from dijiang.machine.describe import installed
 
 HERE = Path(__file__).parent
 
@@ -186,9 +187,10 @@ def markdown(document: dict[str, Any]) -> str:
     groups = newest(document)
     latest = max(groups.values(), key=lambda report: report["created"])
     header, numbers = header_lines(latest), target_table(TARGETS, groups)
+    header += [", ".join(known)] if (known := document["llama.cpp"].values()) else []
     parts = [
         "# Side by side with peers",
-        "\n".join(f"- {line}" for line in (*header, ", ".join(document["llama.cpp"].values()))),
+        "\n".join(f"- {line}" for line in header),
         "Written by `benchmarks/peers.py`; every sample is in the JSON file of the same name. Ratios "
         "pair the samples of one turn. Memory limit: the ratio at which the first side would only read "
         "its weights, once a token or a prompt.",
@@ -254,6 +256,7 @@ def run(
         say = partial(click.echo, err=True)
         say(name)
         report = run_sides([group.make(cache)], group.tests(threads), effort, provider="cpu", say=say)
+        report["environment"]["packages"] |= installed(("transformers", "gguf"))
         runs.append({"group": name, "report": report})
         whole = {"llama.cpp": llama.version(cache), "runs": runs}
         output.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")

@@ -37,8 +37,8 @@ PRECISIONS = {"fp32": 1.5e9, "int8": 1e11, "int4": 1e11}
 STEPS = ("export", "verify", "run", "bench", "ratio")
 #: The paper's table 1: times the Transformer's tokens a second, A800, length 2,048.
 PAPER = {"pythia-70m": 1.3, "pythia-160m": 2.1, "pythia-410m": 3.9, "pythia-1b": 5.8, "pythia-2.8b": 8.4}
-#: Precision that stands beside it.
-COMPARED = "int8"
+#: What stands beside it.
+COMPARED = {(preset, "int8") for preset in PAPER}
 TOKENS = 32
 WRITE = ("--no-verify", "--json")
 BENCH = ("-p", "none", "-n", TOKENS, "-r", 3, "--seconds", 5, "-o", "json")
@@ -90,7 +90,7 @@ def measure(row: dict[str, Any], folder: Path, dtype: str, only: list[str]) -> N
     row["source_bytes"] = sum(file.stat().st_size for file in checkpoint.iterdir())
     row["parameters"], row["state_bytes"] = size(preset).parameters, size(preset).state_bytes
     for name, command in commands(checkpoint, bundle, precision).items():
-        if name not in only or (name == "ratio" and (preset not in PAPER or precision != COMPARED)):
+        if name not in only or (name == "ratio" and (preset, precision) not in COMPARED):
             continue
         print(f"{preset} {precision}: {name}", file=sys.stderr)
         if name == "export":

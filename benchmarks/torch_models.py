@@ -90,7 +90,7 @@ class Vanilla(TorchSubject):
         super().__init__(device, threads)
         self._wrap = {"graph": _captured, "compile": _compiled}.get(cache, lambda step: step)
         self._cached = self._dynamic if cache == "dynamic" else self._static
-        if cache == "graph" and device == "cpu":
+        if cache == "graph" and not torch.cuda.is_available():
             raise BenchError("CUDA graphs need a GPU; run it on one")
         names = ("architectures", "torch_dtype", "model_type")
         self._config = GPTNeoXConfig(**{k: v for k, v in config.items() if k not in names})

@@ -23,7 +23,7 @@ from dijiang.bench.page import to_html
 from dijiang.bench.render import result_rows, tables, to_csv, to_json
 from dijiang.bench.report import read_report
 from dijiang.bench.runner import run_sides
-from dijiang.bench.subject import bundle_side
+from dijiang.bench.subject import SelfTimed, bundle_side
 from dijiang.bundle.manifest import open_bundle
 from dijiang.machine.bandwidth import measure_bandwidth
 from dijiang.models.presets import PRESETS
@@ -75,6 +75,21 @@ def pairs(group: str, pair: str, seconds: list[tuple[float, float]]) -> dict:
 def test_llama_bench_report_gives_its_samples_in_seconds():
     report = json.dumps([{"n_gen": 32, "avg_ns": 2, "samples_ns": [1_500_000_000, 500_000_000]}])
     assert llama.samples(report) == [1.5, 0.5]
+
+
+def test_llama_bench_is_asked_for_one_repetition_of_the_test(tmp_path):
+    tools = tmp_path / "build" / "bin"
+    tools.mkdir(parents=True)
+    for tool in llama.TOOLS:
+        script = 'echo "$@" >> asked; echo \'[{"samples_ns": [2000000000]}]\''
+        (tools / tool).write_text(f"#!/bin/sh\ncd {tmp_path}\n{script}\n")
+        (tools / tool).chmod(0o755)
+    subject = llama.LlamaBench(str(tmp_path / "m.gguf"), 2, "cpu", ("-fa", "1"))
+    assert isinstance(subject, SelfTimed)
+    assert subject.seconds(Test("tg", 32, 2048)) == subject.seconds(Test("pp", 128)) == [2.0]
+    model = f"-m {tmp_path / 'm.gguf'} -o json -r 1 -fa 1 -t 2"
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == [f"{model} -p 0 -n 32 -d 2048", f"{model} -p 128 -n 0 -d 0"]
 
 
 @pytest.mark.parametrize("tests", [[], [{"samples_ns": []}], [{"samples_ns": [1]}] * 2])
