@@ -44,26 +44,7 @@ class Target:
 
     def found(self, report: Report) -> Ratio | None:
         """The figure and its interval; None if it was not measured."""
-        if self.kind == "size":
-            model = next(m for m in report["models"] if m["name"] == self.ours[0])
-            return _exactly(model["bytes"] / model["parameters"]["all"])
-        if self.kind == "agreement":
-            logits = report.get(self.ours[0], {}).get("logits")
-            return logits and _exactly(logits["top1_agreement"])
-        mine = result(report, *self.ours)
-        if mine is None:
-            return None
-        if self.kind == "roofline":
-            return mine["roofline"] and _exactly(mine["roofline"]["percent"] / 100)
-        if self.kind == "weights":
-            return _weights(report, mine)
-        theirs = self.theirs and result(report, *self.theirs)
-        if not theirs:
-            return None
-        if self.kind == "over":
-            return times_as_fast(mine, theirs)
-        slower, less = times_as_fast(theirs, mine), float(self.kind == "beyond")
-        return Ratio(slower.value - less, slower.low - less, slower.high - less)
+        return KINDS[self.kind](report, self)
 
     def limit(self, report: Report) -> float | None:
         """What reading the weights alone would give."""
@@ -98,12 +79,65 @@ def times_as_fast(ours: dict[str, Any], theirs: dict[str, Any]) -> Ratio:
     return ratio(other, mine)
 
 
-def _weights(report: Report, mine: dict[str, Any]) -> Ratio | None:
-    model = next(m for m in report["models"] if m["name"] == mine["model"])
+def _over(report: Report, one: Target) -> Ratio | None:
+    return _faster(report, one.ours, one.theirs)
+
+
+def _time(report: Report, one: Target) -> Ratio | None:
+    return _faster(report, one.theirs, one.ours)
+
+
+def _faster(report: Report, *rows: Row | None) -> Ratio | None:
+    ours, theirs = (row and result(report, *row) for row in rows)
+    return times_as_fast(ours, theirs) if ours and theirs else None
+
+
+def _beyond(report: Report, one: Target) -> Ratio | None:
+    found = _time(report, one)
+    return found and Ratio(found.value - 1, found.low - 1, found.high - 1)
+
+
+def _weights(report: Report, one: Target) -> Ratio | None:
+    mine = result(report, *one.ours)
     rate = {b["turn"]: b["bytes_per_second"] for b in report["bandwidth"]}
-    turns = [turn for turn in samples_of(mine).turns if turn.number in rate]
-    bound = [mine["tokens"] * model["parameters"]["step"] / rate[turn.number] for turn in turns]
-    return ratio(bound, [sum(turn.seconds) for turn in turns], paired=True) if turns else None
+    turns = [turn for turn in samples_of(mine).turns if turn.number in rate] if mine else []
+    if not mine or not turns:
+        return None
+    step = _model(report, one)["parameters"]["step"]
+    bound = [mine["tokens"] * step / rate[turn.number] for turn in turns]
+    return ratio(bound, [sum(turn.seconds) for turn in turns], paired=True)
+
+
+def _roofline(report: Report, one: Target) -> Ratio | None:
+    mine = result(report, *one.ours)
+    return _exactly(mine["roofline"]["percent"] / 100) if mine and mine["roofline"] else None
+
+
+def _size(report: Report, one: Target) -> Ratio | None:
+    model = _model(report, one)
+    return _exactly(model["bytes"] / model["parameters"]["all"])
+
+
+def _agreement(results: Report, one: Target) -> Ratio | None:
+    logits = results.get(one.ours[0], {}).get("logits")
+    return logits and _exactly(logits["top1_agreement"])
+
+
+def _model(report: Report, one: Target) -> dict[str, Any]:
+    found: dict[str, Any] = next(m for m in report["models"] if m["name"] == one.ours[0])
+    return found
+
+
+KINDS = {
+    "over": _over,
+    "time": _time,
+    "flat": _time,
+    "beyond": _beyond,
+    "weights": _weights,
+    "roofline": _roofline,
+    "size": _size,
+    "agreement": _agreement,
+}
 
 
 def target_rows(targets: tuple[Target, ...], reports: Mapping[str, Report]) -> list[dict[str, str]]:

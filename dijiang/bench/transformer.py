@@ -119,11 +119,11 @@ class VanillaWriter(Writer):
         self, prefix: str, decay: Decay, x: ir.Value, past: ir.Value
     ) -> tuple[ir.Value, ir.Value]:
         b, spec = self.b, self.spec
-        _, computed = ELEMENTS[self._cache]
+        stored, computed = ELEMENTS[self._cache]
         heads = self._heads(self._linear(f"{prefix}.qkv", x))
         if computed != ir.DataType.FLOAT:
             heads = [h if h is None else b.op("Cast", h, to=computed) for h in heads]
-        quantized = self._cache == "int8"
+        quantized = stored == ir.DataType.INT8
         scale = b.constant([CACHE_SCALE]) if quantized else None
         optional = [None, None, None, scale, scale] if quantized else []
         rounding = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
@@ -165,7 +165,8 @@ class VanillaWriter(Writer):
     def _rotary_tables(self) -> list[ir.Value]:
         """cos and sin [positions, rotary_dims / 2]."""
         angles = np.outer(np.arange(self._positions, dtype=np.float64), inverse_frequencies(self.spec))
-        element = np.float16 if self._cache == "fp16" else np.float32
+        _, computed = ELEMENTS[self._cache]
+        element = np.float16 if computed == ir.DataType.FLOAT16 else np.float32
         return [self.b.constant(f(angles), element) for f in (np.cos, np.sin)]
 
 
