@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -24,11 +21,12 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
-from gpu_cases import CASES, PEERS, Case, Place
-from gpu_report import markdown
+import processes
+from bundles import EXAMPLE, Place
+from gpu_cases import CASES, Case, Run
+from gpu_page import markdown
 
 from dijiang.errors import DijiangError
 from dijiang.machine.describe import describe_machine
@@ -49,13 +47,14 @@ SIZES = (
 )
 #: Seconds that a case needs at least: none is started with less.
 LEAST = 10.0
+#: (case, preset, precision); the preset of a case of the machine is EXAMPLE's.
 Row = tuple[Case, str, str]
 
 
 def main() -> int:
-    options = _options()
+    options = read_options()
     if options.case:
-        print(json.dumps(_measure(options), default=lambda value: value.item()))
+        print(json.dumps(figures(options), default=lambda value: value.item()))
         return 0
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -65,24 +64,24 @@ def main() -> int:
     except DijiangError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    _run(options, report, file)
+    measure(options, report, file)
     text = markdown(report)
     file.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
     return 0
 
 
-def _run(options: argparse.Namespace, report: dict[str, Any], file: Path) -> None:
+def measure(options: argparse.Namespace, report: dict[str, Any], file: Path) -> None:
     """Every case that the report lacks, until the time is over; bundles go when they are through."""
     end, results = time.monotonic() + options.seconds, report["results"]
-    for (preset, precision), rows in groupby(_plan(options), lambda row: row[1:]):
+    for (preset, precision), rows in groupby(plan(options), lambda row: row[1:]):
         for case, *_ in rows:
             key = f"{case.name} {preset} {precision}"
             if key in results and not (options.retry and "error" in results[key]):
                 continue
             left = end - time.monotonic()
             print(key, file=sys.stderr, flush=True)
-            found = _child(key, min(options.case_seconds, left)) if left > LEAST else None
+            found = child(key, min(options.case_seconds, left)) if left > LEAST else None
             if found is None and left > options.case_seconds:
                 found = {"error": f"did not end within {options.case_seconds:.0f} s"}
             if found is None:
@@ -92,51 +91,26 @@ def _run(options: argparse.Namespace, report: dict[str, Any], file: Path) -> Non
             partial = file.with_suffix(".partial")
             partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             partial.replace(file)
-        if preset != "-":
+        if preset != EXAMPLE.name:
             shutil.rmtree(_place(options, preset, precision).folder, ignore_errors=True)
 
 
-def _child(key: str, seconds: float) -> dict[str, Any] | None:
+def child(key: str, seconds: float) -> dict[str, Any] | None:
     """The figures of one case from a process of its own; None if it did not end in time."""
-    started = time.perf_counter()
-    command = [sys.executable, __file__, *sys.argv[1:], "--case", key]
-    with TemporaryFile("w+") as out, TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=out, stderr=errors, start_new_session=True)
-        try:
-            process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return None
-        finally:
-            if process.poll() is None:  # with all that it started
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        printed, said = (_lines(stream) for stream in (out, errors))
-    try:
-        found: dict[str, Any] = json.loads(printed[-1])
-    except (IndexError, ValueError):
-        last = said[-1] if said else "without a word"
-        found = {"error": f"the process ended with status {process.returncode}: {last[:400]}"}
-    if "error" in found:
-        print("\n".join(said[-40:]), file=sys.stderr)
-    return found | {"seconds_spent": round(time.perf_counter() - started, 1)}
+    ended = processes.run([sys.executable, __file__, *sys.argv[1:], "--case", key], seconds)
+    found = ended and processes.last_line(ended)
+    if ended and "error" in found:
+        print("\n".join(ended.errors.splitlines()[-40:]), file=sys.stderr)
+    return found
 
 
-def _lines(stream: Any) -> list[str]:
-    stream.seek(0)
-    return [line for line in stream.read().splitlines() if line.strip()]
-
-
-def _options() -> argparse.Namespace:
+def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [case.name for case in (*CASES, *PEERS)]
+    names = [case.name for case in CASES]
+    precisions = ("fp16", "bf16", "fp32", "int8", "int4")
     parser.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=list(SIZES))
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument(
-        "--precision",
-        nargs="+",
-        choices=("fp16", "bf16", "fp32", "int8", "int4"),
-        default=["fp16", "int8", "int4"],
-    )
+    parser.add_argument("--precision", nargs="+", choices=precisions, default=["fp16", "int8", "int4"])
     parser.add_argument("--provider", default="cuda", help="as dijiang run --provider takes it")
     parser.add_argument("--cache", default="/tmp/dijiang-gpu", help="checkpoints and bundles: gigabytes")
     parser.add_argument("--out", default=str(HERE / "results"))
@@ -154,10 +128,10 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _plan(options: argparse.Namespace) -> list[Row]:
+def plan(options: argparse.Namespace) -> list[Row]:
     """(case, preset, precision): those of the machine, then all of one size before the next."""
-    wanted = [case for case in (*CASES, *PEERS) if case.name in options.only]
-    rows = [(case, "-", p) for p in options.precision for case in wanted if case.once]
+    wanted = [case for case in CASES if case.name in options.only]
+    rows = [(case, EXAMPLE.name, p) for p in options.precision for case in wanted if case.once]
     rows += [
         (case, preset, p)
         for p in options.precision
@@ -169,15 +143,17 @@ def _plan(options: argparse.Namespace) -> list[Row]:
 
 
 def _place(options: argparse.Namespace, preset: str, precision: str) -> Place:
-    return Place(Path(options.cache), preset, precision, options.provider, dry_run=options.dry_run)
+    place = Place(Path(options.cache), preset, precision, options.provider)
+    target = "tensorrt" if place.engine else "cuda"
+    return Place(place.cache, preset, precision, options.provider, (("target", target),))
 
 
-def _measure(options: argparse.Namespace) -> dict[str, Any]:
+def figures(options: argparse.Namespace) -> dict[str, Any]:
     """The case's figures, or why there are none."""
     name, preset, precision = options.case.split()
-    case = next(case for case in (*CASES, *PEERS) if case.name == name)
+    case = next(case for case in CASES if case.name == name)
     try:
-        return case.run(_place(options, preset, precision))
+        return case.run(Run(_place(options, preset, precision), options.dry_run))
     except Exception as error:  # whatever a peer or a library raises: the next case may work
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}

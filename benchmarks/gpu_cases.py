@@ -1,63 +1,43 @@
-"""What benchmarks/gpu.py measures; each case returns JSON with its raw samples."""
+"""What benchmarks/gpu.py measures: reports of the one bench, parity, and whether CUDA graphs agree."""
 
 from __future__ import annotations
 
 import gc
-import os
-import shutil
-import time
+import sys
 from collections.abc import Callable
-from ctypes import c_size_t, c_void_p
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+from bundles import EXAMPLE, Place, load_plain
 
-import dijiang
-from dijiang.bench.subject import bundle_traffic
+from dijiang.bench.matrix import Test
+from dijiang.bench.measure import Effort
+from dijiang.bench.report import Report
+from dijiang.bench.runner import run_sides
+from dijiang.bench.subject import Load, Side, load_bundle
+from dijiang.bench.traffic import Traffic
 from dijiang.bundle.manifest import open_bundle
-from dijiang.machine.driver import Cuda
-from dijiang.models.initial import write_random
+from dijiang.errors import BenchError
+from dijiang.machine.bandwidth import measure_bandwidth, measure_gpu_bandwidth
 from dijiang.models.presets import PRESETS
 from dijiang.parity.verify import verify
-from dijiang.runtime.model import Model
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-python"
 #: Prompt lengths, and tokens that are in the state before decoding is timed.
 PREFILL, DEPTHS = (128, 512, 2048), (0, 2048, 100_000)
-#: Steps before a sample, and what is left free for it and for them before the last position.
-WARM, ROOM = 8, 128
-FLOATS = ("fp16", "bf16", "fp32")
-TINY = PRESETS["pythia-70m"] | {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 512,
-    "torch_dtype": "float16",
-}
+#: Precisions that PyTorch has, and the family of its models.
+PEER_PRECISIONS, PEER_FAMILY = ("fp16", "bf16", "fp32"), "gpt_neox"
+#: Tokens in a peer's cache when a sample ends: the paper's length; and that of a dry run.
+LENGTH, SHORT = 2048, 128
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a case finds its files, and what it runs on."""
+class Run:
+    """What a case is measured on, and how long."""
 
-    cache: Path
-    preset: str
-    precision: str
-    provider: str
+    place: Place
     dry_run: bool = False
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """config.json of the shape."""
-        return TINY if self.preset == "tiny" else PRESETS[self.preset]
-
-    @property
-    def repeats(self) -> int:
-        """Samples of each figure."""
-        return 2 if self.dry_run else 10
 
     @property
     def steps(self) -> int:
@@ -65,204 +45,115 @@ class Place:
         return 4 if self.dry_run else 64
 
     @property
-    def checkpoint(self) -> Path:
-        """A random checkpoint of the shape, made once."""
-        folder = self.cache / self.preset
-        if not (folder / "config.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            self.cache.mkdir(parents=True, exist_ok=True)
-            write_random(self.config, folder)
-        return folder
+    def label(self) -> str:
+        """How a report names the bundle."""
+        return f"{self.place.preset} {self.place.precision}"
 
-    @property
-    def folder(self) -> Path:
-        """Where its export lies, or will."""
-        return self._folder(self.preset)
-
-    def _folder(self, name: str) -> Path:
-        return self.cache / f"{name}-{self.precision}-{self.provider.partition(':')[0]}"
-
-    @property
-    def bundle(self) -> Path:
-        """Its export, made once."""
-        return self.export(self.checkpoint, self.preset)
-
-    def export(self, checkpoint: Path, name: str) -> Path:
-        """A bundle of this precision for this provider; an engine is built where one is needed."""
-        folder = self._folder(name)
-        if not (folder / "dijiang.json").is_file():
-            engine = self.provider.startswith("tensorrt")
-            options: dict[str, Any] = {"target": "tensorrt" if engine else "cuda"}
-            if self.precision == "int4" and not engine and checkpoint != EXAMPLE:
-                options["calibration_tokens"] = 0  # minutes, and random weights gain nothing
-            self.cache.mkdir(parents=True, exist_ok=True)
-            dijiang.export(checkpoint, folder, precision=self.precision, verify=False, **options)
-            if engine:
-                dijiang.build(folder, backend=self.provider.partition(":")[0])
-        return folder
-
-    def load(self, cuda_graph: bool | None = None) -> Model:
-        """The bundle as a model on this provider."""
-        on_gpu = None if self.provider == "cpu" else cuda_graph
-        return dijiang.load(self.bundle, provider=self.provider, cuda_graph=on_gpu, check_hashes=False)
+    def report(self, side: Side, tests: list[Test], provider: str) -> Report:
+        """A report of one side; BenchError if nothing could be measured."""
+        effort = Effort(2 if self.dry_run else 10, 0.0, probe=False)
+        say = partial(print, file=sys.stderr)
+        report = run_sides([[side]], tests, effort, provider=provider, say=say)
+        if not report["results"]:
+            raise BenchError(report["errors"][0]["message"])
+        return report
 
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of measurement.
-
-    once: of the machine, not of each size.  precisions: that it has; None: all.  family: of the shapes
-    that it has; None: all.
-    """
+    """One kind of measurement. once: of the machine, not of each size; peer: a PyTorch side."""
 
     name: str
-    run: Callable[[Place], dict[str, Any]]
+    run: Callable[[Run], dict[str, Any]]
     once: bool = False
-    precisions: tuple[str, ...] | None = None
-    family: str | None = None
+    peer: bool = False
 
     def covers(self, preset: str, precision: str) -> bool:
         """Whether it is measured for a shape in a precision."""
-        family = "gpt_neox" if preset not in PRESETS else PRESETS[preset]["model_type"]
-        return (self.precisions is None or precision in self.precisions) and self.family in (
-            None,
-            family,
-        )
+        family = PRESETS.get(preset, {}).get("model_type", PEER_FAMILY)
+        return not self.peer or (precision in PEER_PRECISIONS and family == PEER_FAMILY)
 
 
-def bandwidth(place: Place) -> dict[str, Any]:
-    """Bytes a second that the GPU's memory moves: device-to-device copies of 1 GiB, read and write."""
-    if place.dry_run:
-        from dijiang.machine.bandwidth import measure_bandwidth
-
-        return {"bytes_per_second": measure_bandwidth().bytes_per_second, "of": "this machine's memory"}
-    cuda, size, count = Cuda(), 1 << 30, 8
-    source, target, stream = cuda.allocate(size), cuda.allocate(size), cuda.stream()
-    samples = []
-    for _ in range(place.repeats + 1):
-        started = time.perf_counter()
-        for _ in range(count):
-            copy = (c_void_p(target), c_void_p(source), c_size_t(size), c_void_p(stream))
-            cuda._call("cuMemcpyDtoDAsync_v2", *copy)
-        cuda.synchronize(stream)
-        samples.append(2 * size * count / (time.perf_counter() - started))
-    cuda.free(source)
-    cuda.free(target)
-    return {"bytes_per_second": float(np.median(samples[1:])), "samples": samples[1:]}
+def bandwidth(run: Run) -> dict[str, Any]:
+    """Of the GPU's memory; of this machine's in a dry run."""
+    return asdict(measure_bandwidth() if run.dry_run else measure_gpu_bandwidth())
 
 
-def text_parity(place: Place) -> dict[str, Any]:
-    """The trained example on its held-out text against float64."""
-    bundle = place.export(EXAMPLE, "tiny-python")
-    tokens = 512 if place.dry_run else 4096
-    text = EXAMPLE / "held_out.txt"
-    report = verify(bundle, EXAMPLE, text=text, tokens=tokens, provider=place.provider, store=False)
-    return report.to_dict()
+def parity(run: Run) -> dict[str, Any]:
+    """A model against the float64 reference, prefill and steps: the trained example on its text."""
+    place, trained = run.place, run.place.checkpoint == EXAMPLE
+    text, tokens = (EXAMPLE / "held_out.txt", 512 if run.dry_run else 4096) if trained else (None, 64)
+    options: dict[str, Any] = {"text": text, "tokens": tokens, "provider": place.provider}
+    return verify(place.bundle, place.checkpoint, store=False, **options).to_dict()
 
 
-def parity(place: Place) -> dict[str, Any]:
-    """A random model of the size against the float64 reference, prefill and steps."""
-    report = verify(place.bundle, place.checkpoint, tokens=64, provider=place.provider, store=False)
-    return report.to_dict()
-
-
-def graphs(place: Place) -> dict[str, Any]:
+def graphs(run: Run) -> dict[str, Any]:
     """A prompt of whole pieces, then decode steps, with and without CUDA graphs: bit for bit."""
     found = []
-    for cuda_graph in (True, False):
-        model = place.load(cuda_graph)
+    for loads in (load_bundle, load_plain):
+        subject = loads(str(run.place.bundle), None, run.place.provider)
+        model, longest = subject.model, subject.facts["longest_piece"]
         state = model.new_state()
         # Each side of the states warms up, is captured and is replayed; then a rest.
-        prompt = np.arange(6 * model._session.longest + 16)[None] % model.spec.vocab_size
+        prompt = np.arange(6 * longest + 16)[None] % model.spec.vocab_size
         first = model.forward(prompt, state)
         steps = [model.forward(np.array([[t + 1]]), state).copy() for t in range(32)]
         found.append([first, *steps, *state.layers])
-        del model
-        gc.collect()
+        del subject, model
+        gc.collect()  # device memory goes with the last reference
     differ = sum(not np.array_equal(a, b) for a, b in zip(*found, strict=True))
     return {"compared": len(found[0]), "different": differ}
 
 
-def decode(place: Place) -> dict[str, Any]:
-    """Seconds a greedy step, by depth and with CUDA graphs on and off; the depths take turns.
+def ours(tests_of: Callable[[Run], list[Test]], way: str, loads: Load) -> Callable[[Run], Report]:
+    """A report of the bundle; a model with a table of positions has no test beyond it."""
 
-    A state of any depth has the same size and cost; so the position is set, and the state is that of a
-    short prompt. A model with a table of positions has no depth beyond it.
-    """
-    results: dict[str, Any] = {"bytes_per_token": _bytes_per_token(place), "depths": {}}
-    for label, cuda_graph in (("graph", None), ("plain", False)):
-        model = place.load(cuda_graph)
-        results[f"{label}_captured"] = bool(getattr(model._session, "cuda_graph", False))
-        limit = model.manifest.positions_limit or max(DEPTHS) + ROOM
-        depths = [d for d in DEPTHS if d + ROOM <= limit] if label == "graph" else [0]
-        states = {depth: model.new_state() for depth in depths}
-        samples: dict[int, list[float]] = {depth: [] for depth in depths}
-        for _ in range(place.repeats):
-            for depth, state in states.items():
-                _greedy(model, state, WARM)  # and the numbers of this state are on the device
-                state.position[:] = depth
-                started = time.perf_counter()
-                _greedy(model, state, place.steps)
-                samples[depth].append((time.perf_counter() - started) / place.steps)
-        results["depths"] |= {f"{label} @ d{depth}": found for depth, found in samples.items()}
-        del model
-        gc.collect()  # device memory goes with the last reference
-    return results
+    def case(run: Run) -> Report:
+        side = run.place.side(" ".join(filter(None, (run.label, way))), loads)
+        limit = open_bundle(run.place.bundle, check_hashes=False).manifest.positions_limit
+        tests = [test for test in tests_of(run) if limit is None or test.end <= limit]
+        return run.report(side, tests, run.place.provider)
+
+    return case
 
 
-def _greedy(model: Model, state: dijiang.State, steps: int) -> None:
-    token, step = 1, model.decoder(state).pick
-    for _ in range(steps):
-        token = step(token)
+def _decode(depths: tuple[int, ...], run: Run) -> list[Test]:
+    return [Test("tg", run.steps, depth) for depth in depths]
 
 
-def _bytes_per_token(place: Place) -> float:
-    """What a decode step has to read and write: every weight but looked-up rows, and the state."""
-    manifest = open_bundle(place.bundle, check_hashes=False).manifest
-    return bundle_traffic(manifest.reads, manifest.spec.state_bytes).step(1, 0)
+def _prefill(run: Run) -> list[Test]:
+    return [Test("pp", length) for length in (PREFILL[:1] if run.dry_run else PREFILL)]
 
 
-def prefill(place: Place) -> dict[str, Any]:
-    """Seconds for a prompt, by its length and with CUDA graphs on and off."""
-    random, found = np.random.default_rng(0), {}
-    for label, cuda_graph in (("graph", None), ("plain", False)):
-        model = place.load(cuda_graph)
-        for length in PREFILL[:1] if place.dry_run else PREFILL:
-            ids = random.integers(0, model.spec.vocab_size, (1, length))
-            samples = []
-            for _ in range(place.repeats + 1):
-                state = model.new_state()
-                started = time.perf_counter()
-                model.forward(ids, state)
-                samples.append(time.perf_counter() - started)
-            found[f"{label} pp{length}"] = samples[1:]
-        longest = model._session.longest
-        del model
-        gc.collect()
-    return {"longest_piece": longest, "lengths": found}
+def peer(kind: str) -> Case:
+    """A PyTorch side at the paper's length; an ImportError says that it is not installed."""
+
+    def case(run: Run) -> Report:
+        from torch_models import Eager, Vanilla
+
+        device = "cpu" if run.dry_run else "cuda"
+        place, precision = run.place, run.place.precision
+        test = Test("tg", run.steps, (SHORT if run.dry_run else LENGTH) - run.steps)
+        loads, path = partial(Eager, precision=precision), str(place.checkpoint)
+        if kind in CACHES:
+            settings = {"config": place.config, "precision": precision, "cache": CACHES[kind]}
+            loads, path = partial(Vanilla, **settings), ""
+        facts = {"kind": kind, "precision": precision, "dialect": None, "bytes": 0, "spec": None}
+        return run.report(Side(f"{kind} {run.label}", path, loads, Traffic(0), facts), [test], device)
+
+    return Case(kind, case, peer=True)
 
 
-def peer(kind: str) -> Callable[[Place], dict[str, Any]]:
-    """A PyTorch side, in this process; an ImportError says that it is not installed."""
-
-    def run(place: Place) -> dict[str, Any]:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        import gpu_torch
-
-        return gpu_torch.measure(kind, place)
-
-    return run
-
-
+#: transformers' vanilla model -> the kind of its cache and step.
+CACHES = {"hf-eager": "dynamic", "hf-static": "static", "hf-graph": "graph", "hf-compile": "compile"}
 CASES = (
     Case("bandwidth", bandwidth, once=True),
-    Case("text-parity", text_parity, once=True),
+    Case("text-parity", parity, once=True),
     Case("parity", parity),
     Case("graphs", graphs),
-    Case("decode", decode),
-    Case("prefill", prefill),
-)
-PEERS = tuple(
-    Case(kind, peer(kind), precisions=FLOATS, family="gpt_neox")
-    for kind in ("hf-eager", "hf-static", "hf-graph", "hf-compile", "torch-dijiang")
+    Case("decode", ours(partial(_decode, DEPTHS), "", load_bundle)),
+    Case("decode-plain", ours(partial(_decode, DEPTHS[:1]), "plain", load_plain)),
+    Case("prefill", ours(_prefill, "", load_bundle)),
+    Case("prefill-plain", ours(_prefill, "plain", load_plain)),
+    *map(peer, (*CACHES, "torch-dijiang")),
 )

@@ -14,66 +14,41 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import processes
 import psutil
 
+from dijiang.bench import render
 from dijiang.bundle.manifest import sha256
 from dijiang.models.presets import PRESETS, size
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "presets.json"
 TABLE = HERE.parent / "docs" / "models.md"
+TEMPLATE = HERE / "models.template.md"
 DIJIANG = str(Path(sys.executable).with_name("dijiang"))
 #: Precision -> the most parameters it is measured for.
 PRECISIONS = {"fp32": 1.5e9, "int8": 1e11, "int4": 1e11}
 STEPS = ("export", "verify", "run", "bench", "ratio")
 #: The paper's table 1: times the Transformer's tokens a second, A800, length 2,048.
 PAPER = {"pythia-70m": 1.3, "pythia-160m": 2.1, "pythia-410m": 3.9, "pythia-1b": 5.8, "pythia-2.8b": 8.4}
-#: Precision that stands beside it.
-COMPARED = "int8"
+#: What stands beside it.
+COMPARED = {(preset, "int8") for preset in PAPER}
 TOKENS = 32
 WRITE = ("--no-verify", "--json")
 BENCH = ("-p", "none", "-n", TOKENS, "-r", 3, "--seconds", 5, "-o", "json")
 RATIO = ("-p", "none", "-n", 8, "-d", 2048, "-b", "1,16", "-r", 8, "--seconds", 0, "-o", "json")
-#: Seconds between two looks at a process's memory.
-INTERVAL = 0.02
 GENERATE = f"""
 import dijiang, sys
 model = dijiang.load(sys.argv[1], check_hashes=False)
 *_, last = model.generate([1, 2, 3], max_tokens={TOKENS}, ignore_eos=True)
 assert last.generated == {TOKENS}
 """
-
-
-def watched(command: list[str]) -> dict[str, Any]:
-    """Run a command: seconds, peak memory without and with mapped file pages (bytes), its output."""
-    started, peak_anonymous, peak_resident = time.perf_counter(), 0, 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        watch = psutil.Process(process.pid)
-        while process.poll() is None:
-            try:
-                memory = watch.memory_info()
-            except psutil.Error:  # it ended between the two calls
-                break
-            peak_anonymous = max(peak_anonymous, memory.rss - memory.shared)
-            peak_resident = max(peak_resident, memory.rss)
-            time.sleep(INTERVAL)
-        output, _ = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command[:4])} ... failed with {process.returncode}")
-    seconds = time.perf_counter() - started
-    return {
-        "seconds": seconds,
-        "anonymous_bytes": peak_anonymous,
-        "resident_bytes": peak_resident,
-        "output": output,
-    }
 
 
 def copied(checkpoint: Path, folder: Path) -> float:
@@ -98,25 +73,32 @@ def commands(checkpoint: Path, bundle: Path, precision: str) -> dict[str, list[A
     }
 
 
+def watched(command: list[Any]) -> processes.Ended:
+    """What a command did; ends the plan if it failed."""
+    ended = processes.run([str(part) for part in command], show=True)
+    if ended is None or ended.status:
+        raise SystemExit(f"{' '.join(map(str, command[:4]))} ... failed with {ended and ended.status}")
+    return ended
+
+
 def measure(row: dict[str, Any], folder: Path, dtype: str, only: list[str]) -> None:
     """Some steps of one shape and precision, added to its row."""
     preset, precision = row["preset"], row["precision"]
     checkpoint, bundle = folder / preset, folder / f"{preset}-{precision}"
     if not checkpoint.is_dir():
-        watched([DIJIANG, "init", preset, "-o", str(checkpoint), "--dtype", dtype])
+        watched([DIJIANG, "init", preset, "-o", checkpoint, "--dtype", dtype])
     row["source_bytes"] = sum(file.stat().st_size for file in checkpoint.iterdir())
     row["parameters"], row["state_bytes"] = size(preset).parameters, size(preset).state_bytes
     for name, command in commands(checkpoint, bundle, precision).items():
-        if name not in only or (name == "ratio" and (preset not in PAPER or precision != COMPARED)):
+        if name not in only or (name == "ratio" and (preset, precision) not in COMPARED):
             continue
         print(f"{preset} {precision}: {name}", file=sys.stderr)
         if name == "export":
             shutil.rmtree(bundle, ignore_errors=True)
             row["copy_seconds"] = copied(checkpoint, folder)
-        found = watched([str(part) for part in command])
-        output = found.pop("output")
-        row[name] = found
-        READ.get(name, lambda row, report: None)(row, json.loads(output or "{}"))
+        ended = watched(command)
+        row[name] = ended.figures
+        READ.get(name, lambda row, report: None)(row, json.loads(ended.output or "{}"))
 
 
 def _read_verify(row: dict[str, Any], report: dict[str, Any]) -> None:
@@ -189,35 +171,6 @@ RATIOS: dict[str, Callable[[Any], str]] = {
     "bytes predict": lambda r: f"{r['predicted']:.2f}",
     "paper": lambda r: f"{PAPER[r['preset']]}",
 }
-INTRODUCTION = """# Models
-
-Written by `python benchmarks/presets.py`: the published shapes with random weights, each taken the whole
-way, every step in a process of its own. The figures are in `benchmarks/results/presets.json`; "-" was
-not measured.
-
-- *state*: of one sequence, at any length.  *bundle*: size on disk.
-- *export*: seconds with `--no-verify`, from a {dtype} checkpoint.  *of copying*: over the seconds that
-  copying and hashing the checkpoint's files took just before.  *memory*: the largest anonymous memory of
-  the step's process; mapped file pages, which the system drops when it needs to, are not counted.
-- *verify*: the default slice of `dijiang verify`, against float64; a default `export` does it too.
-  *logits off*: RMS of the difference over RMS of the reference (1.41: unrelated); *KL* in nats. Random
-  weights amplify rounding with depth and say little about a trained model's text.
-- *run*: 32 tokens.  *decode*: `dijiang bench -n 32`, tokens a second at batch 1.
-
-{machine} {note}
-
-"""
-BESIDE = """
-## The paper's ratios
-
-Tokens a second over those of a Transformer of the same shape at a length of 2,048: here `dijiang
-bench --baseline transformer` in int8 on both sides, with float16 keys and values, both in turn; in the
-paper (table 1) on an A800 in 16 bits.  *bytes predict*: what the ratio is if both move bytes equally
-fast and do nothing else. A single stream has little to gain at this length, as the weights are most of
-what is read; a measured ratio above the prediction means that the Transformer's attention is slower
-than its bytes, one below it that arithmetic sets the pace.
-
-"""
 
 
 def table(results: dict[str, Any]) -> str:
@@ -227,14 +180,14 @@ def table(results: dict[str, Any]) -> str:
     rows = sorted(rows, key=lambda r: (order[r["preset"]], list(PRECISIONS).index(r["precision"])))
     pairs = [row | pair for row in rows for pair in row.get("ratios", [])]
     about = {name: results.get(name, "") for name in ("machine", "note", "dtype")}
-    parts = [INTRODUCTION.format(**about), _markdown(COLUMNS, rows)]
-    return "".join(parts + ([BESIDE, _markdown(RATIOS, pairs)] if pairs else []))
+    return TEMPLATE.read_text(encoding="utf-8").format(
+        **about, shapes=_table(COLUMNS, rows), ratios=_table(RATIOS, pairs)
+    )
 
 
-def _markdown(columns: dict[str, Callable[[Any], str]], rows: list[dict[str, Any]]) -> str:
-    lines = [list(columns), ["---"] * len(columns)]
-    lines += [[show(row) for show in columns.values()] for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def _table(columns: dict[str, Callable[[Any], str]], rows: list[dict[str, Any]]) -> str:
+    shown = [{name: show(row) for name, show in columns.items()} for row in rows]
+    return render.table(shown) if shown else "Not measured yet."
 
 
 def main() -> None:

@@ -3,18 +3,32 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gpu
 import numpy as np
 import pytest
-from gpu_cases import PEERS, Place
-from gpu_report import markdown
+from bundles import Place
+from gpu_cases import CASES as ALL_CASES
+from gpu_cases import Run
+from gpu_page import markdown
 
 import dijiang
+from dijiang.bench.matrix import Test
+from dijiang.bench.measure import Samples, Turn
+from dijiang.bench.report import target
+from dijiang.bench.results import flatness_of, result_of
+from dijiang.bench.runner import model_of
+from dijiang.bench.subject import Side, load_bundle
+from dijiang.bench.traffic import Traffic
+from dijiang.machine.sensors import Meter
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-CASES = ("bandwidth", "text-parity", "parity", "graphs", "decode", "prefill", "torch-dijiang")
+CASES = (
+    *("bandwidth", "text-parity", "parity", "graphs"),
+    *("decode", "decode-plain", "prefill", "prefill-plain", "torch-dijiang"),
+)
 
 
 LOGITS = ("max_error", "rms_relative_error", "kl", "top1_agreement")
@@ -39,73 +53,104 @@ def test_dry_run_measures_every_case_and_goes_on_where_it_ended(tmp_path):
     assert not [key for key, found in results.items() if "error" in found]
     assert all(results[key] == found for key, found in first["results"].items())
     assert results["graphs tiny fp32"]["different"] == 0
-    assert all(len(s) == 2 for s in results["decode tiny fp32"]["depths"].values())
-    assert results["text-parity - fp32"]["passed"]
+    decoded = results["decode tiny fp32"]["results"]
+    assert [r["test"] for r in decoded] == ["tg4", "tg4 @ d2048", "tg4 @ d100000"]
+    assert all(target(r)["latency"]["count"] == 2 and r["interleaved"] for r in decoded)
+    assert decoded[0]["session"] == {"longest_piece": 256, "captured": None}
+    assert len(results["torch-dijiang tiny fp32"]["results"][0]["decode"]["latency"]["values"]) == 2
+    assert results["text-parity tiny-python fp32"]["passed"]
     assert results["graphs tiny int8"]["different"] == 0
     table = (tmp_path / "out" / "gpu-test.md").read_text()
     assert "no GPU: a dry run of the script" in table
-    assert "| tiny fp32 |" in table
-    assert [folder.name for folder in (tmp_path / "cache").glob("tiny-*") if "python" not in folder.name] == []
+    assert "| tiny fp32 | fp32 | tg4 @ d100000 |" in table
+    assert "| tiny fp32 plain | fp32 | pp128 |" in table
+    assert [folder.name for folder in (tmp_path / "cache").glob("tiny-*") if "python" not in folder.name] == [
+        "tiny-float16"
+    ]
 
 
 def test_size_that_cannot_run_is_a_line_of_the_report(tmp_path):
-    (tmp_path / "cache" / "tiny").mkdir(parents=True)
-    (tmp_path / "cache" / "tiny" / "config.json").write_text("{}")
+    (tmp_path / "cache" / "tiny-float16").mkdir(parents=True)
+    (tmp_path / "cache" / "tiny-float16" / "config.json").write_text("{}")
     _, report = dry_run(tmp_path, "decode")
     assert set(report["results"]) == {"decode tiny fp32", "decode tiny int8"}
     assert "CheckpointError" in report["results"]["decode tiny fp32"]["error"]
     assert "CheckpointError" in (tmp_path / "out" / "gpu-test.md").read_text()
 
 
-def test_report_says_which_numbers_are_reached():
-    depths = {
-        "graph @ d0": [1e-3],
-        "graph @ d2048": [1e-3],
-        "graph @ d100000": [1.05e-3],
-        "plain @ d0": [1],
-    }
-    bounded = {name: found for name, found in depths.items() if "100000" not in name}
-    results = {
-        "bandwidth - fp16": {"bytes_per_second": 1e12},
-        "text-parity - fp16": {"logits": dict.fromkeys(LOGITS, 0.995), "step_error": 0.0},
-        "decode pythia-2.8b fp16": {"bytes_per_token": 7e8, "depths": depths},
-        "decode pythia-410m fp16": {"bytes_per_token": 1e8, "depths": depths},
-        "decode opt-350m fp16": {"bytes_per_token": 1e8, "depths": bounded},
-        "decode pythia-1b fp16": {"error": "SessionError: it does not fit"},
-        "hf-graph pythia-410m fp16": {"lengths": {"2048": [1.2e-3]}},
-        "hf-eager pythia-410m fp16": {"lengths": {"2048": [8e-3]}},
-    }
-    report = {"gpu": None, "date": "today", "provider": "cuda", "machine": {}, "results": results}
-    rows = [line.split(" | ") for line in markdown(report).splitlines() if line.startswith("| fp16")]
-    assert [row[3:] for row in rows] == [
-        ["0.700", "reached |"],
-        ["1.200", "missed |"],
-        ["8.000", "stretch |"],
-        ["-", "not measured |"],
-        ["0.995", "reached |"],
+def report(name, weights, seconds):
+    """A report of 64-token samples; seconds: of a step, by depth."""
+    side = Side(name, "", load_bundle, Traffic(weights), {"precision": "fp16"})
+    results = [
+        result_of(
+            side,
+            Test("tg", 64, depth),
+            Samples(1.0, "CUDA", turns=[Turn(0, [64 * each])], interleaved=True),
+            0.0,
+            Meter([]),
+        )
+        for depth, each in seconds.items()
     ]
-    page = markdown(report)
-    assert "| pythia-2.8b fp16, time at 100,000 over 0 | 1 +- 0.02 | | 1.050 | missed |" in page
-    assert "| opt-350m fp16 | 1,000.0 | 1.0 | 10% | - |" in page
-    assert "- decode pythia-1b fp16: SessionError: it does not fit" in page
+    parts = {"models": [model_of(side)], "results": results, "flatness": flatness_of(results)}
+    return parts | {"schema_version": 2, "ratios": [], "errors": []}
+
+
+def test_report_says_which_numbers_are_reached():
+    depths = {0: 1e-3, 2048: 1e-3, 100_000: 1.05e-3}
+    fast, bounded = depths | {100_000: 0.9e-3}, {0: 1e-3, 2048: 1e-3}
+    results = {
+        "bandwidth tiny-python fp16": {"bytes_per_second": 1e12},
+        "text-parity tiny-python fp16": {"logits": dict.fromkeys(LOGITS, 0.995), "step_error": 0.0},
+        "decode pythia-2.8b fp16": report("pythia-2.8b fp16", 7 * 10**8, depths),
+        "decode pythia-410m fp16": report("pythia-410m fp16", 10**8, depths),
+        "decode pythia-70m fp16": report("pythia-70m fp16", 10**8, fast),
+        "decode opt-350m fp16": report("opt-350m fp16", 10**8, bounded),
+        "decode pythia-1b fp16": {"error": "SessionError: it does not fit"},
+        "hf-graph pythia-410m fp16": report("hf-graph pythia-410m fp16", 0, {1984: 1.2e-3}),
+        "hf-eager pythia-410m fp16": report("hf-eager pythia-410m fp16", 0, {1984: 8e-3}),
+    }
+    page = markdown({"gpu": None, "date": "today", "provider": "cuda", "machine": {}, "results": results})
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| fp16")]
+    assert [(row[3], row[5].split(" |")[0]) for row in rows] == [
+        ("70.0%", "reached"),
+        ("1.2", "missed"),
+        ("8", "stretch"),
+        ("not measured", ""),
+        ("99.5%", "reached"),
+    ]
+    times = [line.split(" | ") for line in page.splitlines() if "time at 100,000 over 0" in line]
+    assert [(row[0], row[3], row[5]) for row in times] == [
+        ("| pythia-2.8b fp16, time at 100,000 over 0", "1.05", "missed"),
+        ("| pythia-410m fp16, time at 100,000 over 0", "1.05", "missed"),
+        ("| pythia-70m fp16, time at 100,000 over 0", "0.9", "missed"),
+    ]
+    (opt,) = [line for line in page.splitlines() if line.startswith("| opt-350m fp16 | fp16 | tg64 | 1 |")]
+    assert "| 1,000 |" in opt
+    assert opt.endswith("| 10 |")
+    assert "- FAILED: decode pythia-1b fp16: SessionError: it does not fit" in page
 
 
 def test_peers_are_measured_for_gpt_neox_in_floats_only():
+    peer = next(case for case in ALL_CASES if case.name == "hf-eager")
     covered = [
         (preset, precision)
         for preset in ("pythia-70m", "llama2-7b")
         for precision in ("fp16", "int8")
-        if PEERS[0].covers(preset, precision)
+        if peer.covers(preset, precision)
     ]
     assert covered == [("pythia-70m", "fp16")]
 
 
+def tiny(folder):
+    return Place(folder, "tiny", "fp32", "cpu", (("target", "cuda"),))
+
+
 def test_eager_pytorch_step_chooses_our_tokens(tmp_path):
     pytest.importorskip("torch")
-    from gpu_torch import Eager
+    from torch_models import Eager
 
-    place = Place(tmp_path, "tiny", "fp32", "cpu", dry_run=True)
-    eager, model = Eager(place, "cpu"), dijiang.load(place.bundle)
+    place = tiny(tmp_path)
+    eager, model = Eager(str(place.checkpoint), None, "cpu"), dijiang.load(place.bundle)
     state, token = model.new_state(), 0
     for _ in range(12):
         token = int(model.forward(np.array([[token]]), state)[0].argmax())
@@ -118,18 +163,40 @@ def test_eager_pytorch_step_chooses_our_tokens(tmp_path):
 @pytest.mark.parametrize("kind", ["hf-eager", "hf-static"])
 def test_vanilla_peer_runs_on_the_cpu(tmp_path, kind):
     pytest.importorskip("transformers")
-    from gpu_torch import measure
+    case = next(case for case in ALL_CASES if case.name == kind)
+    (found,) = case.run(Run(tiny(tmp_path), dry_run=True))["results"]
+    assert (found["test"], found["decode"]["latency"]["count"]) == ("tg4 @ d124", 2)
+    assert found["provider"].startswith("PyTorch")
 
-    found = measure(kind, Place(tmp_path, "tiny", "fp32", "cpu", dry_run=True))
-    assert [len(samples) for samples in found["lengths"].values()] == [2]
+
+def test_cuda_graphs_of_a_peer_need_a_gpu(tmp_path):
+    pytest.importorskip("transformers")
+    case = next(case for case in ALL_CASES if case.name == "hf-graph")
+    with pytest.raises(dijiang.BenchError, match="CUDA graphs need a GPU"):
+        case.run(Run(tiny(tmp_path), dry_run=True))
+
+
+@pytest.mark.parametrize("depth", [0, 5])
+def test_dynamic_cache_grows_from_its_depth_in_each_repetition(tmp_path, depth):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from torch_models import Vanilla
+
+    subject = Vanilla("", None, "cpu", tiny(tmp_path).config, "fp32", "dynamic")
+    seen, real = [], subject._step
+    subject._step = lambda token, cache: seen.append(cache.get_seq_length()) or real(token, cache)
+    for _ in range(2):
+        subject.seconds(Test("tg", 3, depth))
+    assert seen == 2 * [depth, depth + 1, depth + 2]
+    assert torch.is_inference_mode_enabled() is False
 
 
 def test_step_of_the_static_cache_never_asks_the_host(tmp_path):
     """As a CUDA graph demands; a meta tensor has no numbers that could be read."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from gpu_torch import _static
     from torch.utils._python_dispatch import TorchDispatchMode
+    from torch_models import Vanilla
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -140,7 +207,8 @@ def test_step_of_the_static_cache_never_asks_the_host(tmp_path):
 
     devices = set()
     with torch.inference_mode():
-        _, step = _static(Place(tmp_path, "tiny", "fp16", "cpu", dry_run=True), 124, "meta")
+        subject = Vanilla("", None, "meta", tiny(tmp_path).config, "fp16", "static")
+        _, step = subject.make(Test("tg", 1, 124))
         step()
         with Watch():
             step()
@@ -158,15 +226,20 @@ CHILDREN = {
 def test_case_that_takes_its_process_down_is_an_error(tmp_path, monkeypatch, child):
     script, message = CHILDREN[child]
     monkeypatch.setattr(gpu, "__file__", str(write(tmp_path, script)))
-    assert message in gpu._child("decode tiny fp16", 60)["error"]
+    assert message in gpu.child("decode tiny fp16", 60)["error"]
 
 
 def test_case_is_its_last_line_and_has_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "__file__", str(write(tmp_path, "print('noise'); print('{\"a\": 1}')")))
-    assert gpu._child("decode tiny fp16", 60)["a"] == 1
-    hang = "import subprocess as s, time; s.Popen(['sleep', '600']); time.sleep(600)"
+    assert gpu.child("decode tiny fp16", 60)["a"] == 1
+    late = tmp_path / "late"
+    grandchild = f"import time; time.sleep(1.5); open({str(late)!r}, 'w')"
+    hang = f"import subprocess as s, sys, time; s.Popen([sys.executable, '-c', {grandchild!r}])"
+    hang += "; time.sleep(600)"
     monkeypatch.setattr(gpu, "__file__", str(write(tmp_path, hang)))
-    assert gpu._child("decode tiny fp16", 0.5) is None
+    assert gpu.child("decode tiny fp16", 0.5) is None
+    time.sleep(2)
+    assert not late.exists()
 
 
 def write(folder, script):
@@ -179,7 +252,7 @@ def options_of(monkeypatch, tmp_path, *flags):
     command = ["gpu.py", "--presets", "pythia-70m", "--only", "decode", "prefill"]
     command += ["--precision", "fp16", "--cache", tmp_path, *flags]
     monkeypatch.setattr(sys, "argv", [str(part) for part in command])
-    return gpu._options()
+    return gpu.read_options()
 
 
 @pytest.mark.parametrize(
@@ -194,8 +267,8 @@ def options_of(monkeypatch, tmp_path, *flags):
 )
 def test_limits_of_a_case_and_of_a_call(monkeypatch, tmp_path, flags, found, kept):
     options, report = options_of(monkeypatch, tmp_path, *flags), {"results": {}}
-    monkeypatch.setattr(gpu, "_child", lambda key, seconds: found)
-    gpu._run(options, report, tmp_path / "r.json")
+    monkeypatch.setattr(gpu, "child", lambda key, seconds: found)
+    gpu.measure(options, report, tmp_path / "r.json")
     assert len(report["results"]) == kept
     if kept and found is None:
         assert "did not end within 50 s" in report["results"]["decode pythia-70m fp16"]["error"]
@@ -207,14 +280,14 @@ def test_what_failed_is_measured_again_on_request(monkeypatch, tmp_path, flags, 
     keys = ("decode pythia-70m fp16", "prefill pythia-70m fp16")
     report = {"results": dict(zip(keys, ({"error": "no"}, {"a": 1}), strict=True))}
     asked = []
-    monkeypatch.setattr(gpu, "_child", lambda key, seconds: asked.append(key) or {"b": 2})
-    gpu._run(options_of(monkeypatch, tmp_path, *flags), report, tmp_path / "r.json")
+    monkeypatch.setattr(gpu, "child", lambda key, seconds: asked.append(key) or {"b": 2})
+    gpu.measure(options_of(monkeypatch, tmp_path, *flags), report, tmp_path / "r.json")
     assert asked == again
 
 
 def test_asked_sizes_come_first_in_fp16(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
-    rows = list(dict.fromkeys(row[1:] for row in gpu._plan(gpu._options()) if row[1] != "-"))
+    rows = list(dict.fromkeys(row[1:] for row in gpu.plan(gpu.read_options()) if row[1] != "tiny-python"))
     assert rows[:2] == [("pythia-410m", "fp16"), ("pythia-2.8b", "fp16")]
     assert len(rows) == 3 * 8
 

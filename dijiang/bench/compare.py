@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from ..errors import BenchError
-from .render import Report, figure, table, target
+from .render import figure, table
+from .report import Report, target
 from .statistics import ratio
 
-#: The version of reports that can be compared.
-VERSION = 1
 Key = tuple[str, str, int, "int | None"]
-
-
-def read_report(path: str | Path) -> Report:
-    """A report that `dijiang bench -o json` wrote; BenchError if it is none."""
-    again = "write it with dijiang bench -o json"
-    try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
-        version = report["schema_version"]
-        _by_test(report)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BenchError(f"{path}: cannot be read ({error}); {again}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise BenchError(f"{path}: not a report of dijiang bench ({error}); {again}") from error
-    if version != VERSION:
-        raise BenchError(f"{path}: layout {version}, expected {VERSION}; {again} of this version")
-    found: Report = report
-    return found
 
 
 def _by_test(report: Report) -> dict[Key, Report]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ class Test:
 
     kind: pp processes a prompt of `tokens` tokens, tg generates `tokens` tokens one by one.
     depth: tokens already in the state.  batch: sequences side by side.  threads: None: all cores.
+    way: of the subject's loops, which one decodes; empty: the one that users run.
     """
 
     __test__ = False  # not a test of pytest
@@ -31,11 +32,18 @@ class Test:
     depth: int = 0
     batch: int = 1
     threads: int | None = None
+    way: str = ""
+
+    @property
+    def prompt(self) -> bool:
+        """Whether a prompt is timed, and not decoding."""
+        return self.kind == "pp"
 
     @property
     def name(self) -> str:
-        """As llama-bench writes it."""
-        return f"{self.kind}{self.tokens}" + (f" @ d{self.depth}" if self.depth else "")
+        """As llama-bench writes it, and the way."""
+        depth, way = f" @ d{self.depth}" if self.depth else "", f" {self.way}" if self.way else ""
+        return f"{self.kind}{self.tokens}{depth}{way}"
 
     @property
     def label(self) -> str:
@@ -51,6 +59,11 @@ class Test:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, with the name."""
         return {"test": self.name, **asdict(self)}
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Test:
+        """The test of a row that `to_dict` is part of."""
+        return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})
 
 
 @dataclass(frozen=True)
@@ -103,10 +116,10 @@ def plan_tests(
 
 
 def series_of(tests: Sequence[Test]) -> list[list[Test]]:
-    """Tests that differ only in depth, together."""
+    """Tests that differ only in depth or in the way, together."""
     series: dict[Test, list[Test]] = {}
     for test in tests:
-        series.setdefault(replace(test, depth=0), []).append(test)
+        series.setdefault(replace(test, depth=0, way=""), []).append(test)
     return list(series.values())
 
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
+from . import render
 from .explain import FORMULAS
 from .plots import panels
-from .render import (
-    Report,
-    figure,
-    flatness_rows,
-    header_lines,
-    ratio_rows,
-    remarks,
-    result_rows,
-    to_json,
-)
+from .render import figure, to_csv, to_json, to_jsonl, to_markdown
+from .report import Report
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; }
@@ -38,13 +32,13 @@ def to_html(report: Report) -> str:
     )
     parts = [
         "<h1>dijiang bench</h1>",
-        _list(header_lines(report)),
-        "".join(f'<p class="remark">{escape(line[2:])}</p>' for line in remarks(report)),
+        _list(render.header_lines(report)),
+        "".join(f'<p class="remark">{escape(line[2:])}</p>' for line in render.remarks(report)),
         f'<div class="pictures">{pictures}</div>',
         "<h2>Results</h2>",
-        _table(result_rows(report)),
-        _titled("Against the Transformer", ratio_rows(report)),
-        _titled("Change over depth", flatness_rows(report)),
+        _table(render.result_rows(report)),
+        _titled("Side by side", render.ratio_rows(report)),
+        _titled("Change over depth", render.flatness_rows(report)),
         "<details><summary>What the figures mean</summary>",
         _table([{"figure": name, "formula": text} for name, text in FORMULAS.items()]),
         "</details>",
@@ -82,3 +76,13 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def _cell(value: Any) -> str:
     kind = ' class="text"' if isinstance(value, str) else ""
     return f"<td{kind}>{escape(figure(value))}</td>"
+
+
+#: -o -> how a report is written.
+FORMATS: dict[str, Callable[[Report], str]] = {
+    "md": to_markdown,
+    "json": to_json,
+    "jsonl": to_jsonl,
+    "csv": to_csv,
+    "html": to_html,
+}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import BenchError
-from .render import Report, target
+from .report import Report, target
 
 FORMATS = (".png", ".svg")
 #: Colours of models in order: distinct without red against green, and in grey.
@@ -44,38 +45,30 @@ def _series(report: Report, kind: str, over: str) -> dict[tuple[Any, ...], list[
     return {key: sorted(group, key=lambda r: r[over]) for key, group in groups.items()}
 
 
-def _lines(axes: Any, report: Report, kind: str, over: str, value: Callable[[Report], Any]) -> bool:
-    """One line a series; whether there was anything to draw."""
-    colours = _colours(report)
-    labels: dict[str, str] = {}
-    for (model, label), group in _series(report, kind, over).items():
-        points = [(r[over], value(r)) for r in group if value(r) is not None]
-        if points:
-            marker = labels.setdefault(label, MARKERS[len(labels) % len(MARKERS)])
-            name = f"{model}, {label}" if label else model
-            axes.plot(*zip(*points, strict=True), color=colours[model], marker=marker, label=name)
-    if labels:
-        axes.set_ylim(bottom=0)
-        axes.legend(fontsize="small")
-    return bool(labels)
+@dataclass(frozen=True)
+class Lines:
+    """One line a series of a kind of test, over a field of it."""
 
+    kind: str
+    over: str
+    x: str
+    y: str
+    value: Callable[[Report], Any]
 
-def draw_throughput(axes: Any, report: Report) -> bool:
-    """Decode tokens/s over depth."""
-    axes.set(xlabel="tokens in the state", ylabel="tokens/s")
-    return _lines(axes, report, "tg", "depth", lambda r: r["tokens_per_second"])
-
-
-def draw_memory(axes: Any, report: Report) -> bool:
-    """Peak memory over depth."""
-    axes.set(xlabel="tokens in the state", ylabel="MB")
-    return _lines(axes, report, "tg", "depth", lambda r: target(r)["memory"]["max_ram"])
-
-
-def draw_prefill(axes: Any, report: Report) -> bool:
-    """Prefill tokens/s over the prompt's length."""
-    axes.set(xlabel="tokens of the prompt", ylabel="tokens/s")
-    return _lines(axes, report, "pp", "tokens", lambda r: r["tokens_per_second"])
+    def __call__(self, axes: Any, report: Report) -> bool:
+        """Draw; whether there was anything to draw."""
+        axes.set(xlabel=self.x, ylabel=self.y)
+        colours, markers = _colours(report), dict[str, str]()
+        for (model, label), group in _series(report, self.kind, self.over).items():
+            points = [(r[self.over], self.value(r)) for r in group if self.value(r) is not None]
+            if points:
+                marker = markers.setdefault(label, MARKERS[len(markers) % len(MARKERS)])
+                name = f"{model}, {label}" if label else model
+                axes.plot(*zip(*points, strict=True), color=colours[model], marker=marker, label=name)
+        if markers:
+            axes.set_ylim(bottom=0)
+            axes.legend(fontsize="small")
+        return bool(markers)
 
 
 def draw_latency(axes: Any, report: Report) -> bool:
@@ -110,13 +103,22 @@ def draw_roofline(axes: Any, report: Report) -> bool:
     return bool(results)
 
 
+def _rate(result: Report) -> float:
+    return float(result["tokens_per_second"])
+
+
+def _peak(result: Report) -> float | None:
+    peak: float | None = target(result)["memory"]["max_ram"]
+    return peak
+
+
 #: Title -> what draws it; each says whether the report has something to draw.
 PANELS: dict[str, Callable[[Any, Report], bool]] = {
-    "Decode speed over depth": draw_throughput,
-    "Peak memory over depth": draw_memory,
+    "Decode speed over depth": Lines("tg", "depth", "tokens in the state", "tokens/s", _rate),
+    "Peak memory over depth": Lines("tg", "depth", "tokens in the state", "MB", _peak),
     "Latency between tokens": draw_latency,
     "Roofline of decoding": draw_roofline,
-    "Prefill speed over prompt length": draw_prefill,
+    "Prefill speed over prompt length": Lines("pp", "tokens", "tokens of the prompt", "tokens/s", _rate),
 }
 
 

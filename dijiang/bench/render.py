@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BenchError
+from .report import Report, target
 
-Report = dict[str, Any]
 UNKNOWN = "unknown"
 
 
@@ -45,7 +45,7 @@ COLUMNS: dict[str, Callable[[Report, Report], Any]] = {
     "p95": lambda _, r: _itl(r, "p95"),
     "p99": lambda _, r: _itl(r, "p99"),
     "spread %": lambda _, r: 100 * r["spread"],
-    "load s": lambda _, r: r["load_model"]["latency"]["mean"],
+    "load s": lambda _, r: r["load_model"] and r["load_model"]["latency"]["mean"],
     "peak MB": lambda _, r: target(r)["memory"]["max_ram"],
     "GPU MB": lambda _, r: target(r)["memory"]["max_process_vram"],
     "MB/token": lambda _, r: r["roofline"] and r["roofline"]["bytes_per_token"] / 1e6,
@@ -53,14 +53,6 @@ COLUMNS: dict[str, Callable[[Report, Report], Any]] = {
     "J/token": lambda _, r: target(r)["energy"]["gross"],
     "J/token less idle": lambda _, r: target(r)["energy"]["idle_subtracted"],
 }
-#: Columns that Markdown leaves out where no row has a value.
-OPTIONAL = ("threads", "GPU MB", "J/token", "J/token less idle")
-
-
-def target(result: Report) -> Report:
-    """The measurements of a result, of either kind."""
-    found: Report = result["decode"] or result["prefill"]
-    return found
 
 
 def _milli(seconds: float | None) -> float | None:
@@ -103,26 +95,33 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def result_rows(report: Report) -> list[dict[str, Any]]:
-    """Rows of results, without optional columns that are empty."""
+    """Rows of results, without columns that are empty."""
     rows = _rows(report)
-    empty = [n for n in OPTIONAL if all(row[n] is None for row in rows)]
+    empty = [n for n in COLUMNS if all(row[n] is None for row in rows)]
     return [{n: v for n, v in row.items() if n not in empty} for row in rows]
 
 
 def to_markdown(report: Report) -> str:
     """The report for people: machine, results, ratios, slopes, what failed."""
-    parts = ["# dijiang bench", "\n".join(f"- {line}" for line in header_lines(report))]
-    tables = (result_rows(report), ratio_rows(report), flatness_rows(report))
-    parts += [table(rows) for rows in tables if rows]
-    parts += ["\n".join(lines) for lines in [remarks(report)] if lines]
-    return "\n\n".join(parts)
+    header = "\n".join(f"- {line}" for line in header_lines(report))
+    return "\n\n".join(("# dijiang bench", header, *tables(report)))
+
+
+def tables(report: Report) -> list[str]:
+    """Results, ratios, slopes and remarks in Markdown: those that there are."""
+    found = (result_rows(report), ratio_rows(report), flatness_rows(report))
+    parts = [table(rows) for rows in found if rows]
+    return parts + ["\n".join(lines) for lines in [remarks(report)] if lines]
 
 
 def header_lines(report: Report) -> list[str]:
     """Machine, versions, bandwidth, sensor, commit."""
     machine = report["environment"]
     cpu, packages = machine["cpu"], machine["packages"]
-    reads = [f"{b['bytes_per_second'] / 1e9:.1f} GB/s by {b['threads']} threads" for b in report["bandwidth"]]
+    rates: dict[int, list[float]] = {}
+    for found in report["bandwidth"]:
+        rates.setdefault(found["threads"], []).append(found["bytes_per_second"] / 1e9)
+    reads = [f"{min(r):.1f} to {max(r):.1f} GB/s by {n} threads" for n, r in rates.items()]
     lines = [
         f"{report['created']}, {machine['system']}, Python {machine['python']}",
         f"{cpu['model']}, {cpu['physical_cores']} cores, {', '.join(cpu['features'])}; "
@@ -143,9 +142,11 @@ def ratio_rows(report: Report) -> list[dict[str, Any]]:
             "model": r["model"],
             "test": r["test"],
             "batch": r["batch"],
-            "times the Transformer": r["measured"],
+            "against": r["baseline"],
+            "times as fast": r["measured"],
             "95 % interval": f"{figure(r['low'])} to {figure(r['high'])}",
             "bytes predict": r["predicted"],
+            "memory limit": r["limit"],
             "note": r["note"] or "",
         }
         for r in report["ratios"]

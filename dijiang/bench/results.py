@@ -1,24 +1,62 @@
-"""From samples to figures: one result a test and model, ratios of pairs, slopes over depth."""
+"""From samples to figures: one result a test and model, ratios of sides in turn, slopes over depth."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from ..machine.sensors import Meter
-from .matrix import Test
-from .measure import Samples, Side
+from .facts import reads_host_memory
+from .matrix import Failure, Test, series_of
+from .measure import Samples, Turn
 from .statistics import NOISY, describe, ratio, slope, slope_of_samples, spread
+from .subject import Side
+from .traffic import Traffic
 
-#: The provider whose memory's bandwidth is measured.
-CPU = "CPUExecutionProvider"
 #: Change of time over a range of depths up to which a model counts as flat.
 FLAT = 0.02
 #: Part of the predicted ratio below which bytes are said not to explain the result.
 EXPLAINED = 0.90
+SERIES = ("model", "kind", "tokens", "batch", "threads")
+Found = Mapping[tuple[str, Test], Samples]
+
+
+def summarise(
+    groups: Sequence[Sequence[Side]],
+    tests: Sequence[Test],
+    found: Found,
+    bandwidth: Mapping[int | None, float],
+    idle: Meter,
+) -> dict[str, Any]:
+    """`results`, `ratios` and `flatness` of a report, and `failures` to add to its errors.
+
+    Args:
+        found: by side and test.
+        bandwidth: bytes a second, by the threads that tests ask for.
+    """
+    results, ratios, failures = [], [], []
+    order = ((group, test) for series in series_of(tests) for group in groups for test in series)
+    for group, test in order:
+        pairs = [(side, found.get((side.name, test))) for side in group]
+        done = [(side, samples) for side, samples in pairs if samples and samples.turns]
+        for side, samples in pairs:
+            if samples and not samples.turns and samples.disturbed:
+                message = "other processes ran in every repetition; end them and run it again"
+                failures.append(Failure(side.name, test.label, message))
+        results += [result_of(s, test, samples, bandwidth[test.threads], idle) for s, samples in done]
+        for ours, other in ((done[0], other) for other in done[1:] if done[0][0] is group[0]):
+            used = {ours[1].provider, other[1].provider}
+            if other[0].baseline_of and len(used) > 1:
+                message = f"ran on {' and '.join(sorted(used))}: no ratio; use --provider cpu"
+                failures.append(Failure(group[0].name, test.label, message))
+            else:
+                ratios.append(ratio_of(ours, other, test, bandwidth[test.threads]))
+    flatness = flatness_of(results)
+    return {"results": results, "ratios": ratios, "flatness": flatness, "failures": failures}
 
 
 def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: Meter) -> dict[str, Any]:
@@ -32,16 +70,20 @@ def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: 
         "throughput": {"unit": "tokens/s", "value": tokens / middle},
         "energy": _energy(samples, tokens, idle),
     }
-    decode, on_cpu = test.kind == "tg", samples.provider == CPU
-    noise = spread(totals)
+    decode = not test.prompt
+    steps = np.concatenate([turn.seconds for turn in samples.turns])
+    whole = decode and len(steps) == test.tokens * len(totals)
+    bound = reads_host_memory(samples.provider) and bandwidth and side.traffic.weights
+    noise, load = spread(totals), samples.load_seconds
     return {
         "model": side.name,
         **test.to_dict(),
         "provider": samples.provider,
-        "load_model": {"latency": describe([samples.load_seconds])},
+        "session": samples.facts,
+        "load_model": None if load is None else {"latency": describe([load])},
         "prefill": None if decode else target,
         "decode": target if decode else None,
-        "per_token": {"latency": describe(np.concatenate(samples.repetitions))} if decode else None,
+        "per_token": {"latency": describe(steps)} if whole else None,
         "ttft_s": None if decode else middle,
         "tpot_s": middle / test.tokens if decode else None,
         "tokens_per_second": tokens / middle,
@@ -49,8 +91,35 @@ def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: 
         "noisy": noise > NOISY,
         "alone": samples.alone,
         "interleaved": samples.interleaved,
-        "roofline": _roofline(side, test, middle, bandwidth) if decode and on_cpu else None,
+        "contention": {
+            "turns": [turn.number for turn in samples.turns],
+            "waited": [turn.waited for turn in samples.turns],
+            "stolen": [turn.stolen for turn in samples.turns],
+            "disturbed": [asdict(turn) for turn in samples.disturbed],
+        },
+        "roofline": roofline(side.traffic, test, middle, bandwidth) if decode and bound else None,
     }
+
+
+def samples_of(result: dict[str, Any]) -> Samples:
+    """The samples that a result was made of; single tokens are not taken apart again."""
+    target, other, load = (
+        result["decode"] or result["prefill"],
+        result["contention"],
+        result["load_model"],
+    )
+    values, peak = target["latency"]["values"], target["memory"]["max_ram"]
+    pairs = zip(other["turns"], values, other["waited"], other["stolen"], strict=True)
+    return Samples(
+        load and load["latency"]["mean"],
+        result["provider"],
+        result["session"],
+        [Turn(number, [seconds], waited, stolen) for number, seconds, waited, stolen in pairs],
+        [Turn(**turn) for turn in other["disturbed"]],
+        {"host": None if peak is None else round(1e6 * peak)},
+        alone=result["alone"],
+        interleaved=result["interleaved"],
+    )
 
 
 def _memory(samples: Samples) -> dict[str, Any]:
@@ -65,7 +134,7 @@ def _memory(samples: Samples) -> dict[str, Any]:
 def _energy(samples: Samples, tokens: int, idle: Meter) -> dict[str, Any]:
     gross = net = None
     if samples.joules is not None:
-        count = tokens * len(samples.repetitions)
+        count = tokens * len(samples.turns)
         gross = samples.joules / count
         if idle.watts is not None:
             net = (samples.joules - idle.watts * samples.joules_seconds) / count
@@ -77,25 +146,41 @@ def mean_depth(test: Test) -> float:
     return test.depth + (test.tokens - 1) / 2
 
 
-def _roofline(side: Side, test: Test, seconds: float, bandwidth: float) -> dict[str, Any]:
-    moved = side.traffic.step(test.batch, mean_depth(test))
-    step = seconds / test.tokens
+def roofline(traffic: Traffic, test: Test, seconds: float, bandwidth: float) -> dict[str, Any]:
+    """What memory allows of a decode test whose repetition takes `seconds`."""
+    moved = traffic.step(test.batch, mean_depth(test))
     return {
         "bytes_per_step": moved,
         "bytes_per_token": moved / test.batch,
         "bandwidth": bandwidth,
         "bound_s": moved / bandwidth,
-        "percent": 100 * moved / bandwidth / step,
+        "percent": 100 * moved / bandwidth / (seconds / test.tokens),
     }
 
 
-def ratio_of(ours: tuple[Side, Samples], other: tuple[Side, Samples], test: Test) -> dict[str, Any]:
-    """Throughput of a bundle over its baseline's, beside what bytes alone predict."""
-    measured = ratio(other[1].totals, ours[1].totals, paired=not ours[1].alone)
-    predicted = None
-    if test.kind == "tg":
-        depth = mean_depth(test)
+def in_turn(ours: Samples, other: Samples) -> tuple[list[float], list[float]]:
+    """Seconds of those turns that both have."""
+    first, second = ({t.number: sum(t.seconds) for t in samples.turns} for samples in (ours, other))
+    both = [number for number in first if number in second]
+    return [first[number] for number in both], [second[number] for number in both]
+
+
+def ratio_of(
+    ours: tuple[Side, Samples], other: tuple[Side, Samples], test: Test, bandwidth: float
+) -> dict[str, Any]:
+    """Throughput of a side over another's, beside what bytes alone predict."""
+    mine, theirs = in_turn(ours[1], other[1])
+    paired = bool(mine) and not ours[1].alone
+    if not paired:
+        mine, theirs = ours[1].totals, other[1].totals
+    measured = ratio(theirs, mine, paired=paired)
+    predicted = limit = None
+    depth = mean_depth(test)
+    if other[0].baseline_of and not test.prompt:
         predicted = other[0].traffic.step(test.batch, depth) / ours[0].traffic.step(test.batch, depth)
+    if bandwidth and ours[0].traffic.weights:
+        steps = 1 if test.prompt else test.tokens
+        limit = float(np.median(theirs)) / steps * bandwidth / ours[0].traffic.weights
     return {
         "model": ours[0].name,
         "baseline": other[0].name,
@@ -104,6 +189,7 @@ def ratio_of(ours: tuple[Side, Samples], other: tuple[Side, Samples], test: Test
         "low": measured.low,
         "high": measured.high,
         "predicted": predicted,
+        "limit": limit,
         "note": _note(measured.value, predicted, [ours[1], other[1]]),
     }
 
@@ -129,7 +215,8 @@ def flatness_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     series: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for result in results:
-        series[tuple(result[key] for key in SERIES)].append(result)
+        if not result["way"]:
+            series[tuple(result[key] for key in SERIES)].append(result)
     return [
         dict(zip(SERIES, key, strict=True)) | _flatness(members)
         for key, members in series.items()
@@ -142,8 +229,17 @@ def _flatness(members: list[dict[str, Any]]) -> dict[str, Any]:
     targets = [m["decode"] or m["prefill"] for m in members]
     interleaved = all(m["interleaved"] for m in members)
     tokens = members[0]["batch"] * members[0]["tokens"]
-    seconds = [[total / tokens for total in target["latency"]["values"]] for target in targets]
-    time, low, high = slope_of_samples(depths, seconds, paired=interleaved)
+    taken = [m["contention"]["turns"] for m in members]
+    both = set(taken[0]).intersection(*taken) if interleaved else set()
+    seconds = [
+        [
+            total / tokens
+            for turn, total in zip(turns, target["latency"]["values"], strict=True)
+            if turn in both or not both
+        ]
+        for turns, target in zip(taken, targets, strict=True)
+    ]
+    time, low, high = slope_of_samples(depths, seconds, paired=interleaved and bool(both))
     peaks = [target["memory"]["max_ram"] for target in targets]
     return {
         "depths": sorted(depths),
@@ -152,6 +248,3 @@ def _flatness(members: list[dict[str, Any]]) -> dict[str, Any]:
         "memory": None if None in peaks else asdict(slope(depths, peaks)),
         "flat": abs(time.change) <= FLAT,
     }
-
-
-SERIES = ("model", "kind", "tokens", "batch", "threads")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,12 @@ from ..errors import DijiangError
 from ..machine.bandwidth import Bandwidth, measure_bandwidth
 from ..machine.describe import describe_machine
 from ..machine.sensors import Meter, Sensor, find_sensors
-from ..runtime.model import load
 from .matrix import Failure, Test, plan_tests, series_of
-from .measure import Effort, Samples, Say, Series, Side, check_effort
-from .results import flatness_of, ratio_of, result_of
-from .subject import DijiangSubject, bundle_traffic
+from .measure import Effort, Samples, Say, Series
+from .report import SCHEMA_VERSION
+from .results import summarise
+from .subject import Side, bundle_side
 
-SCHEMA_VERSION = 1
 #: Seconds of idle power before the tests.
 IDLE = 2.0
 #: build(bundle, empty folder, positions): the vanilla Transformer of its shape, ready to be measured.
@@ -35,7 +35,7 @@ Baseline = Callable[[Bundle, Path, int], Side]
 
 @dataclass(frozen=True)
 class Options:
-    """What to run; sizes are llama-bench's lists and ranges, see plan.plan_tests."""
+    """What to run; sizes are llama-bench's lists and ranges, see matrix.plan_tests."""
 
     prompts: str = "512"
     generations: str = "128"
@@ -48,10 +48,9 @@ class Options:
     baseline: str | None = None
     cache: str = "fp16"
 
-
-def load_bundle(path: str, threads: int | None, provider: str) -> DijiangSubject:
-    """A bundle, in the process that measures it."""
-    return DijiangSubject(load(path, provider=provider, threads=threads, check_hashes=False))
+    def tests(self) -> tuple[list[Test], list[Failure]]:
+        """See plan_tests."""
+        return plan_tests(self.prompts, self.generations, self.depths, self.batches, self.threads)
 
 
 def run_bench(
@@ -72,41 +71,48 @@ def run_bench(
         BenchError: repetitions or seconds that are no sizes.
     """
     effort = Effort(options.repetitions, options.seconds)
-    check_effort(effort)
-    tests, failures = plan_tests(
-        options.prompts, options.generations, options.depths, options.batches, options.threads
-    )
-    sensors = find_sensors()
+    effort.check()
+    tests, failures = options.tests()
     with ExitStack() as stack:
         positions = max((test.end for test in tests), default=1)
         groups = _open(bundles, baseline, positions, stack, failures, say)
-        run = _Run(groups, tests, effort, options.provider, sensors, failures, say)
-        run.all()
+        report = run_sides(groups, tests, effort, provider=options.provider, say=say)
+    errors = [asdict(failure) for failure in failures] + report["errors"]
+    return report | {"options": asdict(options), "errors": errors}
+
+
+def run_sides(
+    groups: Sequence[Sequence[Side]],
+    tests: Sequence[Test],
+    effort: Effort,
+    *,
+    provider: str = "auto",
+    say: Say = lambda _: None,
+) -> dict[str, Any]:
+    """Measure groups of sides; those of a group take turns, the first is compared with the others."""
+    run = _Run(groups, tests, effort, provider, find_sensors(), say)
+    run.all()
+    found = summarise(groups, tests, run.samples, run.bandwidth(), run.idle)
+    failures = run.failures + found.pop("failures")
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "commit": _commit(),
-        "options": asdict(options),
+        "commit": commit(),
+        "options": None,
         "environment": run.machine,
-        "bandwidth": [asdict(b) for b in run.bandwidths],
+        "bandwidth": [asdict(found) | {"turn": turn} for found, turn, _ in run.bandwidths],
         "idle": {"sensor": run.idle.name, "watts": run.idle.watts},
-        "models": [
-            {
-                "name": s.name,
-                "path": s.path,
-                "baseline_of": s.baseline_of,
-                "traffic": s.traffic.to_dict(),
-                **s.facts,
-            }
-            for group in groups
-            for s in group
-        ],
-        "results": run.results,
-        "ratios": run.ratios,
-        "flatness": flatness_of(run.results),
+        "models": [model_of(side) for group in groups for side in group],
+        **found,
         "errors": [asdict(failure) for failure in failures],
     }
+
+
+def model_of(side: Side) -> dict[str, Any]:
+    """What a report says of a side."""
+    known = {"name": side.name, "path": side.path, "baseline_of": side.baseline_of}
+    return known | {"traffic": side.traffic.to_dict(), **side.facts}
 
 
 def _open(
@@ -125,58 +131,48 @@ def _open(
             name = str(path)
         try:
             bundle = open_bundle(path)
-            group = [bundle_side(name, bundle)]
+            groups.append([bundle_side(name, bundle)])
         except DijiangError as error:
             failures.append(Failure(name, None, str(error)))
             continue
-        groups.append(group)
         if baseline is None:
             continue
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dijiang-bench-")))
         say(f"{name}: building its baseline")
         try:
-            group.append(baseline(bundle, folder, positions))
+            groups[-1].append(baseline(bundle, folder, positions))
         except DijiangError as error:
             failures.append(Failure(f"baseline of {name}", None, str(error)))
     return groups
 
 
-def bundle_side(name: str, bundle: Bundle) -> Side:
-    """A bundle as a side of a bench."""
-    manifest = bundle.manifest
-    traffic = bundle_traffic(manifest.reads, manifest.spec.state_bytes)
-    facts = {
-        "kind": "dijiang",
-        "precision": manifest.precision,
-        "dialect": manifest.dialect,
-        "bytes": bundle.nbytes,
-        "spec": manifest.spec.to_dict(),
-    }
-    return Side(name, str(bundle.path), load_bundle, traffic, facts)
-
-
+@dataclass
 class _Run:
     """The measuring part; what was measured stays when it is interrupted."""
 
-    def __init__(
-        self,
-        groups: list[list[Side]],
-        tests: list[Test],
-        effort: Effort,
-        provider: str,
-        sensors: list[Sensor],
-        failures: list[Failure],
-        say: Say,
-    ) -> None:
-        self.groups, self.tests, self.effort, self.provider = groups, tests, effort, provider
-        self.sensors, self.failures, self.say = sensors, failures, say
-        self.machine = describe_machine()
-        self.bandwidths: list[Bandwidth] = []
-        self._fastest: dict[int | None, float] = {}  # by the threads asked for, bytes a second
-        self.idle = Meter(sensors)
-        self.results: list[dict[str, Any]] = []
-        self.ratios: list[dict[str, Any]] = []
-        self._rows: list[tuple[Side, Test, Samples]] = []
+    groups: Sequence[Sequence[Side]]
+    tests: Sequence[Test]
+    effort: Effort
+    provider: str
+    sensors: list[Sensor]
+    say: Say
+    machine: dict[str, Any] = field(default_factory=describe_machine)
+    failures: list[Failure] = field(default_factory=list)
+    #: What was measured, before which turn, and the threads asked for.
+    bandwidths: list[tuple[Bandwidth, int | None, int | None]] = field(default_factory=list)
+    samples: dict[tuple[str, Test], Samples] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.idle = Meter(self.sensors)
+
+    def bandwidth(self) -> dict[int | None, float]:
+        """Bytes a second by the threads asked for: the fastest; of turns, their median."""
+        found: dict[int | None, list[float]] = {}
+        for measured, turn, threads in self.bandwidths:
+            if not self.effort.quiet or turn is not None:
+                found.setdefault(threads, []).append(measured.bytes_per_second)
+        middle = statistics.median if self.effort.quiet else max
+        return {test.threads: 0.0 for test in self.tests} | {t: middle(f) for t, f in found.items()}
 
     def all(self) -> None:
         """Every test on every group; Ctrl-C or a polite kill ends it early."""
@@ -187,55 +183,42 @@ class _Run:
         try:
             with self.idle:
                 time.sleep(IDLE if self.sensors else 0)
-            self._measure_bandwidth()
+            self._measure_bandwidth(None)
             for tests in series_of(self.tests):
                 for group in self.groups:
                     self._series(group, tests)
-            self._measure_bandwidth()
+            self._measure_bandwidth(None)
         except KeyboardInterrupt:
             self.failures.append(Failure(None, None, "interrupted; the tests before it are kept"))
         finally:
             if main:
                 signal.signal(signal.SIGTERM, before)
-        for side, test, samples in self._rows:
-            self.results.append(result_of(side, test, samples, self._fastest[test.threads], self.idle))
 
-    def _measure_bandwidth(self) -> None:
+    def _measure_bandwidth(self, turn: int | None) -> None:
         """For each count of threads: before the tests and after them, as other load comes and goes."""
         for count in dict.fromkeys(test.threads for test in self.tests):
-            self.say("memory bandwidth")
-            found = measure_bandwidth(threads=count)
-            self.bandwidths.append(found)
-            self._fastest[count] = max(found.bytes_per_second, self._fastest.get(count, 0.0))
+            if turn is None:
+                self.say("memory bandwidth")
+            self.bandwidths.append((measure_bandwidth(threads=count), turn, count))
 
-    def _series(self, group: list[Side], tests: list[Test]) -> None:
-        series = Series(group, tests, self.effort, self.provider, self.sensors, self.say)
+    def _series(self, group: Sequence[Side], tests: list[Test]) -> None:
+        before = self._measure_bandwidth if self.effort.quiet else lambda turn: None
+        series = Series(group, tests, self.effort, self.provider, self.sensors, self.say, before)
         try:
             series.run()
         finally:
             self.failures += series.failures
-            for test in tests:
-                self._keep(group, test, series)
-
-    def _keep(self, group: list[Side], test: Test, series: Series) -> None:
-        """What was measured of a test."""
-        found = [(side, series.samples.get((side.name, test))) for side in group]
-        done = [(side, samples) for side, samples in found if samples and samples.repetitions]
-        self._rows += [(side, test, samples) for side, samples in done]
-        used = {samples.provider for _, samples in done}
-        if len(used) > 1:
-            message = f"ran on {' and '.join(sorted(used))}: no ratio; use --provider cpu"
-            self.failures.append(Failure(group[0].name, test.label, message))
-        elif len(done) == 2:
-            self.ratios.append(ratio_of(done[0], done[1], test))
+            self.samples |= series.samples
 
 
-def _commit() -> str | None:
-    """Commit of the source tree that this package is run from; None for an installed package."""
+def commit() -> str | None:
+    """Commit of the source tree that this package is run from, `-dirty` if it was changed since.
+
+    None for an installed package.
+    """
+    command = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*")
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-        )
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     except OSError:
         return None
     return done.stdout.strip() or None

@@ -8,20 +8,15 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from ..errors import BenchError, DijiangError
-from ..machine.sensors import load_nvml
 from .matrix import Test
-from .subject import Subject
-from .timing import timers_of
-
-#: load(path, threads, provider) -> Subject; importable by name, as it crosses processes.
-Load = Callable[[str, "int | None", str], Subject]
+from .subject import Load
+from .timing import clock_of
 
 
 class Worker:
@@ -48,13 +43,13 @@ class Worker:
             self._process.kill()
             self._process.join()
 
-    def start(self) -> tuple[float, str]:
-        """Load, reach the depths, warm up; seconds of the load, and the provider that really runs it."""
-        seconds, provider = self._receive()
-        return float(seconds), str(provider)
+    def start(self) -> tuple[float, str, dict[str, Any]]:
+        """Load, reach the depths, warm up; seconds of the load, what really runs it, its facts."""
+        loaded: tuple[float, str, dict[str, Any]] = self._receive()
+        return loaded
 
     def repeat(self, test: Test) -> list[float]:
-        """One repetition of a test; see Timer.repeat."""
+        """One repetition of a test; see SelfTimed.seconds."""
         seconds: list[float] = self._ask(test)
         return seconds
 
@@ -93,13 +88,13 @@ def _serve(pipe: Connection, load: Load, path: str, provider: str, tests: Sequen
         started = time.perf_counter()
         subject = load(path, tests[0].threads, provider)
         seconds = time.perf_counter() - started
-        timers = timers_of(subject, tests)
-        for timer in timers.values():
-            timer.warm_up()
-        pipe.send((seconds, subject.provider))
-        while test := pipe.recv():
-            pipe.send(timers[test].repeat())
-        pipe.send({"host": peak_host_bytes(), "device": device_bytes()})
+        clock = clock_of(subject, tests)
+        for test in tests:
+            clock.warm_up(test)
+        pipe.send((seconds, subject.provider, getattr(subject, "facts", {})))
+        while asked := pipe.recv():
+            pipe.send(clock.seconds(asked))
+        pipe.send(clock.peaks())
     except (EOFError, ConnectionError):
         return  # the parent has gone
     except DijiangError as error:
@@ -108,30 +103,3 @@ def _serve(pipe: Connection, load: Load, path: str, provider: str, tests: Sequen
         pipe.send(BenchError("not enough memory; use a smaller batch or depth"))
     except Exception as error:
         pipe.send(BenchError(f"{type(error).__name__}: {error}; run this test alone"))
-
-
-def peak_host_bytes() -> int | None:
-    """Largest resident set of this process so far.
-
-    VmHWM counts this program alone; getrusage would count the parent's pages from before the exec.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
-def device_bytes() -> int | None:
-    """GPU memory of this process on all GPUs, as NVML shows it; None without one."""
-    nvml = load_nvml()
-    if nvml is None:
-        return None
-    mine = multiprocessing.current_process().pid
-    return sum(
-        process.usedGpuMemory or 0
-        for index in range(nvml.nvmlDeviceGetCount())
-        for process in nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByIndex(index))
-        if process.pid == mine
-    )

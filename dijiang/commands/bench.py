@@ -55,7 +55,7 @@ def bench(
 ) -> None:
     """Measure BUNDLES: speed, memory, energy, and how close that is to what the memory allows."""
     from ..bench.explain import explain as formulas
-    from ..bench.formats import FORMATS
+    from ..bench.page import FORMATS
     from ..bench.plots import check_plot, import_matplotlib, save_plot
     from ..bench.render import require, write
     from ..bench.runner import Options, run_bench
@@ -75,9 +75,9 @@ def bench(
         check_plot(plot)
     build = None
     if baseline is not None:
-        from ..bench.baseline import BASELINES
+        from ..bench.transformer import build_transformer
 
-        build = partial(BASELINES[baseline], cache=cache)
+        build = partial(build_transformer, cache=cache)
     options |= {"baseline": baseline, "cache": cache}
     report = run_bench(bundles, Options(**options), baseline=build, say=lambda text: click.echo(text, err=True))
     write(FORMATS[form](report), file)
@@ -89,9 +89,10 @@ def bench(
 def _compare(before: Path, after: Path, threshold: float, form: str, file: Path | None) -> None:
     from ..bench import compare
     from ..bench.render import write
+    from ..bench.report import read_report
 
     if form not in ("md", "json"):
         raise click.UsageError("--compare writes md or json")
-    found = compare.compare(compare.read_report(before), compare.read_report(after), threshold=threshold)
+    found = compare.compare(read_report(before), read_report(after), threshold=threshold)
     write(compare.to_markdown(found) if form == "md" else json.dumps(found, indent=1), file)
     compare.require(found, threshold)

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InputError
+from .driver import Cuda
 from .limits import available_bytes, usable_cores
 
 #: Far beyond any last-level cache.
 BYTES = 1 << 30
 #: Pieces that idle threads take: with one piece a thread, the slowest core decides.
 PIECES = 32
+#: Copies in a pass on a GPU.
+COPIES = 8
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,20 @@ def measure_bandwidth(*, threads: int | None = None, size: int | None = None, pa
             seconds.append(time.perf_counter() - started)
     total = sum(piece.nbytes for piece in pieces)
     return Bandwidth(total / min(seconds), threads, total, tuple(seconds))
+
+
+def measure_gpu_bandwidth(passes: int = 10) -> Bandwidth:
+    """Bytes that the GPU's memory moves: device-to-device copies of 1 GiB, read and written."""
+    cuda = Cuda()
+    source, target, stream = cuda.allocate(BYTES), cuda.allocate(BYTES), cuda.stream()
+    seconds = []
+    for _ in range(passes + 1):
+        started = time.perf_counter()
+        for _ in range(COPIES):
+            cuda.copy(target, source, BYTES, stream)
+        cuda.synchronize(stream)
+        seconds.append(time.perf_counter() - started)
+    cuda.free(source)
+    cuda.free(target)
+    moved, seconds = 2 * BYTES * COPIES, seconds[1:]  # the first one warms up
+    return Bandwidth(moved / float(np.median(seconds)), 1, moved, tuple(seconds))

@@ -159,6 +159,11 @@ class Cuda:
         )
         self.synchronize(stream)
 
+    def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
+        """Copy within the device, in the order of the stream."""
+        arguments = (c_void_p(target), c_void_p(source), c_size_t(nbytes), c_void_p(stream))
+        self._call("cuMemcpyDtoDAsync_v2", *arguments)
+
     def synchronize(self, stream: int) -> None:
         """Wait for all work of a stream."""
         self._call("cuStreamSynchronize", c_void_p(stream))

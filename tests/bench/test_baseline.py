@@ -7,10 +7,10 @@ import pytest
 from dijiang.graph.attention import runs_here
 
 from dijiang.bench import runner
-from dijiang.bench.baseline import VanillaModel, build_transformer, random_weights, write_transformer
+from dijiang.bench.cached import CachedSubject
 from dijiang.bench.measure import Series
 from dijiang.bench.runner import Options, run_bench
-from dijiang.bench.vanilla import VanillaSubject
+from dijiang.bench.transformer import VanillaModel, build_transformer, random_weights, write_transformer
 from dijiang.bundle.manifest import open_bundle
 from dijiang.errors import ExportError, InputError
 from dijiang.models.reference import Reference, rotate
@@ -74,7 +74,7 @@ def last_logits(subject, ids, pieces):
 def test_transformer_meets_float64_attention(shape, pieces, tmp_path):
     spec = SHAPES[shape]
     write_transformer(spec, tmp_path, 63, cache="fp32")
-    subject = VanillaSubject(tmp_path, threads=1, provider="cpu")
+    subject = CachedSubject(tmp_path, threads=1, provider="cpu")
     ids = np.random.default_rng(0).integers(spec.vocab_size, size=(2, 63))
     expected = SoftmaxAttention(spec, random_weights(spec)).forward(ids)[:, -1]
     np.testing.assert_allclose(last_logits(subject, ids, pieces), expected, atol=2e-5)
@@ -83,7 +83,7 @@ def test_transformer_meets_float64_attention(shape, pieces, tmp_path):
 @pytest.mark.parametrize(("cache", "bound"), [("fp16", 2e-3), ("int8", 0.2)])
 def test_smaller_caches_stay_near(cache, bound, tmp_path):
     write_transformer(PYTHIA, tmp_path, 63, cache=cache)
-    subject = VanillaSubject(tmp_path, threads=1, provider="cpu")
+    subject = CachedSubject(tmp_path, threads=1, provider="cpu")
     ids = np.random.default_rng(0).integers(300, size=(1, 63))
     expected = SoftmaxAttention(PYTHIA, random_weights(PYTHIA)).forward(ids)[:, -1]
     assert np.abs(last_logits(subject, ids, [60, 1, 1, 1]) - expected).max() < bound * expected.std()
@@ -91,7 +91,7 @@ def test_smaller_caches_stay_near(cache, bound, tmp_path):
 
 def test_cache_is_written_in_place_and_counted(tmp_path):
     traffic = write_transformer(PYTHIA, tmp_path, 40, cache="fp16")
-    subject = VanillaSubject(tmp_path, threads=1, provider="cpu")
+    subject = CachedSubject(tmp_path, threads=1, provider="cpu")
     state = subject.at(2, 30, 40)
     assert sum(k.nbytes + v.nbytes for k, v in state.layers) == traffic.resident(2, 40)
     assert traffic.cache == 2 * 2 * 2 * 128
@@ -100,6 +100,19 @@ def test_cache_is_written_in_place_and_counted(tmp_path):
     for old, (new, _) in zip(before, state.layers, strict=True):
         changed = (old != new).any(axis=(0, 1, 3))
         assert np.flatnonzero(changed).tolist() == [30]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_timed_steps_are_those_of_forward(batch, tmp_path):
+    write_transformer(PYTHIA, tmp_path, 40, cache="fp32")
+    subject = CachedSubject(tmp_path, threads=1, provider="cpu")
+    ids = np.random.default_rng(0).integers(300, size=(batch, 5))
+    timed, plain = (subject.at(batch, 0, 40) for _ in range(2))
+    tokens = subject.prefill(ids, timed)
+    logits = subject.forward(ids, plain)
+    for following, _ in zip(subject.steps(tokens, timed), range(6), strict=False):
+        logits = subject.forward(logits.argmax(axis=-1)[:, None], plain)
+        np.testing.assert_array_equal(following, logits.argmax(axis=-1))
 
 
 def test_projections_are_as_merged_as_a_bundles(tmp_path):
@@ -114,14 +127,14 @@ def test_projections_are_as_merged_as_a_bundles(tmp_path):
 def test_depth_past_learned_positions_is_refused(tmp_path):
     spec = replace(PYTHIA, family="opt", learned_positions=True, rotary_dims=0, parallel_residual=False)
     write_transformer(spec, tmp_path, 500, cache="fp32")
-    subject = VanillaSubject(tmp_path, threads=1, provider="cpu")
+    subject = CachedSubject(tmp_path, threads=1, provider="cpu")
     with pytest.raises(InputError, match="500 positions, this Transformer has embeddings for 64"):
         subject.at(1, 499, 500)
     assert subject.forward(np.array([[1, 2]]), subject.at(1, 0, 2)).shape == (1, 300)
 
 
-def test_graphs_without_a_baseline_are_refused(exported, tmp_path):
-    bundle = open_bundle(exported("tiny-python", graph="primitive"))
+def test_dialects_without_a_baseline_are_refused(exported, tmp_path):
+    bundle = open_bundle(exported("tiny-python", dialect="primitive"))
     with pytest.raises(ExportError, match="no baseline"):
         build_transformer(bundle, tmp_path, 10)
 

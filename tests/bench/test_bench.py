@@ -15,9 +15,11 @@ import dijiang
 from dijiang.bench import render, runner
 from dijiang.bench.explain import FORMULAS, explain
 from dijiang.bench.matrix import Test
-from dijiang.bench.measure import Series, Side
-from dijiang.bench.runner import Options, load_bundle, run_bench
-from dijiang.bench.timing import timers_of
+from dijiang.bench.measure import Series
+from dijiang.bench.report import target
+from dijiang.bench.runner import Options, run_bench
+from dijiang.bench.subject import Side, load_bundle
+from dijiang.bench.timing import clock_of
 from dijiang.bench.traffic import Traffic
 from dijiang.cli import main
 from dijiang.errors import BenchError
@@ -72,7 +74,7 @@ def test_every_test_has_a_result_with_raw_samples(report):
     series = [(f"{kind}{n}", batch) for kind, n in (("pp", 7), ("tg", 5)) for batch in (1, 2)]
     assert names == [(name + at, batch) for name, batch in series for at in ("", " @ d63")]
     for result in report["results"]:
-        latency = render.target(result)["latency"]
+        latency = target(result)["latency"]
         assert len(latency["values"]) >= 2
         steps = result["per_token"]
         assert (steps is None) == (result["kind"] == "pp")
@@ -84,7 +86,7 @@ def test_every_test_has_a_result_with_raw_samples(report):
 
 def test_memory_and_load_time_are_those_of_the_child(report):
     for result in report["results"]:
-        peak = render.target(result)["memory"]["max_ram"]
+        peak = target(result)["memory"]["max_ram"]
         # Python, NumPy and ONNX Runtime take more than 30 MB; this process has torch too.
         assert 30 < peak < 300
         assert result["load_model"]["latency"]["count"] == 1
@@ -137,12 +139,13 @@ def test_noise_is_said():
 
 
 def runner_result(totals, joules=None, idle=None, provider="CPUExecutionProvider"):
-    from dijiang.bench.measure import Samples
+    from dijiang.bench.measure import Samples, Turn
     from dijiang.bench.results import result_of
     from dijiang.machine.sensors import Meter
 
     side = Side("m", "p", load_bundle, Traffic(weights=10_000_000), {})
-    samples = Samples(1.0, provider, [[t / 4] * 4 for t in totals], {"host": 5}, joules, sum(totals))
+    turns = [Turn(i, [t / 4] * 4) for i, t in enumerate(totals)]
+    samples = Samples(1.0, provider, {}, turns, [], {"host": 5}, joules, sum(totals))
     meter = Meter([], seconds=2.0, joules=idle)
     return result_of(side, Test("tg", 4, batch=2), samples, 40e6, meter)
 
@@ -172,18 +175,56 @@ def test_sensors_are_read_around_each_repetition(exported, monkeypatch):
     assert energy["gross"] > 0
 
 
-def test_timed_tokens_are_the_greedy_continuation(exported):
+@pytest.mark.parametrize("batch", [1, 2])
+def test_timed_tokens_are_the_greedy_continuation(exported, batch):
     """The timed path is the real one: its ids are those of a plain loop."""
-    test = Test("tg", 6, depth=0, batch=2)
+    test = Test("tg", 6, depth=0, batch=batch)
     subject = load_bundle(str(exported("tiny-python")), None, "auto")
-    timer = timers_of(subject, [test])[test]
-    ids = timer._ids.copy()
-    assert len(timer.repeat()) == 6
-    state = subject.model.new_state(2)
+    clock = clock_of(subject, [test])
+    ids = clock.ids(test)
+    assert len(clock.seconds(test)) == 6
+    state = subject.model.new_state(batch)
     for _ in range(6):
         ids = subject.model.forward(ids, state).argmax(axis=-1)[:, None]
-    np.testing.assert_array_equal(timer._ids, ids)
-    assert timer._state.position.tolist() == [6, 6]
+    np.testing.assert_array_equal(clock.chosen, ids[:, 0])
+    assert clock.state.position.tolist() == [6] * batch
+
+
+def test_timed_loop_is_the_one_that_generate_runs(exported, monkeypatch):
+    """Where generate's own pick is broken, so are the timed tokens."""
+    subject = load_bundle(str(exported("tiny-python")), None, "auto")
+    real = subject.model.decoder
+
+    class Broken:
+        def __init__(self, state):
+            self.inner = real(state)
+
+        def pick(self, token):
+            return (self.inner.pick(token) + 1) % subject.vocab_size
+
+    def timed():
+        test = Test("tg", 5)
+        clock = clock_of(subject, [test])
+        clock.seconds(test)
+        first = int(clock.ids(test)[0, 0])
+        state = subject.model.new_state()
+        records = subject.model.generate([first], state=state, max_tokens=5, ignore_eos=True)
+        return int(clock.chosen[0]), [record.token for record in records][-1]
+
+    before, generated = timed()
+    assert before == generated
+    monkeypatch.setattr(subject.model, "decoder", Broken)
+    after, _ = timed()
+    assert after != before
+
+
+def test_prompt_is_what_generate_prefills(exported, monkeypatch):
+    subject = load_bundle(str(exported("tiny-python")), None, "auto")
+    seen = []
+    real = subject.model.next_token
+    monkeypatch.setattr(subject.model, "next_token", lambda ids, state: seen.append(ids.shape) or real(ids, state))
+    clock_of(subject, [Test("pp", 7)]).seconds(Test("pp", 7))
+    assert seen == [(1, 7)]
 
 
 def test_failures_are_kept_beside_what_was_measured(exported, tmp_path):
@@ -212,7 +253,7 @@ def test_a_test_beyond_the_memory_is_one_line(exported):
 def test_what_was_measured_before_an_interruption_is_kept(exported, monkeypatch, turns, kept):
     class Interrupted(Series):
         def _repeat(self, *turn):
-            if sum(len(one.repetitions) for one in self.samples.values()) == turns:
+            if sum(len(one.turns) for one in self.samples.values()) == turns:
                 os.kill(os.getpid(), signal.SIGTERM)
             super()._repeat(*turn)
 

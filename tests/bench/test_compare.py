@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dijiang.bench.compare import compare, read_report
+from dijiang.bench.compare import compare
 from dijiang.bench.matrix import Test
-from dijiang.bench.measure import Samples, Side
+from dijiang.bench.measure import Samples, Turn
+from dijiang.bench.report import read_report
 from dijiang.bench.results import result_of
-from dijiang.bench.runner import load_bundle
+from dijiang.bench.subject import Side, load_bundle
 from dijiang.bench.traffic import Traffic
 from dijiang.cli import main
 from dijiang.errors import BenchError
@@ -25,10 +26,11 @@ def report(tests, name="model", noise=0.002, seed=0):
     results = []
     for test, seconds in tests.items():
         totals = seconds * (1 + noise * random.standard_normal(10))
-        samples = Samples(1.0, "CPUExecutionProvider", [[total] for total in totals], {"host": 5_000_000})
+        turns = [Turn(i, [total]) for i, total in enumerate(totals)]
+        samples = Samples(1.0, "CPUExecutionProvider", turns=turns, peaks={"host": 5_000_000})
         results.append(result_of(side, test, samples, 1e9, Meter([])))
     models = [{"name": name, "baseline_of": None}]
-    return {"schema_version": 1, "models": models, "results": results}
+    return {"schema_version": 2, "models": models, "results": results}
 
 
 TESTS = {Test("pp", 512): 2.0, Test("tg", 1): 0.1}
@@ -91,8 +93,8 @@ def test_a_file_that_is_no_report_is_one_line(tmp_path, text):
 
 def test_a_report_of_another_layout_is_refused(tmp_path):
     path = tmp_path / "r.json"
-    path.write_text(json.dumps(report(TESTS) | {"schema_version": 2}))
-    with pytest.raises(BenchError, match="layout 2, expected 1"):
+    path.write_text(json.dumps(report(TESTS) | {"schema_version": 3}))
+    with pytest.raises(BenchError, match="layout 3, expected 1 to 2"):
         read_report(path)
     with pytest.raises(BenchError, match="cannot be read"):
         read_report(tmp_path / "nothing.json")

@@ -4,13 +4,16 @@ import threading
 
 import pytest
 
+from dijiang.bench import measure
 from dijiang.bench.matrix import Test
-from dijiang.bench.measure import Effort, Series, Side, needed_bytes, rounds
-from dijiang.bench.runner import bundle_side, load_bundle
+from dijiang.bench.measure import Effort, Series, needed_bytes, rounds
+from dijiang.bench.results import result_of
+from dijiang.bench.subject import Side, bundle_side, load_bundle
 from dijiang.bench.traffic import Traffic
 from dijiang.bench.worker import Worker
 from dijiang.bundle.manifest import open_bundle
 from dijiang.errors import BenchError
+from dijiang.machine.sensors import Meter
 
 STEPS, ENDLESS = Test("tg", 3), Test("tg", 10**9)
 
@@ -63,3 +66,70 @@ def test_a_process_that_is_killed_while_it_works_is_one_line(exported):
         with pytest.raises(BenchError, match="want of memory"):
             worker.repeat(ENDLESS)
         killer.join()
+
+
+@pytest.mark.parametrize(
+    ("waited", "turns", "disturbed"),
+    [
+        ([0.01, 0.02], [0, 1], []),
+        ([0.2, 0.01, 0.02], [0, 1], [0]),  # taken again
+        ([0.2, 0.3, 0.4, 0.01], [1], [0, 0, 0]),  # given up after three
+    ],
+    ids=["quiet", "again", "left out"],
+)
+def test_what_other_processes_disturbed_is_taken_again(exported, monkeypatch, waited, turns, disturbed):
+    shares = iter(waited)
+
+    class Busy:
+        def seen(self):
+            return next(shares), 0.0
+
+    monkeypatch.setattr(measure, "Watch", Busy)
+    monkeypatch.setattr(measure, "wait_until_idle", lambda seconds: None)
+    side, test = bundle_side("one", open_bundle(exported("tiny-python"))), Test("tg", 2)
+    effort, numbers = Effort(2, 0.0, quiet=True, probe=False), []
+    series = Series([side], [test], effort, "cpu", [], print, numbers.append)
+    series.run()
+    samples = series.samples["one", test]
+    assert [turn.number for turn in samples.turns] == turns
+    assert [turn.number for turn in samples.disturbed] == disturbed
+    assert samples.peaks["host"] > 0
+    assert next(shares, None) is None
+    assert numbers == [0, 1]
+
+
+def test_minutes_end_a_series_after_a_turn(exported):
+    side, test = bundle_side("one", open_bundle(exported("tiny-python"))), Test("tg", 2)
+    series = Series([side], [test], Effort(50, 0.0, minutes=0.0, probe=False), "cpu", [], print)
+    series.run()
+    assert len(series.samples["one", test].turns) == 1
+
+
+def clocked(path, threads, provider):
+    return Clocked()
+
+
+class Clocked:
+    """A program with a clock of its own, which gives totals only."""
+
+    provider, warm = "a program", 0
+
+    def warm_up(self, test):
+        self.warm += 1
+
+    def seconds(self, test):
+        return [float(self.warm)]
+
+    def peaks(self):
+        return {"host": None, "device": 7}
+
+
+def test_a_subject_with_its_own_clock_gives_totals():
+    side, test = Side("peer", "", clocked, Traffic(0), {}), Test("tg", 4)
+    series = Series([side], [test], Effort(2, 0.0, probe=False), "cpu", [], print)
+    series.run()
+    samples = series.samples["peer", test]
+    assert [turn.seconds for turn in samples.turns] == [[1.0], [1.0]]
+    found = result_of(side, test, samples, 1e9, Meter([]))
+    assert (found["per_token"], found["tpot_s"], found["roofline"]) == (None, 0.25, None)
+    assert found["decode"]["memory"]["max_ram"] is None

@@ -12,8 +12,8 @@ import pytest
 import dijiang
 from dijiang.bench.matrix import Test
 from dijiang.bench.measure import Effort, Series
-from dijiang.bench.runner import bundle_side, load_bundle
-from dijiang.bench.timing import Timer, timers_of
+from dijiang.bench.subject import bundle_side, load_bundle
+from dijiang.bench.timing import LoopClock, clock_of
 from dijiang.bundle.manifest import open_bundle
 from dijiang.machine.bandwidth import BYTES, PIECES, measure_bandwidth
 from dijiang.machine.limits import usable_cores
@@ -97,13 +97,12 @@ def test_two_runs_agree_within_a_twentieth(pythia_70m):
 
 
 class Instant:
-    """A subject whose forward pass takes no time: what is left is the bench itself."""
+    """A subject whose steps take no time: what is left is the bench itself."""
 
     provider = "none"
 
     def __init__(self, vocab_size):
         self.vocab_size = vocab_size
-        self.logits = np.zeros((1, vocab_size), np.float32)
 
     def at(self, batch, depth, end):
         return None
@@ -111,8 +110,9 @@ class Instant:
     def rewind(self, state, depth):
         pass
 
-    def forward(self, ids, state):
-        return self.logits
+    def steps(self, tokens, state):
+        while True:
+            yield tokens
 
 
 def test_the_bench_adds_less_than_a_hundredth_to_a_step(pythia_70m):
@@ -122,16 +122,17 @@ def test_the_bench_adds_less_than_a_hundredth_to_a_step(pythia_70m):
     """
     real = load_bundle(str(pythia_70m), None, "auto")
     instant, test = Instant(real.vocab_size), Test("tg", STEPS, depth=512)
-    ids = np.zeros((1, 1), np.int64)
+    tokens = np.zeros(1, np.int64)
 
     def bare():
-        for _ in range(STEPS):
-            ids[:, 0] = instant.forward(ids, None).argmax(axis=-1)
+        for _ in zip(instant.steps(tokens, None), range(STEPS), strict=False):
+            pass
 
-    pairs = in_turn(lambda: seconds(bare), lambda: seconds(Timer(instant, test, None).repeat), 200)
+    timed = LoopClock(instant, None)
+    pairs = in_turn(lambda: seconds(bare), lambda: seconds(lambda: timed.seconds(test)), 200)
     added = statistics.median(timed - plain for plain, timed in pairs) / STEPS
-    timer = timers_of(real, [test])[test]
-    timer.warm_up()
-    step = min(min(timer.repeat()) for _ in range(20))
+    clock = clock_of(real, [test])
+    clock.warm_up(test)
+    step = min(min(clock.seconds(test)) for _ in range(20))
     print(f"\nthe bench adds {1e6 * added:.2f} us to a step of {1e3 * step:.3f} ms: {added / step:.3%}")
     assert added < step / 100

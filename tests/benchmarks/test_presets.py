@@ -4,6 +4,8 @@ import json
 import sys
 
 import presets
+import processes
+import pytest
 
 from dijiang.models.presets import PRESETS
 
@@ -23,8 +25,13 @@ def test_copying_is_timed_and_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_watched_process_reports_its_peak():
+def test_process_reports_its_peak_and_what_it_printed():
     code = "import time; x = bytearray(200_000_000); time.sleep(0.5); print(len(x))"
-    found = presets.watched([sys.executable, "-c", code])
-    assert found["output"] == "200000000\n"
-    assert 2e8 < found["anonymous_bytes"] < 3e8
+    found = processes.run([sys.executable, "-c", code])
+    assert found.output == "200000000\n"
+    assert 2e8 < found.figures["anonymous_bytes"] < 3e8
+
+
+def test_step_that_fails_ends_the_plan():
+    with pytest.raises(SystemExit, match="failed with 3"):
+        presets.watched([sys.executable, "-c", "raise SystemExit(3)"])

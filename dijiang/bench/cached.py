@@ -1,8 +1,9 @@
-"""Running the vanilla Transformer that a bundle is compared with."""
+"""Running the Transformer that transformer.py wrote: keys and values in place, greedy steps."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,16 @@ from ..bundle import names
 from ..bundle.manifest import GRAPH
 from ..errors import InputError, SessionError
 from ..runtime.sessions.base import PIECE, import_onnxruntime, session_options
+from .facts import HOST_PROVIDERS, baseline_runs_on
 
 FACTS = "transformer.json"
 CACHE_TYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
-CPU = "CPUExecutionProvider"
 #: Distinct values that a cache is filled with; more would only take longer to draw.
 DRAWN = 1 << 18
 
 
 @dataclass(frozen=True)
-class VanillaFacts:
+class CachedFacts:
     """What the folder's transformer.json says; positions: tokens that a sequence can have."""
 
     vocab_size: int
@@ -48,7 +49,7 @@ class Cache:
     position: int
 
 
-class VanillaSubject:
+class CachedSubject:
     """A Transformer with an in-place key-value cache; see subject.Subject.
 
     A depth is reached by random keys and values: the time of a step does not depend on them, and the
@@ -57,20 +58,22 @@ class VanillaSubject:
 
     def __init__(self, folder: Path, *, threads: int | None, provider: str) -> None:
         ort = import_onnxruntime()
-        if provider not in ("auto", "cpu"):
+        if not baseline_runs_on(provider):
             raise SessionError(f"no baseline for provider {provider!r}, expected cpu; use --provider cpu")
-        self.facts = VanillaFacts(**json.loads((folder / FACTS).read_text(encoding="utf-8")))
-        self.vocab_size = self.facts.vocab_size
+        self._about = CachedFacts(**json.loads((folder / FACTS).read_text(encoding="utf-8")))
+        self.vocab_size = self._about.vocab_size
         self._ort = ort
         self._session = ort.InferenceSession(
-            str(folder / GRAPH), sess_options=session_options(ort, threads), providers=[CPU]
+            str(folder / GRAPH),
+            sess_options=session_options(ort, threads),
+            providers=list(HOST_PROVIDERS),
         )
         self.provider = str(self._session.get_providers()[0])
         self._step: _Step | None = None
 
     def at(self, batch: int, depth: int, end: int) -> Cache:
         """See Subject.at."""
-        facts = self.facts
+        facts = self._about
         if end > facts.positions:
             raise InputError(f"{end} positions, this Transformer has embeddings for {facts.positions}; lower -d")
         shape = (batch, facts.kv_heads, end, facts.head_size)
@@ -87,15 +90,32 @@ class VanillaSubject:
         """See Subject.rewind."""
         state.position = depth
 
+    def prefill(self, ids: np.ndarray, state: Cache) -> np.ndarray:
+        """See Subject.prefill."""
+        tokens: np.ndarray = self.forward(ids, state).argmax(axis=-1)
+        return tokens
+
+    def steps(self, tokens: np.ndarray, state: Cache) -> Iterator[np.ndarray]:
+        """See Subject.steps."""
+        step = self._bind(tokens[:, None].shape, state)
+
+        def loop(tokens: np.ndarray) -> Iterator[np.ndarray]:
+            while True:
+                tokens = step.run(tokens[:, None]).argmax(axis=-1)
+                yield tokens
+
+        return loop(tokens)
+
     def forward(self, ids: np.ndarray, state: Cache) -> np.ndarray:
-        """See Subject.forward; a prompt goes through in pieces, as a bundle's does.
+        """Logits [B, vocab] of the last tokens; a prompt goes through in pieces, as a bundle's does.
 
         The node takes a piece after earlier tokens only of one sequence: then they go one by one.
         """
         batch, length = ids.shape
         if batch == 1 or length == 1 or (state.position == 0 and length <= PIECE):
             for start in range(0, length, PIECE):
-                logits = self._piece(ids[:, start : start + PIECE], state)
+                piece = ids[:, start : start + PIECE]
+                logits = self._bind(piece.shape, state).run(piece)
             return logits
         rows = []
         for i in range(batch):
@@ -104,19 +124,20 @@ class VanillaSubject:
         state.position += length
         return np.stack(rows)
 
-    def _piece(self, ids: np.ndarray, state: Cache) -> np.ndarray:
+    def _bind(self, shape: tuple[int, ...], state: Cache) -> _Step:
+        """Buffers for calls of a shape [B, T]; those of the last decode step stay."""
         step = self._step
-        if step is None or not step.fits(ids.shape, state):
-            step = _Step(self._ort, self._session, ids.shape, state, self.facts)
-            if ids.shape[1] == 1:
+        if step is None or not step.fits(shape, state):
+            step = _Step(self._ort, self._session, shape, state, self._about)
+            if shape[1] == 1:
                 self._step = step
-        return step.run(ids)
+        return step
 
 
 class _Step:
     """Buffers of one shape bound to one cache: made once, run many times."""
 
-    def __init__(self, ort: Any, session: Any, shape: tuple[int, ...], state: Cache, facts: VanillaFacts) -> None:
+    def __init__(self, ort: Any, session: Any, shape: tuple[int, ...], state: Cache, facts: CachedFacts) -> None:
         self._session, self._shape, self._state = session, shape, state
         batch, length = shape
         self._ids = np.zeros(shape, np.int64)
@@ -165,6 +186,6 @@ class _Step:
         return self._logits[:, 0]
 
 
-def load_vanilla(path: str, threads: int | None, provider: str) -> VanillaSubject:
+def load_cached(path: str, threads: int | None, provider: str) -> CachedSubject:
     """The baseline in a folder, in the process that measures it."""
-    return VanillaSubject(Path(path), threads=threads, provider=provider)
+    return CachedSubject(Path(path), threads=threads, provider=provider)

@@ -1,4 +1,4 @@
-"""The vanilla Transformer of a bundle's shape: what `dijiang bench --baseline transformer` runs.
+"""Writing the vanilla Transformer of a bundle's shape, for `dijiang bench --baseline transformer`.
 
 The same graph writer as a bundle; only the attention differs: ONNX Runtime's
 GroupQueryAttention on packed q, k and v with rotary positions inside and keys and values written in
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -25,7 +24,6 @@ from ..graph.blocks import rotary_angles, rotate
 from ..graph.builder import CONTRIB
 from ..graph.passes import optimise
 from ..graph.passes.quantize import Quantize
-from ..graph.passes.types import TYPES
 from ..graph.precision import precision_of
 from ..graph.reads import parameter_reads
 from ..graph.writer import Writer
@@ -36,9 +34,10 @@ from ..models.load import FAMILIES
 from ..models.rotary import inverse_frequencies
 from ..models.spec import ModelSpec
 from ..models.weights import Weights
-from .measure import Side
+from .cached import CACHE_TYPES, FACTS, CachedFacts, load_cached
+from .facts import without_baseline
+from .subject import Side
 from .traffic import Traffic
-from .vanilla import CACHE_TYPES, FACTS, VanillaFacts, load_vanilla
 
 #: Kind of cache -> the element type of keys and values, and of what the attention node computes in.
 ELEMENTS = {
@@ -118,11 +117,11 @@ class VanillaWriter(Writer):
 
     def _attention(self, prefix: str, decay: Decay, x: ir.Value, past: ir.Value) -> tuple[ir.Value, ir.Value]:
         b, spec = self.b, self.spec
-        _, computed = ELEMENTS[self._cache]
+        stored, computed = ELEMENTS[self._cache]
         heads = self._heads(self._linear(f"{prefix}.qkv", x))
         if computed != ir.DataType.FLOAT:
             heads = [h if h is None else b.op("Cast", h, to=computed) for h in heads]
-        quantized = self._cache == "int8"
+        quantized = stored == ir.DataType.INT8
         scale = b.constant([CACHE_SCALE]) if quantized else None
         optional = [None, None, None, scale, scale] if quantized else []
         rounding = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
@@ -164,7 +163,8 @@ class VanillaWriter(Writer):
     def _rotary_tables(self) -> list[ir.Value]:
         """cos and sin [positions, rotary_dims / 2]."""
         angles = np.outer(np.arange(self._positions, dtype=np.float64), inverse_frequencies(self.spec))
-        element = np.float16 if self._cache == "fp16" else np.float32
+        _, computed = ELEMENTS[self._cache]
+        element = np.float16 if computed == ir.DataType.FLOAT16 else np.float32
         return [self.b.constant(f(angles), element) for f in (np.cos, np.sin)]
 
 
@@ -190,7 +190,7 @@ def write_transformer(
     if rounding.quantized:
         Quantize(rounding)(graph)
     ir.save(graph, folder / GRAPH, external_data=DATA)
-    facts = VanillaFacts(
+    facts = CachedFacts(
         vocab_size=spec.vocab_size,
         layers=spec.num_layers,
         kv_heads=spec.num_kv_heads,
@@ -213,16 +213,9 @@ def build_transformer(bundle: Bundle, folder: Path, positions: int, *, cache: st
     manifest = bundle.manifest
     if cache not in CACHE_TYPES:
         raise ExportError(f"cache {cache!r} is unknown, expected one of {', '.join(CACHE_TYPES)}")
-    if manifest.precision in TYPES:
-        raise ExportError(
-            f"precision {manifest.precision} has no baseline to compare with, expected fp32 or int8; "
-            "export with --precision int8"
-        )
-    if manifest.dialect not in ("ort", "native"):
-        raise ExportError(
-            f"the {manifest.dialect} dialect has no baseline to compare with, expected ort or native; "
-            "export with --dialect ort"
-        )
+    reason = without_baseline(manifest.precision, manifest.dialect)
+    if reason:
+        raise ExportError(reason)
     try:
         traffic = write_transformer(manifest.spec, folder, positions, precision=manifest.precision, cache=cache)
     except OSError as error:
@@ -238,8 +231,4 @@ def build_transformer(bundle: Bundle, folder: Path, positions: int, *, cache: st
         "bytes": sum(file.stat().st_size for file in folder.iterdir()),
         "spec": manifest.spec.to_dict(),
     }
-    return Side(f"Transformer of {name}", str(folder), load_vanilla, traffic, facts, baseline_of=name)
-
-
-#: --baseline -> what builds it.
-BASELINES: dict[str, Callable[..., Side]] = {"transformer": build_transformer}
+    return Side(f"Transformer of {name}", str(folder), load_cached, traffic, facts, baseline_of=name)

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from dijiang.bench.matrix import Test
+from dijiang.machine.limits import usable_cores
+
 #: The source distribution that carries llama.cpp.
 PACKAGE = "llama-cpp-python==0.3.36"
 TOOLS = ("llama-bench", "llama-quantize")
@@ -55,7 +58,9 @@ def _fetch(cache: Path) -> Path:
 
 
 def version(cache: Path) -> dict[str, str]:
-    """What was built, and with which compiler."""
+    """What was built, and with which compiler; empty where nothing was."""
+    if not (cache / "build" / "CMakeCache.txt").is_file():
+        return {}
     settings = dict(
         line.split("=", 1)
         for line in (cache / "build" / "CMakeCache.txt").read_text().splitlines()
@@ -134,26 +139,30 @@ def model(cache: Path, preset: str, config: dict[str, Any], kind: str) -> Path:
 
 
 class LlamaBench:
-    """One GGUF file under llama-bench: a process a call, its own warm-up before each test."""
+    """One GGUF file under llama-bench: a process a repetition, its own warm-up before each test."""
 
-    def __init__(self, cache: Path, gguf_file: Path, threads: int, options: tuple[str, ...] = ()) -> None:
-        self._command = [str(build(cache) / "llama-bench"), "-m", str(gguf_file), "-o", "json"]
-        self._command += ["-t", str(threads), *options]
+    def __init__(self, path: str, threads: int | None, provider: str, options: tuple[str, ...] = ()) -> None:
+        self.provider, tool = PACKAGE, build(Path(path).parent) / "llama-bench"
+        self._command = [str(tool), "-m", path, "-o", "json", "-r", "1", *options]
+        self._command += ["-t", str(threads or usable_cores())]
 
-    def prefill(self, tokens: int, repeat: int) -> list[float]:
-        """Seconds for a prompt of `tokens`, `repeat` times."""
-        return self._samples("-p", str(tokens), "-n", "0", "-r", str(repeat))
+    def warm_up(self, test: Test) -> None:
+        """See SelfTimed.warm_up: each process warms itself up."""
 
-    def decode(self, depth: int, tokens: int, repeat: int) -> list[float]:
-        """Seconds for `tokens` decode steps after a really computed prompt of `depth` tokens."""
-        return self._samples("-p", "0", "-n", str(tokens), "-d", str(depth), "-r", str(repeat))
+    def peaks(self) -> dict[str, int | None]:
+        """Not measured: the memory is that of another program."""
+        return {"host": None, "device": None}
 
-    def _samples(self, *test: str) -> list[float]:
-        done = subprocess.run([*self._command, *test], capture_output=True, text=True, check=True)
-        return seconds(done.stdout)
+    def seconds(self, test: Test) -> list[float]:
+        """Seconds of a prompt, or of all decode steps after a really computed prompt."""
+        sizes = (test.tokens, 0) if test.prompt else (0, test.tokens)
+        names = ("-p", "-n", "-d")
+        flags = [part for pair in zip(names, map(str, (*sizes, test.depth)), strict=True) for part in pair]
+        done = subprocess.run([*self._command, *flags], capture_output=True, text=True, check=True)
+        return samples(done.stdout)
 
 
-def seconds(report: str) -> list[float]:
+def samples(report: str) -> list[float]:
     """The samples of llama-bench's JSON report of one test, in seconds."""
     tests = json.loads(report)
     if len(tests) != 1 or not tests[0]["samples_ns"]:
