@@ -12,11 +12,12 @@ import numpy as np
 
 import dijiang
 from dijiang.bench.subject import DijiangSubject, Load, Side, bundle_side, load_bundle
-from dijiang.bundle.manifest import open_bundle
+from dijiang.bundle.opened import open_bundle
 from dijiang.models.initial import write_random
 from dijiang.models.load import load_checkpoint
 from dijiang.models.presets import PRESETS
 from dijiang.models.weights import is_decay_table
+from dijiang.runtime.sessions.engines import BACKENDS
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-python"
 TINY = PRESETS["pythia-70m"] | {
@@ -51,7 +52,7 @@ class Place:
     def engine(self) -> str | None:
         """What `dijiang build` builds for the provider; None: nothing."""
         name = self.provider.partition(":")[0]
-        return name if name.startswith("tensorrt") else None
+        return name if name in BACKENDS else None
 
     @property
     def checkpoint(self) -> Path:
@@ -119,13 +120,12 @@ def load_loops(path: str, threads: int | None, provider: str) -> DijiangSubject:
         return (tokens for _ in found)
 
     def bare(tokens: np.ndarray, state: Any) -> Iterator[np.ndarray]:
-        decoder: Any = model.decoder(state)
-        decoder.pick(int(tokens[0]))
-        run, io = decoder._binding._session.run_with_iobinding, decoder._binding._io
+        session: Any = model.session
+        output = session.run(session.step(state), state)
 
         def steps() -> Iterator[np.ndarray]:
             while True:
-                run(io)
+                session._session.run_with_iobinding(output.io)
                 yield tokens
 
         return steps()

@@ -18,7 +18,7 @@ from dijiang.bench.report import Report
 from dijiang.bench.runner import run_sides
 from dijiang.bench.subject import Load, Side, load_bundle
 from dijiang.bench.traffic import Traffic
-from dijiang.bundle.manifest import open_bundle
+from dijiang.bundle.opened import open_bundle
 from dijiang.errors import BenchError
 from dijiang.machine.bandwidth import measure_bandwidth, measure_gpu_bandwidth
 from dijiang.models.presets import PRESETS
@@ -138,7 +138,7 @@ def peer(kind: str) -> Case:
         if kind in CACHES:
             settings = {"config": place.config, "precision": precision, "cache": CACHES[kind]}
             loads, path = partial(Vanilla, **settings), ""
-        facts = {"kind": kind, "precision": precision, "dialect": None, "bytes": 0, "spec": None}
+        facts = {"kind": kind, "precision": precision, "graph": None, "bytes": 0, "spec": None}
         return run.report(Side(f"{kind} {run.label}", path, loads, Traffic(0), facts), [test], device)
 
     return Case(kind, case, peer=True)

@@ -61,7 +61,7 @@ def _side(record: dict[str, Any], name: str) -> Side:
     counts, size = record["models"]["parameters"], record["models"]["bytes"].get(name, 0)
     layer, head = WEIGHT_BYTES.get(precision.partition("-")[0], (0, 0)) if kind == "dijiang" else (0, 0)
     read = layer * (counts["step"] - counts["head"]) + head * counts["head"]
-    facts = {"kind": kind, "precision": precision, "dialect": None, "bytes": size, "spec": None}
+    facts = {"kind": kind, "precision": precision, "graph": None, "bytes": size, "spec": None}
     return Side(name, "", load_bundle, Traffic(round(read)), facts | {"parameters": counts})
 
 

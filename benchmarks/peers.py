@@ -41,8 +41,8 @@ HERE = Path(__file__).parent
 
 
 def _dijiang(kind: str, place: Place) -> Side:
-    precision, _, dialect = kind.partition("-")
-    options = (("dialect", dialect or "native"),)
+    precision, _, graph = kind.partition("-")
+    options = (("graph", graph or "native"),)
     return replace(place, precision=precision, options=options).side(f"dijiang-{kind}", load_loops)
 
 
@@ -71,7 +71,7 @@ def _weights(place: Place) -> int:
 
 
 def _peer(name: str, kind: str, path: str, loads: Any, size: int) -> Side:
-    facts = {"kind": name, "precision": kind, "dialect": None, "bytes": size, "spec": None}
+    facts = {"kind": name, "precision": kind, "graph": None, "bytes": size, "spec": None}
     return Side("-".join(filter(None, (name, kind))), path, loads, Traffic(size), facts)
 
 

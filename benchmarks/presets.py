@@ -24,7 +24,7 @@ import processes
 import psutil
 
 from dijiang.bench import render
-from dijiang.bundle.manifest import sha256
+from dijiang.bundle.integrity import record_file
 from dijiang.models.presets import PRESETS, size
 
 HERE = Path(__file__).parent
@@ -56,7 +56,7 @@ def copied(checkpoint: Path, folder: Path) -> float:
     copy, started = folder / f"{checkpoint.name}.copy", time.perf_counter()
     for file in checkpoint.iterdir():
         shutil.copyfile(file, copy)
-        sha256(copy)
+        record_file(copy)
     seconds = time.perf_counter() - started
     copy.unlink()
     return seconds

@@ -143,7 +143,7 @@ def read_ids(folder: Path, suffix: str, tokenizer: Path) -> tuple[np.ndarray, np
     """Token ids of every file of a folder, (training, held out): every 20th file is held out."""
     from dijiang.runtime.text import TextTokenizer
 
-    encode = TextTokenizer(tokenizer).encode
+    encode = TextTokenizer.read(tokenizer).encode
     sets: tuple[list[int], list[int]] = ([], [])
     for index, file in enumerate(sorted(folder.rglob(f"*{suffix}"))):
         sets[index % 20 == 19].extend(encode(file.read_text(encoding="utf-8", errors="ignore")))

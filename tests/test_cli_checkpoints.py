@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 from dijiang.cli import main
 from dijiang.models.load import load_checkpoint
 from dijiang.models.presets import PRESETS
+from dijiang.recipe import PRECISIONS
 from tests.conftest import GOLDEN
 
 TINY = PRESETS["pythia-70m"] | {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 1}
@@ -63,7 +64,7 @@ def test_convert_of_a_converted_checkpoint_is_one_line(cli, tmp_path):
 
 def test_init_list_shows_every_preset(cli):
     rows = cli("init", "--list").stdout.splitlines()
-    assert rows[0].split() == ["preset", "parameters", "state", "fp32", "fp16", "int8", "int4"]
+    assert rows[0].split() == ["preset", "parameters", "state", *PRECISIONS]
     assert [row.split()[0] for row in rows[1:]] == list(PRESETS)
     sizes = {s["preset"]: s for s in json.loads(cli("init", "--list", "--json").stdout)}
     assert sizes["llama2-7b"]["state_bytes"] == 32 * 32 * 128 * 128 * 4

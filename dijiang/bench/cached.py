@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..bundle import names
-from ..bundle.manifest import GRAPH
 from ..errors import InputError, SessionError
-from ..runtime.sessions.base import PIECE, import_onnxruntime, session_options
-from .facts import HOST_PROVIDERS, baseline_runs_on
+from ..recipe import AUTO
+from ..runtime.sessions.base import PIECE
+from ..runtime.sessions.inference import import_onnxruntime, open_inference
+from ..runtime.sessions.providers import emulates
 
-FACTS = "transformer.json"
+FILE, FACTS = "model.onnx", "transformer.json"
 CACHE_TYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 #: Distinct values that a cache is filled with; more would only take longer to draw.
 DRAWN = 1 << 18
@@ -32,7 +33,6 @@ class CachedFacts:
     head_size: int
     positions: int
     cache: str
-    position_ids: bool
 
     @property
     def token_bytes(self) -> int:
@@ -57,17 +57,12 @@ class CachedSubject:
     """
 
     def __init__(self, folder: Path, *, threads: int | None, provider: str) -> None:
-        ort = import_onnxruntime()
-        if not baseline_runs_on(provider):
+        if provider != AUTO and not emulates(provider):
             raise SessionError(f"no baseline for provider {provider!r}, expected cpu; use --provider cpu")
         self._about = CachedFacts(**json.loads((folder / FACTS).read_text(encoding="utf-8")))
         self.vocab_size = self._about.vocab_size
-        self._ort = ort
-        self._session = ort.InferenceSession(
-            str(folder / GRAPH),
-            sess_options=session_options(ort, threads),
-            providers=list(HOST_PROVIDERS),
-        )
+        self._ort = import_onnxruntime()
+        self._session = open_inference(folder / FILE, threads=threads)
         self.provider = str(self._session.get_providers()[0])
         self._step: _Step | None = None
 
@@ -101,7 +96,8 @@ class CachedSubject:
 
         def loop(tokens: np.ndarray) -> Iterator[np.ndarray]:
             while True:
-                tokens = step.run(tokens[:, None]).argmax(axis=-1)
+                step.run(tokens[:, None])
+                tokens = step.tokens[:, 0]
                 yield tokens
 
         return loop(tokens)
@@ -144,6 +140,7 @@ class _Step:
         self._last = np.zeros(batch, np.int32)
         self._total = np.zeros((), np.int32)
         self._logits = np.empty((batch, 1, facts.vocab_size), np.float32)
+        self.tokens = np.empty((batch, 1), np.int64)
         inputs = {
             names.INPUT_IDS: self._ids,
             names.LOGIT_INDICES: np.full((batch, 1), length - 1),
@@ -151,7 +148,7 @@ class _Step:
             names.TOTAL_LENGTH: self._total,
         }
         self._positions = np.zeros(shape, np.int64)
-        if facts.position_ids:
+        if names.POSITION_IDS in (value.name for value in session.get_inputs()):
             inputs[names.POSITION_IDS] = self._positions
         self._io = session.io_binding()
         #: They share the arrays' memory and must live as long as the binding.
@@ -159,6 +156,7 @@ class _Step:
         for name, array in inputs.items():
             self._io.bind_ortvalue_input(name, self._value(ort, array))
         self._io.bind_ortvalue_output(names.LOGITS, self._value(ort, self._logits))
+        self._io.bind_ortvalue_output(names.NEXT_TOKENS, self._value(ort, self.tokens))
         for layer, pair in enumerate(state.layers):
             ends = zip(pair, names.past_cache(layer), names.present_cache(layer), strict=True)
             for array, past, present in ends:

@@ -52,4 +52,6 @@ def upgraded(report: Report) -> Report:
         ratio.setdefault("limit", None)
     for bandwidth in report.get("bandwidth", []):
         bandwidth.setdefault("turn", None)
+    for model in report["models"]:
+        model.setdefault("graph", model.pop("dialect", None))
     return report | {"schema_version": SCHEMA_VERSION}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..machine.sensors import Meter
-from .facts import reads_host_memory
+from ..runtime.sessions.inference import CPU_PROVIDER
 from .matrix import Failure, Test, series_of
 from .measure import Samples, Turn
 from .statistics import NOISY, describe, ratio, slope, slope_of_samples, spread
@@ -73,7 +73,7 @@ def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: 
     decode = not test.prompt
     steps = np.concatenate([turn.seconds for turn in samples.turns])
     whole = decode and len(steps) == test.tokens * len(totals)
-    bound = reads_host_memory(samples.provider) and bandwidth and side.traffic.weights
+    bound = samples.provider == CPU_PROVIDER and bandwidth and side.traffic.weights
     noise, load = spread(totals), samples.load_seconds
     return {
         "model": side.name,

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..bundle.manifest import Bundle, open_bundle
+from ..bundle.opened import Bundle, open_bundle
 from ..errors import DijiangError
 from ..machine.bandwidth import Bandwidth, measure_bandwidth
 from ..machine.describe import describe_machine

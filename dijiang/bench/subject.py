@@ -8,11 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..bundle.manifest import Bundle
+from ..bundle.opened import Bundle
 from ..errors import InputError
+from ..runtime.generate import decode, greedy, prefill
 from ..runtime.model import Model, load
 from ..runtime.state import State
-from .loop import decode, prefill
 from .matrix import Test
 from .traffic import Traffic
 
@@ -99,9 +99,12 @@ class DijiangSubject:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.vocab_size = model.spec.vocab_size
-        session: Any = model._session
-        self.provider = str(getattr(session, "provider", type(session).__name__))
-        self.facts = {"longest_piece": session.longest, "captured": getattr(session, "cuda_graph", None)}
+        self.provider, session = model.provider, model.session
+        self.facts = {
+            "graph": model.graph,
+            "longest_piece": session.longest,
+            "captured": getattr(session, "cuda_graph", None),
+        }
         self.ways: dict[str, Steps] = {}
 
     def at(self, batch: int, depth: int, end: int) -> State:
@@ -125,11 +128,26 @@ class DijiangSubject:
 
     def prefill(self, ids: np.ndarray, state: State) -> np.ndarray:
         """See Subject.prefill."""
-        return prefill(self.model, ids, state)
+        tokens: np.ndarray = prefill(self.model, ids, state).tokens[:, 0]
+        return tokens
 
     def steps(self, tokens: np.ndarray, state: State) -> Iterator[np.ndarray]:
         """See Subject.steps."""
-        return decode(self.model, tokens, state)
+        records = decode(self.model, Given(tokens[:, None]), state, greedy(self.model, len(tokens)))
+        next(records)  # of the tokens that were given
+        return (np.array([record.token for record in step]) for step in records)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Tokens in the place of an output: what the loop feeds first."""
+
+    tokens: np.ndarray
+
+    @property
+    def logits(self) -> np.ndarray:
+        """There are none."""
+        raise NotImplementedError
 
 
 def load_bundle(path: str, threads: int | None, provider: str) -> DijiangSubject:
@@ -142,12 +160,12 @@ def bundle_side(name: str, bundle: Bundle, loads: Load = load_bundle) -> Side:
     manifest = bundle.manifest
     facts = {
         "kind": "dijiang",
-        "precision": manifest.precision,
-        "dialect": manifest.dialect,
+        "precision": manifest.recipe.precision,
+        "graph": ", ".join(manifest.graphs),
         "bytes": bundle.nbytes,
         "spec": manifest.spec.to_dict(),
     }
-    traffic = bundle_traffic(manifest.reads, manifest.spec.state_bytes)
+    traffic = bundle_traffic(next(iter(manifest.graphs.values())).reads, manifest.spec.state_bytes)
     return Side(name, str(bundle.path), loads, traffic, facts)
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, fields
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from ..recipe import AUTO, GRAPHS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: Columns of a table that is read by another program.
+PIPE_WIDTH = 10_000
 
 
 class Row(Protocol):
@@ -88,10 +95,17 @@ TEXT = click.option(
 
 def print_table(rows: Iterable[tuple[str, str]]) -> None:
     """Names and values in two columns, on stdout."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
     for name, value in rows:
         table.add_row(name, value)
-    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+    console().print(table)
+
+
+def console() -> Console:
+    """Standard output for tables; into a pipe nothing is wrapped or cut."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(width=width, soft_wrap=True, highlight=False, markup=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import JSON, PROGRESS
+from . import JSON, PROGRESS, console
 
 if TYPE_CHECKING:
     from ..models.presets import Size
@@ -49,7 +49,6 @@ def init(
 
 
 def _show(sizes: list[Size], as_json: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     if as_json:
@@ -62,4 +61,4 @@ def _show(sizes: list[Size], as_json: bool) -> None:
     for size in sizes:
         weights = (f"{size.weight_bytes[p] / 1e6:,.0f} MB" for p in precisions)
         table.add_row(size.preset, f"{size.parameters / 1e6:,.0f} M", f"{size.state_bytes / 1e6:,.1f} MB", *weights)
-    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+    console().print(table)

@@ -50,9 +50,10 @@ def save_graphs(graphs: Mapping[str, ir.Model], folder: Path, writers: int, thro
     # onnx-ir before 1.1 has no such option, and one writer.
     together = {"max_workers": writers} if "max_workers" in known else {}
     external = convert_tensors_to_external(list(tensors.values()), folder, DATA, callback=shown, **together)
-    stored = dict(zip(tensors, external, strict=True))
+    stored: dict[str, ir.TensorProtocol] = dict(zip(tensors, external, strict=True))
     for name, graph in graphs.items():
-        for value in graph.graph.initializers.values():
-            if value.name in stored:
-                value.const_value = stored[value.name]
+        for key, value in graph.graph.initializers.items():
+            if key not in stored and value.const_value is not None:
+                stored[key] = ir.tensor(value.const_value.numpy(), value.dtype, name=key)
+            value.const_value = stored.get(key)
         ir.save(graph, folder / GRAPHS[name].file)

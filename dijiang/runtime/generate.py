@@ -15,7 +15,7 @@ import numpy as np
 from ..bundle.manifest import Manifest
 from ..errors import InputError
 from ..models.spec import ModelSpec
-from .options import Generation
+from .options import MOST_TOKENS, Generation
 from .sampling import Sampler
 from .sequence import Limits, Record, Sequence
 from .sessions.base import Output, Session
@@ -188,3 +188,18 @@ def decode(model: Model, output: Output, state: State, sequences: Ordered[Sequen
         step.ids[:, 0] = tokens
         step.positions[:, 0] = state.position
         output = session.run(step, state)
+
+
+def greedy(model: Model, batch: int) -> list[Sequence]:
+    """Sequences without an end that take the most likely tokens, as text where there is a tokenizer."""
+    return [
+        Sequence(
+            Limits(MOST_TOKENS),
+            StopStrings(()),
+            None,
+            model.tokenizer.stream() if model.has_tokenizer else None,
+            prompt_tokens=1,
+            started=time.perf_counter(),
+        )
+        for _ in range(batch)
+    ]

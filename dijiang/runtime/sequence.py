@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 from typing import Literal
 
@@ -117,9 +116,3 @@ class Sequence:
     def seam(self, token: int, position: int) -> Seam:
         """What another sequence needs to go on from here."""
         return Seam(token, position, 0 if self._text is None else self._text.open, self._stops.held)
-
-
-def greedy(limit: int, prompt: Ordered[int] = ()) -> Sequence:
-    """A sequence of `limit` most likely tokens, without text."""
-    limits = Limits(limit)
-    return Sequence(limits, StopStrings(()), None, None, prompt_tokens=len(prompt), started=time.perf_counter())

@@ -29,6 +29,11 @@ class TextTokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         self.special = frozenset(token for token, what in added.items() if what.special)
 
+    @classmethod
+    def read(cls, path: Path) -> TextTokenizer:
+        """From a file; BundleError if it is not a tokenizer."""
+        return cls(path.read_bytes(), path)
+
     def encode(self, text: str, *, start: bool = True) -> list[int]:
         """Token ids of all of the text.
 

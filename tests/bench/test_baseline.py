@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from dijiang.graph.attention import runs_here
 
 from dijiang.bench import runner
 from dijiang.bench.cached import CachedSubject
 from dijiang.bench.measure import Series
 from dijiang.bench.runner import Options, run_bench
 from dijiang.bench.transformer import VanillaModel, build_transformer, random_weights, write_transformer
-from dijiang.bundle.manifest import open_bundle
+from dijiang.bundle.opened import open_bundle
 from dijiang.errors import ExportError, InputError
 from dijiang.models.reference import Reference, rotate
 from dijiang.models.spec import ModelSpec
+from dijiang.runtime.sessions.inference import runs_here
 
 pytestmark = pytest.mark.skipif(not runs_here("ort"), reason="the baseline needs onnxruntime 1.30")
 
@@ -133,8 +133,8 @@ def test_depth_past_learned_positions_is_refused(tmp_path):
     assert subject.forward(np.array([[1, 2]]), subject.at(1, 0, 2)).shape == (1, 300)
 
 
-def test_dialects_without_a_baseline_are_refused(exported, tmp_path):
-    bundle = open_bundle(exported("tiny-python", dialect="primitive"))
+def test_graphs_without_a_baseline_are_refused(exported, tmp_path):
+    bundle = open_bundle(exported("tiny-python", graph="primitive"))
     with pytest.raises(ExportError, match="no baseline"):
         build_transformer(bundle, tmp_path, 10)
 

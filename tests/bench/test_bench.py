@@ -25,6 +25,7 @@ from dijiang.cli import main
 from dijiang.errors import BenchError
 from dijiang.machine.bandwidth import measure_bandwidth
 from dijiang.machine.sensors import Sensor
+from dijiang.runtime.sequence import Sequence
 
 SCHEMA = json.loads(files("dijiang.bench").joinpath("schema.json").read_text())
 QUICK = {"repetitions": 2, "seconds": 0.0}
@@ -191,16 +192,9 @@ def test_timed_tokens_are_the_greedy_continuation(exported, batch):
 
 
 def test_timed_loop_is_the_one_that_generate_runs(exported, monkeypatch):
-    """Where generate's own pick is broken, so are the timed tokens."""
+    """Where a sequence chooses other tokens, the timed ones are others, too."""
     subject = load_bundle(str(exported("tiny-python")), None, "auto")
-    real = subject.model.decoder
-
-    class Broken:
-        def __init__(self, state):
-            self.inner = real(state)
-
-        def pick(self, token):
-            return (self.inner.pick(token) + 1) % subject.vocab_size
+    real = Sequence.choose
 
     def timed():
         test = Test("tg", 5)
@@ -213,18 +207,31 @@ def test_timed_loop_is_the_one_that_generate_runs(exported, monkeypatch):
 
     before, generated = timed()
     assert before == generated
-    monkeypatch.setattr(subject.model, "decoder", Broken)
-    after, _ = timed()
+    monkeypatch.setattr(Sequence, "choose", lambda *args: (real(*args) + 1) % subject.vocab_size)
+    after, generated = timed()
     assert after != before
 
 
-def test_prompt_is_what_generate_prefills(exported, monkeypatch):
+@pytest.mark.parametrize("batch", [1, 3])
+def test_timed_tokens_are_those_of_every_sequence_alone(exported, batch):
     subject = load_bundle(str(exported("tiny-python")), None, "auto")
-    seen = []
-    real = subject.model.next_token
-    monkeypatch.setattr(subject.model, "next_token", lambda ids, state: seen.append(ids.shape) or real(ids, state))
+    test = Test("tg", 6, batch=batch)
+    clock = clock_of(subject, [test])
+    clock.seconds(test)
+    for row, first in enumerate(clock.ids(test)[:, 0].tolist()):
+        records = list(subject.model.generate([first], max_tokens=6, ignore_eos=True))
+        assert int(clock.chosen[row]) == records[-1].token
+
+
+def test_prompt_is_what_generate_prefills(exported, monkeypatch):
+    subject, seen = load_bundle(str(exported("tiny-python")), None, "auto"), []
+    run = subject.model.session.run
+    monkeypatch.setattr(
+        subject.model.session, "run", lambda step, state: seen.append(step.ids.shape) or run(step, state)
+    )
     clock_of(subject, [Test("pp", 7)]).seconds(Test("pp", 7))
-    assert seen == [(1, 7)]
+    next(subject.model.generate(list(range(7)), max_tokens=1))
+    assert seen == [(1, 7)] * 2
 
 
 def test_failures_are_kept_beside_what_was_measured(exported, tmp_path):

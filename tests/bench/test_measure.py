@@ -11,7 +11,7 @@ from dijiang.bench.results import result_of
 from dijiang.bench.subject import Side, bundle_side, load_bundle
 from dijiang.bench.traffic import Traffic
 from dijiang.bench.worker import Worker
-from dijiang.bundle.manifest import open_bundle
+from dijiang.bundle.opened import open_bundle
 from dijiang.errors import BenchError
 from dijiang.machine.sensors import Meter
 

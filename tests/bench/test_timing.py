@@ -14,7 +14,7 @@ from dijiang.bench.matrix import Test
 from dijiang.bench.measure import Effort, Series
 from dijiang.bench.subject import bundle_side, load_bundle
 from dijiang.bench.timing import LoopClock, clock_of
-from dijiang.bundle.manifest import open_bundle
+from dijiang.bundle.opened import open_bundle
 from dijiang.machine.bandwidth import BYTES, PIECES, measure_bandwidth
 from dijiang.machine.limits import usable_cores
 from dijiang.models.initial import init

@@ -24,7 +24,7 @@ from dijiang.bench.render import result_rows, tables, to_csv, to_json
 from dijiang.bench.report import read_report
 from dijiang.bench.runner import run_sides
 from dijiang.bench.subject import SelfTimed, bundle_side
-from dijiang.bundle.manifest import open_bundle
+from dijiang.bundle.opened import open_bundle
 from dijiang.machine.bandwidth import measure_bandwidth
 from dijiang.models.presets import PRESETS
 from tests.bench.test_bench import SCHEMA, validate

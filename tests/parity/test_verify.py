@@ -94,7 +94,7 @@ def test_reference_meets_the_published_perplexity():
 
     expected = json.loads((TINY / "perplexity.json").read_text())
     text = (TINY / "held_out.txt").read_text(encoding="utf-8")
-    ids = np.array(TextTokenizer((TINY / "tokenizer.json").read_bytes(), TINY).encode(text))
+    ids = np.array(TextTokenizer.read(TINY / "tokenizer.json").encode(text))
     assert len(ids) == expected["tokens"]
     reference, sums = Reference(load_checkpoint(TINY), np.float32), Sums()
     for group in np.split(ids[: 99 * 512].reshape(99, 512), 9):

@@ -10,13 +10,9 @@ from dijiang.runtime.text import StopStrings, TextTokenizer
 from tests.conftest import EXAMPLES, with_start_token
 
 
-def read_tokenizer(file):
-    return TextTokenizer(file.read_bytes(), file)
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
-    return read_tokenizer(EXAMPLES / "tiny-python" / "tokenizer.json")
+    return TextTokenizer.read(EXAMPLES / "tiny-python" / "tokenizer.json")
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40))
@@ -64,7 +60,7 @@ def byte_fallback(tmp_path_factory):
     )
     file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     made.save(str(file))
-    return read_tokenizer(file)
+    return TextTokenizer.read(file)
 
 
 @given(ids=st.lists(st.integers(128, 258) | st.integers(256, 258), max_size=12))
@@ -125,7 +121,7 @@ def test_a_sequence_starts_as_the_tokenizer_says_and_a_text_is_never_cut_or_padd
     stored.enable_truncation(4)
     stored.enable_padding(length=64)
     stored.save(str(tmp_path / "tokenizer.json"))
-    with_start, text = read_tokenizer(tmp_path / "tokenizer.json"), "def main(arguments):"
+    with_start, text = TextTokenizer.read(tmp_path / "tokenizer.json"), "def main(arguments):"
     assert len(tokenizer.encode(text)) > 4
     assert with_start.encode(text) == [0, *tokenizer.encode(text)]
     assert with_start.encode(text, start=False) == tokenizer.encode(text)
@@ -135,4 +131,4 @@ def test_a_sequence_starts_as_the_tokenizer_says_and_a_text_is_never_cut_or_padd
 def test_broken_tokenizer_is_one_error(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"model": 1}')
     with pytest.raises(dijiang.BundleError, match="not a tokenizer"):
-        read_tokenizer(tmp_path / "tokenizer.json")
+        TextTokenizer.read(tmp_path / "tokenizer.json")
