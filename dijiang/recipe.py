@@ -348,6 +348,10 @@ class Recipe:
         row = GRAPHS[graph]
         return max(row.onnxruntime, row.integers_from) if self.in_blocks else row.onnxruntime
 
+    def fitted(self, embed: Blocks | None, tokens: int) -> Recipe:
+        """With what depends on a model's shape: how its embedding is stored, and the tokens to round by."""
+        return replace(self, embed=embed, calibration_tokens=tokens)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, the inverse of `from_dict`."""
         return asdict(self)

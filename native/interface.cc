@@ -1,4 +1,4 @@
-// The library's plain C interface, which Python reads by ctypes (dijiang/runtime/native.py), so that
+// The library's plain C interface, which Python reads by ctypes (dijiang/runtime/operators.py), so that
 // nothing that C++ knows is written down twice. RegisterCustomOps, for ONNX Runtime, is in operator.cc.
 #include <cstdint>
 #include <cstring>

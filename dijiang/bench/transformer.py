@@ -19,7 +19,7 @@ from ..bundle.manifest import DATA
 from ..bundle.opened import Bundle
 from ..errors import ExportError
 from ..exporter.pipeline import store_weights
-from ..graph.layers.cached import cached
+from ..graph.layers.keyvalue import cached
 from ..graph.passes import optimise
 from ..graph.passes.types import TYPES
 from ..graph.reads import parameter_reads

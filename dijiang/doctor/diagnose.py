@@ -11,7 +11,7 @@ from ..machine.bandwidth import Bandwidth, measure_bandwidth
 from ..machine.describe import describe_machine
 from ..machine.memory import parameters_that_fit
 from ..machine.sensors import find_sensors
-from ..runtime.native import find_library, isa
+from ..runtime.operators import find_library, isa
 from ..runtime.sessions.preflight import PACKAGES, clashing_packages
 from .probes import Probe, probe_providers
 from .remedies import REMEDIES

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassManager
 
@@ -29,7 +27,7 @@ def fitted(recipe: Recipe, model: DijiangModel) -> Recipe:
     rows, width = model.weights.shape("embed.weight")
     if embed is not None and rows * width < EMBEDDING_SHARE * model.parameters:
         embed = Blocks(8, embed.block)
-    return replace(recipe, embed=embed, calibration_tokens=calibration_tokens(recipe, model.parameters))
+    return recipe.fitted(embed, calibration_tokens(recipe, model.parameters))
 
 
 def calibration_tokens(recipe: Recipe, parameters: int) -> int:

@@ -14,7 +14,7 @@ from dijiang.machine.bandwidth import measure_bandwidth
 from dijiang.machine.describe import describe_machine
 from dijiang.machine.memory import build_bytes, parameters_that_fit, run_bytes
 from dijiang.recipe import PRECISIONS
-from dijiang.runtime import native
+from dijiang.runtime import operators as native
 from tests.conftest import TESTS
 from tests.machine.test_describe import JETSON, NO_GPU, lay_out
 

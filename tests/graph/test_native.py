@@ -12,7 +12,7 @@ from dijiang.exporter.pipeline import step_graph
 from dijiang.models.load import load_checkpoint
 from dijiang.models.reference import Reference
 from dijiang.recipe import resolve
-from dijiang.runtime import native
+from dijiang.runtime import operators as native
 from tests.conftest import EXAMPLES, GOLDEN, onnx_file
 from tests.random_models import POSITIONS, write
 

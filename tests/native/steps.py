@@ -14,7 +14,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from dijiang.models.activations import ACTIVATIONS
-from dijiang.runtime import native
+from dijiang.runtime import operators as native
 
 EPSILON = 1e-5
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dijiang.runtime import native
+from dijiang.runtime import operators as native
 from dijiang.version import __version__
 
 ROOT = Path(__file__).parents[2]

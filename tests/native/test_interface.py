@@ -9,7 +9,7 @@ import pytest
 
 import dijiang
 from dijiang.models.activations import ACTIVATIONS
-from dijiang.runtime import native
+from dijiang.runtime import operators as native
 from tests.native.steps import activated, call
 
 compiled = pytest.mark.skipif(native.find_library() is None, reason="no compiled operator")
@@ -113,7 +113,7 @@ def test_set_that_cannot_be_had_is_one_line_everywhere(exported, isa, reason):
 
 @compiled
 def test_empty_variable_forces_nothing():
-    done = python("from dijiang.runtime import native; print(native.isa())", "")
+    done = python("from dijiang.runtime import operators as native; print(native.isa())", "")
     assert done.stdout.split() == native.isa_names()[:1]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dijiang.runtime import native
+from dijiang.runtime import operators as native
 from tests.native.steps import CASES, inputs, oracle, triples
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ NEEDS_ORT = pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is old
 
 GATE = 1e-4
 #: A provider with "graphs" and "device memory" that every machine has.
-STAND_IN = cuda.Device("CPUExecutionProvider", "nothing", "", memory="cpu", captures=True)
+STAND_IN = cuda.Device("CPUExecutionProvider", "nothing", "", memory=None, captures=True)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def test_provider_that_this_onnxruntime_lacks_is_refused(exported, name):
 
 
 def test_provider_that_onnxruntime_swapped_is_refused(exported, monkeypatch):
-    device = Device("CUDAExecutionProvider", "install it", "", memory="cpu")
+    device = Device("CUDAExecutionProvider", "install it", "", memory=None)
     monkeypatch.setattr(devices, "CUDA", device)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     create = onnxruntime.InferenceSession

@@ -38,7 +38,7 @@ class Device:
     """An execution provider of ONNX Runtime that keeps tensors in memory of its own.
 
     name: ONNX Runtime's.  install: how to get it.  library: its file, as in
-    libonnxruntime_providers_NAME.so.  memory: where it keeps tensors, in ONNX Runtime's words.
+    libonnxruntime_providers_NAME.so.  memory: where it keeps tensors, in ONNX Runtime's words; None: where the host does.
     captures: it has CUDA graphs.  whole: it runs every node, so that one left to the CPU is an error.
     options: of the execution provider.
     """
@@ -46,7 +46,7 @@ class Device:
     name: str
     install: str
     library: str
-    memory: str = "cuda"
+    memory: str | None = "cuda"
     captures: bool = False
     whole: bool = False
     options: tuple[tuple[str, str], ...] = ()
@@ -54,10 +54,12 @@ class Device:
     @property
     def has_memory(self) -> bool:
         """Whether its tensors are elsewhere than the host's."""
-        return self.memory != "cpu"
+        return self.memory is not None
 
 
 GPU = "pip install 'dijiang[gpu]' in an environment without onnxruntime"
+#: ONNX Runtime's word for the memory of the host.
+HOST = "cpu"
 #: TF32 rounds float32 matmuls to 10 bits: never behind the graph's back.
 CUDA = Device("CUDAExecutionProvider", GPU, "cuda", captures=True, whole=True, options=(("use_tf32", "0"),))
 ORT_TENSORRT = Device(
@@ -242,7 +244,7 @@ class _Tensor:
     def __init__(self, session: DeviceSession, shape: tuple[int, ...], dtype: Any) -> None:
         row = session.row
         self.value = session.ort.OrtValue.ortvalue_from_shape_and_type(
-            list(shape), dtype, row.memory, session.index if row.has_memory else 0
+            list(shape), dtype, row.memory or HOST, session.index if row.has_memory else 0
         )
 
     def write(self, array: np.ndarray) -> None:

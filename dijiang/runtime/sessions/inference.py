@@ -10,9 +10,9 @@ from typing import Any
 from ...errors import SessionError
 from ...machine.limits import usable_cores
 from ...recipe import GRAPHS
-from ..native import operator_library
+from ..operators import operator_library
 
-CPU_PROVIDER = "CPUExecutionProvider"
+MODULE, CPU_PROVIDER = "onnxruntime", "CPUExecutionProvider"
 #: Where a graph without a file of its own finds its data.
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 #: Measured in docs/performance.md: 8 % of a decode step together with no memory pattern.
@@ -24,7 +24,7 @@ def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+        if isinstance(error, ModuleNotFoundError) and error.name == MODULE:
             raise SessionError(
                 "no backend: onnxruntime is not installed; pip install 'dijiang[cpu]' or 'dijiang[gpu]'"
             ) from None
@@ -123,7 +123,7 @@ def first_line(error: BaseException) -> str:
 def is_onnxruntimes(error: Exception) -> bool:
     """Whether onnxruntime raised it. Its errors share no base class, only a module, or are pybind11's."""
     plain = type(error) in (RuntimeError, MemoryError, ValueError)
-    return plain or type(error).__module__.startswith("onnxruntime")
+    return plain or type(error).__module__.startswith(MODULE)
 
 
 def failed_step(tokens: int, error: Exception) -> SessionError:
