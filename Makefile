@@ -9,7 +9,7 @@ OLDEST ?= 1.15.0
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc)
 
-.PHONY: test lint soak timing oldest demo clean
+.PHONY: test lint docs soak timing oldest demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -19,6 +19,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Pages that are made from tables.
+docs: $(VENV)/.dev
+	$(BIN)/python docs/generate.py
 
 demo: $(VENV)/.demo
 	$(BIN)/dijiang export examples/tiny-python -o demo --force

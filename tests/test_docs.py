@@ -1,6 +1,7 @@
 """What the documents promise is there."""
 
 import re
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,10 @@ def test_readme_names_only_folders_that_exist():
     tree = (ROOT / "README.md").read_text().split("## Where things are")[1]
     for folder in re.findall(r"^ +([\w/]+/)", tree, re.MULTILINE):
         assert (ROOT / folder).is_dir() or (ROOT / "dijiang" / folder).is_dir(), folder
+
+
+def test_page_of_recipes_is_made_from_the_tables():
+    spec = spec_from_file_location("generate_docs", ROOT / "docs" / "generate.py")
+    generate = module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert generate.PAGE.read_text(encoding="utf-8") == generate.page(), "run make docs"
