@@ -35,7 +35,7 @@ soak: $(VENV)/.dev
 timing: $(VENV)/.dev
 	$(BIN)/pytest -m timing -s
 
-# The primitive dialect on an onnxruntime that has no LinearAttention, and the oldest onnx-ir, by themselves.
+# The primitive graph on an onnxruntime that has no LinearAttention, and the oldest onnx-ir, by themselves.
 oldest: $(VENV)-$(OLDEST)/.oldest
 	$(VENV)-$(OLDEST)/bin/pytest tests/graph/test_golden.py tests/graph/test_families.py tests/runtime/test_session.py
 

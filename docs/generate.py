@@ -12,8 +12,8 @@ HEAD = """# Recipes
 
 This page is made from `dijiang/recipe.py` by `make docs`. Do not edit it.
 
-A bundle is made of a precision, one or more graphs, and a target. `dijiang export` decides all of it once. The manifest
-keeps the result, the *recipe* of the bundle.
+A bundle is made of a precision, one or more graphs, and a target. `dijiang export` decides all of it once. The
+manifest keeps the result, the *recipe* of the bundle.
 """
 
 
@@ -94,8 +94,8 @@ def page() -> str:
         "\nThe first graph of a bundle that runs on a machine is the one that is used there.\n",
         "## What a default export holds\n",
         bundles(),
-        f"\nWith `--graph {AUTO}` a bundle holds the graphs that run on the machine of the export and share all weights."
-        f" The ways to store weights: {words(SCHEMES)}.\n",
+        f"\nWith `--graph {AUTO}` a bundle holds the graphs that run on the machine of the export and share"
+        f" all weights. The ways to store weights: {words(SCHEMES)}.\n",
         "## Options of loading\n",
         options(Loading),
         "\n## Options of generating\n",

@@ -38,8 +38,8 @@ class Device:
     """An execution provider of ONNX Runtime that keeps tensors in memory of its own.
 
     name: ONNX Runtime's.  install: how to get it.  library: its file, as in
-    libonnxruntime_providers_NAME.so.  memory: where it keeps tensors, in ONNX Runtime's words; None: where the host does.
-    captures: it has CUDA graphs.  whole: it runs every node, so that one left to the CPU is an error.
+    libonnxruntime_providers_NAME.so.  memory: where it keeps tensors, in ONNX Runtime's words; None: where
+    the host does.  captures: it has CUDA graphs.  whole: it runs every node, so that one left to the CPU is an error.
     options: of the execution provider.
     """
 
