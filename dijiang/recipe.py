@@ -17,6 +17,10 @@ from .errors import BundleError, ExportError
 
 #: Bytes of a number of each floating-point type that weights and activations can have.
 TYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+#: How many times further from float64 a graph may be than the float32 reference is on the same tokens:
+#: 0.6 to 2.3 on random models of every family, 0.8 on SmolLM2, 5.7 on the trained example, whose float32
+#: reference is unusually near. Planted faults: 200 and more (ADR 0019).
+FLOAT32_FACTOR = 16.0
 #: Input channels that share one scale.
 BLOCK = 128
 BLOCKS = (16, 32, 64, 128, 256)
@@ -72,7 +76,7 @@ class Precision:
 PRECISIONS = {
     "fp32": Precision(
         "as exact as the checkpoint",
-        (Gate("max_error", 1e-4), Gate("step_error", 1e-4)),
+        (Gate("error_over_float32", FLOAT32_FACTOR), Gate("step_over_float32", FLOAT32_FACTOR)),
     ),
     # Rounding the weights alone moves small random models by 0.7e-3 to 1.9e-3 RMS in fp16, and all of it
     # by up to 3.2e-3; bf16 has three bits less. On the trained example fp16 is 0.4e-3 off, bf16 3e-3.

@@ -66,7 +66,7 @@ def test_verify_exits_with_1_when_a_gate_fails_but_shows_the_figures(cli, tmp_pa
     assert "FAILED" in done.stdout
     assert "other files" in done.stdout
     assert done.stderr.startswith("Error: the bundle differs from its checkpoint: ")
-    assert "max_error" in done.stderr
+    assert "error_over_float32" in done.stderr
     assert "not verified" in cli("inspect", bundle).stdout  # it is another checkpoint
 
 

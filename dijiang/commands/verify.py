@@ -62,6 +62,8 @@ def verify(bundle: Path, against: Path, store: bool, as_json: bool, progress: bo
 
 def _graph_rows(report: Parity) -> list[tuple[str, str]]:
     rows = [("", f"graph {report.graph}:"), *_difference_rows(report.logits)]
+    if report.float32_error is not None:
+        rows.append(("float32 itself", f"{report.float32_error:.2e} RMS-relative"))
     rows.append((f"one at a time, first {report.steps}", f"{report.step_error:.2e} max"))
     rows += [
         (f"state after {e.length}", f"{e.rms_relative_error:.2e} RMS-relative, layer {e.layer}")

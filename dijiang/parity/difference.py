@@ -15,7 +15,7 @@ class Difference:
     """Logits [N, vocab] of a candidate against those of a reference.
 
     max_error: largest absolute difference.  rms_relative_error: RMS of the difference over RMS of
-    the reference.  kl: mean KL(reference || candidate), nats.  top1_agreement: share of positions
+    the reference, reference_rms.  kl: mean KL(reference || candidate), nats.  top1_agreement: share of positions
     with the same most likely token.  reference_entropy: mean, of the reference's next token, nats.
     perplexity: exp of the mean negative log-likelihood of the
     tokens that follow, None where no text was given.
@@ -23,6 +23,7 @@ class Difference:
 
     max_error: float
     rms_relative_error: float
+    reference_rms: float
     kl: float
     top1_agreement: float
     reference_entropy: float
@@ -41,7 +42,7 @@ class Sums:
     """Running sums of a Difference, window by window."""
 
     def __init__(self) -> None:
-        self.rows = self.agreed = self.followed = 0
+        self.rows = self.agreed = self.followed = self.numbers = 0
         self.max_error = self.squares = self.reference_squares = self.kl = self.entropy = 0.0
         self.losses = np.zeros(2)
 
@@ -62,6 +63,7 @@ class Sums:
         self.entropy -= float((likelihood * expected).sum())
         self.agreed += int((reference.argmax(-1) == candidate.argmax(-1)).sum())
         self.rows += len(reference)
+        self.numbers += reference.size
         at = np.arange(len(following)), following
         self.losses -= expected[at].sum(), found[at].sum()
         self.followed += len(following)
@@ -72,6 +74,7 @@ class Sums:
         return Difference(
             max_error=self.max_error,
             rms_relative_error=(self.squares / self.reference_squares) ** 0.5,
+            reference_rms=(self.reference_squares / max(self.numbers, 1)) ** 0.5,
             kl=self.kl / self.rows,
             top1_agreement=self.agreed / self.rows,
             reference_entropy=self.entropy / self.rows,

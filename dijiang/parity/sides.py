@@ -23,11 +23,13 @@ class Run:
     """What the bundle computed, kept while the reference runs.
 
     logits: [T, vocab] float32 a window.  states: by length of the first window, [1, G, K, V] a layer.
+    step_error, step_rms: largest and RMS difference of steps from the prefill.
     """
 
     logits: list[np.ndarray]
     states: dict[int, list[np.ndarray]]
     step_error: float
+    step_rms: float
     steps: int
 
 
@@ -45,10 +47,13 @@ def run_bundle(model: Model, windows: Sequence[np.ndarray], steps: int) -> Run:
     states: dict[int, list[np.ndarray]] = {cut: [] for cut in _cuts(len(first))}
     found = through(model, _calls(model, windows, first[:steps], states))
     logits = [np.concatenate([next(found) for _ in _cuts(len(ids))]) for ids in windows]
-    step_error = 0.0
+    step_error = squares = 0.0
     for row, step in zip(logits[0], found, strict=False):
-        step_error = float(np.maximum(step_error, np.abs(step[0] - row).max()))  # keeps NaN
-    return Run(logits, states, step_error, min(steps, len(first)))
+        difference = np.abs(step[0].astype(np.float64) - row)
+        step_error = float(np.maximum(step_error, difference.max()))  # keeps NaN
+        squares += float((difference**2).mean())
+    count = min(steps, len(first))
+    return Run(logits, states, step_error, (squares / count) ** 0.5, count)
 
 
 def _calls(
@@ -66,12 +71,20 @@ def _calls(
 
 
 def compare(
-    checkpoint: DijiangModel, windows: Sequence[np.ndarray], runs: Sequence[Run], progress: Progress
-) -> list[tuple[Sums, dict[int, list[float]]]]:
+    checkpoint: DijiangModel,
+    windows: Sequence[np.ndarray],
+    runs: Sequence[Run],
+    progress: Progress,
+    *,
+    float32: bool,
+) -> tuple[list[tuple[Sums, dict[int, list[float]]]], Sums | None]:
     """For each run: sums over the logits, and each layer's state error by length of the first window.
 
-    The reference runs once for all.
+    float32: also what float32 arithmetic itself loses: the float32 reference on the first window.
+    The reference in float64 runs once for all.
     """
+    plain = Reference(checkpoint, np.float32).forward(windows[0][None])[0] if float32 else None
+    lost = Sums()
     reference = Reference(checkpoint)
     first, *others = windows
     state, cuts = reference.new_state(1), _cuts(len(first))
@@ -93,10 +106,12 @@ def compare(
         rows = next(expected)[0]
         for run, (sums, _) in zip(runs, found, strict=True):
             sums.add(rows, run.logits[0][start:cut], first[start : cut + 1])
+        if plain is not None:
+            lost.add(rows, plain[start:cut], first[start : cut + 1])
     for index, (ids, rows) in enumerate(zip(others, expected, strict=True), 1):
         for run, (sums, _) in zip(runs, found, strict=True):
             sums.add(rows[0], run.logits[index], ids)
-    return found
+    return found, None if plain is None else lost
 
 
 def _relative(found: np.ndarray, expected: np.ndarray) -> float:

@@ -46,6 +46,8 @@ EARLY = 2
 #: exp(entropy) of a model's own next tokens, as a share of its vocabulary, below which it has learned
 #: something. Random weights: 0.4 to 1; the two trained checkpoints: 0.016 and 0.03.
 LEARNED = 0.1
+#: Rounding of one number of float32.
+FLOAT32_EPSILON = float(np.finfo(np.float32).eps) / 2
 #: Fields of a spec that change no logits.
 WORDS = ("bos_token_id", "eos_token_ids")
 
@@ -66,8 +68,9 @@ class Parity:
     graph: its name.  others: the reports of the graphs after it, on the same tokens.
     tokens, positions: tokens compared, and the positions 0 .. positions - 1 they stood at.
     learned: whether they are text to this model: from a file, or drawn by one that is no longer random.
-    step_error: largest difference between the logits of one-token-at-a-time decoding and of the
-    prefill, over the first `steps` tokens.  state_errors: on the way through the first window.
+    float32_error: RMS-relative error of the float32 reference on the first window; None: not asked for.
+    step_error, step_rms: largest and RMS difference between the logits of one-token-at-a-time decoding
+    and of the prefill, over the first `steps` tokens.  state_errors: on the way through the first window.
     layer_errors: each layer's at its end; what a layer adds to the residual shows in the next one's.
     decay_change: the reference without its trained D1/D2 against the one with them, for
     `--decay analytic` exports of trained tables.
@@ -78,7 +81,9 @@ class Parity:
     text: str
     learned: bool
     logits: Difference
+    float32_error: float | None
     step_error: float
+    step_rms: float
     steps: int
     state_errors: tuple[StateError, ...]
     layer_errors: tuple[float, ...]
@@ -97,6 +102,8 @@ class Parity:
         return {
             "max_error": d.max_error,
             "step_error": self.step_error,
+            "error_over_float32": self._over_float32(d.rms_relative_error),
+            "step_over_float32": self._over_float32(self.step_rms / d.reference_rms),
             "rms_relative_error": d.rms_relative_error,
             "kl": d.kl,
             "kl_on_text": d.kl if self.learned else None,
@@ -104,6 +111,10 @@ class Parity:
             "top1_disagreement": None if d.perplexity is None else 1 - d.top1_agreement,
             "perplexity_change": d.perplexity_change,
         }
+
+    def _over_float32(self, error: float) -> float | None:
+        """An error in units of what float32 loses; at least of its rounding of one number."""
+        return None if self.float32_error is None else error / max(self.float32_error, FLOAT32_EPSILON)
 
     @property
     def worst_layer(self) -> int:
@@ -199,7 +210,8 @@ def verify(
         runs.append(run_bundle(model, windows, steps))
     del model
     change, is_text = None, text is not None
-    compared = compare(checkpoint, windows, runs, progress)
+    relative = any(gate.metric.endswith("_over_float32") for gate in recipe.gates)
+    compared, lost = compare(checkpoint, windows, runs, progress, float32=relative)
     if mode == "analytic":
         stored = load_checkpoint(against, repair_decay=True)
         change = decay_change(stored, checkpoint, windows) if stored.positions_limit else None
@@ -212,7 +224,9 @@ def verify(
             text=source,
             learned=_has_learned(source, found, checkpoint.spec.vocab_size),
             logits=found,
+            float32_error=None if lost is None else lost.result(is_text=False).rms_relative_error,
             step_error=run.step_error,
+            step_rms=run.step_rms,
             steps=run.steps,
             state_errors=tuple(StateError(n, max(e), int(np.argmax(e))) for n, e in states.items()),
             layer_errors=tuple(states[max(states)]),

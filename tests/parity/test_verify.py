@@ -51,7 +51,7 @@ def test_verify_fails_when_one_weight_is_off(exported, copy_of):
     signed(bundle, graph, bundle / "model.onnx.data")
     report = dijiang.verify(bundle, GOLDEN["neox-base"], tokens=40)
     assert not report.passed
-    with pytest.raises(dijiang.ParityError, match=r"max_error .* allowed 1.0e-04; layer 1 is the worst"):
+    with pytest.raises(dijiang.ParityError, match=r"error_over_float32 .* allowed 1.6e\+01; layer 1 is the worst"):
         report.require()
     assert open_bundle(bundle).parity["passed"] is False
 
@@ -114,6 +114,7 @@ def test_difference_agrees_with_a_naive_twin():
     naive = Difference(
         max_error=max(abs(x - y) for x, y in zip(a.flat, b.flat, strict=True)),
         rms_relative_error=np.linalg.norm(b - a) / np.linalg.norm(a),
+        reference_rms=np.sqrt((a**2).mean()),
         kl=sum(np.sum(p[t] * np.log(p[t] / q[t])) for t in range(9)) / 9,
         top1_agreement=sum(int(x.argmax() == y.argmax()) for x, y in zip(a, b, strict=True)) / 9,
         reference_entropy=-np.sum(p * np.log(p)) / 9,
@@ -131,7 +132,8 @@ def test_nan_passes_no_gate():
     sums.add(logits, np.full((3, 5), np.nan), np.arange(3))
     found = sums.result(is_text=False)
     assert np.isnan([found.max_error, found.rms_relative_error, found.kl]).all()
-    verdicts = judge(resolve("fp32").gates, {"max_error": found.max_error, "step_error": 0.0})
+    metrics = {"error_over_float32": found.rms_relative_error, "step_over_float32": 0.0}
+    verdicts = judge(resolve("fp32").gates, metrics)
     assert [v.passed for v in verdicts] == [False, True]
 
 

@@ -39,7 +39,8 @@ class Device:
 
     name: ONNX Runtime's.  install: how to get it.  library: its file, as in
     libonnxruntime_providers_NAME.so.  memory: where it keeps tensors, in ONNX Runtime's words; None: where
-    the host does.  captures: it has CUDA graphs.  whole: it runs every node, so that one left to the CPU is an error.
+    the host does.  captures: it has CUDA graphs.  whole: it runs every node, so that one left to the CPU is an
+    error.
     options: of the execution provider.
     """
 
