@@ -100,7 +100,7 @@ def _check_name(path: Path, name: str) -> None:
         )
 
 
-def store_parity(bundle: Bundle, report: dict[str, Any], passed: Iterable[tuple[str, bool]]) -> Bundle:
+def store_parity(bundle: Bundle, report: dict[str, Any], passed: Iterable[tuple[str, bool | None]]) -> Bundle:
     """Keep the report of a verification, and of each graph whether it passed.
 
     The report is outside of the hashed files, and the manifest is replaced last: whatever stops this in

@@ -59,7 +59,7 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
             ),
             ("positions", "no end" if limit is None else f"{limit}: {manifest.limit_reason}"),
             ("decay", manifest.decay),
-            ("parity", VERDICTS[bundle.passed]),
+            ("parity", _verdict(bundle, bundle.passed)),
             *(("warning", text) for text in manifest.warnings),
             *(
                 ("engine", f"{name} {e['version']} for {', '.join(e['gpus'])}, batch {e['batch']}")
@@ -75,4 +75,10 @@ def _graph_line(bundle: Bundle, name: str) -> str:
     record = bundle.manifest.graphs[name]
     here = why_not(name) if name in GRAPHS else ""
     runs = f"not here: {here}" if here else f"runs on {', '.join(record.providers)}"
-    return f"{name}: {VERDICTS[record.passed]}, {runs}"
+    return f"{name}: {_verdict(bundle, record.passed)}, {runs}"
+
+
+def _verdict(bundle: Bundle, passed: bool | None) -> str:
+    if passed is None and bundle.parity is not None:
+        return "not judged: its text makes no sense yet; fine-tune the checkpoint"
+    return VERDICTS[passed]

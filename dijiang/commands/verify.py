@@ -11,6 +11,8 @@ import click
 from ..bundle.opened import open_bundle
 from . import BUNDLE, GRAPH, JSON, PROGRESS, TEXT, THREADS, print_table
 
+VERDICTS = {True: "passed", False: "FAILED", None: "not judged: its text makes no sense yet"}
+
 if TYPE_CHECKING:
     from ..parity.difference import Difference
     from ..parity.verify import Parity
@@ -53,7 +55,7 @@ def verify(bundle: Path, against: Path, store: bool, as_json: bool, progress: bo
         if not report.same_source:
             warning = "the bundle was exported from other files than this checkpoint's; nothing is stored"
             rows.append(("warning", warning))
-        rows.append(("result", "passed" if report.passed else "FAILED"))
+        rows.append(("result", VERDICTS[report.passed]))
         print_table(rows)
     if store:
         store_report(open_bundle(bundle, check_hashes=False), report)

@@ -68,6 +68,8 @@ class Parity:
     graph: its name.  others: the reports of the graphs after it, on the same tokens.
     tokens, positions: tokens compared, and the positions 0 .. positions - 1 they stood at.
     learned: whether they are text to this model: from a file, or drawn by one that is no longer random.
+    judged: whether its text counts; not that of integer weights of a model that was converted and not yet
+    fine-tuned: it makes no sense, and rounding changes it at will.
     float32_error: RMS-relative error of the float32 reference on the first window; None: not asked for.
     step_error, step_rms: largest and RMS difference between the logits of one-token-at-a-time decoding
     and of the prefill, over the first `steps` tokens.  state_errors: on the way through the first window.
@@ -80,6 +82,7 @@ class Parity:
     positions: int
     text: str
     learned: bool
+    judged: bool
     logits: Difference
     float32_error: float | None
     step_error: float
@@ -98,7 +101,7 @@ class Parity:
     @property
     def metrics(self) -> dict[str, float | None]:
         """What gates are about; larger is worse. None: not measured."""
-        d = self.logits
+        d, judged = self.logits, self.judged
         return {
             "max_error": d.max_error,
             "step_error": self.step_error,
@@ -106,10 +109,10 @@ class Parity:
             "step_over_float32": self._over_float32(self.step_rms / d.reference_rms),
             "rms_relative_error": d.rms_relative_error,
             "kl": d.kl,
-            "kl_on_text": d.kl if self.learned else None,
+            "kl_on_text": d.kl if self.learned and judged else None,
             "early_state_error": max(self.layer_errors[:EARLY]),
-            "top1_disagreement": None if d.perplexity is None else 1 - d.top1_agreement,
-            "perplexity_change": d.perplexity_change,
+            "top1_disagreement": 1 - d.top1_agreement if judged and d.perplexity is not None else None,
+            "perplexity_change": d.perplexity_change if judged else None,
         }
 
     def _over_float32(self, error: float) -> float | None:
@@ -138,9 +141,9 @@ class Parity:
         )
 
     @property
-    def passed(self) -> bool:
-        """Whether every gate was met, by every graph."""
-        return not self.failures
+    def passed(self) -> bool | None:
+        """Whether every gate was met, by every graph; None: its text is not judged."""
+        return False if self.failures else True if self.judged else None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, as stored in the bundle."""
@@ -216,6 +219,7 @@ def verify(
         stored = load_checkpoint(against, repair_decay=True)
         change = decay_change(stored, checkpoint, windows) if stored.positions_limit else None
     same = checkpoint.checkpoint.sha256() == manifest.source_sha256
+    judged = not (recipe.in_blocks and checkpoint.untrained)
 
     def report_of(name: str, run: Run, found: Difference, states: dict[int, list[float]]) -> Parity:
         report = Parity(
@@ -223,6 +227,7 @@ def verify(
             positions=max(map(len, windows)),
             text=source,
             learned=_has_learned(source, found, checkpoint.spec.vocab_size),
+            judged=judged,
             logits=found,
             float32_error=None if lost is None else lost.result(is_text=False).rms_relative_error,
             step_error=run.step_error,
@@ -255,7 +260,7 @@ def store_report(bundle: Bundle, report: Parity) -> bool:
         BundleError: it cannot be written.
     """
     if report.same_source:
-        verdicts = [(one.graph, all(verdict.passed for verdict in one.gates)) for one in report.each]
+        verdicts = [(one.graph, replace(one, others=()).passed) for one in report.each]
         store_parity(bundle, report.to_dict(), verdicts)
     return report.same_source
 
