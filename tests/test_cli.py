@@ -128,7 +128,7 @@ BAD_INPUT = {
     "no checkpoint": (["export", "{tmp}/none", "-o", "{tmp}/b"], "not a folder"),
     "no bundle": (["inspect", "{tmp}"], "no dijiang.json, so not a bundle"),
     "run no bundle": (["run", "{tmp}", "-p", "x"], "run dijiang export first"),
-    "no parent": (["export", "{tiny}", "-o", "{tmp}/a/b"], "cannot be written"),
+    "no folder": (["export", "{tiny}", "-o", "/dev/null/b"], "cannot be written"),
     "empty prompt": (["run", "{bundle}", "-p", ""], "the prompt is empty"),
     "bad option": (["run", "{bundle}", "-p", "x", "--top-p", "7"], "top_p is 7.0, expected"),
     "bad text": (
