@@ -181,7 +181,9 @@ def contents(path: Path) -> dict[str, str]:
     """Names and hashes of all files; empty: nothing is there."""
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
     return {
-        str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in found if file.is_file()
+        str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in found
+        if file.is_file()
     }
 
 
