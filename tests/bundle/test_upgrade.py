@@ -9,6 +9,7 @@ import pytest
 import dijiang
 from dijiang.bundle.opened import open_bundle
 from dijiang.bundle.upgrade import upgrade
+from tests.conftest import GOLDEN
 from tests.kill import to_format_1
 
 
@@ -45,5 +46,5 @@ def test_damaged_bundle_of_format_1_is_left_as_it_is(first):
 def test_upgraded_bundle_can_be_replaced(first, tmp_path):
     folder, _ = first
     upgrade(folder)
-    checkpoint = shutil.copytree("tests/golden/neox-base", tmp_path / "c")
+    checkpoint = shutil.copytree(GOLDEN["neox-base"], tmp_path / "c")
     assert dijiang.export(checkpoint, folder, verify=False, force=True).path == folder

@@ -11,18 +11,20 @@ import pytest
 import dijiang
 from dijiang.runtime.sessions import device as cuda
 from dijiang.runtime.sessions.providers import PROVIDERS
+from tests import fake_ort
 from tests.conftest import EXAMPLES, RUNNABLE, Golden
 
 NEEDS_ORT = pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is older than 1.30")
 
 GATE = 1e-4
-#: A provider with "graphs" and "device memory" that every machine has.
+#: A provider with "device memory" that every machine has; `fake_ort` gives it graphs.
 STAND_IN = cuda.Device("CPUExecutionProvider", "nothing", "", memory="cpu", captures=True)
 
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """`cuda` is the CPU's provider, through the device's session."""
+    """`cuda` is the CPU's provider, through the device's session, with CUDA graphs."""
+    fake_ort.install(monkeypatch)
     monkeypatch.setitem(PROVIDERS, "cuda", replace(PROVIDERS["cuda"], detail=STAND_IN))
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -80,6 +81,34 @@ def test_whole_pieces_of_a_prompt_are_captured_once_a_side(built, cuda):
     assert (cuda.launches, len(cuda.graphs)) == (5, 2)
     model.forward(prompt, model.new_state(), all_logits=True)
     assert cuda.launches == 5
+
+
+def test_graphs_are_captured_anew_where_the_results_move(built, cuda):
+    """Logits of many tokens need more memory than those of one: graphs that write to the old go."""
+    path = built("neox-base")
+    gpu, cpu = (dijiang.load(path, provider=name) for name in ("tensorrt", "cpu"))
+    states = [m.new_state() for m in (gpu, cpu)]
+    for ids, every in (([1], False), ([2], False), ([3], False), ([4, 5, 6, 7], True), ([8], False), ([9], False)):
+        found, expected = (m.forward([ids], s, all_logits=every) for m, s in zip((gpu, cpu), states, strict=True))
+        np.testing.assert_allclose(found, expected, atol=GATE)
+    assert len(cuda.graphs) == 2
+
+
+def test_any_thread_may_go_on_or_look(built):
+    model = dijiang.load(built("neox-base"), provider="tensorrt")
+    state, found = model.new_state(), []
+    first = model.forward([[1, 2, 3]], state)
+
+    def elsewhere():
+        found.append(state.clone())
+        found.append(model.forward([[4]], state))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    fork, logits = found
+    assert np.array_equal(model.forward([[4]], fork), logits)
+    assert not np.array_equal(first, logits)
 
 
 def test_states_take_turns_on_one_engine(built):
