@@ -169,6 +169,8 @@ class FakeLibcuda:
 
     def cuMemcpyDtoHAsync_v2(self, host, device, size, stream):
         def copy():
+            if ctypes.string_at(host.value, size.value) != bytes([GARBAGE]) * size.value:
+                raise Fault  # somebody else's memory by now
             found = np.ascontiguousarray(self.view(device.value, size.value, np.uint8))
             ctypes.memmove(host.value, found.ctypes.data, size.value)
 

@@ -2,7 +2,8 @@
 
 A run with a graph id other than -1 is captured the first time: it warms up, is recorded with the tensors
 that are bound then, and replayed. Later runs with that id replay the record: they read and write those
-tensors, whatever is bound by then. Other shapes are refused. New tensors hold garbage.
+tensors, whatever is bound by then. Other shapes are refused. New tensors hold garbage, and what the host gets
+of one is a copy: the CPU's own would be a view.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ def install(monkeypatch):
             raise RuntimeError(f"graph {graph} was captured with other shapes")
         return run(self, record, options)
 
+    numpy = value.numpy
+    monkeypatch.setattr(value, "numpy", lambda self: numpy(self).copy())
     monkeypatch.setattr(value, "ortvalue_from_shape_and_type", staticmethod(garbage))
     for kind in (INPUTS, OUTPUTS):
         monkeypatch.setattr(binding, kind, noting(kind))

@@ -98,17 +98,15 @@ def test_any_thread_may_go_on_or_look(built):
     model = dijiang.load(built("neox-base"), provider="tensorrt")
     state, found = model.new_state(), []
     first = model.forward([[1, 2, 3]], state)
-
-    def elsewhere():
-        found.append(state.clone())
-        found.append(model.forward([[4]], state))
-
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    fork, logits = found
-    assert np.array_equal(model.forward([[4]], fork), logits)
-    assert not np.array_equal(first, logits)
+    for work in (lambda: model.forward([[4]], state), state.clone):
+        thread = threading.Thread(target=lambda work=work: found.append(work()))
+        thread.start()
+        thread.join()
+    logits, fork = found
+    again = model.new_state()
+    assert np.array_equal(model.forward([[1, 2, 3]], again), first)
+    assert np.array_equal(model.forward([[4]], again), logits)
+    assert np.array_equal(model.forward([[5]], again), model.forward([[5]], fork))
 
 
 def test_states_take_turns_on_one_engine(built):
