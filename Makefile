@@ -9,7 +9,7 @@ OLDEST ?= 1.15.0
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc)
 
-.PHONY: test lint docs soak timing oldest demo clean
+.PHONY: test lint docs soak timing kill oldest demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -34,6 +34,10 @@ soak: $(VENV)/.dev
 
 timing: $(VENV)/.dev
 	$(BIN)/pytest -m timing -s
+
+# What is left when a process that writes is killed, 500 times.
+kill: $(VENV)/.dev
+	$(BIN)/python -m tests.kill --runs 500 --output benchmarks/results/kill.json
 
 # The primitive graph on an onnxruntime that has no LinearAttention, and the oldest onnx-ir, by themselves.
 oldest: $(VENV)-$(OLDEST)/.oldest

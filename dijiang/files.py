@@ -1,172 +1,243 @@
 """Writing files and folders: whole or not at all, and never through a link.
 
-A folder is written under a hidden name beside its target, locked by the process that writes it. What a
-killed process leaves is found by its free lock, and removed by the next one that writes there.
+Everything that dijiang keeps is written here. A file is written under a hidden name in its folder, which is
+held by a handle, brought to the disk, and renamed. A folder is written under a hidden name beside its target
+and takes its place in one step. What a killed process leaves is found by its free lock and removed by the
+next one that writes there.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
-import secrets
-import shutil
-from collections.abc import Iterable, Iterator
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import DijiangError
+from .hidden import REPLACED, hidden_folder, hidden_name, locked, new_file, recover, sweep
 
-#: renameat2 of Linux: both names exchange what they stand for, in one step.
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
-#: Characters of a target's name in a hidden one: names have 255 bytes at most.
-SHORT = 40
+#: renameat2 of Linux: both names exchange what they stand for; nothing is replaced.
+AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE = -100, 2, 1
+SPACE = "free some space, or choose a folder that is yours"
 
 
 def write_file(path: Path, data: bytes, error: type[DijiangError]) -> None:
     """Write a file, or replace it in one step; a link or a hard link at `path` is replaced, not followed.
 
+    A file that is replaced hands on its permissions.
+
     Raises:
         error: it cannot be written; what was there before is untouched.
     """
-    hidden = f".{path.name[:SHORT]}.{secrets.token_hex(6)}.partial"
-    try:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    with _reported(path, error), _opened(path.parent) as folder:
+        sweep(path.parent, path.name)
+        hidden, descriptor = new_file(folder, path.name)
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            with os.fdopen(os.open(hidden, flags, 0o666, dir_fd=folder), "wb") as stream:
+            with os.fdopen(descriptor, "wb") as stream:
                 stream.write(data)
                 stream.flush()
+                _take_after(stream.fileno(), path.name, folder)
                 os.fsync(stream.fileno())
-            os.rename(hidden, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-            os.fsync(folder)
+                os.rename(hidden, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            _flush(folder)
         finally:
             with suppress(OSError):
                 os.unlink(hidden, dir_fd=folder)
-            os.close(folder)
-    except OSError as reason:
-        raise error(
-            f"{path}: cannot be written ({reason.strerror or reason}); free some space, or make the folder writable"
-        ) from reason
+
+
+def move_file(source: Path, path: Path, error: type[DijiangError]) -> None:
+    """Give a finished file, on the same disk, its name in one step; what `write_file` says holds.
+
+    Raises:
+        error: it cannot be written; what was there before is untouched.
+    """
+    with _reported(path, error), _opened(path.parent) as folder:
+        _settle(source, folder)
+        os.rename(source, path.name, dst_dir_fd=folder)
+        _flush(folder)
 
 
 def check_output(target: Path, inputs: Iterable[Path], error: type[DijiangError]) -> None:
-    """`error` if a folder to be written is, or contains, one that is read, or is a link."""
-    if target.is_symlink():
-        raise error(f"{target} is a link, and writing never follows one; give the folder it leads to")
-    here = target.resolve()
-    for source in inputs:
-        if source.resolve() == here or here in source.resolve().parents:
-            raise error(f"{target} is or holds {source}, which is read; choose another folder")
+    """`error` if a folder to be written is, or contains, something that is read, or is a link.
+
+    A target that a killed process had put aside is brought back first.
+    """
+    with _reported(target, error):
+        recover(target)
+        _refuse_link(target, error)
+        here = target.resolve()
+        for source in inputs:
+            found = source.resolve()
+            if here == found or here in found.parents:
+                raise error(f"{target} is or holds {source}, which is read; choose another folder")
 
 
 @contextmanager
-def new_folder(target: Path, error: type[DijiangError]) -> Iterator[Path]:
+def new_folder(
+    target: Path, error: type[DijiangError], *, foreign: Callable[[Path], list[str]] | None = None
+) -> Iterator[Path]:
     """A folder beside the target that takes its name when the block ends well, else vanishes.
 
-    A folder that stands at the target is replaced in that moment, in one step.
+    Its files get ordinary permissions. Missing parents are made, and vanish with it.
+
+    Args:
+        foreign: what a folder at the target holds that may not be lost. A folder without any is replaced in
+            one step. None: nothing is ever replaced.
 
     Raises:
-        error: the folder cannot be written.
+        error: the folder cannot be written, or something stands at the target that may not be lost.
     """
-    hidden: Path | None = None
-    lock = -1
+    made: list[Path] = []
+    done = False
     try:
-        _remove_dead(target)
-        hidden, lock = _new_hidden(target)
-        yield hidden
-        _flush(hidden)
-        if target.exists():
-            _exchange(hidden, target)
-        else:
-            hidden.rename(target)
-            hidden = None
-        _flush_folder(target.parent)
-    except OSError as reason:
-        raise error(
-            f"{target}: cannot be written ({reason.strerror or reason}); "
-            "free some space, or choose a folder that exists and is yours"
-        ) from reason
+        with _reported(target, error):
+            _make_parents(target.parent, made)
+            recover(target)
+            with hidden_folder(target) as hidden:
+                yield hidden
+                with _opened(hidden) as folder:
+                    for file in hidden.iterdir():
+                        _settle(file, folder)
+                    _flush(folder)
+                replaced = _take_place(hidden, target, error, foreign)
+                done = True
+                for parent in (target.parent, *(path.parent for path in made)):
+                    with suppress(OSError), _opened(parent) as folder:
+                        _flush(folder)
     finally:
-        if hidden is not None:
-            shutil.rmtree(hidden, ignore_errors=True)
-        if lock >= 0:
-            os.close(lock)
-    if hidden is not None and hidden.exists():
+        if not done:
+            for parent in reversed(made):
+                with suppress(OSError):  # somebody else's folder is in it by now
+                    parent.rmdir()
+    if replaced and hidden.exists():
         raise error(f"{target} is written, but what it replaced cannot be removed; remove {hidden} yourself")
 
 
-def _pattern(target: Path) -> str:
-    name = "".join(f"[{letter}]" if letter in "*?[" else letter for letter in target.name[:SHORT])
-    return f".{name}.*.partial"
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for what one call needs, readable by its user only; OSError if it cannot be made."""
+    with hidden_folder(Path(tempfile.gettempdir()) / "dijiang", 0o700) as folder:
+        yield folder
 
 
-def _new_hidden(target: Path) -> tuple[Path, int]:
-    """A new hidden folder beside the target, and the descriptor that holds its lock."""
-    while True:
-        hidden = target.parent / f".{target.name[:SHORT]}.{secrets.token_hex(6)}.partial"
-        hidden.mkdir()
-        with suppress(FileNotFoundError):  # removed as dead before it was locked: once more
-            lock = os.open(hidden, os.O_RDONLY)
-            if _try_lock(lock, wait=True) and hidden.exists():
-                return hidden, lock
-            os.close(lock)
-
-
-def _remove_dead(target: Path) -> None:
-    """Remove what processes left that were killed while they wrote to this target."""
-    for hidden in target.parent.glob(_pattern(target)):
-        with suppress(OSError):
-            lock = os.open(hidden, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                if _try_lock(lock, wait=False):
-                    shutil.rmtree(hidden, ignore_errors=True)
-            finally:
-                os.close(lock)
-
-
-def _try_lock(descriptor: int, *, wait: bool) -> bool:
-    """Whether the lock was taken; it ends with the descriptor. Where there are no locks: not."""
+def _take_place(
+    hidden: Path, target: Path, error: type[DijiangError], foreign: Callable[[Path], list[str]] | None
+) -> bool:
+    """Rename a finished folder to its target. Whether another was replaced: that has the hidden name then."""
+    if foreign is None or not os.path.lexists(target):
+        if _rename(hidden, target, RENAME_NOREPLACE):
+            return False
+        if foreign is None and os.path.lexists(target):
+            raise error(f"{target} exists and is never overwritten: it came meanwhile; choose another")
+        if foreign is None or not os.path.lexists(target):
+            hidden.rename(target)
+            return False
+    _refuse_link(target, error)
+    refuse_foreign(target, foreign(target), error)
+    exchange(hidden, target)
     try:
-        import fcntl
-    except ImportError:  # Windows, not run: nothing is removed as dead there
-        return wait
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return wait  # a file system without locks
+        refuse_foreign(target, foreign(hidden), error)  # what came in at the last moment
+    except BaseException:
+        exchange(hidden, target)
+        raise
     return True
 
 
-def _exchange(hidden: Path, target: Path) -> None:
-    """Swap two folders in one step; where the system cannot, in two renames that end in one of them."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is not None:
-        names = (os.fsencode(hidden), os.fsencode(target))
-        if rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
-            return
-    old = hidden.with_suffix(".replaced")
-    target.rename(old)
-    try:
-        hidden.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    old.rename(hidden)
+def _refuse_link(target: Path, error: type[DijiangError]) -> None:
+    if target.is_symlink():
+        raise error(f"{target} is a link, and writing never follows one; give the folder it leads to")
 
 
-def _flush(folder: Path) -> None:
-    """Have every file of a folder on the disk before the folder gets its name."""
-    for path in folder.iterdir():
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-    _flush_folder(folder)
+def refuse_foreign(target: Path, names: list[str], error: type[DijiangError]) -> None:
+    """`error` if any of these would be lost with the folder at a target."""
+    if names:
+        raise error(
+            f"{target}: {', '.join(names[:4])} {'is' if len(names) == 1 else 'are'} no part of the bundle there, "
+            "and would be lost; move it away, or choose another folder"
+        )
 
 
-def _flush_folder(folder: Path) -> None:
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+def exchange(hidden: Path, target: Path) -> None:
+    """Swap two folders in one step; where the system cannot, in three renames that a killed process leaves
+    to `recover`.
+    """
+    if _rename(hidden, target, RENAME_EXCHANGE):
+        return
+    with locked(target, wait=False):  # so that nobody takes it for dead while it is aside
+        aside = target.parent / hidden_name(target.name, REPLACED)
+        target.rename(aside)
         try:
-            os.fsync(descriptor)
+            hidden.rename(target)
         finally:
-            os.close(descriptor)
+            aside.rename(hidden if os.path.lexists(target) else target)
+
+
+def _rename(first: Path, second: Path, flags: int) -> bool:
+    """Rename with flags; False, and nothing done, where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    return bool(rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), flags) == 0)
+
+
+def _make_parents(folder: Path, made: list[Path]) -> None:
+    """Make a folder and its parents; `made` gets those that were missing, the outermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        with suppress(FileExistsError):
+            path.mkdir()
+            made.append(path)
+
+
+@contextmanager
+def _reported(path: Path, error: type[DijiangError]) -> Iterator[None]:
+    """What the system refuses, as one line."""
+    try:
+        unnamed = path.name in ("", "..") or b"\0" in os.fsencode(path)
+    except UnicodeEncodeError:
+        unnamed = True
+    if unnamed:
+        raise error(f"{str(path)!r} cannot be the name of a file or folder; give another")
+    try:
+        yield
+    except OSError as reason:
+        raise error(f"{path}: cannot be written ({reason.strerror or reason}); {SPACE}") from reason
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _take_after(descriptor: int, name: str, folder: int) -> None:
+    """Give a new file the permissions of the one that it replaces; OSError if that is a device or a pipe."""
+    with suppress(FileNotFoundError):
+        old = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+        if stat.S_ISREG(old):
+            os.fchmod(descriptor, stat.S_IMODE(old))
+        elif not stat.S_ISLNK(old) and not stat.S_ISDIR(old):
+            raise OSError(errno.EEXIST, "something stands there that is no file")
+
+
+def _settle(file: Path, folder: int) -> None:
+    """Bring a file to the disk, with the permissions that those of its folder stand for."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fchmod(descriptor, os.fstat(folder).st_mode & 0o666)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush(folder: int) -> None:
+    """Have the names in a folder on the disk, where its file system can say so."""
+    with suppress(OSError):
+        os.fsync(folder)

@@ -1,40 +1,93 @@
-"""A GPU that is not there: libcuda over host memory, and a TensorRT whose engines run on onnxruntime.
+"""A GPU that is not there: libcuda over memory of its own, and a TensorRT whose engines run on onnxruntime.
 
-Captured work keeps the addresses it was recorded with and is not executed while recording, as on a
-real GPU; so wrong buffers, shapes or orders give wrong numbers here too.
+Nothing happens before it must. Work waits on its stream until that is synchronised; until then an array to
+which something is copied holds garbage, and so does memory that nothing was written to. The legacy stream,
+on which a memset without a stream runs, comes last: nothing but waiting for it puts it first. Captured work
+keeps the addresses and shapes it was recorded with. What the driver refuses is refused: calls in a thread
+without the context, waiting and allocating in a capture, graphs that are gone, memory that is.
 """
 
 import ctypes
 import json
+import threading
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 
-OUT_OF_MEMORY = 2
+INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, INVALID_HANDLE, ILLEGAL_ADDRESS = 1, 2, 201, 400, 700
+CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 900, 901
+#: Bytes that no number of ours has.
+GARBAGE = 0xCD
+#: Where device memory begins: the host that reads there is killed.
+FIRST_ADDRESS = 1 << 52
+LEGACY = 0
+
+
+class Fault(Exception):
+    """What a kernel or a copy did wrong; the next call that waits for it says so."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something on a stream, and the device memory that it touches."""
+
+    do: object
+    uses: tuple[int, ...]
 
 
 class FakeLibcuda:
-    """The driver calls that dijiang.runtime.driver makes."""
+    """The driver calls that dijiang.machine.driver makes."""
 
     def __init__(self, sm="87", free=8 << 30, name=b"Fake Orin", integrated=False, count=1):
         self.sm, self.free, self.name, self.integrated = sm, free, name, integrated
         self.count, self.driver = count, 12060
-        self.memory, self.graphs = {}, {}
-        self.recording = None
+        self.memory, self.graphs, self.streams = {}, {}, {LEGACY: []}
+        self.recording = self.recorded = None
+        self.invalidated = False
         self.launches = self.down = 0
-        self._next = 0
+        self._next, self._address = 0, FIRST_ADDRESS
+        self._thread = threading.local()
 
     def _handle(self):
         self._next += 1
         return self._next
 
-    def enqueue(self, work):
-        """Put work on the stream: at once, or into the graph that is being captured."""
-        if self.recording is None:
-            work()
-        else:
-            self.recording.append(work)
+    def _refusal(self, *, capturable=True):
+        """Why a call cannot be made here and now; 0: it can."""
+        if not getattr(self._thread, "context", None):
+            return INVALID_CONTEXT
+        if self.recording is not None and not capturable:
+            self.invalidated = True
+            return CAPTURE_UNSUPPORTED
+        return 0
+
+    def enqueue(self, stream, do, uses):
+        """Put work on a stream, or into the graph that is being captured from it. An error code."""
+        if code := self._refusal():
+            return code
+        if stream not in self.streams:
+            return INVALID_HANDLE
+        if any(address not in self.memory for address in uses):
+            return INVALID_VALUE
+        work = Work(do, tuple(uses))
+        (self.recorded if stream == self.recording else self.streams[stream]).append(work)
+        return 0
+
+    def _run(self, stream):
+        waiting, self.streams[stream] = self.streams[stream], []
+        for work in waiting:
+            if any(address not in self.memory for address in work.uses):
+                raise Fault
+            work.do()
+
+    def view(self, address, shape, dtype):
+        """Device memory from an address on, as an array."""
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if nbytes > len(self.memory.get(address, ())):
+            raise Fault
+        return self.memory[address][:nbytes].view(dtype).reshape(shape)
 
     def cuInit(self, flags):
         return 0
@@ -51,6 +104,7 @@ class FakeLibcuda:
         return 0
 
     def cuCtxSetCurrent(self, context):
+        self._thread.context = context.value
         return 0
 
     def cuDeviceGetName(self, text, size, device):
@@ -59,7 +113,7 @@ class FakeLibcuda:
 
     def cuMemGetInfo_v2(self, free, total):
         free._obj.value, total._obj.value = self.free, 8 << 30
-        return 0
+        return self._refusal()
 
     def cuDriverGetVersion(self, version):
         version._obj.value = self.driver
@@ -75,71 +129,105 @@ class FakeLibcuda:
         return 0
 
     def cuMemAlloc_v2(self, address, size):
+        if code := self._refusal(capturable=False):
+            return code
         if size.value > self.free:
             return OUT_OF_MEMORY
-        buffer = ctypes.create_string_buffer(b"\xff" * size.value, size.value)
-        address._obj.value = ctypes.addressof(buffer)
-        self.memory[ctypes.addressof(buffer)] = buffer
+        address._obj.value = self._address
+        self.memory[self._address] = np.full(size.value, GARBAGE, np.uint8)
+        self._address += max(size.value, 1) + 255 & ~255
         return 0
 
     def cuMemsetD8_v2(self, address, value, size):
-        ctypes.memset(address, value.value, size.value)
-        return 0
+        def fill():
+            self.view(address.value, size.value, np.uint8)[...] = value.value
+
+        return self._refusal(capturable=False) or self.enqueue(LEGACY, fill, [address.value])
 
     def cuMemFree_v2(self, address):
+        if code := self._refusal(capturable=False):
+            return code
+        if any(address.value in work.uses for waiting in self.streams.values() for work in waiting):
+            return ILLEGAL_ADDRESS  # CUDA would wait; that our code did not is what a test wants to know
+        if address.value not in self.memory:
+            return INVALID_VALUE
         del self.memory[address.value]
         return 0
 
     def cuStreamCreate(self, stream, flags):
+        assert flags.value == 1  # not blocking: it does not wait for the legacy stream
         stream._obj.value = self._handle()
-        return 0
+        self.streams[stream._obj.value] = []
+        return self._refusal()
 
     def cuMemcpyHtoDAsync_v2(self, device, host, size, stream):
-        assert self.recording is None
-        ctypes.memmove(device, host, size.value)
-        return 0
+        def copy():
+            raw = (ctypes.c_uint8 * size.value).from_address(host.value)
+            self.view(device.value, size.value, np.uint8)[...] = np.frombuffer(raw, np.uint8)
+
+        return self._refusal(capturable=False) or self.enqueue(stream.value or LEGACY, copy, [device.value])
 
     def cuMemcpyDtoHAsync_v2(self, host, device, size, stream):
-        self.down += size.value
-        ctypes.memmove(host, device, size.value)
-        return 0
+        def copy():
+            if ctypes.string_at(host.value, size.value) != bytes([GARBAGE]) * size.value:
+                raise Fault  # somebody else's memory by now
+            found = np.ascontiguousarray(self.view(device.value, size.value, np.uint8))
+            ctypes.memmove(host.value, found.ctypes.data, size.value)
+
+        code = self._refusal(capturable=False) or self.enqueue(stream.value or LEGACY, copy, [device.value])
+        if code == 0:
+            self.down += size.value
+            ctypes.memset(host.value, GARBAGE, size.value)
+        return code
 
     def cuStreamSynchronize(self, stream):
-        assert self.recording is None
+        if code := self._refusal(capturable=False):
+            return code
+        if (stream.value or LEGACY) not in self.streams:
+            return INVALID_HANDLE
+        try:
+            self._run(stream.value or LEGACY)
+            self._run(LEGACY)
+        except Fault:
+            return ILLEGAL_ADDRESS
         return 0
 
     def cuStreamBeginCapture_v2(self, stream, mode):
-        self.recording = []
+        if code := self._refusal(capturable=False):
+            return code
+        self.recording, self.recorded, self.invalidated = stream.value, [], False
         return 0
 
     def cuStreamEndCapture(self, stream, graph):
+        if stream.value != self.recording:
+            return INVALID_VALUE
+        recorded, self.recording, self.recorded = self.recorded, None, None
+        if self.invalidated:
+            return CAPTURE_INVALIDATED
         graph._obj.value = self._handle()
-        self.graphs[graph._obj.value], self.recording = self.recording, None
+        self.graphs[graph._obj.value] = recorded
         return 0
 
     def cuGraphInstantiateWithFlags(self, ready, graph, flags):
+        if graph.value not in self.graphs:
+            return INVALID_HANDLE
         ready._obj.value = self._handle()
         self.graphs[ready._obj.value] = self.graphs[graph.value]
         return 0
 
     def cuGraphDestroy(self, graph):
-        del self.graphs[graph.value]
-        return 0
+        return 0 if self.graphs.pop(graph.value, None) is not None else INVALID_HANDLE
 
     cuGraphExecDestroy = cuGraphDestroy
 
     def cuGraphLaunch(self, graph, stream):
+        if code := self._refusal(capturable=False):
+            return code
+        if graph.value not in self.graphs or stream.value not in self.streams:
+            return INVALID_HANDLE
         self.launches += 1
-        for work in self.graphs[graph.value]:
-            work()
+        self.streams[stream.value] += self.graphs[graph.value]
         return 0
-
-
-def view(address, shape, dtype):
-    """The device memory at an address as an array."""
-    count = int(np.prod(shape))
-    raw = (ctypes.c_char * (count * np.dtype(dtype).itemsize)).from_address(address)
-    return np.frombuffer(raw, dtype).reshape(shape)
 
 
 def fake_tensorrt(cuda, version="10.3.0"):
@@ -226,34 +314,49 @@ def fake_tensorrt(cuda, version="10.3.0"):
             return True
 
     class Context:
+        """Refuses to run with a shape or an address missing, and to be captured before it ran with these
+        shapes once: it resolves them in that run.
+        """
+
         def __init__(self, engine):
             self.engine, self.shapes, self.addresses = engine, {}, {}
             self.scratch = self.profile = None
+            self.resolved = False
 
         def set_device_memory(self, address, size):
+            assert size >= self.engine.device_memory_size_v2
             self.scratch = address
 
         def set_optimization_profile_async(self, index, stream):
-            self.profile = self.engine.profiles[index]
+            self.profile, self.shapes, self.resolved = self.engine.profiles[index], {}, False
             return True
 
         def set_input_shape(self, name, shape):
+            if self.profile is None or name not in self.profile:
+                return False
             low, _, high = self.profile[name]
-            fits = all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
+            fits = len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
             if fits:
+                self.resolved = self.resolved and self.shapes.get(name) == tuple(shape)
                 self.shapes[name] = tuple(shape)
             return fits
 
         def set_tensor_address(self, name, address):
             self.addresses[name] = address
+            return True
 
         def execute_async_v3(self, stream):
             if "execute" in trt.fails:
                 return False
-            assert self.scratch in cuda.memory
+            inputs, outputs = self.engine.inputs, self.engine.outputs
+            if set(self.shapes) != set(inputs) or not {*inputs, *outputs} <= set(self.addresses):
+                return False
+            if cuda.recording == stream and not self.resolved:
+                return False
             shapes, addresses = dict(self.shapes), dict(self.addresses)
-            cuda.enqueue(lambda: self.engine.compute(shapes, addresses))
-            return True
+            uses = [self.scratch, *addresses.values()]
+            self.resolved = True
+            return cuda.enqueue(stream, lambda: self.engine.compute(shapes, addresses), uses) == 0
 
     class Engine:
         device_memory_size_v2 = 1024
@@ -263,6 +366,8 @@ def fake_tensorrt(cuda, version="10.3.0"):
             self.profiles = described["profiles"]
             self.num_optimization_profiles = len(self.profiles)
             self.session = onnxruntime.InferenceSession(described["graph"])
+            self.inputs = [i.name for i in self.session.get_inputs()]
+            self.outputs = [o.name for o in self.session.get_outputs()]
 
         def create_execution_context(self, strategy):
             return None if "context" in trt.fails else Context(self)
@@ -271,10 +376,13 @@ def fake_tensorrt(cuda, version="10.3.0"):
             feeds = {}
             for name, shape in shapes.items():
                 dtype = np.float32 if "state" in name else np.int64
-                feeds[name] = view(addresses[name], shape, dtype).copy()
-            outputs = [o.name for o in self.session.get_outputs()]
-            for name, result in zip(outputs, self.session.run(outputs, feeds), strict=True):
-                view(addresses[name], result.shape, result.dtype)[...] = result
+                feeds[name] = cuda.view(addresses[name], shape, dtype).copy()
+            try:
+                results = self.session.run(self.outputs, feeds)
+            except Exception as error:  # ids that are garbage
+                raise Fault from error
+            for name, result in zip(self.outputs, results, strict=True):
+                cuda.view(addresses[name], result.shape, result.dtype)[...] = result
 
     class Runtime:
         def __init__(self, logger):

@@ -1,6 +1,8 @@
 """The command line: every flag does something; bad input is one line and the right exit status."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 import dijiang
+from dijiang import files, hidden
 from dijiang.cli import main
-from tests.conftest import EXAMPLES
+from tests.conftest import EXAMPLES, GOLDEN
 
 TINY = EXAMPLES / "tiny-python"
 
@@ -83,6 +86,32 @@ def test_report_is_kept_in_the_bundle_only_if_it_can_and_may_be(cli, tmp_path):
     assert "passed" in refused.stdout  # what was measured is not lost
 
 
+def test_read_only_bundle_still_gets_its_report_on_stdout(cli, tmp_path, monkeypatch):
+    dijiang.export(TINY, tmp_path / "b", verify=False)
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(files, "new_file", refuse)
+    done = cli("verify", tmp_path / "b", "--against", TINY, "--tokens", 8, "--json")
+    assert json.loads(done.stdout)["passed"]
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "Read-only file system" in done.stderr
+    assert cli("verify", tmp_path / "b", "--against", TINY, "--tokens", 8, "--no-store").exit_code == 0
+
+
+def test_what_cannot_be_removed_of_a_replaced_bundle_is_said(cli, tmp_path, monkeypatch):
+    export = ["export", GOLDEN["neox-base"], "-o", tmp_path / "b", "--no-verify", "--force"]
+    assert cli(*export).exit_code == 0
+    monkeypatch.setattr(hidden.shutil, "rmtree", lambda *_, **__: None)
+    done = cli(*export)
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "b is written, but what it replaced cannot be removed; remove " in done.stderr
+    monkeypatch.undo()
+    assert cli(*export).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
 def test_prompt_comes_from_standard_input_without_p(cli, tiny):
     assert cli("run", tiny, "-n", 5, input="def main(").stdout == (
         cli("run", tiny, "-n", 5, "-p", "def main(").stdout
@@ -128,7 +157,7 @@ BAD_INPUT = {
     "no checkpoint": (["export", "{tmp}/none", "-o", "{tmp}/b"], "not a folder"),
     "no bundle": (["inspect", "{tmp}"], "no dijiang.json, so not a bundle"),
     "run no bundle": (["run", "{tmp}", "-p", "x"], "run dijiang export first"),
-    "no parent": (["export", "{tiny}", "-o", "{tmp}/a/b"], "cannot be written"),
+    "no folder": (["export", "{tiny}", "-o", "/dev/null/b"], "cannot be written"),
     "empty prompt": (["run", "{bundle}", "-p", ""], "the prompt is empty"),
     "bad option": (["run", "{bundle}", "-p", "x", "--top-p", "7"], "top_p is 7.0, expected"),
     "bad text": (

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import BundleError
 from ..files import write_file
+from ..hidden import locked, recover
 from .integrity import check_file
-from .manifest import DATA, MANIFEST, PARITY, GraphRecord, Manifest
+from .manifest import DATA, MANIFEST, PARITY, Manifest
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,35 @@ class Bundle:
         write_file(self.path / MANIFEST, manifest.to_json().encode(), BundleError)
         return Bundle(self.path, manifest)
 
+    def edited(self, edit: Callable[[Manifest], Manifest]) -> Bundle:
+        """The bundle after an edit of the manifest that it has by now; nobody else edits it meanwhile.
+
+        Raises:
+            BundleError: another bundle stands there by now, or the manifest cannot be written.
+        """
+        try:
+            with locked(self.path / MANIFEST):
+                found = Manifest.from_json(_read_manifest(self.path), str(self.path / MANIFEST))
+                if (found.fingerprint, found.graphs.keys()) != (
+                    self.manifest.fingerprint,
+                    self.manifest.graphs.keys(),
+                ):
+                    raise BundleError(f"{self.path}: another bundle was written there meanwhile; run this again")
+                changed = edit(found)
+                return Bundle(self.path, found) if changed == found else self.with_manifest(changed)
+        except OSError as error:
+            raise BundleError(
+                f"{self.path / MANIFEST}: unreadable ({error}); export the checkpoint again"
+            ) from error
+
+    def announced(self, names: Iterable[str]) -> Bundle:
+        """The bundle after its manifest says that these files may be there, whole or not.
+
+        So every file that a killed process leaves in the folder is listed.
+        """
+        added = tuple(names)
+        return self.edited(lambda m: replace(m, reports=tuple(dict.fromkeys([*m.reports, *added]))))
+
 
 def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
     """Open and check a bundle folder.
@@ -66,8 +96,12 @@ def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
 
     Raises:
         BundleError: missing, damaged, of another format, or with files outside the folder.
+
+    A bundle that a killed `export --force` had put aside is brought back first.
     """
     folder = Path(path)
+    if not folder.exists():
+        recover(folder)
     manifest = Manifest.from_json(_read_manifest(folder), str(folder / MANIFEST))
     for name, expected in manifest.files.items():
         _check_name(folder, name)
@@ -103,13 +137,19 @@ def _check_name(path: Path, name: str) -> None:
 def store_parity(bundle: Bundle, report: dict[str, Any], passed: Iterable[tuple[str, bool | None]]) -> Bundle:
     """Keep the report of a verification, and of each graph whether it passed.
 
-    The report is outside of the hashed files, and the manifest is replaced last: whatever stops this in
-    between, the bundle loads.
+    The report is outside of the hashed files, listed before it is written, and the verdicts come last:
+    whatever stops this in between, the bundle loads.
     """
+    verdicts = dict(passed)
+    bundle = bundle.announced([PARITY])
     text = json.dumps(report, indent=1) + "\n"
     write_file(bundle.path / PARITY, text.encode(), BundleError)
-    graphs: dict[str, GraphRecord] = dict(bundle.manifest.graphs)
-    for name, verdict in passed:
-        graphs[name] = replace(graphs[name], passed=verdict)
-    reports = tuple(dict.fromkeys([*bundle.manifest.reports, PARITY]))
-    return bundle.with_manifest(replace(bundle.manifest, graphs=graphs, reports=reports))
+
+    def judged(manifest: Manifest) -> Manifest:
+        graphs = {
+            name: replace(record, passed=verdicts.get(name, record.passed))
+            for name, record in manifest.graphs.items()
+        }
+        return replace(manifest, graphs=graphs)
+
+    return bundle.edited(judged)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, DijiangError
-from ..files import write_file
 from ..models.spec import ModelSpec
-from ..recipe import GRAPHS, Recipe, resolve
+from ..recipe import Recipe, resolve
 from .integrity import FileRecord, record_file
 from .manifest import DATA, MANIFEST, PARITY, GraphRecord, Manifest, fingerprint_of
 from .opened import Bundle, open_bundle
@@ -22,8 +20,8 @@ OLD_GRAPH = "model.onnx"
 def upgrade(path: str | Path) -> Bundle:
     """Rewrite a bundle's manifest in place; a bundle of this format is left as it is.
 
-    The old files are checked against the old hashes first. Until the new manifest is in its place, in one
-    step and last, the bundle is of format 1 and whole.
+    The old files are checked against the old hashes first. They stay, under the names that they have: the
+    manifest alone is replaced, in one step.
 
     Raises:
         BundleError: not a bundle of format 1, damaged, or not writable.
@@ -41,13 +39,7 @@ def upgrade(path: str | Path) -> Bundle:
         manifest = _manifest(folder, old, recipe)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, DijiangError) as error:
         raise BundleError(f"{folder}: not a whole bundle of format 1 ({error}); export again") from error
-    name = GRAPHS[recipe.graphs[0]].file
-    if name != OLD_GRAPH:
-        write_file(folder / name, (folder / OLD_GRAPH).read_bytes(), BundleError)
-    bundle = Bundle(folder, manifest).with_manifest(manifest)
-    if name != OLD_GRAPH:
-        os.unlink(folder / OLD_GRAPH)
-    return bundle
+    return Bundle(folder, manifest).with_manifest(manifest)
 
 
 def _recipe(old: dict[str, Any]) -> Recipe:
@@ -66,13 +58,13 @@ def _manifest(folder: Path, old: dict[str, Any], recipe: Recipe) -> Manifest:
             continue
         if _sha256(folder / name) != digest:
             raise ValueError(f"{name} has another sha256 than the manifest says")
-        files[GRAPHS[graph].file if name == OLD_GRAPH else name] = record_file(folder / name)
-    if DATA not in files:
-        raise ValueError(f"no {DATA}")
+        files[name] = record_file(folder / name)
+    if absent := {DATA, OLD_GRAPH} - files.keys():
+        raise ValueError(f"no {' and no '.join(sorted(absent))}")
     verified = PARITY in old["files"]
     report = json.loads((folder / PARITY).read_text(encoding="utf-8")) if verified else {}
     record = GraphRecord(
-        file=GRAPHS[graph].file,
+        file=OLD_GRAPH,
         in_place=bool(old["in_place"]),
         onnxruntime=".".join(map(str, recipe.onnxruntime(graph))),
         providers=recipe.providers(graph),

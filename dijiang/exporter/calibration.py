@@ -6,13 +6,13 @@ moment of the projection's input, [in, in]. No text has to be found: the float32
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from ..bundle import names
+from ..files import temporary_folder
 from ..graph.passes.linear import linears
 from ..graph.schemes import Moments
 from ..progress import Progress, silent
@@ -54,8 +54,8 @@ def second_moments(
     for value in set(inputs.values()) - set(graph.graph.outputs):
         value.type = ir.TensorType(ir.DataType.FLOAT)
         graph.graph.outputs.append(value)
-    with tempfile.TemporaryDirectory(prefix="dijiang-") as folder:
-        model = _Float32(graph, Path(folder))
+    with temporary_folder() as folder:
+        model = _Float32(graph, folder)
         length = min(LENGTH, limit or LENGTH)
         batch = batch_of(tokens)
         moments: Moments = {}

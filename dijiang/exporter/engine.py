@@ -6,21 +6,23 @@ set, which TensorRT 11 no longer has, and the engine computes what the graph tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx_ir as ir
 
 from ..bundle import names
 from ..bundle.integrity import record_file
+from ..bundle.manifest import DATA, Manifest
 from ..bundle.opened import Bundle, open_bundle
 from ..errors import ExportError, SessionError
-from ..files import write_file
+from ..files import move_file
 from ..graph.passes.turing import ExpandMatMuls
+from ..hidden import hidden_folder
 from ..machine.driver import Cuda, Gpu
 from ..machine.memory import build_bytes, require_memory
 from ..recipe import PRECISIONS
@@ -128,39 +130,62 @@ def _graph_of(bundle: Bundle, backend: str, targets: tuple[str, ...]) -> str:
 
 
 def _store(bundle: Bundle, record: EngineRecord, builder: _Builder) -> Bundle:
-    """Build beside the bundle; then its files, each in one step, and the manifest last."""
-    with TemporaryDirectory(prefix="dijiang-") as folder:
-        try:
-            written = builder.write(Path(folder))
-        except OSError as error:
-            raise ExportError(
-                f"{bundle.path}: the engine cannot be written ({error.strerror or error}); "
-                "free some space, or set TMPDIR to a larger disk"
-            ) from error
-        for file in written:
-            write_file(bundle.path / file.name, file.read_bytes(), ExportError)
-        records = {file.name: record_file(bundle.path / file.name) for file in written}
-    manifest = replace(
-        bundle.manifest,
-        files=bundle.manifest.files | records,
-        engines=bundle.manifest.engines | {record.backend: record.to_dict()},
-    )
-    return bundle.with_manifest(manifest)
+    """Build inside the bundle's folder, out of sight; then its files, and the manifest last.
+
+    A new file never takes the name of one that the manifest says the hash of: until the manifest changes
+    the old engine is the engine.
+    """
+    listed = bundle.manifest.files
+    kept = {name: _free(name, listed) for name in (record.file, f"{record.backend}.timing")}
+    bundle = bundle.announced([*kept, *kept.values()])
+    try:
+        with hidden_folder(bundle.path / record.file) as folder:
+            written = builder.write(folder)
+            records = {kept[file.name]: record_file(file) for file in written}
+            for file in written:
+                move_file(file, bundle.path / kept[file.name], ExportError)
+    except OSError as error:
+        raise ExportError(
+            f"{bundle.path}: the engine cannot be written ({error.strerror or error}); "
+            "free some space, or make the folder writable"
+        ) from error
+    record = replace(record, file=kept[record.file])
+
+    def changed(manifest: Manifest) -> Manifest:
+        files = {name: known for name, known in manifest.files.items() if not _is_of(name, record.backend)}
+        engines = manifest.engines | {record.backend: record.to_dict()}
+        return replace(manifest, files=files | records, engines=engines)
+
+    bundle = bundle.edited(changed)
+    for name in bundle.manifest.reports:
+        if _is_of(name, record.backend) and name not in bundle.manifest.files:
+            (bundle.path / name).unlink(missing_ok=True)
+    return bundle
+
+
+def _free(name: str, listed: Collection[str]) -> str:
+    """One of the two names that a file of an engine has in turn: the one that is not listed."""
+    return f"next-{name}" if name in listed else name
+
+
+def _is_of(name: str, backend: str) -> bool:
+    """Whether a file of a bundle belongs to its engine of a backend."""
+    return name.removeprefix("next-").partition(".")[0] == backend
 
 
 @contextmanager
-def _graph_for(graph: Path, gpus: tuple[str, ...]) -> Iterator[Path]:
-    """The ONNX file to parse: the bundle's, or one with what Turing lacks replaced."""
+def _graph_for(graph: Path, gpus: tuple[str, ...], folder: Path) -> Iterator[Path]:
+    """The ONNX file to parse: the bundle's, or one in `folder` with what Turing lacks replaced."""
     if TURING not in gpus:
         yield graph
         return
-    model, path = ir.load(graph), graph.parent / f".{TURING}.onnx"
+    model, path = ir.load(graph), folder / "graph" / f"{TURING}.onnx"
     ExpandMatMuls()(model)
-    try:
-        ir.save(model, path)
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
+    path.parent.mkdir()
+    (path.parent / DATA).symlink_to((graph.parent / DATA).absolute())
+    ir.save(model, path)
+    yield path
+    shutil.rmtree(path.parent)
 
 
 class _Builder:
@@ -180,7 +205,7 @@ class _Builder:
 
     def write(self, folder: Path) -> list[Path]:
         """Write the engine, and what belongs to it, into a folder."""
-        with _graph_for(self.graph, self.record.gpus) as graph:
+        with _graph_for(self.graph, self.record.gpus, folder) as graph:
             network = self._parse(graph)
         config = self.builder.create_builder_config()
         self._set_types(config)
@@ -197,9 +222,8 @@ class _Builder:
         path.write_bytes(engine)
         if timing is None:
             return [path]
-        timing = folder / timing.name
-        timing.write_bytes(config.get_timing_cache().serialize())
-        return [path, timing]
+        (folder / timing).write_bytes(config.get_timing_cache().serialize())
+        return [path, folder / timing]
 
     def _parse(self, graph: Path) -> Any:
         flag = getattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -240,16 +264,17 @@ class _Builder:
             profile.set_shape(tensor.name, *shapes)
         return profile
 
-    def _timing(self, config: Any) -> Path | None:
+    def _timing(self, config: Any) -> str | None:
         """Start from the kernel timings of an earlier build, where the backend measures any."""
         if self.backend.gpus:
             return None
-        path = self.bundle.path / f"{self.record.backend}.timing"
-        known = path.read_bytes() if path.is_file() else b""
+        name = f"{self.record.backend}.timing"
+        old = next((n for n in self.bundle.manifest.files if n in (name, f"next-{name}")), None)
+        known = b"" if old is None else (self.bundle.path / old).read_bytes()
         cache = config.create_timing_cache(known)
         if not config.set_timing_cache(cache, False):  # of another GPU or version: start anew
             config.set_timing_cache(config.create_timing_cache(b""), False)
-        return path
+        return name
 
     def _reason(self) -> str:
         return self.log.errors[-1] if self.log.errors else "no reason given"

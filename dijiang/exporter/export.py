@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from ..bundle.manifest import (
 )
 from ..bundle.opened import Bundle, open_bundle
 from ..errors import ExportError, InputError
-from ..files import check_output, new_folder
+from ..files import check_output, new_folder, refuse_foreign
 from ..graph.reads import parameter_reads
+from ..hidden import sweep
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
 from ..parity.verify import verify as compare
 from ..progress import Progress, silent
@@ -57,7 +59,7 @@ def export(
 
     Args:
         checkpoint: folder of the published layout.
-        output: folder to create; its parent must exist.
+        output: folder to create, with its parents.
         precision: a row of `recipe.PRECISIONS`.
         graph: a row of `recipe.GRAPHS`: write only this one; `auto`: those of the target that run here
             and share all weights.
@@ -92,13 +94,13 @@ def export(
         runs_here=runs_here,
     )
     folder = Path(output)
-    check_target(folder, Path(checkpoint), force=force)
+    check_target(folder, [Path(path) for path in (checkpoint, text) if path is not None], force=force)
     model = load_checkpoint(checkpoint, decay=decay, repair_decay=repair_decay)
     if verify:
         _check_verifiable(model, recipe, text)
     recipe = pipeline.fitted(recipe, model)
     graphs = {name: pipeline.step_graph(model, name, recipe) for name in recipe.graphs}
-    with new_folder(folder, ExportError) as partial:
+    with new_folder(folder, ExportError, foreign=foreign if force else None) as partial:
         plan = plan_export(
             model,
             graphs,
@@ -132,22 +134,30 @@ def export(
     return open_bundle(folder, check_hashes=False)
 
 
-def check_target(target: Path, checkpoint: Path, *, force: bool) -> None:
+def check_target(target: Path, inputs: Iterable[Path], *, force: bool) -> None:
     """ExportError if the target may not be written: only a bundle is ever replaced, and only whole."""
-    check_output(target, [checkpoint], ExportError)
-    if not target.exists():
+    check_output(target, inputs, ExportError)
+    if not os.path.lexists(target):
         return
     if not force:
         raise ExportError(f"{target} exists and is never overwritten; use --force or another folder")
-    if not (target / MANIFEST).is_file():
-        raise ExportError(f"{target} exists and is no bundle, expected {MANIFEST} in it; move it away")
-    old = Manifest.from_json((target / MANIFEST).read_text(encoding="utf-8"), str(target / MANIFEST))
-    foreign = sorted({file.name for file in target.iterdir()} - {MANIFEST, *old.files, *old.reports})
-    if foreign:
-        raise ExportError(
-            f"{target}: {', '.join(foreign[:4])} {'is' if len(foreign) == 1 else 'are'} no part of the "
-            "bundle there, and would be lost; move it away, or choose another folder"
-        )
+    refuse_foreign(target, foreign(target), ExportError)
+
+
+def foreign(folder: Path) -> list[str]:
+    """Names in the folder of a bundle that its manifest does not list.
+
+    Raises:
+        ExportError: it is no bundle.
+        BundleError: its manifest cannot be read.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise ExportError(f"{folder} exists and is no bundle, expected {MANIFEST} in it; move it away")
+    sweep(folder)
+    old = Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"), str(folder / MANIFEST))
+    listed = {MANIFEST, *old.files, *old.reports}
+    with os.scandir(folder) as found:
+        return sorted(one.name for one in found if one.name not in listed or one.is_dir(follow_symlinks=False))
 
 
 def _check_verifiable(model: DijiangModel, recipe: Recipe, text: str | Path | None) -> None:

@@ -26,6 +26,8 @@ OUT_OF_MEMORY = 2
 MAJOR, MINOR, INTEGRATED = 75, 76, 18
 #: CU_STREAM_NON_BLOCKING; CU_STREAM_CAPTURE_MODE_THREAD_LOCAL.
 NON_BLOCKING, THREAD_LOCAL = 1, 1
+#: The stream of calls that name none.
+LEGACY = 0
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,16 @@ class Cuda:
 
     def allocate(self, nbytes: int) -> int:
         """Address of zeroed device memory; freed by `free`."""
+        self.activate()
         address = c_void_p()
         self._call("cuMemAlloc_v2", byref(address), c_size_t(nbytes))
         self._call("cuMemsetD8_v2", address, c_uint(0), c_size_t(nbytes))
+        self.synchronize(LEGACY)  # on which that is put; our streams do not wait for it
         return int(address.value or 0)
 
     def free(self, address: int) -> None:
-        """Give memory back."""
+        """Give memory back; any thread may."""
+        self.activate()
         self._call("cuMemFree_v2", c_void_p(address))
 
     def stream(self) -> int:
@@ -148,8 +153,9 @@ class Cuda:
         )
 
     def download(self, array: np.ndarray, address: int, stream: int) -> None:
-        """Copy from the device into an array and wait for it."""
+        """Copy from the device into an array and wait for it; any thread may."""
         assert array.flags.c_contiguous
+        self.activate()
         self._call(
             "cuMemcpyDtoHAsync_v2",
             c_void_p(array.ctypes.data),

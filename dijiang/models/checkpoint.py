@@ -16,6 +16,10 @@ import numpy as np
 from ..errors import CheckpointError
 
 Shape = tuple[int, ...]
+#: NumPy names of what weights can be; others are refused when they are read as weights.
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+#: What safetensors calls a type that NumPy has only through ml_dtypes.
+BFLOAT16 = "BF16"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -40,7 +44,27 @@ class TensorFile(ABC):
 
     @abstractmethod
     def read(self, name: str) -> np.ndarray:
-        """A tensor in its stored dtype (float32, float16, ml_dtypes.bfloat16)."""
+        """A tensor in its stored dtype (float32, float16, ml_dtypes.bfloat16).
+
+        Raises:
+            CheckpointError: NumPy has no such dtype.
+        """
+
+    def unreadable(self, name: str, dtype: object) -> CheckpointError:
+        """The error for a tensor of a dtype that is none of FLOATS."""
+        return CheckpointError(
+            f"{self.path.parent}: {name} has dtype {dtype}, expected float32, float16 or bfloat16; "
+            "start from the unquantized checkpoint"
+        )
+
+
+def import_bfloat16(path: Path) -> np.dtype:
+    """NumPy's bfloat16, which it has once ml_dtypes was imported; CheckpointError where that is missing."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise CheckpointError(f"{path}: bfloat16 needs ml_dtypes; pip install 'dijiang[export]'") from None
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 class SafetensorsFile(TensorFile):
@@ -50,15 +74,22 @@ class SafetensorsFile(TensorFile):
         from safetensors import SafetensorError, safe_open
 
         super().__init__(path)
+        self._refusals = (TypeError, AttributeError, SafetensorError)  # how a dtype is unknown
         try:
             self._file = safe_open(str(path), framework="np")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a whole safetensors file ({error}); download it again") from error
-        names: list[str] = list(self._file.keys())
-        self.shapes = {n: tuple(self._file.get_slice(n).get_shape()) for n in names}
+        slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+        self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        self._dtypes = {name: str(part.get_dtype()) for name, part in slices.items()}
+        if BFLOAT16 in self._dtypes.values():
+            import_bfloat16(path)  # NumPy knows the name from then on
 
     def read(self, name: str) -> np.ndarray:
-        tensor: np.ndarray = self._file.get_tensor(name)
+        try:
+            tensor: np.ndarray = self._file.get_tensor(name)
+        except self._refusals as error:
+            raise self.unreadable(name, self._dtypes[name]) from error
         return tensor
 
 
@@ -89,14 +120,17 @@ class TorchFile(TensorFile):
         self.shapes = {n: tuple(t.shape) for n, t in self._tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
-        import ml_dtypes
         import torch
 
         tensor = self._tensors[name].detach()
         if tensor.dtype == torch.bfloat16:
             bits: np.ndarray = tensor.contiguous().view(torch.uint16).numpy()
-            return bits.view(ml_dtypes.bfloat16)
-        array: np.ndarray = tensor.numpy()
+            return bits.view(import_bfloat16(self.path))
+        try:
+            array: np.ndarray = tensor.numpy()
+        except (TypeError, RuntimeError) as error:  # float8, quantized, sparse
+            kind = " ".join(str(k).removeprefix("torch.") for k in (tensor.dtype, tensor.layout))
+            raise self.unreadable(name, kind.removesuffix(" strided")) from error
         return array
 
 
@@ -158,13 +192,14 @@ class Checkpoint:
         )
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor in its stored dtype; KeyError for an unknown name is our own bug."""
+        """One tensor in its stored dtype; KeyError for an unknown name is our own bug.
+
+        Raises:
+            CheckpointError: its dtype is none of FLOATS.
+        """
         tensor = self._hashed(name)
-        if tensor.dtype.kind != "f" and tensor.dtype.name != "bfloat16":
-            raise CheckpointError(
-                f"{self.path}: {name} has dtype {tensor.dtype}, expected float32, float16 or "
-                "bfloat16; export from the unquantized checkpoint"
-            )
+        if tensor.dtype.name not in FLOATS:
+            raise self._owner[name].unreadable(name, tensor.dtype)
         return tensor
 
     def _hashed(self, name: str) -> np.ndarray:

@@ -57,7 +57,7 @@ def convert(
 
     Args:
         vanilla: checkpoint folder as transformers saves it.
-        output: folder to create; its parent must exist.
+        output: folder to create, with its parents.
         seed: of P and W_G; the same seed gives the same bytes.
         progress: told about bytes written.
 

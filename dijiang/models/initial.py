@@ -96,7 +96,7 @@ def init(
 
     Args:
         preset: a name of `PRESETS`.
-        output: folder to create; its parent must exist.
+        output: folder to create, with its parents.
         dtype: of the weights: float32, float16 or bfloat16; D1 and D2 are float32 in any case.
         seed: of the random numbers; the same seed gives the same bytes.
         progress: told about bytes written.

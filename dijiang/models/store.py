@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from ..files import new_folder
+from ..files import check_output, new_folder
 from .binding import Shape
 from .weights import is_decay_table
 
@@ -55,7 +55,7 @@ def write_checkpoint(
     """Write a checkpoint folder.
 
     Args:
-        target: folder to create; its parent must exist.
+        target: folder to create, with its parents.
         config: of config.json.
         tensors: name and value of every tensor; each is dropped when its shard is written.
         total: bytes of all of them.
@@ -65,6 +65,7 @@ def write_checkpoint(
     Raises:
         CheckpointError: the target exists, cannot be written, or does not fit on the disk.
     """
+    check_output(target, [file.parent for file in files], CheckpointError)
     _check(target, total)
     with new_folder(target, CheckpointError) as folder:
         shards = _Shards(folder, total, progress)
@@ -79,12 +80,11 @@ def write_checkpoint(
 def _check(target: Path, total: int) -> None:
     if target.exists():
         raise CheckpointError(f"{target} exists and is never overwritten; choose a new folder")
-    if not target.parent.is_dir():
-        raise CheckpointError(f"{target}: {target.parent} is no folder; create it first")
-    need, free = total + SPARE_BYTES, shutil.disk_usage(target.parent).free
+    place = next(path for path in target.absolute().parents if path.is_dir())
+    need, free = total + SPARE_BYTES, shutil.disk_usage(place).free
     if need > free:
         raise CheckpointError(
-            f"{target.parent}: it needs {need / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free; "
+            f"{place}: it needs {need / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free; "
             "free some space or choose another disk"
         )
 

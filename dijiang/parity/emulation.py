@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import onnx_ir as ir
 
 from ..bundle.opened import Bundle
+from ..files import temporary_folder
 from ..graph.passes.emulate import Emulate
 from ..runtime.model import Model
 from ..runtime.sessions.cpu import CpuSession
@@ -28,7 +26,7 @@ def load_emulated(bundle: Bundle, graph: str, *, threads: int | None = None) -> 
         return PartedModel(bundle, session)
     if not emulated:
         return Model(bundle, CpuSession(bundle, graph, threads=threads))
-    with TemporaryDirectory(prefix="dijiang-") as folder:
-        file = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        file = folder / "model.onnx"
         ir.save(loaded, file, external_data="model.onnx.data")
         return Model(bundle, CpuSession(bundle, graph, threads=threads, file=file))

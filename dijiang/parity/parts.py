@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ import onnx_ir as ir
 
 from ..bundle import names
 from ..bundle.opened import Bundle
+from ..files import temporary_folder
 from ..runtime.model import Model
 from ..runtime.sessions.base import PIECE
 from ..runtime.sessions.cpu import load_graph
@@ -171,8 +170,8 @@ class PartedSession:
         if not self._written:
             source = ir.to_proto(model).SerializeToString()
             return load_graph(self._bundle, self.graph, source, threads=self._threads)
-        with TemporaryDirectory(prefix="dijiang-") as folder:
-            file = Path(folder) / "model.onnx"
+        with temporary_folder() as folder:
+            file = folder / "model.onnx"
             ir.save(model, file, external_data="model.onnx.data")
             return load_graph(self._bundle, self.graph, file, threads=self._threads)
 

@@ -85,6 +85,19 @@ def test_engine_is_replaced_by_the_next_build(primitive):
     (record,) = open_bundle(bundle).manifest.engines.values()
     assert record == built.manifest.engines["tensorrt_rtx"]
     assert (record["gpus"], record["batch"], record["longest"]) == (["sm89"], 3, 64)
+    third = dijiang.build(bundle, backend="tensorrt_rtx", gpus=["sm86"])
+    assert {path.name for path in bundle.iterdir()} == {"dijiang.json", *third.manifest.files}
+    assert dijiang.export(GOLDEN["neox-base"], bundle, verify=False, force=True).manifest.engines == {}
+
+
+def test_turings_graph_is_written_beside_no_link_in_the_bundle(primitive, tmp_path):
+    bundle, outside = primitive("neox-base", precision="fp16"), tmp_path / "outside"
+    outside.write_text("mine")
+    for name in (".sm75.onnx", "sm75.onnx", "tensorrt_rtx.engine"):
+        (bundle / name).symlink_to(outside)
+    dijiang.build(bundle, backend="tensorrt_rtx", gpus=["sm75"])
+    assert outside.read_text() == "mine"
+    assert not (bundle / "tensorrt_rtx.engine").is_symlink()
 
 
 def test_other_graphs_are_refused(exported):

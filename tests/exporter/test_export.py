@@ -176,9 +176,14 @@ def test_memory_of_an_export_is_a_few_of_its_largest_tensor(tmp_path, precision,
     assert verify or plan.memory - BASE_BYTES < 4 * model.parameters / 4
 
 
-def test_export_into_a_missing_parent_is_one_clear_error(tmp_path):
-    with pytest.raises(dijiang.ExportError, match="cannot be written"):
-        dijiang.export(BASE, tmp_path / "missing" / "b")
+def test_export_makes_missing_parents_and_leaves_none_if_it_fails(tmp_path, monkeypatch):
+    assert dijiang.export(BASE, tmp_path / "a" / "b" / "c", verify=False).path.is_dir()
+    assert left_in(tmp_path / "a") == ["b"]
+    assert left_in(tmp_path / "a" / "b") == ["c"]
+    monkeypatch.setattr(plan_module, "available_bytes", lambda: 10**8)
+    with pytest.raises(dijiang.ExportError, match="MB of memory"):
+        dijiang.export(BASE, tmp_path / "a" / "d" / "e")
+    assert left_in(tmp_path / "a") == ["b"]
 
 
 def test_export_into_a_file_is_one_clear_error(tmp_path):

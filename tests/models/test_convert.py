@@ -246,8 +246,14 @@ def test_full_disk_is_known_before_anything_is_written(vanilla, tmp_path, monkey
 def test_output_that_exists_is_never_overwritten(vanilla, tmp_path):
     with pytest.raises(dijiang.CheckpointError, match="never overwritten"):
         convert(vanilla, tmp_path)
-    with pytest.raises(dijiang.CheckpointError, match="is no folder; create it first"):
-        init("pythia-70m", tmp_path / "nowhere" / "out")
+
+
+def test_missing_parents_are_made_and_files_have_ordinary_permissions(vanilla, tmp_path):
+    convert(vanilla, tmp_path / "a" / "b" / "new")
+    found = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "a" / "b" / "new").iterdir()}
+    folder = (tmp_path / "a" / "b" / "new").stat().st_mode & 0o777
+    assert set(found) == {"config.json", "model.safetensors"}
+    assert set(found.values()) == {folder & 0o666}
 
 
 #: Parameters of the vanilla models, from their model cards and papers.

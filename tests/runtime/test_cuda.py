@@ -9,18 +9,20 @@ import pytest
 
 import dijiang
 from dijiang.runtime.sessions import device as cuda
+from tests import fake_ort
 from tests.conftest import EXAMPLES, RUNNABLE, Golden
 
 NEEDS_ORT = pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is older than 1.30")
 
 GATE = 1e-4
-#: A provider with "graphs" and "device memory" that every machine has.
+#: A provider with "device memory" that every machine has; `fake_ort` gives it graphs.
 STAND_IN = cuda.Device("CPUExecutionProvider", "nothing", "", memory=None, captures=True)
 
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """`cuda` is the CPU's provider, through the device's session."""
+    """`cuda` is the CPU's provider, through the device's session, with CUDA graphs."""
+    fake_ort.install(monkeypatch)
     monkeypatch.setattr(cuda, "CUDA", STAND_IN)
 
 

@@ -103,15 +103,17 @@ class TensorRtSession:
         slot = self._slots[batch]
         side = slot.resident.take(state)
         arrays = {name: np.ascontiguousarray(a, np.int64) for name, a in step.arrays.items()}
-        for name, array in arrays.items():
-            slot.inputs[name].write(array)
         slot.require_outputs(step.kept.size)
-        if self.cuda_graph and length in (1, self.longest) and step.kept.shape[1] == 1:
-            self._replay(slot, length, side)
-        else:
-            key = (1, side) if length == 1 else (ANY_LENGTH, 0)
-            self._enqueue(slot, self.context(slot, *key), step.ids.shape, step.kept.shape, side)
-        self.cuda.synchronize(self.stream)  # the arrays above may go
+        try:
+            for name, array in arrays.items():
+                slot.inputs[name].write(array)
+            if self.cuda_graph and length in (1, self.longest) and step.kept.shape[1] == 1:
+                self._replay(slot, length, side)
+            else:
+                key = (1, side) if length == 1 else (ANY_LENGTH, 0)
+                self._enqueue(slot, self.context(slot, *key), step.ids.shape, step.kept.shape, side)
+        finally:
+            self.cuda.synchronize(self.stream)  # the arrays above may go, whatever happened
         state.commit(state.after(step, swap=True))
         return EngineOutput(self, slot, step.kept.shape)
 
