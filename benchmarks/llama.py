@@ -67,10 +67,7 @@ def version(cache: Path) -> dict[str, str]:
         if "=" in line and not line.startswith(("#", "//"))
     )
     compiler = subprocess.run(
-        [settings["CMAKE_CXX_COMPILER:FILEPATH"], "--version"],
-        capture_output=True,
-        text=True,
-        check=True,
+        [settings["CMAKE_CXX_COMPILER:FILEPATH"], "--version"], capture_output=True, text=True, check=True
     )
     options = " ".join((*CMAKE, "OpenMP" if settings.get("GGML_OPENMP:BOOL") == "ON" else "no OpenMP"))
     return {"llama.cpp": PACKAGE, "compiler": compiler.stdout.splitlines()[0], "options": options}

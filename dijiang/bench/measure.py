@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BenchError, DijiangError
+from ..machine.bandwidth import Bandwidth, measure_bandwidth
 from ..machine.contention import Watch, wait_until_idle
 from ..machine.limits import available_bytes
 from ..machine.memory import run_bytes
 from ..machine.sensors import Meter, Sensor
-from .matrix import Failure, Test
+from .matrix import Failure, Test, series_of
 from .subject import Side
 from .worker import Worker
 
@@ -25,6 +27,8 @@ SETTLE = 0.1
 #: Of a quiet measurement: the share of its time in which a runnable thread may have waited for a CPU,
 #: how often it is tried, and seconds after which it is not tried again.
 QUIET, TRIES, PATIENCE = 0.05, 3, 20.0
+#: Seconds of idle power before the tests.
+IDLE = 2.0
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,10 @@ class Effort:
     quiet: bool = False
     probe: bool = True
 
-    def check(self) -> None:
-        """BenchError for repetitions or seconds that are no sizes."""
+    def __post_init__(self) -> None:
         if self.repetitions < 1 or self.seconds < 0:
-            raise BenchError(
-                f"{self.repetitions} repetitions and {self.seconds} seconds: expected at least 1 and 0"
-            )
+            found = f"{self.repetitions} repetitions and {self.seconds} seconds"
+            raise BenchError(f"{found}: expected at least 1 and 0")
 
 
 @dataclass(frozen=True)
@@ -88,56 +90,66 @@ class Samples:
         """Seconds of each repetition that counts."""
         return [sum(turn.seconds) for turn in self.turns]
 
-    def add(self, turn: Turn, meter: Meter) -> None:
-        """One repetition, and the energy it took."""
-        self.turns.append(turn)
-        if meter.joules is not None:
-            self.joules = (self.joules or 0.0) + meter.joules
-            self.joules_seconds += meter.seconds
-
-    def enough(self, effort: Effort) -> bool:
-        """Whether this has been measured for long enough."""
-        return self.taken >= effort.repetitions and sum(self.totals) >= effort.seconds
-
 
 Pair = tuple[Side, Test]
 
 
-def needed_bytes(pairs: Sequence[Pair]) -> int:
-    """Memory that tests take in turn, about: each side once, with one state for all its depths."""
-    largest: dict[str, int] = {}
-    for side, test in pairs:
-        need = run_bytes(side.traffic.weights, side.traffic.resident(test.batch, test.end))
-        largest[side.name] = max(need, largest.get(side.name, 0))
-    return sum(largest.values())
-
-
 @dataclass
-class Series:
-    """Tests that differ only in depth or way, on every side: repetition by repetition in turn.
+class Run:
+    """Measures tests on sides; what was measured stays when it is interrupted.
 
-    samples: by side and test, what there is so far, also after an interruption.
-    failures: what could not be measured.  before_turn: told the number of the turn that begins.
+    samples: by side and test.  failures: what could not be measured.
+    bandwidths: what was measured, before which turn (None: before or after all), and the threads asked for.
     """
 
-    sides: Sequence[Side]
-    tests: Sequence[Test]
     effort: Effort
     provider: str
     sensors: list[Sensor]
     say: Say
-    before_turn: Callable[[int], None] = lambda number: None
     samples: dict[tuple[str, Test], Samples] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    bandwidths: list[tuple[Bandwidth, int | None, int | None]] = field(default_factory=list)
 
-    def run(self) -> None:
-        """Measure what memory allows, as much of it in turn as memory allows."""
+    def __post_init__(self) -> None:
+        self.idle = Meter(self.sensors)
+
+    def all(self, groups: Sequence[Sequence[Side]], tests: Sequence[Test]) -> None:
+        """Every test on every group of sides; KeyboardInterrupt ends it early."""
+        try:
+            with self.idle:
+                time.sleep(IDLE if self.sensors else 0)
+            self.bandwidth(tests, None)
+            for series in series_of(tests):
+                for group in groups:
+                    self.series(group, series)
+            self.bandwidth(tests, None)
+        except KeyboardInterrupt:
+            self.failures.append(Failure(None, None, "interrupted; the tests before it are kept"))
+
+    def bandwidth(self, tests: Sequence[Test], turn: int | None) -> None:
+        """For each count of threads: before the tests and after them, as other load comes and goes."""
+        for count in dict.fromkeys(test.threads for test in tests):
+            if turn is None:
+                self.say("memory bandwidth")
+            self.bandwidths.append((measure_bandwidth(threads=count), turn, count))
+
+    def rates(self) -> dict[int | None, float]:
+        """Bytes a second by the threads asked for: the fastest; of turns, their median."""
+        found: dict[int | None, list[float]] = {}
+        for measured, turn, threads in self.bandwidths:
+            if not self.effort.quiet or turn is not None:
+                found.setdefault(threads, []).append(measured.bytes_per_second)
+        middle = statistics.median if self.effort.quiet else max
+        return {threads: middle(rates) for threads, rates in found.items()}
+
+    def series(self, sides: Sequence[Side], tests: Sequence[Test]) -> None:
+        """Tests that differ only in depth or way, on every side: as much in turn as memory allows."""
         free = available_bytes()
-        able = [(side, test) for test in self.tests for side in self.sides if self._fits(side, test, free)]
+        able = [(side, test) for test in tests for side in sides if self._fits(side, test, free)]
         if self.effort.probe:
             able = [pair for pair in able if self._probe(*pair)]
         for pairs in rounds(able, free):
-            self._take_turns(pairs)
+            self._take_turns(pairs, len(sides))
 
     def _fits(self, side: Side, test: Test, free: int) -> bool:
         need = needed_bytes([(side, test)])
@@ -152,45 +164,43 @@ class Series:
     def _probe(self, side: Side, test: Test) -> bool:
         """Load time and peak memory of one test, in a process of its own; False if it failed."""
         self.say(f"{side.name}: {test.label}")
-        with self._worker(side, [test]) as worker, self._keeping_on(side, [test]):
-            samples = Samples(*worker.start())
-            samples.peaks = worker.finish()
-            self.samples[side.name, test] = samples
+        with self._keeping_on(side, [test]), Worker(side, self.provider, [test]) as worker:
+            self.samples[side.name, test] = Samples(*worker.start(), peaks=worker.finish())
         return (side.name, test) in self.samples
 
-    def _take_turns(self, pairs: Sequence[Pair]) -> None:
+    def _take_turns(self, pairs: Sequence[Pair], sides: int) -> None:
         """The repetitions; a side has one process, so that depths differ in nothing but their depth."""
-        tests = {side.name: [test for other, test in pairs if other is side] for side, _ in pairs}
-        sides = [side for side in self.sides if side.name in tests]
+        tests: dict[Side, list[Test]] = {}
+        for side, test in pairs:
+            tests.setdefault(side, []).append(test)
         workers: dict[str, Worker] = {}
         with ExitStack() as stack:
-            for side in sides:
-                with self._keeping_on(side, tests[side.name]):
-                    worker = stack.enter_context(self._worker(side, tests[side.name]))
-                    loaded = worker.start()
-                    workers[side.name] = worker
-                    for test in tests[side.name]:
+            for side, mine in tests.items():
+                with self._keeping_on(side, mine):
+                    worker = stack.enter_context(Worker(side, self.provider, mine))
+                    loaded, workers[side.name] = worker.start(), worker
+                    for test in mine:
                         samples = self.samples.setdefault((side.name, test), Samples(*loaded))
-                        samples.alone = len(tests) < len(self.sides)
-                        samples.interleaved = len(tests[side.name]) > 1
+                        samples.alone, samples.interleaved = len(tests) < sides, len(mine) > 1
             self._repeat_all(workers, pairs, tests)
-            for side in [] if self.effort.probe else sides:
-                with self._keeping_on(side, tests[side.name]):
-                    peaks = workers[side.name].finish() if side.name in workers else {}
-                    for test in tests[side.name]:
-                        if found := self.samples.get((side.name, test)):
-                            found.peaks = peaks
+            for side in tests if not self.effort.probe else ():
+                kept = [self.samples[side.name, test] for test in tests[side] if (side.name, test) in self.samples]
+                with self._keeping_on(side, tests[side]):
+                    peaks = workers[side.name].finish() if kept else {}
+                    for samples in kept:
+                        samples.peaks = peaks
 
-    def _repeat_all(self, workers: dict[str, Worker], pairs: Sequence[Pair], tests: dict[str, list[Test]]) -> None:
+    def _repeat_all(self, workers: dict[str, Worker], pairs: Sequence[Pair], tests: dict[Side, list[Test]]) -> None:
         before, number, ending = None, 0, time.monotonic() + 60 * self.effort.minutes
         while left := [pair for pair in pairs if self._wants_more(*pair)]:
             if number and time.monotonic() > ending:
                 return
-            self.before_turn(number)
+            if self.effort.quiet:
+                self.bandwidth([test for _, test in left], number)
             for side, test in (pair for pair in left if self._wants_more(*pair)):
                 if before not in (None, side):
                     time.sleep(SETTLE)
-                with self._keeping_on(side, tests[side.name]):
+                with self._keeping_on(side, tests[side]):
                     self._repeat(workers[side.name], side, test)
                 before = side
             number += 1
@@ -206,19 +216,21 @@ class Series:
                 seconds = worker.repeat(test)
             turn = Turn(samples.taken, seconds, *watch.seen())
             if not self.effort.quiet or turn.waited <= QUIET:
-                samples.add(turn, meter)
+                samples.turns.append(turn)
+                if meter.joules is not None:
+                    samples.joules = (samples.joules or 0.0) + meter.joules
+                    samples.joules_seconds += meter.seconds
                 break
             samples.disturbed.append(turn)
             if tried == TRIES or time.monotonic() > ending:
                 break
         samples.taken += 1
 
-    def _worker(self, side: Side, tests: Sequence[Test]) -> Worker:
-        return Worker(side.load, side.path, self.provider, tests)
-
     def _wants_more(self, side: Side, test: Test) -> bool:
-        samples = self.samples.get((side.name, test))
-        return samples is not None and not samples.enough(self.effort)
+        samples, effort = self.samples.get((side.name, test)), self.effort
+        if samples is None:
+            return False
+        return samples.taken < effort.repetitions or sum(samples.totals) < effort.seconds
 
     @contextmanager
     def _keeping_on(self, side: Side, tests: Sequence[Test]) -> Iterator[None]:
@@ -227,10 +239,18 @@ class Series:
             yield
         except DijiangError as error:
             for test in tests:
-                samples = self.samples.get((side.name, test))
-                if samples is None or not samples.enough(self.effort):
+                if (side.name, test) not in self.samples or self._wants_more(side, test):
                     self.samples.pop((side.name, test), None)
                     self.failures.append(Failure(side.name, test.label, str(error)))
+
+
+def needed_bytes(pairs: Sequence[Pair]) -> int:
+    """Memory that tests take in turn, about: each side once, with one state for all its depths."""
+    largest: dict[str, int] = {}
+    for side, test in pairs:
+        need = run_bytes(side.traffic.weights, side.traffic.resident(test.batch, test.end))
+        largest[side.name] = max(need, largest.get(side.name, 0))
+    return sum(largest.values())
 
 
 def rounds(pairs: Sequence[Pair], free: int) -> list[list[Pair]]:

@@ -48,11 +48,7 @@ def diagnose(root: Path = Path("/"), nvml: Any = None) -> Diagnosis:
     providers = probe_providers()
     sensors = [sensor.name for sensor in find_sensors(root, nvml)]
     bandwidth = measure_bandwidth()
-    findings = [
-        *_hardware(machine, bandwidth),
-        *_backends(machine, providers),
-        *_tools(machine, sensors),
-    ]
+    findings = [*_hardware(machine, bandwidth), *_backends(machine, providers), *_tools(machine, sensors)]
     return Diagnosis(machine, providers, sensors, bandwidth, findings)
 
 

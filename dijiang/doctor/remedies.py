@@ -25,10 +25,7 @@ REMEDIES = {
     "onnxruntime": Remedy(("pip install 'dijiang[cpu]'",)),
     "two onnxruntimes": Remedy(("pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'dijiang[cpu]'",)),
     "LinearAttention": Remedy(
-        (
-            "pip install -U 'onnxruntime>=1.30'",
-            "dijiang export CHECKPOINT -o BUNDLE --graph primitive",
-        )
+        ("pip install -U 'onnxruntime>=1.30'", "dijiang export CHECKPOINT -o BUNDLE --graph primitive")
     ),
     "CUDAExecutionProvider": Remedy(
         ("nvidia-smi", "pip install 'dijiang[gpu]'"),
@@ -42,10 +39,7 @@ REMEDIES = {
         ("sudo apt-get install g++ && pip install --force-reinstall --no-binary=dijiang dijiang",)
     ),
     "energy sensors": Remedy(
-        (
-            "pip install 'dijiang[bench]'",
-            "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj",
-        ),
+        ("pip install 'dijiang[bench]'", "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj"),
         ("ls /sys/class/hwmon/*/in*_label",),
     ),
 }

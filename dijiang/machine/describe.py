@@ -49,13 +49,7 @@ PACKAGES = (
     "matplotlib",
 )
 #: Start of the L4T release -> JetPack. Source: NVIDIA's Jetson Linux archive.
-JETPACKS = (
-    ("39.2", "7.2"),
-    ("38.", "7.0 or 7.1"),
-    ("36.4", "6.1 or 6.2"),
-    ("36.3", "6.0"),
-    ("35.", "5"),
-)
+JETPACKS = (("39.2", "7.2"), ("38.", "7.0 or 7.1"), ("36.4", "6.1 or 6.2"), ("36.3", "6.0"), ("35.", "5"))
 
 
 def describe_machine(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]:
@@ -70,10 +64,7 @@ def describe_machine(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]
         "python": platform.python_version(),
         "packages": installed(PACKAGES),
         "cpu": describe_cpu(root),
-        "memory": {
-            "total_bytes": psutil.virtual_memory().total,
-            "available_bytes": available_bytes(root),
-        },
+        "memory": {"total_bytes": psutil.virtual_memory().total, "available_bytes": available_bytes(root)},
         "gpus": describe_gpus(load_nvml() if nvml is None else nvml),
         "cuda": _cuda(root),
         "jetson": describe_jetson(root),
