@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dijiang.bench.matrix import Test
+from dijiang.bench.subject import Subject
 from dijiang.errors import BenchError
 from dijiang.models.load import load_checkpoint
 from dijiang.models.rotary import inverse_frequencies
@@ -27,7 +28,7 @@ WARM = 3
 Call = Callable[[], Any]
 
 
-class TorchSubject:
+class TorchSubject(Subject):
     """make(test) -> (what prepares a repetition, what is timed)."""
 
     make: Callable[[Test], tuple[Call, Call]]
@@ -37,13 +38,15 @@ class TorchSubject:
             torch.set_num_threads(threads)
         self.device = device
         self.provider = f"PyTorch {torch.__version__} {device}"
-        self._made: dict[Test, tuple[Call, Call]] = {}
+
+    @torch.inference_mode()
+    def prepare(self, tests: Sequence[Test]) -> None:
+        """See Subject.prepare."""
+        self._made = {test: self.make(test) for test in tests}
 
     @torch.inference_mode()
     def seconds(self, test: Test) -> list[float]:
-        """See SelfTimed.seconds."""
-        if test not in self._made:
-            self._made[test] = self.make(test)
+        """See Subject.seconds."""
         prepare, action = self._made[test]
         prepare()
         self._wait()
@@ -53,7 +56,7 @@ class TorchSubject:
         return [time.perf_counter() - started]
 
     def warm_up(self, test: Test) -> None:
-        """See SelfTimed.warm_up."""
+        """See Subject.warm_up."""
         self.seconds(test)
 
     def peaks(self) -> dict[str, int | None]:

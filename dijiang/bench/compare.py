@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import BenchError
-from .render import figure, table
+from .render import rows_of, table
 from .report import Report, seconds_of, target
 from .statistics import ratio
 
@@ -70,20 +70,12 @@ def _row(name: str, before: Report, after: Report, threshold: float) -> dict[str
 def to_markdown(comparison: dict[str, Any]) -> str:
     """The comparison for people."""
     rows = [
-        {
-            "test": row["name"],
-            "before, tokens/s": row["before"],
-            "after, tokens/s": row["after"],
-            "ratio": row["ratio"],
-            "95 % interval": f"{figure(row['low'])} to {figure(row['high'])}",
-            "memory ratio": row["memory_ratio"],
-            "": "REGRESSED" if row["regressed"] else "noisy" if row["noisy"] else "",
-        }
+        row | {"remark": "REGRESSED" if row["regressed"] else "noisy" if row["noisy"] else ""}
         for row in comparison["rows"]
     ]
     lines = [f"- only in the first report: {name}" for name in comparison["only_before"]]
     lines += [f"- only in the second report: {name}" for name in comparison["only_after"]]
-    return "\n\n".join(part for part in (table(rows), "\n".join(lines)) if part)
+    return "\n\n".join(part for part in (table(rows_of("compare", rows)), "\n".join(lines)) if part)
 
 
 def require(comparison: dict[str, Any], threshold: float) -> None:

@@ -7,7 +7,7 @@ import io
 import json
 import string
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -18,87 +18,43 @@ from .plots import panels
 from .report import Report, target
 
 UNKNOWN = "unknown"
-#: The formula of every figure, as --explain prints them: a name of at most 16 characters, then the text.
-EXPLANATION = files(__package__).joinpath("explain.txt").read_text(encoding="utf-8")
-FORMULAS = {line[:16].strip(): line[17:] for line in EXPLANATION.splitlines()}
-#: Column -> where a result has it (target: prefill or decode), and the factor of its unit.
-COLUMNS: dict[str, tuple[str, float | None]] = {
-    "model": ("model", None),
-    "precision": ("precision", None),
-    "test": ("test", None),
-    "batch": ("batch", None),
-    "threads": ("threads", None),
-    "tokens/s": ("tokens_per_second", 1),
-    "TTFT ms": ("ttft_s", 1e3),
-    "TPOT ms": ("tpot_s", 1e3),
-    "ITL p50 ms": ("per_token.latency.p50", 1e3),
-    "p90": ("per_token.latency.p90", 1e3),
-    "p95": ("per_token.latency.p95", 1e3),
-    "p99": ("per_token.latency.p99", 1e3),
-    "spread %": ("spread", 100),
-    "load s": ("load_model.latency.mean", 1),
-    "peak MB": ("target.memory.max_ram", 1),
-    "GPU MB": ("target.memory.max_process_vram", 1),
-    "MB/token": ("roofline.bytes_per_token", 1e-6),
-    "% of roofline": ("roofline.percent", 1),
-    "J/token": ("target.energy.gross", 1),
-    "J/token less idle": ("target.energy.idle_subtracted", 1),
-}
+FIGURES = json.loads(files(__package__).joinpath("figures.json").read_text(encoding="utf-8"))
+#: Figure -> its formula, as --explain prints them.
+FORMULAS: dict[str, str] = FIGURES["formulas"]
+#: Columns of the tables: where a member has the value (`a to b`: an interval), and the factor of its unit.
+TABLES: dict[str, dict[str, tuple[str, float]]] = FIGURES["tables"]
+#: Heading of the page -> table of the report.
+HEADINGS = {"Results": "results", "Side by side": "ratios", "Change over depth": "flatness"}
 Rows = list[dict[str, Any]]
 
 
-def _rows(report: Report) -> Rows:
+def explain() -> str:
+    """The formulas, one a paragraph."""
+    return "\n".join(f"{name:16} {text}" for name, text in FORMULAS.items())
+
+
+def rows_of(name: str, members: Sequence[Report]) -> Rows:
+    """The rows of a table."""
+    return [{column: _value(member, *at) for column, at in TABLES[name].items()} for member in members]
+
+
+def _value(member: Any, path: str, factor: float | None = None) -> Any:
+    if " to " in path:
+        return " to ".join(figure(_value(member, end, factor)) for end in path.split(" to "))
+    for key in path.split("."):
+        member = member and member[int(key) if isinstance(member, list) else key]
+    return member if member is None or factor is None else factor * member
+
+
+def _members(report: Report, name: str) -> list[Report]:
+    """What a table has a row of, with what only the table says."""
     precisions = {model["name"]: model["precision"] for model in report["models"]}
-
-    def value(found: Any, path: str, factor: float | None) -> Any:
-        for key in path.split("."):
-            found = found and found[key]
-        return found if found is None or factor is None else factor * found
-
-    known = [r | {"target": target(r), "precision": precisions[r["model"]]} for r in report["results"]]
-    return [{name: value(result, *column) for name, column in COLUMNS.items()} for result in known]
-
-
-def result_rows(report: Report) -> Rows:
-    """Rows of results, without columns that are empty."""
-    rows = _rows(report)
-    empty = {name for name in COLUMNS if all(row[name] is None for row in rows)}
-    return [{name: value for name, value in row.items() if name not in empty} for row in rows]
-
-
-def _ratio_rows(report: Report) -> Rows:
-    """Measured ratios beside the predicted ones."""
-    return [
-        {
-            "model": r["model"],
-            "test": r["test"],
-            "batch": r["batch"],
-            "against": r["baseline"],
-            "times as fast": r["measured"],
-            "95 % interval": f"{figure(r['low'])} to {figure(r['high'])}",
-            "bytes predict": r["predicted"],
-            "memory limit": r["limit"],
-            "note": r["note"] or "",
-        }
-        for r in report["ratios"]
-    ]
-
-
-def _flatness_rows(report: Report) -> Rows:
-    """Slopes over depth."""
-    return [
-        {
-            "model": f["model"],
-            "test": f"{f['kind']}{f['tokens']}",
-            "batch": f["batch"],
-            "depths": f"{f['depths'][0]} to {f['depths'][-1]}",
-            "change of time, %": 100 * f["time"]["change"],
-            "95 % interval": f"{figure(100 * f['time']['low'])} to {figure(100 * f['time']['high'])}",
-            "of memory, %": f["memory"] and 100 * f["memory"]["change"],
-            "verdict": _verdict(f),
-        }
-        for f in report["flatness"]
-    ]
+    more: dict[str, Callable[[Report], Report]] = {
+        "results": lambda r: {"target": target(r), "precision": precisions[r["model"]]},
+        "ratios": lambda r: {"note": r["note"] or ""},
+        "flatness": lambda f: {"test": f"{f['kind']}{f['tokens']}", "verdict": _verdict(f)},
+    }
+    return [member | more[name](member) for member in report[name]]
 
 
 def _verdict(flatness: Report) -> str:
@@ -110,8 +66,11 @@ def _verdict(flatness: Report) -> str:
     return "grows" if time["change"] > 0 else "falls"
 
 
-#: Heading of the page -> rows.
-TABLES = {"Results": result_rows, "Side by side": _ratio_rows, "Change over depth": _flatness_rows}
+def report_rows(report: Report, name: str) -> Rows:
+    """Rows of a table of a report; of results, without columns that are empty."""
+    rows = rows_of(name, _members(report, name))
+    empty = {key for key in TABLES[name] if name == "results" and all(row[key] is None for row in rows)}
+    return [{key: value for key, value in row.items() if key not in empty} for row in rows]
 
 
 def header_lines(report: Report) -> list[str]:
@@ -166,7 +125,7 @@ def table(rows: Rows) -> str:
 
 def tables(report: Report) -> list[str]:
     """Results, ratios, slopes and remarks in Markdown: those that there are."""
-    parts = [table(rows) for rows_of in TABLES.values() if (rows := rows_of(report))]
+    parts = [table(rows) for name in HEADINGS.values() if (rows := report_rows(report, name))]
     said = "\n".join(f"- {line}" for line in remarks(report))
     return [*parts, said] if said else parts
 
@@ -188,7 +147,7 @@ def to_html(report: Report) -> str:
         body = "".join(f"<tr>{''.join(map(cell, row.values()))}</tr>" for row in rows)
         return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
-    found = {title: rows_of(report) for title, rows_of in TABLES.items()}
+    found = {title: report_rows(report, name) for title, name in HEADINGS.items()}
     pictures = panels(report).items()
     return string.Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8")).substitute(
         header="".join(f"<li>{escape(line)}</li>" for line in header_lines(report)),
@@ -215,9 +174,9 @@ def to_jsonl(report: Report) -> str:
 def to_csv(report: Report) -> str:
     """One row a result; an unknown value is empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
+    writer = csv.DictWriter(text, list(TABLES["results"]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_rows(report))
+    writer.writerows(rows_of("results", _members(report, "results")))
     return text.getvalue().rstrip("\n")
 
 

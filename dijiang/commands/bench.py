@@ -55,11 +55,12 @@ def bench(
 ) -> None:
     """Measure BUNDLES: speed, memory, energy, and how close that is to what the memory allows."""
     from ..bench.plots import check_plot, import_matplotlib, save_plot
-    from ..bench.render import EXPLANATION, FORMATS, require, write
+    from ..bench.render import FORMATS, require, write
+    from ..bench.render import explain as formulas
     from ..bench.runner import Options, run_bench
 
     if explain:
-        click.echo(EXPLANATION, nl=False)
+        click.echo(formulas())
     if compare is not None:
         _compare(*compare, threshold / 100, form, file)
         return
