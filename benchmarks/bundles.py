@@ -20,13 +20,8 @@ from dijiang.models.weights import is_decay_table
 from dijiang.runtime.sessions.engines import BACKENDS
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-python"
-TINY = PRESETS["pythia-70m"] | {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 512,
-}
+TINY = PRESETS["pythia-70m"] | {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 512}
+TINY |= {"num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 @dataclass(frozen=True)

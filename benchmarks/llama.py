@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -64,18 +65,14 @@ def _fetch(cache: Path) -> Path:
 
 def version(cache: Path) -> dict[str, str]:
     """What was built, and with which compiler; empty where nothing was."""
-    if not (cache / "build" / "CMakeCache.txt").is_file():
+    file = cache / "build" / "CMakeCache.txt"
+    settings = file.read_text() if file.is_file() else ""
+    compiler = re.search(r"^CMAKE_CXX_COMPILER:FILEPATH=(.+)$", settings, re.MULTILINE)
+    if compiler is None:
         return {}
-    settings = dict(
-        line.split("=", 1)
-        for line in (cache / "build" / "CMakeCache.txt").read_text().splitlines()
-        if "=" in line and not line.startswith(("#", "//"))
-    )
-    compiler = subprocess.run(
-        [settings["CMAKE_CXX_COMPILER:FILEPATH"], "--version"], capture_output=True, text=True, check=True
-    )
-    options = " ".join((*CMAKE, "OpenMP" if settings.get("GGML_OPENMP:BOOL") == "ON" else "no OpenMP"))
-    return {"llama.cpp": PACKAGE, "compiler": compiler.stdout.splitlines()[0], "options": options}
+    said = subprocess.run([compiler[1], "--version"], capture_output=True, text=True, check=True).stdout
+    options = " ".join((*CMAKE, "OpenMP" if "\nGGML_OPENMP:BOOL=ON\n" in settings else "no OpenMP"))
+    return {"llama.cpp": PACKAGE, "compiler": said.splitlines()[0], "options": options}
 
 
 def write_model(config: dict[str, Any], path: Path, seed: int = 0) -> None:

@@ -16,7 +16,6 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +29,13 @@ from dijiang.models.presets import PRESETS, size
 RESULTS = plan.RESULTS / "presets.json"
 TEMPLATE = plan.HERE / "models.template.md"
 TABLE = plan.HERE.parent / "docs" / "models.md"
+PLAN = json.loads(plan.HERE.joinpath("presets.json").read_text(encoding="utf-8"))
 #: Precision -> the most parameters it is measured for.
-PRECISIONS = {"fp32": 1.5e9, "int8": 1e11, "int4": 1e11}
-#: The paper's table 1: times the Transformer's tokens a second, A800, length 2,048.
-PAPER = {"pythia-70m": 1.3, "pythia-160m": 2.1, "pythia-410m": 3.9, "pythia-1b": 5.8, "pythia-2.8b": 8.4}
-#: What stands beside it.
-COMPARED = {(preset, "int8") for preset in PAPER}
-TOKENS = 32
-GENERATE = f"""
-import dijiang, sys
-model = dijiang.load(sys.argv[1], check_hashes=False)
-*_, last = model.generate([1, 2, 3], max_tokens={TOKENS}, ignore_eos=True)
-assert last.generated == {TOKENS}
-"""
-#: What each step runs, beside CHECKPOINT and BUNDLE; PYTHON and DIJIANG are those of this environment.
-STEPS = {
-    "export": "DIJIANG export CHECKPOINT -o BUNDLE --precision PRECISION --no-verify --json",
-    "verify": "DIJIANG verify BUNDLE --against CHECKPOINT --no-store --json",
-    "run": "PYTHON -c GENERATE BUNDLE",
-    "bench": f"DIJIANG bench BUNDLE -p none -n {TOKENS} -r 3 --seconds 5 -o json",
-    "ratio": "DIJIANG bench BUNDLE -p none -n 8 -d 2048 -b 1,16 -r 8 --seconds 0 -o json --baseline transformer",
-}
+PRECISIONS: dict[str, float] = PLAN["precisions"]
+#: What each step runs; words in capitals are those of `measure`.
+STEPS: dict[str, str] = PLAN["steps"]
+#: The paper's table 1: times the Transformer's tokens a second, A800, length 2,048. Ours in int8 stands beside it.
+PAPER: dict[str, float] = PLAN["paper"]
 
 
 def copied(checkpoint: Path, folder: Path) -> float:
@@ -76,14 +61,19 @@ def measure(row: dict[str, Any], folder: Path, dtype: str, only: list[str]) -> N
     """Some steps of one shape and precision, added to its row."""
     preset, precision = row["preset"], row["precision"]
     checkpoint, bundle = folder / preset, folder / f"{preset}-{precision}"
-    words = {"CHECKPOINT": checkpoint, "BUNDLE": bundle, "PRECISION": precision, "GENERATE": GENERATE}
+    words = {
+        "CHECKPOINT": checkpoint,
+        "BUNDLE": bundle,
+        "PRECISION": precision,
+        "GENERATE": "\n".join(PLAN["generate"]),
+    }
     words |= {"PYTHON": sys.executable, "DIJIANG": Path(sys.executable).with_name("dijiang")}
     if not checkpoint.is_dir():
         watched([words["DIJIANG"], "init", preset, "-o", checkpoint, "--dtype", dtype])
     row["source_bytes"] = sum(file.stat().st_size for file in checkpoint.iterdir())
     row["parameters"], row["state_bytes"] = size(preset).parameters, size(preset).state_bytes
     for name, command in STEPS.items():
-        if name not in only or (name == "ratio" and (preset, precision) not in COMPARED):
+        if name not in only or (name == "ratio" and (preset not in PAPER or precision != "int8")):
             continue
         print(f"{preset} {precision}: {name}", file=sys.stderr)
         if name == "export":
@@ -131,54 +121,36 @@ def machine_line(environment: dict[str, Any]) -> str:
     return f"{machine}; Python {environment['python']}; {packages}."
 
 
-def _known(row: dict[str, Any], name: str, show: Callable[[float], str]) -> str:
-    """A figure of a row, or a dash where it was not measured."""
-    return show(row[name]) if name in row else "-"
-
-
-#: Heading of the table -> what a row says.
-COLUMNS: dict[str, Callable[[Any], str]] = {
-    "model": lambda r: r["preset"],
-    "parameters": lambda r: f"{r['parameters'] / 1e6:,.0f} M",
-    "state": lambda r: f"{r['state_bytes'] / 1e6:,.1f} MB",
-    "precision": lambda r: r["precision"],
-    "bundle": lambda r: f"{r['bytes'] / 1e6:,.0f} MB",
-    "export": lambda r: f"{r['export']['seconds']:,.0f} s",
-    "of copying": lambda r: _known(r, "copy_seconds", lambda s: f"{r['export']['seconds'] / s:.1f}"),
-    "export memory": lambda r: f"{r['export']['anonymous_bytes'] / 1e6:,.0f} MB",
-    "verify": lambda r: f"{r['verify']['tokens']} tokens, {r['verify']['seconds']:,.0f} s",
-    "verify memory": lambda r: f"{r['verify']['anonymous_bytes'] / 1e6:,.0f} MB",
-    "logits off": lambda r: f"{r['verify']['rms_relative_error']:.1e}",
-    "KL": lambda r: f"{r['verify']['kl']:.1e}",
-    "run memory": lambda r: f"{r['run']['anonymous_bytes'] / 1e6:,.0f} MB",
-    "decode": lambda r: _known(r, "tokens_per_second", lambda rate: f"{rate:,.1f} tokens/s"),
-}
-RATIOS: dict[str, Callable[[Any], str]] = {
-    "model": lambda r: r["preset"],
-    "batch": lambda r: str(r["batch"]),
-    "DiJiang": lambda r: f"{r['model']:,.1f} tokens/s",
-    "Transformer": lambda r: f"{r['baseline']:,.1f} tokens/s",
-    "ratio (95 % interval)": lambda r: f"{r['measured']:.2f} ({r['low']:.2f} to {r['high']:.2f})",
-    "bytes predict": lambda r: f"{r['predicted']:.2f}",
-    "paper": lambda r: f"{PAPER[r['preset']]}",
-}
-
-
 def table(results: dict[str, Any]) -> str:
     """docs/models.md from the rows of all verified bundles that ran, in the order of PRESETS."""
     order = {name: index for index, name in enumerate(PRESETS)}
     rows = [row for row in results["rows"] if row.keys() >= {"export", "verify", "run"}]
     rows = sorted(rows, key=lambda r: (order[r["preset"]], list(PRECISIONS).index(r["precision"])))
-    pairs = [row | pair for row in rows for pair in row.get("ratios", [])]
+    pairs = [row | pair | {"paper": PAPER[row["preset"]]} for row in rows for pair in row.get("ratios", [])]
+    copied = [{"copied": r["export"]["seconds"] / r["copy_seconds"]} if "copy_seconds" in r else {} for r in rows]
+    rows = [row | more for row, more in zip(rows, copied, strict=True)]
     about = {name: results.get(name, "") for name in ("machine", "note", "dtype")}
-    return TEMPLATE.read_text(encoding="utf-8").format(
-        **about, shapes=_table(COLUMNS, rows), ratios=_table(RATIOS, pairs)
-    )
+    tables = {"shapes": _table(PLAN["shapes"], rows), "ratios": _table(PLAN["ratios"], pairs)}
+    return TEMPLATE.read_text(encoding="utf-8").format(**about, **tables)
 
 
-def _table(columns: dict[str, Callable[[Any], str]], rows: list[dict[str, Any]]) -> str:
-    shown = [{name: show(row) for name, show in columns.items()} for row in rows]
+def _table(columns: dict[str, str], rows: list[dict[str, Any]]) -> str:
+    shown = [{name: _shown(text, _mega(row)) for name, text in columns.items()} for row in rows]
     return render.table(shown) if shown else "Not measured yet."
+
+
+def _shown(text: str, row: dict[str, Any]) -> str:
+    """A figure of a row, or a dash where it was not measured."""
+    try:
+        return text.format(**row)
+    except KeyError:
+        return "-"
+
+
+def _mega(row: dict[str, Any]) -> dict[str, Any]:
+    """Bytes and parameters in millions."""
+    found = {key: _mega(value) if isinstance(value, dict) else value for key, value in row.items()}
+    return found | {key: row[key] / 1e6 for key in row if key.endswith("bytes") or key == "parameters"}
 
 
 def main() -> None:

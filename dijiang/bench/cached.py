@@ -51,7 +51,6 @@ class CachedSubject(Subject):
         self._step: _Step | None = None
 
     def at(self, batch: int, depth: int, end: int) -> Cache:
-        """See Subject.at."""
         if end > self._positions:
             raise InputError(f"{end} positions, this Transformer has embeddings for {self._positions}; lower -d")
         first = self._inputs[names.past_cache(0)[0]]
@@ -62,16 +61,12 @@ class CachedSubject(Subject):
         return Cache([(np.resize(drawn, shape), np.resize(drawn, shape)) for _ in range(layers)], depth)
 
     def rewind(self, state: Cache, depth: int) -> None:
-        """See Subject.rewind."""
         state.position = depth
 
     def prefill(self, ids: np.ndarray, state: Cache) -> np.ndarray:
-        """See Subject.prefill."""
-        tokens: np.ndarray = self.forward(ids, state).argmax(axis=-1)
-        return tokens
+        return self.forward(ids, state).argmax(axis=-1)
 
     def steps(self, tokens: np.ndarray, state: Cache) -> Iterator[np.ndarray]:
-        """See Subject.steps."""
         step = self._bind(tokens[:, None].shape, state)
 
         def loop(tokens: np.ndarray) -> Iterator[np.ndarray]:

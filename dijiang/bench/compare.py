@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import BenchError
+from .matrix import Test
 from .render import rows_of, table
 from .report import Report, seconds_of, target
 from .statistics import ratio
@@ -43,12 +44,8 @@ def _by_name(report: Report) -> dict[str, Report]:
     """Results by model and test. A report's only bundle is called `bundle`, as folders' names differ."""
     bundles = [m["name"] for m in report["models"] if m["baseline_of"] is None]
     names = {bundles[0]: "bundle"} if len(bundles) == 1 else {}
-    found = {}
-    for r in report["results"]:
-        threads = f", {r['threads']} threads" if r["threads"] else ""
-        if seconds_of(r):
-            found[f"{names.get(r['model'], r['model'])}: {r['test']}, batch {r['batch']}{threads}"] = r
-    return found
+    results = [r for r in report["results"] if seconds_of(r)]
+    return {f"{names.get(r['model'], r['model'])}: {Test.of(r).label}": r for r in results}
 
 
 def _row(name: str, before: Report, after: Report, threshold: float) -> dict[str, Any]:

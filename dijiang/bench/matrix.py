@@ -61,16 +61,9 @@ class Test:
         return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A test, or a whole model, that could not be measured, and why."""
-
-    model: str | None
-    test: str | None
-    message: str
-
-    def __str__(self) -> str:
-        return ": ".join(part for part in (self.model, self.test, self.message) if part)
+def failure(message: str, model: str | None = None, test: str | None = None) -> dict[str, Any]:
+    """One of a report's `errors`: a test, or a whole model, that could not be measured, and why."""
+    return {"model": model, "test": test, "message": message}
 
 
 def plan_tests(
@@ -79,28 +72,24 @@ def plan_tests(
     depths: str = "0",
     batches: str = "1",
     threads: str | None = None,
-) -> tuple[list[Test], list[Failure]]:
-    """The Cartesian product of the options' values; a value that is no size is a Failure, not the end.
+) -> tuple[list[Test], list[dict[str, Any]]]:
+    """The Cartesian product of the options' values; a value that is no size is a failure, not the end.
 
     Each argument is a list like `512`, `0,2048`, `128-512+128`, `1-16*2`; `none` for prompts or
     generations leaves those tests out.
     """
-    failures: list[Failure] = []
+    failures: list[dict[str, Any]] = []
 
-    def values(option: str, text: str, least: int) -> dict[int, None]:
-        good: dict[int, None] = {}
+    def values(option: str, text: str, least: int) -> list[int]:
+        good: list[int] = []
         for part in text.split(","):
             found = _range(part.strip())
-            if not found:
-                message = f"{option} {part!r}: expected sizes like 512, 0,2048, 128-512+128 or 1-16*2; change it"
-                failures.append(Failure(None, None, message))
-            for value in found:
-                if value < least:
-                    message = f"{option} {value}: expected at least {least}; change the list"
-                    failures.append(Failure(None, None, message))
-                else:
-                    good[value] = None
-        return good
+            if not found or found[0] < least:
+                sizes = f"sizes of at least {least} like 512, 0,2048, 128-512+128 or 1-16*2"
+                failures.append(failure(f"{option} {part or 'nothing'}: expected {sizes}; change it"))
+            else:
+                good += found
+        return list(dict.fromkeys(good))
 
     kinds: list[tuple[Literal["pp", "tg"], int]] = []
     if prompts != NONE:
@@ -111,7 +100,7 @@ def plan_tests(
     sizes = product(kinds, values("-d", depths, 0), values("-b", batches, 1), counts)
     tests = [Test(kind, tokens, depth, batch, count) for (kind, tokens), depth, batch, count in sizes]
     if not tests and not failures:
-        failures.append(Failure(None, None, "no tests, expected one or more; give -p or -n a size"))
+        failures.append(failure("no tests, expected one or more; give -p or -n a size"))
     return tests, failures
 
 

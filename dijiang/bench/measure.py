@@ -7,16 +7,16 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import BenchError, DijiangError
-from ..machine.bandwidth import Bandwidth, measure_bandwidth
+from ..machine.bandwidth import measure_bandwidth
 from ..machine.contention import Watch, wait_until_idle
 from ..machine.limits import available_bytes
 from ..machine.memory import run_bytes
 from ..machine.sensors import Meter, Sensor
-from .matrix import Failure, Test, series_of
+from .matrix import Test, failure, series_of
 from .subject import Side
 from .worker import Worker
 
@@ -99,7 +99,7 @@ class Run:
     """Measures tests on sides; what was measured stays when it is interrupted.
 
     samples: by side and test.  failures: what could not be measured.
-    bandwidths: what was measured, before which turn (None: before or after all), and the threads asked for.
+    bandwidths: of the report, with the threads asked for.  turn: None: before or after all.
     """
 
     effort: Effort
@@ -107,8 +107,8 @@ class Run:
     sensors: list[Sensor]
     say: Say
     samples: dict[tuple[str, Test], Samples] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
-    bandwidths: list[tuple[Bandwidth, int | None, int | None]] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    bandwidths: list[tuple[int | None, dict[str, Any]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.idle = Meter(self.sensors)
@@ -124,21 +124,21 @@ class Run:
                     self.series(group, series)
             self.bandwidth(tests, None)
         except KeyboardInterrupt:
-            self.failures.append(Failure(None, None, "interrupted; the tests before it are kept"))
+            self.failures.append(failure("interrupted; the tests before it are kept"))
 
     def bandwidth(self, tests: Sequence[Test], turn: int | None) -> None:
         """For each count of threads: before the tests and after them, as other load comes and goes."""
         for count in dict.fromkeys(test.threads for test in tests):
             if turn is None:
                 self.say("memory bandwidth")
-            self.bandwidths.append((measure_bandwidth(threads=count), turn, count))
+            self.bandwidths.append((count, asdict(measure_bandwidth(threads=count)) | {"turn": turn}))
 
     def rates(self) -> dict[int | None, float]:
         """Bytes a second by the threads asked for: the fastest; of turns, their median."""
         found: dict[int | None, list[float]] = {}
-        for measured, turn, threads in self.bandwidths:
-            if not self.effort.quiet or turn is not None:
-                found.setdefault(threads, []).append(measured.bytes_per_second)
+        for threads, measured in self.bandwidths:
+            if not self.effort.quiet or measured["turn"] is not None:
+                found.setdefault(threads, []).append(measured["bytes_per_second"])
         middle = statistics.median if self.effort.quiet else max
         return {threads: middle(rates) for threads, rates in found.items()}
 
@@ -158,7 +158,7 @@ class Run:
                 f"needs {need / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free; "
                 "use a smaller batch or depth, or a machine with more memory"
             )
-            self.failures.append(Failure(side.name, test.label, message))
+            self.failures.append(failure(message, side.name, test.label))
         return need <= free
 
     def _probe(self, side: Side, test: Test) -> bool:
@@ -234,14 +234,14 @@ class Run:
 
     @contextmanager
     def _keeping_on(self, side: Side, tests: Sequence[Test]) -> Iterator[None]:
-        """Turn an error into a Failure of each test that is not done."""
+        """Turn an error into a failure of each test that is not done."""
         try:
             yield
         except DijiangError as error:
             for test in tests:
                 if (side.name, test) not in self.samples or self._wants_more(side, test):
                     self.samples.pop((side.name, test), None)
-                    self.failures.append(Failure(side.name, test.label, str(error)))
+                    self.failures.append(failure(str(error), side.name, test.label))
 
 
 def needed_bytes(pairs: Sequence[Pair]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def _draw_lines(
         axes.plot(*zip(*points, strict=True), color=colours[model], marker=marker, label=name)
     if lines:
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="x-small")
     return bool(lines)
 
 
@@ -84,25 +85,18 @@ def _name(result: Report) -> str:
     return f"{result['model']}, {result['test']}, batch {result['batch']}"
 
 
-def _rate(result: Report) -> Any:
-    return result["tokens_per_second"]
-
-
 def _peak(result: Report) -> Any:
     return target(result)["memory"]["max_ram"]
 
 
+RATE = itemgetter("tokens_per_second")
 #: Title -> names of the axes, and what draws it.
 PANELS: dict[str, tuple[str, str, Draw]] = {
-    "Decode speed over depth": ("tokens in the state", "tokens/s", partial(_draw_lines, "tg", "depth", _rate)),
+    "Decode speed over depth": ("tokens in the state", "tokens/s", partial(_draw_lines, "tg", "depth", RATE)),
     "Peak memory over depth": ("tokens in the state", "MB", partial(_draw_lines, "tg", "depth", _peak)),
     "Latency between tokens": ("ms between two tokens", "fraction of tokens", _draw_latency),
     "Roofline of decoding": ("% of what the memory allows", "", _draw_roofline),
-    "Prefill speed over prompt length": (
-        "tokens of the prompt",
-        "tokens/s",
-        partial(_draw_lines, "pp", "tokens", _rate),
-    ),
+    "Prefill speed over prompt length": ("prompt tokens", "tokens/s", partial(_draw_lines, "pp", "tokens", RATE)),
 }
 
 

@@ -14,14 +14,12 @@ SCHEMA_VERSION = 2
 
 def target(result: Report) -> Report:
     """The measurements of a result, of either kind."""
-    found: Report = result["decode"] or result["prefill"]
-    return found
+    return result["decode"] or result["prefill"]
 
 
 def seconds_of(result: Report) -> list[float]:
     """Seconds of each repetition that counts."""
-    found: list[float] = target(result)["latency"]["values"]
-    return found
+    return target(result)["latency"]["values"]
 
 
 def by_turn(result: Report) -> dict[int, float]:

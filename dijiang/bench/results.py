@@ -11,7 +11,7 @@ import numpy as np
 
 from ..machine.sensors import Meter
 from ..runtime.sessions.inference import CPU_PROVIDER
-from .matrix import Failure, Test, series_of
+from .matrix import Test, failure, series_of
 from .measure import Samples, Turn
 from .report import Report, by_turn, seconds_of, target
 from .statistics import NOISY, describe, ratio, slope, slope_of_samples, spread
@@ -30,7 +30,7 @@ def summarise(
     found: Mapping[tuple[str, Test], Samples],
     bandwidth: Mapping[int | None, float],
     idle: Meter,
-    failures: Sequence[Failure] = (),
+    failures: Sequence[Report] = (),
 ) -> Report:
     """`results`, `ratios`, `flatness`, `idle` and `errors` of a report.
 
@@ -50,13 +50,13 @@ def summarise(
                 done.append((side, result_of(side, test, samples, rate, idle)))
             elif samples and samples.disturbed:
                 message = "other processes ran in every repetition; end them and run it again"
-                failed.append(Failure(side.name, test.label, message))
+                failed.append(failure(message, side.name, test.label))
         results += [result for _, result in done]
         for other in done[1:] if done and done[0][0] is group[0] else ():
             used = {result["provider"] for _, result in (done[0], other)}
             if other[0].baseline_of and len(used) > 1:
                 message = f"ran on {' and '.join(sorted(used))}: no ratio; use --provider cpu"
-                failed.append(Failure(group[0].name, test.label, message))
+                failed.append(failure(message, group[0].name, test.label))
             else:
                 ratios.append(ratio_of(*done[0], *other, test, rate))
     return {
@@ -64,7 +64,7 @@ def summarise(
         "results": results,
         "ratios": ratios,
         "flatness": flatness_of(results),
-        "errors": [asdict(failure) for failure in failed],
+        "errors": failed,
     }
 
 

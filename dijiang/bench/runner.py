@@ -6,9 +6,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..bundle.opened import Bundle, open_bundle
 from ..errors import DijiangError
 from ..machine.describe import describe_machine
 from ..machine.sensors import find_sensors
-from .matrix import Failure, Test, plan_tests
+from .matrix import Test, failure, plan_tests
 from .measure import Effort, Run, Say
 from .report import SCHEMA_VERSION
 from .results import summarise
@@ -78,9 +77,9 @@ def run_bench(
                     positions = max((test.end for test in tests), default=1)
                     groups[-1].append(baseline(bundle, Path(folder), positions))
             except DijiangError as error:
-                failures.append(Failure(building, None, str(error)))
+                failures.append(failure(str(error), building))
         report = run_sides(groups, tests, effort, provider=options.provider, say=say)
-    return report | {"options": asdict(options), "errors": [vars(f) for f in failures] + report["errors"]}
+    return report | {"options": asdict(options), "errors": failures + report["errors"]}
 
 
 def run_sides(
@@ -94,8 +93,14 @@ def run_sides(
     """Measure groups of sides; those of a group take turns, the first is compared with the others."""
     machine, run = describe_machine(), Run(effort, provider, find_sensors(), say)
     if groups and tests:
-        with _killed_politely():
+        before = None
+        with suppress(ValueError):  # not the main thread: signals are not for this one
+            before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
             run.all(groups, tests)
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -103,23 +108,10 @@ def run_sides(
         "commit": commit(),
         "options": None,
         "environment": machine,
-        "bandwidth": [asdict(found) | {"turn": turn} for found, turn, _ in run.bandwidths],
+        "bandwidth": [measured for _, measured in run.bandwidths],
         "models": [side.to_dict() for group in groups for side in group],
         **summarise(groups, tests, run.samples, run.rates(), run.idle, run.failures),
     }
-
-
-@contextmanager
-def _killed_politely() -> Iterator[None]:
-    """SIGTERM is a KeyboardInterrupt meanwhile."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def commit() -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -146,31 +147,16 @@ class DijiangSubject(Subject):
         return state
 
     def rewind(self, state: State, depth: int) -> None:
-        """See Subject.rewind."""
         state.position[:] = depth
 
     def prefill(self, ids: np.ndarray, state: State) -> np.ndarray:
-        """See Subject.prefill."""
-        tokens: np.ndarray = prefill(self.model, ids, state).tokens[:, 0]
-        return tokens
+        return prefill(self.model, ids, state).tokens[:, 0]
 
     def steps(self, tokens: np.ndarray, state: State) -> Iterator[np.ndarray]:
-        """See Subject.steps."""
-        records = decode(self.model, Given(tokens[:, None]), state, greedy(self.model, len(tokens)))
+        given: Any = SimpleNamespace(tokens=tokens[:, None])  # in the place of an output: what the loop feeds first
+        records = decode(self.model, given, state, greedy(self.model, len(tokens)))
         next(records)  # of the tokens that were given
         return (np.array([record.token for record in step]) for step in records)
-
-
-@dataclass(frozen=True)
-class Given:
-    """Tokens in the place of an output: what the loop feeds first."""
-
-    tokens: np.ndarray
-
-    @property
-    def logits(self) -> np.ndarray:
-        """There are none."""
-        raise NotImplementedError
 
 
 #: load(path, threads, provider) -> subject; importable by name, as it crosses processes.

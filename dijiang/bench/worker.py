@@ -45,18 +45,14 @@ class Worker:
 
     def start(self) -> tuple[float, str, dict[str, Any]]:
         """Load, reach the depths, warm up; seconds of the load, what really runs it, its facts."""
-        loaded: tuple[float, str, dict[str, Any]] = self._receive()
-        return loaded
+        return self._receive()
 
     def repeat(self, test: Test) -> list[float]:
         """One repetition of a test; see Subject.seconds."""
-        seconds: list[float] = self._ask(test)
-        return seconds
+        return self._ask(test)
 
     def finish(self) -> dict[str, int | None]:
-        """See Subject.peaks."""
-        peaks: dict[str, int | None] = self._ask(None)
-        return peaks
+        return self._ask(None)
 
     def _ask(self, test: Test | None) -> Any:
         # A child that died before it was asked breaks the pipe; its last words are still in it.

@@ -30,27 +30,18 @@ class Finding:
     next: str | None = None
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """Everything `dijiang doctor` reports."""
-
-    machine: dict[str, Any]
-    providers: list[Probe]
-    sensors: list[str]
-    bandwidth: Bandwidth
-    findings: list[Finding]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
-
-
-def diagnose(root: Path = Path("/"), nvml: Any = None) -> Diagnosis:
-    """Look at the machine, run a tiny session on every provider, measure the memory's bandwidth."""
+def diagnose(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]:
+    """Look at the machine, run a tiny session on every provider, measure the memory's bandwidth; JSON-ready."""
     machine, providers, bandwidth = describe_machine(root, nvml), probe_providers(), measure_bandwidth()
     sensors = [sensor.name for sensor in find_sensors(root, nvml)]
     findings = [*_hardware(machine, bandwidth), *_backends(machine, providers), *_tools(machine, sensors)]
-    return Diagnosis(machine, providers, sensors, bandwidth, findings)
+    return {
+        "machine": machine,
+        "providers": [asdict(probe) for probe in providers],
+        "sensors": sensors,
+        "bandwidth": asdict(bandwidth),
+        "findings": [asdict(finding) for finding in findings],
+    }
 
 
 def _next(machine: dict[str, Any], name: str) -> str | None:

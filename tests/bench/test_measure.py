@@ -97,7 +97,7 @@ def test_what_other_processes_disturbed_is_taken_again(exported, monkeypatch, wa
     assert [turn.number for turn in samples.disturbed] == disturbed
     assert samples.peaks["host"] > 0
     assert next(shares, None) is None
-    assert [turn for _, turn, _ in run.bandwidths] == [0, 1]
+    assert [measured["turn"] for _, measured in run.bandwidths] == [0, 1]
 
 
 def test_minutes_end_a_series_after_a_turn(exported):
