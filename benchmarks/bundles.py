@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import dijiang
-from dijiang.bench.subject import DijiangSubject, Load, Side, bundle_side, load_bundle
+from dijiang.bench.subject import DijiangSubject, Load, Side, Traffic, bundle_side, load_bundle
 from dijiang.bundle.opened import open_bundle
 from dijiang.models.initial import write_random
 from dijiang.models.load import load_checkpoint
@@ -84,6 +84,12 @@ class Place:
         """The bundle as a side of a bench, with the numbers that its weights are."""
         side = bundle_side(name, open_bundle(self.bundle, check_hashes=False), loads)
         return replace(side, facts=side.facts | {"parameters": parameters(self.checkpoint)})
+
+
+def peer_side(name: str, kind: str, precision: str, path: Path, loads: Load, weights: int = 0) -> Side:
+    """A side that is no bundle. weights: bytes of them; 0: unknown."""
+    facts = {"kind": kind, "precision": precision, "graph": None, "bytes": weights, "spec": None}
+    return Side(name, str(path), loads, Traffic(weights), facts)
 
 
 def parameters(folder: Path) -> dict[str, int]:

@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from bundles import EXAMPLE, Place, load_plain
+from bundles import EXAMPLE, Place, load_plain, peer_side
 
 from dijiang.bench.matrix import Test
 from dijiang.bench.measure import Effort
 from dijiang.bench.report import Report
 from dijiang.bench.runner import run_sides
-from dijiang.bench.subject import Load, Side, Traffic, load_bundle
+from dijiang.bench.subject import Load, Side, load_bundle
 from dijiang.bundle.opened import open_bundle
 from dijiang.errors import BenchError
 from dijiang.machine.bandwidth import measure_bandwidth, measure_gpu_bandwidth
@@ -123,8 +123,7 @@ def peer(kind: str, run: Run) -> Report:
     loads = partial(Eager, precision=precision)
     if kind in CACHES:
         loads = partial(Vanilla, config=place.config, precision=precision, cache=CACHES[kind])
-    facts = {"kind": kind, "precision": precision, "graph": None, "bytes": 0, "spec": None}
-    side = Side(f"{kind} {run.label}", str(place.checkpoint), loads, Traffic(0), facts)
+    side = peer_side(f"{kind} {run.label}", kind, precision, place.checkpoint, loads)
     return run.report(side, [test], "cpu" if run.dry_run else "cuda")
 
 

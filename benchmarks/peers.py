@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 import llama
-from bundles import Place, load_loops
+from bundles import Place, load_loops, peer_side
 from plan import HERE, RESULTS, keep, kept
 from targets import Target, target_table
 
@@ -46,7 +46,6 @@ def make_side(name: str, place: Place) -> Side:
     and -fa1: flash attention off, on; transformers-PRECISION; published.
     """
     peer, _, kind = name.partition("-")
-    weights = sum(file.stat().st_size for file in place.checkpoint.glob("*.safetensors"))
     if peer == "dijiang":
         precision, _, graph = kind.partition("-")
         ours = replace(place, precision=precision, options=(("graph", graph or "native"),))
@@ -60,11 +59,11 @@ def make_side(name: str, place: Place) -> Side:
         import torch_models
 
         path, loads = place.checkpoint, torch_models.Published
+        weights = sum(file.stat().st_size for file in path.glob("*.safetensors"))
         if peer == "transformers":
             loads = partial(torch_models.Vanilla, config=place.config, precision=kind, cache="dynamic")
             weights = weights // 4 * torch_models.DTYPES[kind].itemsize
-    facts = {"kind": peer, "precision": kind, "graph": None, "bytes": weights, "spec": None}
-    return Side(name, str(path), loads, Traffic(weights), facts)
+    return peer_side(name, peer, kind, path, loads, weights)
 
 
 @dataclass(frozen=True)

@@ -144,22 +144,17 @@ class Run:
 
     def series(self, sides: Sequence[Side], tests: Sequence[Test]) -> None:
         """Tests that differ only in depth or way, on every side: as much in turn as memory allows."""
-        free = available_bytes()
-        able = [(side, test) for test in tests for side in sides if self._fits(side, test, free)]
-        if self.effort.probe:
-            able = [pair for pair in able if self._probe(*pair)]
+        free, able = available_bytes(), []
+        for side, test in [(side, test) for test in tests for side in sides]:
+            need = needed_bytes([(side, test)])
+            if need > free:
+                found = f"needs {need / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free"
+                advice = "use a smaller batch or depth, or a machine with more memory"
+                self.failures.append(failure(f"{found}; {advice}", side.name, test.label))
+            elif not self.effort.probe or self._probe(side, test):
+                able.append((side, test))
         for pairs in rounds(able, free):
             self._take_turns(pairs, len(sides))
-
-    def _fits(self, side: Side, test: Test, free: int) -> bool:
-        need = needed_bytes([(side, test)])
-        if need > free:
-            message = (
-                f"needs {need / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free; "
-                "use a smaller batch or depth, or a machine with more memory"
-            )
-            self.failures.append(failure(message, side.name, test.label))
-        return need <= free
 
     def _probe(self, side: Side, test: Test) -> bool:
         """Load time and peak memory of one test, in a process of its own; False if it failed."""
@@ -208,7 +203,7 @@ class Run:
     def _repeat(self, worker: Worker, side: Side, test: Test) -> None:
         """One turn; where it has to be quiet, tried again while other processes disturb it."""
         samples, ending = self.samples[side.name, test], time.monotonic() + PATIENCE
-        for tried in range(1, TRIES + 1):
+        for _ in range(TRIES):
             if self.effort.quiet:
                 wait_until_idle(ending - time.monotonic())
             watch = Watch()
@@ -222,15 +217,13 @@ class Run:
                     samples.joules_seconds += meter.seconds
                 break
             samples.disturbed.append(turn)
-            if tried == TRIES or time.monotonic() > ending:
+            if time.monotonic() > ending:
                 break
         samples.taken += 1
 
     def _wants_more(self, side: Side, test: Test) -> bool:
         samples, effort = self.samples.get((side.name, test)), self.effort
-        if samples is None:
-            return False
-        return samples.taken < effort.repetitions or sum(samples.totals) < effort.seconds
+        return samples is not None and (samples.taken < effort.repetitions or sum(samples.totals) < effort.seconds)
 
     @contextmanager
     def _keeping_on(self, side: Side, tests: Sequence[Test]) -> Iterator[None]:
@@ -255,12 +248,10 @@ def needed_bytes(pairs: Sequence[Pair]) -> int:
 
 def rounds(pairs: Sequence[Pair], free: int) -> list[list[Pair]]:
     """What is in turn: all depths of all sides, or the sides of each depth, or nothing."""
-    if needed_bytes(pairs) <= free:
+    if len(pairs) < 2 or needed_bytes(pairs) <= free:
         return [list(pairs)]
     tests = dict.fromkeys(test for _, test in pairs)
-    groups = [[pair for pair in pairs if pair[1] == test] for test in tests]
-    return [
-        part
-        for group in groups
-        for part in ([group] if needed_bytes(group) <= free else [[pair] for pair in group])
-    ]
+    parts = [[pair for pair in pairs if pair[1] == test] for test in tests]
+    if len(parts) < 2:
+        parts = [[pair] for pair in pairs]
+    return [one for part in parts for one in rounds(part, free)]

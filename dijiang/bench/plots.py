@@ -85,15 +85,11 @@ def _name(result: Report) -> str:
     return f"{result['model']}, {result['test']}, batch {result['batch']}"
 
 
-def _peak(result: Report) -> Any:
-    return target(result)["memory"]["max_ram"]
-
-
-RATE = itemgetter("tokens_per_second")
+RATE, PEAK = itemgetter("tokens_per_second"), lambda result: target(result)["memory"]["max_ram"]
 #: Title -> names of the axes, and what draws it.
 PANELS: dict[str, tuple[str, str, Draw]] = {
     "Decode speed over depth": ("tokens in the state", "tokens/s", partial(_draw_lines, "tg", "depth", RATE)),
-    "Peak memory over depth": ("tokens in the state", "MB", partial(_draw_lines, "tg", "depth", _peak)),
+    "Peak memory over depth": ("tokens in the state", "MB", partial(_draw_lines, "tg", "depth", PEAK)),
     "Latency between tokens": ("ms between two tokens", "fraction of tokens", _draw_latency),
     "Roofline of decoding": ("% of what the memory allows", "", _draw_roofline),
     "Prefill speed over prompt length": ("prompt tokens", "tokens/s", partial(_draw_lines, "pp", "tokens", RATE)),

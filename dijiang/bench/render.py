@@ -140,7 +140,8 @@ def to_html(report: Report) -> str:
     """One page without scripts that run, without links, without anything from a network."""
 
     def cell(value: Any) -> str:
-        return f"<td{' class=text' * isinstance(value, str)}>{escape(figure(value))}</td>"
+        kind = ' class="text"' if isinstance(value, str) else ""
+        return f"<td{kind}>{escape(figure(value))}</td>"
 
     def shown(rows: Rows) -> str:
         head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
