@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import dijiang
-from dijiang.bench.subject import DijiangSubject, Load, Side, bundle_side, load_bundle
+from dijiang.bench.subject import DijiangSubject, Load, Side, Traffic, bundle_side, load_bundle
 from dijiang.bundle.opened import open_bundle
 from dijiang.models.initial import write_random
 from dijiang.models.load import load_checkpoint
@@ -20,13 +20,8 @@ from dijiang.models.weights import is_decay_table
 from dijiang.runtime.sessions.engines import BACKENDS
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-python"
-TINY = PRESETS["pythia-70m"] | {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 512,
-}
+TINY = PRESETS["pythia-70m"] | {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 512}
+TINY |= {"num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 @dataclass(frozen=True)
@@ -89,6 +84,12 @@ class Place:
         """The bundle as a side of a bench, with the numbers that its weights are."""
         side = bundle_side(name, open_bundle(self.bundle, check_hashes=False), loads)
         return replace(side, facts=side.facts | {"parameters": parameters(self.checkpoint)})
+
+
+def peer_side(name: str, kind: str, precision: str, path: Path, loads: Load, weights: int = 0) -> Side:
+    """A side that is no bundle. weights: bytes of them; 0: unknown."""
+    facts = {"kind": kind, "precision": precision, "graph": None, "bytes": weights, "spec": None}
+    return Side(name, str(path), loads, Traffic(weights), facts)
 
 
 def parameters(folder: Path) -> dict[str, int]:

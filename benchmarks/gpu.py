@@ -23,7 +23,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import processes
+import plan
 from bundles import EXAMPLE, Place
 from gpu_cases import CASES, Case, Run
 from gpu_page import markdown
@@ -33,22 +33,13 @@ from dijiang.machine.describe import describe_machine
 from dijiang.machine.driver import Cuda
 from dijiang.models.presets import PRESETS
 
-HERE = Path(__file__).parent
 #: Those of the asked numbers first; what does not fit is one line of the report.
-SIZES = (
-    "pythia-410m",
-    "pythia-2.8b",
-    "pythia-70m",
-    "pythia-160m",
-    "pythia-1b",
-    "opt-350m",
-    "tinyllama-1.1b",
-    "llama2-7b",
-)
+SIZES = [
+    *("pythia-410m", "pythia-2.8b", "pythia-70m", "pythia-160m", "pythia-1b"),
+    *("opt-350m", "tinyllama-1.1b", "llama2-7b"),
+]
 #: Seconds that a case needs at least: none is started with less.
 LEAST = 10.0
-#: (case, preset, precision); the preset of a case of the machine is EXAMPLE's.
-Row = tuple[Case, str, str]
 
 
 def main() -> int:
@@ -56,25 +47,31 @@ def main() -> int:
     if options.case:
         print(json.dumps(figures(options), default=lambda value: value.item()))
         return 0
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / f"gpu-{options.name}.json"
+    Path(options.out).mkdir(parents=True, exist_ok=True)
+    file, dry = Path(options.out) / f"gpu-{options.name}.json", options.dry_run
     try:
-        report = json.loads(file.read_text()) if file.is_file() else _header(options)
+        report = plan.kept(file) or {
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "gpu": None if dry else asdict(Cuda().gpu),
+            "machine": describe_machine(),
+            "provider": options.provider,
+            "dry_run": dry,
+            "results": {},
+        }
     except DijiangError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     measure(options, report, file)
-    text = markdown(report)
-    file.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    page = markdown(report)
+    file.with_suffix(".md").write_text(page, encoding="utf-8")
+    print(page)
     return 0
 
 
 def measure(options: argparse.Namespace, report: dict[str, Any], file: Path) -> None:
     """Every case that the report lacks, until the time is over; bundles go when they are through."""
     end, results = time.monotonic() + options.seconds, report["results"]
-    for (preset, precision), rows in groupby(plan(options), lambda row: row[1:]):
+    for (preset, precision), rows in groupby(plan_of(options), lambda row: row[1:]):
         for case, *_ in rows:
             key = f"{case.name} {preset} {precision}"
             if key in results and not (options.retry and "error" in results[key]):
@@ -88,32 +85,36 @@ def measure(options: argparse.Namespace, report: dict[str, Any], file: Path) -> 
                 print(f"{options.seconds:.0f} s are over; call again to go on", file=sys.stderr)
                 return
             results[key] = found
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            partial.replace(file)
+            plan.keep(report, file)
         if preset != EXAMPLE.name:
             shutil.rmtree(_place(options, preset, precision).folder, ignore_errors=True)
 
 
 def child(key: str, seconds: float) -> dict[str, Any] | None:
-    """The figures of one case from a process of its own; None if it did not end in time."""
-    ended = processes.run([sys.executable, __file__, *sys.argv[1:], "--case", key], seconds)
-    found = ended and processes.last_line(ended)
-    if ended and "error" in found:
+    """The figures of one case, which its own process prints last; None if it did not end in time."""
+    ended = plan.run([sys.executable, __file__, *sys.argv[1:], "--case", key], seconds)
+    if ended is None:
+        return None
+    try:
+        found: dict[str, Any] = json.loads(ended.output.splitlines()[-1])
+    except (IndexError, ValueError):
+        said = (ended.errors.strip().splitlines() or ["without a word"])[-1]
+        found = {"error": f"the process ended with status {ended.status}: {said[:400]}"}
+    if "error" in found:
         print("\n".join(ended.errors.splitlines()[-40:]), file=sys.stderr)
-    return found
+    return found | {"seconds_spent": round(ended.seconds, 1)}
 
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [case.name for case in CASES]
     precisions = ("fp16", "bf16", "fp32", "int8", "int4")
-    parser.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=list(SIZES))
+    parser.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=SIZES)
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--precision", nargs="+", choices=precisions, default=["fp16", "int8", "int4"])
     parser.add_argument("--provider", default="cuda", help="as dijiang run --provider takes it")
     parser.add_argument("--cache", default="/tmp/dijiang-gpu", help="checkpoints and bundles: gigabytes")
-    parser.add_argument("--out", default=str(HERE / "results"))
+    parser.add_argument("--out", default=str(plan.RESULTS))
     parser.add_argument("--name", default=datetime.now(timezone.utc).strftime("%Y-%m-%d"))
     parser.add_argument("--seconds", type=float, default=1e9, help="end after this long; call again")
     parser.add_argument("--case-seconds", type=float, default=400, help="give a case up after this long")
@@ -128,24 +129,22 @@ def read_options() -> argparse.Namespace:
     return options
 
 
-def plan(options: argparse.Namespace) -> list[Row]:
-    """(case, preset, precision): those of the machine, then all of one size before the next."""
+def plan_of(options: argparse.Namespace) -> list[tuple[Case, str, str]]:
+    """(case, preset, precision): those of the machine with EXAMPLE, then all of one size before the next."""
     wanted = [case for case in CASES if case.name in options.only]
-    rows = [(case, EXAMPLE.name, p) for p in options.precision for case in wanted if case.once]
-    rows += [
-        (case, preset, p)
-        for p in options.precision
-        for preset in options.presets
+    sizes = [(EXAMPLE.name, p) for p in options.precision]
+    sizes += [(preset, p) for p in options.precision for preset in options.presets]
+    return [
+        (case, *size)
+        for size in sizes
         for case in wanted
-        if not case.once
+        if case.once == (size[0] == EXAMPLE.name) and case.covers(*size)
     ]
-    return [row for row in rows if row[0].covers(*row[1:])]
 
 
 def _place(options: argparse.Namespace, preset: str, precision: str) -> Place:
-    place = Place(Path(options.cache), preset, precision, options.provider)
-    target = "tensorrt" if place.engine else "cuda"
-    return Place(place.cache, preset, precision, options.provider, (("target", target),))
+    target = "tensorrt" if Place(Path(), preset, precision, options.provider).engine else "cuda"
+    return Place(Path(options.cache), preset, precision, options.provider, (("target", target),))
 
 
 def figures(options: argparse.Namespace) -> dict[str, Any]:
@@ -157,18 +156,6 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
     except Exception as error:  # whatever a peer or a library raises: the next case may work
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
-
-
-def _header(options: argparse.Namespace) -> dict[str, Any]:
-    gpu = None if options.dry_run else asdict(Cuda().gpu)
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "gpu": gpu,
-        "machine": describe_machine(),
-        "provider": options.provider,
-        "dry_run": options.dry_run,
-        "results": {},
-    }
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from bundles import EXAMPLE, Place, load_plain
+from bundles import EXAMPLE, Place, load_plain, peer_side
 
 from dijiang.bench.matrix import Test
 from dijiang.bench.measure import Effort
 from dijiang.bench.report import Report
 from dijiang.bench.runner import run_sides
 from dijiang.bench.subject import Load, Side, load_bundle
-from dijiang.bench.traffic import Traffic
 from dijiang.bundle.opened import open_bundle
 from dijiang.errors import BenchError
 from dijiang.machine.bandwidth import measure_bandwidth, measure_gpu_bandwidth
@@ -51,8 +50,7 @@ class Run:
 
     def report(self, side: Side, tests: list[Test], provider: str) -> Report:
         """A report of one side; BenchError if nothing could be measured."""
-        effort = Effort(2 if self.dry_run else 10, 0.0, probe=False)
-        say = partial(print, file=sys.stderr)
+        effort, say = Effort(2 if self.dry_run else 10, 0.0, probe=False), partial(print, file=sys.stderr)
         report = run_sides([[side]], tests, effort, provider=provider, say=say)
         if not report["results"]:
             raise BenchError(report["errors"][0]["message"])
@@ -105,43 +103,28 @@ def graphs(run: Run) -> dict[str, Any]:
     return {"compared": len(found[0]), "different": differ}
 
 
-def ours(tests_of: Callable[[Run], list[Test]], way: str, loads: Load) -> Callable[[Run], Report]:
+def ours(kind: str, loads: Load, way: str, depths: tuple[int, ...], run: Run) -> Report:
     """A report of the bundle; a model with a table of positions has no test beyond it."""
-
-    def case(run: Run) -> Report:
-        side = run.place.side(" ".join(filter(None, (run.label, way))), loads)
-        limit = open_bundle(run.place.bundle, check_hashes=False).manifest.positions_limit
-        tests = [test for test in tests_of(run) if limit is None or test.end <= limit]
-        return run.report(side, tests, run.place.provider)
-
-    return case
-
-
-def _decode(depths: tuple[int, ...], run: Run) -> list[Test]:
-    return [Test("tg", run.steps, depth) for depth in depths]
+    side = run.place.side(" ".join(filter(None, (run.label, way))), loads)
+    limit = open_bundle(run.place.bundle, check_hashes=False).manifest.positions_limit
+    tests = [Test("pp", length) for length in (PREFILL[:1] if run.dry_run else PREFILL)]
+    if kind == "tg":
+        tests = [Test("tg", run.steps, depth) for depth in depths]
+    tests = [test for test in tests if limit is None or test.end <= limit]
+    return run.report(side, tests, run.place.provider)
 
 
-def _prefill(run: Run) -> list[Test]:
-    return [Test("pp", length) for length in (PREFILL[:1] if run.dry_run else PREFILL)]
-
-
-def peer(kind: str) -> Case:
+def peer(kind: str, run: Run) -> Report:
     """A PyTorch side at the paper's length; an ImportError says that it is not installed."""
+    from torch_models import Eager, Vanilla
 
-    def case(run: Run) -> Report:
-        from torch_models import Eager, Vanilla
-
-        device = "cpu" if run.dry_run else "cuda"
-        place, precision = run.place, run.place.precision
-        test = Test("tg", run.steps, (SHORT if run.dry_run else LENGTH) - run.steps)
-        loads, path = partial(Eager, precision=precision), str(place.checkpoint)
-        if kind in CACHES:
-            settings = {"config": place.config, "precision": precision, "cache": CACHES[kind]}
-            loads, path = partial(Vanilla, **settings), ""
-        facts = {"kind": kind, "precision": precision, "graph": None, "bytes": 0, "spec": None}
-        return run.report(Side(f"{kind} {run.label}", path, loads, Traffic(0), facts), [test], device)
-
-    return Case(kind, case, peer=True)
+    place, precision = run.place, run.place.precision
+    test = Test("tg", run.steps, (SHORT if run.dry_run else LENGTH) - run.steps)
+    loads = partial(Eager, precision=precision)
+    if kind in CACHES:
+        loads = partial(Vanilla, config=place.config, precision=precision, cache=CACHES[kind])
+    side = peer_side(f"{kind} {run.label}", kind, precision, place.checkpoint, loads)
+    return run.report(side, [test], "cpu" if run.dry_run else "cuda")
 
 
 #: transformers' vanilla model -> the kind of its cache and step.
@@ -151,9 +134,9 @@ CASES = (
     Case("text-parity", parity, once=True),
     Case("parity", parity),
     Case("graphs", graphs),
-    Case("decode", ours(partial(_decode, DEPTHS), "", load_bundle)),
-    Case("decode-plain", ours(partial(_decode, DEPTHS[:1]), "plain", load_plain)),
-    Case("prefill", ours(_prefill, "", load_bundle)),
-    Case("prefill-plain", ours(_prefill, "plain", load_plain)),
-    *map(peer, (*CACHES, "torch-dijiang")),
+    Case("decode", partial(ours, "tg", load_bundle, "", DEPTHS)),
+    Case("decode-plain", partial(ours, "tg", load_plain, "plain", DEPTHS[:1])),
+    Case("prefill", partial(ours, "pp", load_bundle, "", ())),
+    Case("prefill-plain", partial(ours, "pp", load_plain, "plain", ())),
+    *(Case(kind, partial(peer, kind), peer=True) for kind in (*CACHES, "torch-dijiang")),
 )

@@ -10,55 +10,53 @@ from targets import Target, target_table
 from dijiang.bench.matrix import Test
 from dijiang.bench.render import table, tables
 from dijiang.bench.report import Report, target
-from dijiang.bench.results import roofline
-from dijiang.bench.traffic import Traffic
+from dijiang.bench.results import FLAT, roofline
+from dijiang.bench.subject import Traffic
 
-DEEP, FLAT = 100_000, 0.02
+DEEP = 100_000
 EXAMPLE = ("text-parity tiny-python fp16", "")
-TOP1 = Target("parity", "fp16 top-1 agreement on tiny-python", "agreement", 0.99, 1.0, EXAMPLE)
+TOP1 = Target("parity", "fp16 top-1 agreement on tiny-python", "agreement", 0.99, EXAMPLE, stretch=1.0)
+SMALL, LARGE = "pythia-410m fp16", "pythia-2.8b fp16"
+#: What is asked of decoding beside a peer: label, peer, model, what must be reached, stretch.
+BESIDE = (
+    ("fp16 410M decode over hf-graph at 2,048", "hf-graph", SMALL, 1.5, 3.0),
+    ("fp16 410M decode over hf-eager at 2,048", "hf-eager", SMALL, 3.9, 7.8),
+    ("fp16 2.8B decode over hf-eager at 2,048", "hf-eager", LARGE, 8.4, 16.8),
+)
 
 
 def merged(results: dict[str, Any], bandwidth: float | None) -> Report:
     """All reports of a run as one: each case had a process of its own, so none took turns."""
-    parts: dict[str, list[Any]] = {
-        "models": [],
-        "results": [],
-        "ratios": [],
-        "flatness": [],
-        "errors": [],
-    }
+    whole: Report = {name: [] for name in ("models", "results", "ratios", "flatness", "errors")}
     for key, found in results.items():
         if error := found.get("error"):
-            parts["errors"].append({"model": key, "test": None, "message": error})
-        for name, known in parts.items():
-            known += found.get(name, []) if "schema_version" in found else []
-        for result in found.get("results", []):
-            model = next(m for m in found["models"] if m["name"] == result["model"])
-            traffic, test = Traffic(**model["traffic"]), Test.of(result)
-            result |= {"run": key}
+            whole["errors"].append({"model": key, "test": None, "message": error})
+        if "schema_version" not in found:
+            continue
+        for name in ("models", "ratios", "flatness", "errors"):
+            whole[name] += found[name]
+        models = {model["name"]: Traffic(**model["traffic"]) for model in found["models"]}
+        for result in found["results"]:
+            traffic, test = models[result["model"]], Test.of(result)
+            moved = {"run": key}
             if bandwidth and traffic.weights and not test.prompt:
-                seconds = target(result)["latency"]["p50"]
-                result["roofline"] = roofline(traffic, test, seconds, bandwidth)
-    return parts
+                moved["roofline"] = roofline(traffic, test, target(result)["latency"]["p50"], bandwidth)
+            whole["results"].append(result | moved)
+    return whole
 
 
 def _targets(report: Report) -> Iterator[Target]:
     """The numbers of the issue, for the tests that were run."""
-    steps = {r["tokens"] for r in report["results"] if r["kind"] == "tg"}
-    for n in sorted(steps):
-        deep, at = f"tg{n} @ d2048", f"tg{n} @ d{2048 - n}"
-        small, large = "pythia-410m fp16", "pythia-2.8b fp16"
-        share = "fp16 2.8B decode, share of bandwidth"
-        yield Target("all", share, "roofline", 0.60, 0.80, (large, f"tg{n}"))
-        for label, peer, model, must, stretch in (
-            ("fp16 410M decode over hf-graph at 2,048", "hf-graph", small, 1.5, 3.0),
-            ("fp16 410M decode over hf-eager at 2,048", "hf-eager", small, 3.9, 7.8),
-            ("fp16 2.8B decode over hf-eager at 2,048", "hf-eager", large, 8.4, 16.8),
-        ):
-            yield Target("all", label, "over", must, stretch, (model, deep), (f"{peer} {model}", at))
+    for n in sorted({r["tokens"] for r in report["results"] if r["kind"] == "tg"}):
+        yield Target(
+            "all", "fp16 2.8B decode, share of bandwidth", "roofline", 0.60, (LARGE, f"tg{n}"), stretch=0.80
+        )
+        for label, peer, model, must, stretch in BESIDE:
+            theirs = (f"{peer} {model}", f"tg{n} @ d{2048 - n}")
+            yield Target("all", label, "over", must, (model, f"tg{n} @ d2048"), theirs, stretch)
         for model in (f["model"] for f in report["flatness"] if DEEP in f["depths"]):
-            label, rows = f"{model}, time at {DEEP:,} over 0", (f"tg{n} @ d{DEEP}", f"tg{n}")
-            yield Target("all", label, "flat", 1 + FLAT, None, (model, rows[0]), (model, rows[1]))
+            deep, first = (model, f"tg{n} @ d{DEEP}"), (model, f"tg{n}")
+            yield Target("all", f"{model}, time at {DEEP:,} over 0", "flat", 1 + FLAT, deep, first)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -71,9 +69,8 @@ def markdown(report: dict[str, Any]) -> str:
     whole = merged(results, rate)
     parts = [f"# {where}", f"{report['date']}, provider {report['provider']}. {versions}"]
     parts += [f"Measured memory bandwidth: {rate / 1e9:,.0f} GB/s."] if rate else []
-    targets = (*_targets(whole), TOP1)
-    parts += [target_table(targets, {"all": whole, "parity": results})]
-    parts += [*tables(whole), *_parity(results)]
+    parts += [target_table((*_targets(whole), TOP1), {"all": whole, "parity": results})]
+    parts += [*tables(whole), *([table(rows)] if (rows := _parity(results)) else [])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -85,12 +82,11 @@ def _of(results: dict[str, Any], case: str) -> Iterator[tuple[str, str, dict[str
             yield preset, precision, found
 
 
-def _parity(results: dict[str, Any]) -> Iterator[str]:
+def _parity(results: dict[str, Any]) -> list[dict[str, str]]:
     rows = []
     for case in ("text-parity", "parity"):
         for preset, precision, found in _of(results, case):
-            logits = found["logits"]
-            graphs = results.get(f"graphs {preset} {precision}", {})
+            logits, graphs = found["logits"], results.get(f"graphs {preset} {precision}", {})
             rows.append(
                 {
                     "parity with float64": f"{preset} {precision}",
@@ -102,5 +98,4 @@ def _parity(results: dict[str, Any]) -> Iterator[str]:
                     "graphs differ": f"{graphs.get('different', '-')} of {graphs.get('compared', '-')}",
                 }
             )
-    if rows:
-        yield table(rows)
+    return rows

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dijiang.bench.matrix import Test
+from dijiang.bench.subject import Subject
 from dijiang.machine.limits import usable_cores
 
 #: The source distribution that carries llama.cpp.
 PACKAGE = "llama-cpp-python==0.3.36"
 TOOLS = ("llama-bench", "llama-quantize")
 #: Release build for this CPU; nothing that a benchmark does not run.
-CMAKE = (
-    "-DCMAKE_BUILD_TYPE=Release",
-    "-DGGML_NATIVE=ON",
-    "-DBUILD_SHARED_LIBS=OFF",
-    "-DLLAMA_CURL=OFF",
-    "-DLLAMA_OPENSSL=OFF",
-    "-DLLAMA_BUILD_TESTS=OFF",
-    "-DLLAMA_BUILD_EXAMPLES=OFF",
-    "-DLLAMA_BUILD_SERVER=OFF",
-)
-#: What a file of ours is called -> llama-quantize's name of the type.
-TYPES = {"q8_0": "Q8_0", "q4_0": "Q4_0"}
+CMAKE = [
+    *["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_CURL=OFF"],
+    *["-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF"],
+]
+#: Field of a GGUF file -> its name in config.json.
+FIELDS = {
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "head_count": "num_attention_heads",
+    "parallel_residual": "use_parallel_residual",
+    "layer_norm_eps": "layer_norm_eps",
+    "vocab_size": "vocab_size",
+}
 
 
 def _run(*command: str | Path) -> None:
@@ -59,39 +65,25 @@ def _fetch(cache: Path) -> Path:
 
 def version(cache: Path) -> dict[str, str]:
     """What was built, and with which compiler; empty where nothing was."""
-    if not (cache / "build" / "CMakeCache.txt").is_file():
+    file = cache / "build" / "CMakeCache.txt"
+    settings = file.read_text() if file.is_file() else ""
+    compiler = re.search(r"^CMAKE_CXX_COMPILER:FILEPATH=(.+)$", settings, re.MULTILINE)
+    if compiler is None:
         return {}
-    settings = dict(
-        line.split("=", 1)
-        for line in (cache / "build" / "CMakeCache.txt").read_text().splitlines()
-        if "=" in line and not line.startswith(("#", "//"))
-    )
-    compiler = subprocess.run(
-        [settings["CMAKE_CXX_COMPILER:FILEPATH"], "--version"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    options = " ".join((*CMAKE, "OpenMP" if settings.get("GGML_OPENMP:BOOL") == "ON" else "no OpenMP"))
-    return {"llama.cpp": PACKAGE, "compiler": compiler.stdout.splitlines()[0], "options": options}
+    said = subprocess.run([compiler[1], "--version"], capture_output=True, text=True, check=True).stdout
+    options = " ".join((*CMAKE, "OpenMP" if "\nGGML_OPENMP:BOOL=ON\n" in settings else "no OpenMP"))
+    return {"llama.cpp": PACKAGE, "compiler": said.splitlines()[0], "options": options}
 
 
 def write_model(config: dict[str, Any], path: Path, seed: int = 0) -> None:
     """A vanilla GPT-NeoX of this config.json with random weights, as an F16 GGUF file."""
     import gguf
 
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    heads = config["num_attention_heads"]
     writer = gguf.GGUFWriter(str(path), "gptneox")
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(hidden)
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(inner)
-    writer.add_rope_dimension_count(int(config["rotary_pct"] * hidden // heads))
-    writer.add_head_count(heads)
-    writer.add_parallel_residual(config["use_parallel_residual"])
-    writer.add_layer_norm_eps(config["layer_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
+    for name, key in FIELDS.items():
+        getattr(writer, f"add_{name}")(config[key])
+    head_size = config["hidden_size"] // config["num_attention_heads"]
+    writer.add_rope_dimension_count(int(config["rotary_pct"] * head_size))
     writer.add_tokenizer_model("no_vocab")
     random = np.random.default_rng(seed)
     for name, shape in tensor_shapes(config).items():
@@ -112,33 +104,27 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     linear = {"attn_qkv": (3 * hidden, hidden), "attn_output": (hidden, hidden)}
     linear |= {"ffn_up": (inner, hidden), "ffn_down": (hidden, inner)}
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (vocab, hidden),
-        "output_norm.weight": (hidden,),
-        "output_norm.bias": (hidden,),
-        "output.weight": (vocab, hidden),
-    }
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocab, hidden), "output.weight": (vocab, hidden)}
+    norms = ["output_norm"]
     for layer in range(config["num_hidden_layers"]):
-        for norm in ("attn_norm", "ffn_norm"):
-            shapes |= {f"blk.{layer}.{norm}.{part}": (hidden,) for part in ("weight", "bias")}
+        norms += [f"blk.{layer}.attn_norm", f"blk.{layer}.ffn_norm"]
         for name, shape in linear.items():
-            shapes[f"blk.{layer}.{name}.weight"] = shape
-            shapes[f"blk.{layer}.{name}.bias"] = shape[:1]
-    return shapes
+            shapes |= {f"blk.{layer}.{name}.weight": shape, f"blk.{layer}.{name}.bias": shape[:1]}
+    return shapes | {f"{norm}.{part}": (hidden,) for norm in norms for part in ("weight", "bias")}
 
 
 def model(cache: Path, preset: str, config: dict[str, Any], kind: str) -> Path:
-    """A GGUF file of a type in TYPES, quantized by llama-quantize as its users do."""
+    """A GGUF file of a type (q8_0, q4_0), quantized by llama-quantize as its users do."""
     target = cache / f"{preset}-{kind}.gguf"
     if not target.is_file():
         source = cache / f"{preset}-f16.gguf"
         if not source.is_file():
             write_model(config, source)
-        _run(build(cache) / "llama-quantize", source, target, TYPES[kind])
+        _run(build(cache) / "llama-quantize", source, target, kind.upper())
     return target
 
 
-class LlamaBench:
+class LlamaBench(Subject):
     """One GGUF file under llama-bench: a process a repetition, its own warm-up before each test."""
 
     def __init__(self, path: str, threads: int | None, provider: str, options: tuple[str, ...] = ()) -> None:
@@ -146,8 +132,11 @@ class LlamaBench:
         self._command = [str(tool), "-m", path, "-o", "json", "-r", "1", *options]
         self._command += ["-t", str(threads or usable_cores())]
 
+    def prepare(self, tests: Sequence[Test]) -> None:
+        """Each process makes its own state, and warms itself up."""
+
     def warm_up(self, test: Test) -> None:
-        """See SelfTimed.warm_up: each process warms itself up."""
+        """See prepare."""
 
     def peaks(self) -> dict[str, int | None]:
         """Not measured: the memory is that of another program."""
@@ -155,9 +144,8 @@ class LlamaBench:
 
     def seconds(self, test: Test) -> list[float]:
         """Seconds of a prompt, or of all decode steps after a really computed prompt."""
-        sizes = (test.tokens, 0) if test.prompt else (0, test.tokens)
-        names = ("-p", "-n", "-d")
-        flags = [part for pair in zip(names, map(str, (*sizes, test.depth)), strict=True) for part in pair]
+        prompt, steps = (test.tokens, 0) if test.prompt else (0, test.tokens)
+        flags = f"-p {prompt} -n {steps} -d {test.depth}".split()
         done = subprocess.run([*self._command, *flags], capture_output=True, text=True, check=True)
         return samples(done.stdout)
 

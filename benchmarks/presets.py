@@ -16,39 +16,26 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import processes
+import plan
 import psutil
 
 from dijiang.bench import render
 from dijiang.bundle.integrity import record_file
 from dijiang.models.presets import PRESETS, size
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "presets.json"
-TABLE = HERE.parent / "docs" / "models.md"
-TEMPLATE = HERE / "models.template.md"
-DIJIANG = str(Path(sys.executable).with_name("dijiang"))
+RESULTS = plan.RESULTS / "presets.json"
+TEMPLATE = plan.HERE / "models.template.md"
+TABLE = plan.HERE.parent / "docs" / "models.md"
+PLAN = json.loads(plan.HERE.joinpath("presets.json").read_text(encoding="utf-8"))
 #: Precision -> the most parameters it is measured for.
-PRECISIONS = {"fp32": 1.5e9, "int8": 1e11, "int4": 1e11}
-STEPS = ("export", "verify", "run", "bench", "ratio")
-#: The paper's table 1: times the Transformer's tokens a second, A800, length 2,048.
-PAPER = {"pythia-70m": 1.3, "pythia-160m": 2.1, "pythia-410m": 3.9, "pythia-1b": 5.8, "pythia-2.8b": 8.4}
-#: What stands beside it.
-COMPARED = {(preset, "int8") for preset in PAPER}
-TOKENS = 32
-WRITE = ("--no-verify", "--json")
-BENCH = ("-p", "none", "-n", TOKENS, "-r", 3, "--seconds", 5, "-o", "json")
-RATIO = ("-p", "none", "-n", 8, "-d", 2048, "-b", "1,16", "-r", 8, "--seconds", 0, "-o", "json")
-GENERATE = f"""
-import dijiang, sys
-model = dijiang.load(sys.argv[1], check_hashes=False)
-*_, last = model.generate([1, 2, 3], max_tokens={TOKENS}, ignore_eos=True)
-assert last.generated == {TOKENS}
-"""
+PRECISIONS: dict[str, float] = PLAN["precisions"]
+#: What each step runs; words in capitals are those of `measure`.
+STEPS: dict[str, str] = PLAN["steps"]
+#: The paper's table 1: times the Transformer's tokens a second, A800, length 2,048. Ours in int8 stands beside it.
+PAPER: dict[str, float] = PLAN["paper"]
 
 
 def copied(checkpoint: Path, folder: Path) -> float:
@@ -62,20 +49,9 @@ def copied(checkpoint: Path, folder: Path) -> float:
     return seconds
 
 
-def commands(checkpoint: Path, bundle: Path, precision: str) -> dict[str, list[Any]]:
-    """What each step runs."""
-    return {
-        "export": [DIJIANG, "export", checkpoint, "-o", bundle, "--precision", precision, *WRITE],
-        "verify": [DIJIANG, "verify", bundle, "--against", checkpoint, "--no-store", "--json"],
-        "run": [sys.executable, "-c", GENERATE, bundle],
-        "bench": [DIJIANG, "bench", bundle, *BENCH],
-        "ratio": [DIJIANG, "bench", bundle, *RATIO, "--baseline", "transformer"],
-    }
-
-
-def watched(command: list[Any]) -> processes.Ended:
+def watched(command: list[Any]) -> plan.Ended:
     """What a command did; ends the plan if it failed."""
-    ended = processes.run([str(part) for part in command], show=True)
+    ended = plan.run(command, show=True)
     if ended is None or ended.status:
         raise SystemExit(f"{' '.join(map(str, command[:4]))} ... failed with {ended and ended.status}")
     return ended
@@ -85,20 +61,28 @@ def measure(row: dict[str, Any], folder: Path, dtype: str, only: list[str]) -> N
     """Some steps of one shape and precision, added to its row."""
     preset, precision = row["preset"], row["precision"]
     checkpoint, bundle = folder / preset, folder / f"{preset}-{precision}"
+    words = {
+        "CHECKPOINT": checkpoint,
+        "BUNDLE": bundle,
+        "PRECISION": precision,
+        "GENERATE": "\n".join(PLAN["generate"]),
+    }
+    words |= {"PYTHON": sys.executable, "DIJIANG": Path(sys.executable).with_name("dijiang")}
     if not checkpoint.is_dir():
-        watched([DIJIANG, "init", preset, "-o", checkpoint, "--dtype", dtype])
+        watched([words["DIJIANG"], "init", preset, "-o", checkpoint, "--dtype", dtype])
     row["source_bytes"] = sum(file.stat().st_size for file in checkpoint.iterdir())
     row["parameters"], row["state_bytes"] = size(preset).parameters, size(preset).state_bytes
-    for name, command in commands(checkpoint, bundle, precision).items():
-        if name not in only or (name == "ratio" and (preset, precision) not in COMPARED):
+    for name, command in STEPS.items():
+        if name not in only or (name == "ratio" and (preset not in PAPER or precision != "int8")):
             continue
         print(f"{preset} {precision}: {name}", file=sys.stderr)
         if name == "export":
             shutil.rmtree(bundle, ignore_errors=True)
             row["copy_seconds"] = copied(checkpoint, folder)
-        ended = watched(command)
+        ended = watched([words.get(word, word) for word in command.split()])
         row[name] = ended.figures
-        READ.get(name, lambda row, report: None)(row, json.loads(ended.output or "{}"))
+        if name in READ:
+            READ[name](row, json.loads(ended.output))
 
 
 def _read_verify(row: dict[str, Any], report: dict[str, Any]) -> None:
@@ -132,45 +116,9 @@ READ = {
 def machine_line(environment: dict[str, Any]) -> str:
     """The machine and its software, in one sentence."""
     packages = ", ".join(f"{name} {v}" for name, v in environment["packages"].items())
-    cores = psutil.cpu_count(logical=False)
-    memory = psutil.virtual_memory().total / 1e9
-    return (
-        f"Machine: {environment['cpu']['model']}, {cores} cores, {memory:.0f} GB; Python "
-        f"{environment['python']}; {packages}."
-    )
-
-
-def _known(row: dict[str, Any], name: str, show: Callable[[float], str]) -> str:
-    """A figure of a row, or a dash where it was not measured."""
-    return show(row[name]) if name in row else "-"
-
-
-#: Heading of the table -> what a row says.
-COLUMNS: dict[str, Callable[[Any], str]] = {
-    "model": lambda r: r["preset"],
-    "parameters": lambda r: f"{r['parameters'] / 1e6:,.0f} M",
-    "state": lambda r: f"{r['state_bytes'] / 1e6:,.1f} MB",
-    "precision": lambda r: r["precision"],
-    "bundle": lambda r: f"{r['bytes'] / 1e6:,.0f} MB",
-    "export": lambda r: f"{r['export']['seconds']:,.0f} s",
-    "of copying": lambda r: _known(r, "copy_seconds", lambda s: f"{r['export']['seconds'] / s:.1f}"),
-    "export memory": lambda r: f"{r['export']['anonymous_bytes'] / 1e6:,.0f} MB",
-    "verify": lambda r: f"{r['verify']['tokens']} tokens, {r['verify']['seconds']:,.0f} s",
-    "verify memory": lambda r: f"{r['verify']['anonymous_bytes'] / 1e6:,.0f} MB",
-    "logits off": lambda r: f"{r['verify']['rms_relative_error']:.1e}",
-    "KL": lambda r: f"{r['verify']['kl']:.1e}",
-    "run memory": lambda r: f"{r['run']['anonymous_bytes'] / 1e6:,.0f} MB",
-    "decode": lambda r: _known(r, "tokens_per_second", lambda rate: f"{rate:,.1f} tokens/s"),
-}
-RATIOS: dict[str, Callable[[Any], str]] = {
-    "model": lambda r: r["preset"],
-    "batch": lambda r: str(r["batch"]),
-    "DiJiang": lambda r: f"{r['model']:,.1f} tokens/s",
-    "Transformer": lambda r: f"{r['baseline']:,.1f} tokens/s",
-    "ratio (95 % interval)": lambda r: f"{r['measured']:.2f} ({r['low']:.2f} to {r['high']:.2f})",
-    "bytes predict": lambda r: f"{r['predicted']:.2f}",
-    "paper": lambda r: f"{PAPER[r['preset']]}",
-}
+    cores, memory = psutil.cpu_count(logical=False), psutil.virtual_memory().total / 1e9
+    machine = f"Machine: {environment['cpu']['model']}, {cores} cores, {memory:.0f} GB"
+    return f"{machine}; Python {environment['python']}; {packages}."
 
 
 def table(results: dict[str, Any]) -> str:
@@ -178,16 +126,31 @@ def table(results: dict[str, Any]) -> str:
     order = {name: index for index, name in enumerate(PRESETS)}
     rows = [row for row in results["rows"] if row.keys() >= {"export", "verify", "run"}]
     rows = sorted(rows, key=lambda r: (order[r["preset"]], list(PRECISIONS).index(r["precision"])))
-    pairs = [row | pair for row in rows for pair in row.get("ratios", [])]
+    pairs = [row | pair | {"paper": PAPER[row["preset"]]} for row in rows for pair in row.get("ratios", [])]
+    copied = [{"copied": r["export"]["seconds"] / r["copy_seconds"]} if "copy_seconds" in r else {} for r in rows]
+    rows = [row | more for row, more in zip(rows, copied, strict=True)]
     about = {name: results.get(name, "") for name in ("machine", "note", "dtype")}
-    return TEMPLATE.read_text(encoding="utf-8").format(
-        **about, shapes=_table(COLUMNS, rows), ratios=_table(RATIOS, pairs)
-    )
+    tables = {"shapes": _table(PLAN["shapes"], rows), "ratios": _table(PLAN["ratios"], pairs)}
+    return TEMPLATE.read_text(encoding="utf-8").format(**about, **tables)
 
 
-def _table(columns: dict[str, Callable[[Any], str]], rows: list[dict[str, Any]]) -> str:
-    shown = [{name: show(row) for name, show in columns.items()} for row in rows]
+def _table(columns: dict[str, str], rows: list[dict[str, Any]]) -> str:
+    shown = [{name: _shown(text, _mega(row)) for name, text in columns.items()} for row in rows]
     return render.table(shown) if shown else "Not measured yet."
+
+
+def _shown(text: str, row: dict[str, Any]) -> str:
+    """A figure of a row, or a dash where it was not measured."""
+    try:
+        return text.format(**row)
+    except KeyError:
+        return "-"
+
+
+def _mega(row: dict[str, Any]) -> dict[str, Any]:
+    """Bytes and parameters in millions."""
+    found = {key: _mega(value) if isinstance(value, dict) else value for key, value in row.items()}
+    return found | {key: row[key] / 1e6 for key in row if key.endswith("bytes") or key == "parameters"}
 
 
 def main() -> None:
@@ -200,7 +163,7 @@ def main() -> None:
     parser.add_argument("--only", choices=STEPS, action="append", help="Steps; default: all.")
     options = parser.parse_args()
     options.folder.mkdir(exist_ok=True)
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": []}
+    results = plan.kept(RESULTS) or {"rows": []}
     rows = {(row["preset"], row["precision"]): row for row in results["rows"]}
     for preset in options.preset or PRESETS:
         for precision in options.precision or PRECISIONS:
@@ -210,8 +173,8 @@ def main() -> None:
             measure(row, options.folder, options.dtype, options.only or list(STEPS))
             results["machine"] = row.pop("machine", results.get("machine"))
             results |= {"dtype": options.dtype, "rows": list(rows.values())}
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-            TABLE.write_text(table(results))
+            plan.keep(results, RESULTS)
+            TABLE.write_text(table(results), encoding="utf-8")
             if not options.keep:
                 shutil.rmtree(options.folder / f"{preset}-{precision}")
         if not options.keep:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dijiang.bench.render import table
-from dijiang.bench.report import Report, target
+from dijiang.bench.report import Report, seconds_of
 from dijiang.bench.results import in_turn, samples_of
 from dijiang.bench.statistics import Ratio, ratio
 
-#: Kinds printed in percent, and what a kind gives if nothing but memory takes time.
-PERCENT = ("weights", "roofline", "beyond", "agreement")
+#: Kinds printed in percent, kinds of which less is better, and what a kind gives if only memory takes time.
+PERCENT, COSTS = ("weights", "roofline", "beyond", "agreement"), ("time", "beyond", "size")
 LIMITS = {"weights": 1, "time": 1, "flat": 1, "beyond": 0}
-#: (model, test) of a report.
-Row = tuple[str, str]
+MISSING = {"measured": "not measured", "95 % interval": "", "reached": "", "memory limit": ""}
 
 
 @dataclass(frozen=True)
@@ -26,150 +25,91 @@ class Target:
     less one.  weights: weights of a step at one byte each x steps a second / bandwidth of the turn.
     roofline: the report's share of the bandwidth.  size: bundle bytes / parameters.  flat: as time, but
     less is no better.  agreement: of parity, `run` names all cases and `ours` the one.
-    run: the report that has it.  at_most: for costs.
+    run: the report that has it.  ours, theirs: (model, test) of the report.
     """
 
     run: str
     label: str
     kind: str
     must: float
-    stretch: float | None
-    ours: Row
-    theirs: Row | None = None
-
-    @property
-    def at_most(self) -> bool:
-        """Whether less is better."""
-        return self.kind in ("time", "beyond", "size")
+    ours: tuple[str, str]
+    theirs: tuple[str, str] | None = None
+    stretch: float | None = None
 
     def found(self, report: Report) -> Ratio | None:
         """The figure and its interval; None if it was not measured."""
-        return KINDS[self.kind](report, self)
+        if self.kind == "agreement":
+            logits = report.get(self.ours[0], {}).get("logits")
+            return logits and _exactly(logits["top1_agreement"])
+        model = next((m for m in report["models"] if m["name"] == self.ours[0]), None)
+        if self.kind == "size":
+            return model and _exactly(model["bytes"] / model["parameters"]["all"])
+        rows = {(r["model"], r["test"]): r for r in report["results"]}
+        ours, theirs = rows.get(tuple(self.ours)), rows.get(tuple(self.theirs or self.ours))
+        if ours is None or theirs is None:
+            return None
+        if self.kind == "roofline":
+            return ours["roofline"] and _exactly(ours["roofline"]["percent"] / 100)
+        if self.kind == "weights":
+            return _share(report, ours, model["parameters"]["step"])
+        found = times_as_fast(*((ours, theirs) if self.kind == "over" else (theirs, ours)))
+        return Ratio(*(value - 1 for value in found)) if self.kind == "beyond" else found
 
-    def limit(self, report: Report) -> float | None:
-        """What reading the weights alone would give."""
-        same = (r for r in report.get("ratios", ()) if self.theirs == (r["baseline"], r["test"]))
-        return LIMITS.get(self.kind, next((r["limit"] for r in same if r["model"] == self.ours[0]), None))
+    def row(self, report: Report) -> dict[str, str]:
+        """The target, what was measured, and whether that reaches it."""
+        row = {"what": self.label, "must reach": self._shown(self.must), "stretch": self._shown(self.stretch)}
+        found = self.found(report)
+        if found is None:
+            return row | MISSING
+        pair = (self.ours[0], *(self.theirs or ()))
+        limits = {(r["model"], r["baseline"], r["test"]): r["limit"] for r in report.get("ratios", ())}
+        return row | {
+            "measured": self._shown(found.value),
+            "95 % interval": f"{self._shown(found.low)} to {self._shown(found.high)}",
+            "reached": self._verdict(round(found.value, 9)),
+            "memory limit": self._shown(LIMITS.get(self.kind, limits.get(pair))),
+        }
 
-    def shown(self, value: float | None) -> str:
-        """A value of this kind."""
+    def _shown(self, value: float | None) -> str:
         if value is None:
             return ""
         return f"{value:.1%}" if self.kind in PERCENT else f"{value:.3g}"
+
+    def _verdict(self, value: float) -> str:
+        if self.kind == "flat":
+            return "reached" if abs(value - 1) <= self.must - 1 else "missed"
+        for name, goal in (("stretch", self.stretch), ("reached", self.must)):
+            if goal is not None and (value <= goal if self.kind in COSTS else value >= goal):
+                return name
+        return "missed"
 
 
 def _exactly(value: float) -> Ratio:
     return Ratio(value, value, value)
 
 
-def result(report: Report, model: str, test: str) -> dict[str, Any] | None:
-    """A row of a report."""
-    rows = (r for r in report["results"] if (r["model"], r["test"]) == (model, test))
-    return next(rows, None)
-
-
-def times_as_fast(ours: dict[str, Any], theirs: dict[str, Any]) -> Ratio:
+def times_as_fast(ours: Report, theirs: Report) -> Ratio:
     """Turn by turn, where both were in one run; else of the medians."""
-    mine, other = in_turn(samples_of(ours), samples_of(theirs))
+    mine, other = in_turn(ours, theirs)
     if mine and ours.get("run") == theirs.get("run"):
         return ratio(other, mine, paired=True)
-    mine, other = (target(one)["latency"]["values"] for one in (ours, theirs))
-    return ratio(other, mine)
+    return ratio(seconds_of(theirs), seconds_of(ours))
 
 
-def _over(report: Report, one: Target) -> Ratio | None:
-    return _faster(report, one.ours, one.theirs)
-
-
-def _time(report: Report, one: Target) -> Ratio | None:
-    return _faster(report, one.theirs, one.ours)
-
-
-def _faster(report: Report, *rows: Row | None) -> Ratio | None:
-    ours, theirs = (row and result(report, *row) for row in rows)
-    return times_as_fast(ours, theirs) if ours and theirs else None
-
-
-def _beyond(report: Report, one: Target) -> Ratio | None:
-    found = _time(report, one)
-    return found and Ratio(found.value - 1, found.low - 1, found.high - 1)
-
-
-def _weights(report: Report, one: Target) -> Ratio | None:
-    mine = result(report, *one.ours)
+def _share(report: Report, ours: Report, weights: int) -> Ratio | None:
+    """Of the bandwidth of each turn: what reading the weights at one byte each takes."""
     rate = {b["turn"]: b["bytes_per_second"] for b in report["bandwidth"]}
-    turns = [turn for turn in samples_of(mine).turns if turn.number in rate] if mine else []
-    if not mine or not turns:
-        return None
-    step = _model(report, one)["parameters"]["step"]
-    bound = [mine["tokens"] * step / rate[turn.number] for turn in turns]
-    return ratio(bound, [sum(turn.seconds) for turn in turns], paired=True)
+    turns = [turn for turn in samples_of(ours).turns if turn.number in rate]
+    bound = [ours["tokens"] * weights / rate[turn.number] for turn in turns]
+    return ratio(bound, [sum(turn.seconds) for turn in turns], paired=True) if turns else None
 
 
-def _roofline(report: Report, one: Target) -> Ratio | None:
-    mine = result(report, *one.ours)
-    return _exactly(mine["roofline"]["percent"] / 100) if mine and mine["roofline"] else None
-
-
-def _size(report: Report, one: Target) -> Ratio | None:
-    model = _model(report, one)
-    return _exactly(model["bytes"] / model["parameters"]["all"])
-
-
-def _agreement(results: Report, one: Target) -> Ratio | None:
-    logits = results.get(one.ours[0], {}).get("logits")
-    return logits and _exactly(logits["top1_agreement"])
-
-
-def _model(report: Report, one: Target) -> dict[str, Any]:
-    found: dict[str, Any] = next(m for m in report["models"] if m["name"] == one.ours[0])
-    return found
-
-
-KINDS = {
-    "over": _over,
-    "time": _time,
-    "flat": _time,
-    "beyond": _beyond,
-    "weights": _weights,
-    "roofline": _roofline,
-    "size": _size,
-    "agreement": _agreement,
-}
-
-
-def target_rows(targets: tuple[Target, ...], reports: Mapping[str, Report]) -> list[dict[str, str]]:
+def target_rows(targets: Iterable[Target], reports: Mapping[str, Report]) -> list[dict[str, Any]]:
     """A row of every target whose report is there."""
-    rows = []
-    for one in targets:
-        if one.run not in reports:
-            continue
-        report = reports[one.run]
-        found = one.found(report)
-        row = {"what": one.label, "must reach": one.shown(one.must), "stretch": one.shown(one.stretch)}
-        if found is None:
-            row |= {"measured": "not measured", "95 % interval": "", "reached": "", "memory limit": ""}
-        else:
-            row |= {
-                "measured": one.shown(found.value),
-                "95 % interval": f"{one.shown(found.low)} to {one.shown(found.high)}",
-                "reached": _verdict(one, round(found.value, 9)),
-                "memory limit": one.shown(one.limit(report)),
-            }
-        rows.append(row)
-    return rows
+    return [one.row(reports[one.run]) for one in targets if one.run in reports]
 
 
-def _verdict(one: Target, value: float) -> str:
-    if one.kind == "flat":
-        return "reached" if abs(value - 1) <= one.must - 1 else "missed"
-    for name, goal in (("stretch", one.stretch), ("reached", one.must)):
-        if goal is not None and (value <= goal if one.at_most else value >= goal):
-            return name
-    return "missed"
-
-
-def target_table(targets: tuple[Target, ...], reports: Mapping[str, Report]) -> str:
+def target_table(targets: Iterable[Target], reports: Mapping[str, Report]) -> str:
     """Markdown; empty if nothing was asked of these reports."""
     rows = target_rows(targets, reports)
     return table(rows) if rows else ""

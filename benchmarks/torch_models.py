@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dijiang.bench.matrix import Test
+from dijiang.bench.subject import Subject
 from dijiang.errors import BenchError
 from dijiang.models.load import load_checkpoint
 from dijiang.models.rotary import inverse_frequencies
@@ -27,7 +28,7 @@ WARM = 3
 Call = Callable[[], Any]
 
 
-class TorchSubject:
+class TorchSubject(Subject):
     """make(test) -> (what prepares a repetition, what is timed)."""
 
     make: Callable[[Test], tuple[Call, Call]]
@@ -37,13 +38,13 @@ class TorchSubject:
             torch.set_num_threads(threads)
         self.device = device
         self.provider = f"PyTorch {torch.__version__} {device}"
-        self._made: dict[Test, tuple[Call, Call]] = {}
+
+    @torch.inference_mode()
+    def prepare(self, tests: Sequence[Test]) -> None:
+        self._made = {test: self.make(test) for test in tests}
 
     @torch.inference_mode()
     def seconds(self, test: Test) -> list[float]:
-        """See SelfTimed.seconds."""
-        if test not in self._made:
-            self._made[test] = self.make(test)
         prepare, action = self._made[test]
         prepare()
         self._wait()
@@ -53,7 +54,6 @@ class TorchSubject:
         return [time.perf_counter() - started]
 
     def warm_up(self, test: Test) -> None:
-        """See SelfTimed.warm_up."""
         self.seconds(test)
 
     def peaks(self) -> dict[str, int | None]:
@@ -159,8 +159,7 @@ def _captured(step: Call) -> Call:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    replay: Call = graph.replay
-    return replay
+    return graph.replay
 
 
 def _compiled(step: Call) -> Call:
@@ -186,6 +185,14 @@ class TorchDijiang(TorchSubject):
             for name in model.weights
         }
         self.frequencies = torch.from_numpy(inverse_frequencies(self.spec)).float().to(device)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """[..., vocab] of ids of any shape; `attention(layer, x)` is what a layer's attention adds."""
+        x = self._w["embed.weight"][ids]
+        for layer in range(self.spec.num_layers):
+            attended = x + self.attention(layer, self._norm(f"layers.{layer}.attn_norm", x))
+            x = attended + self._mlp(f"layers.{layer}", x if self.spec.parallel_residual else attended)
+        return self._linear("head", self._norm("final_norm", x))
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         y = x @ self._w[f"{name}.weight"]
@@ -237,15 +244,10 @@ class Published(TorchDijiang):
     @torch.inference_mode()
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [B, T, vocab] float32 of ids [B, T]; T up to the length of the D1/D2 tables."""
-        x = self._w["embed.weight"][ids]
-        for layer in range(self.spec.num_layers):
-            prefix = f"layers.{layer}"
-            attended = x + self._attention(prefix, self._norm(f"{prefix}.attn_norm", x))
-            x = attended + self._mlp(prefix, x if self.spec.parallel_residual else attended)
-        return self._norm("final_norm", x) @ self._w["head.weight"]
+        return self.logits(ids)
 
-    def _attention(self, prefix: str, x: Tensor) -> Tensor:
-        batch, length, hidden = x.shape
+    def attention(self, layer: int, x: Tensor) -> Tensor:
+        prefix, (batch, length, hidden) = f"layers.{layer}", x.shape
         qkv = self._linear(f"{prefix}.qkv", x).view(batch, length, 3, self.spec.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, H, T, K]
         angles = torch.outer(torch.arange(length), self.frequencies)
@@ -272,18 +274,14 @@ class Eager(TorchDijiang):
 
     def step(self) -> None:
         """One greedy token."""
-        x, angles = self._w["embed.weight"][self.token], (self.position * self.frequencies)[None]
-        for layer in range(self.spec.num_layers):
-            prefix = f"layers.{layer}"
-            attended = self._attention(layer, prefix, self._norm(f"{prefix}.attn_norm", x), angles)
-            x = x + attended + self._mlp(prefix, x)
-        logits = self._linear("head", self._norm("final_norm", x))
-        self.token.copy_(logits.argmax(-1))
+        self._angles = (self.position * self.frequencies)[None]
+        self.token.copy_(self.logits(self.token).argmax(-1))
         self.position += 1
 
-    def _attention(self, layer: int, prefix: str, x: Tensor, angles: Tensor) -> Tensor:
+    def attention(self, layer: int, x: Tensor) -> Tensor:
+        prefix = f"layers.{layer}"
         qkv = self._linear(f"{prefix}.qkv", x).float().view(3, self.spec.num_heads, self.spec.head_size)
-        q, k = self._features(prefix, qkv[:2], angles)
+        q, k = self._features(prefix, qkv[:2], self._angles)
         state = self.state[layer]
         state.mul_(self._gamma[layer]).add_(k[:, :, None] * qkv[2][:, None, :])
         return self._mixed(prefix, (q[:, :, None] * state).sum(1).reshape(1, -1), x)

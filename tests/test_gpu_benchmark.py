@@ -19,9 +19,7 @@ from dijiang.bench.matrix import Test
 from dijiang.bench.measure import Samples, Turn
 from dijiang.bench.report import target
 from dijiang.bench.results import flatness_of, result_of
-from dijiang.bench.runner import model_of
-from dijiang.bench.subject import Side, load_bundle
-from dijiang.bench.traffic import Traffic
+from dijiang.bench.subject import Side, Traffic, load_bundle
 from dijiang.machine.sensors import Meter
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -91,7 +89,7 @@ def report(name, weights, seconds):
         )
         for depth, each in seconds.items()
     ]
-    parts = {"models": [model_of(side)], "results": results, "flatness": flatness_of(results)}
+    parts = {"models": [side.to_dict()], "results": results, "flatness": flatness_of(results)}
     return parts | {"schema_version": 2, "ratios": [], "errors": []}
 
 
@@ -185,6 +183,7 @@ def test_dynamic_cache_grows_from_its_depth_in_each_repetition(tmp_path, depth):
     subject = Vanilla("", None, "cpu", tiny(tmp_path).config, "fp32", "dynamic")
     seen, real = [], subject._step
     subject._step = lambda token, cache: seen.append(cache.get_seq_length()) or real(token, cache)
+    subject.prepare([Test("tg", 3, depth)])
     for _ in range(2):
         subject.seconds(Test("tg", 3, depth))
     assert seen == 2 * [depth, depth + 1, depth + 2]
@@ -287,7 +286,7 @@ def test_what_failed_is_measured_again_on_request(monkeypatch, tmp_path, flags, 
 
 def test_asked_sizes_come_first_in_fp16(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
-    rows = list(dict.fromkeys(row[1:] for row in gpu.plan(gpu.read_options()) if row[1] != "tiny-python"))
+    rows = list(dict.fromkeys(row[1:] for row in gpu.plan_of(gpu.read_options()) if row[1] != "tiny-python"))
     assert rows[:2] == [("pythia-410m", "fp16"), ("pythia-2.8b", "fp16")]
     assert len(rows) == 3 * 8
 

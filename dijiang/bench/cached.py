@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,29 +14,15 @@ from ..recipe import AUTO
 from ..runtime.sessions.base import PIECE
 from ..runtime.sessions.inference import import_onnxruntime, open_inference
 from ..runtime.sessions.providers import emulates
+from .subject import Subject
 
-FILE, FACTS = "model.onnx", "transformer.json"
-CACHE_TYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
+FILE = "model.onnx"
+#: Key of the file's metadata: tokens that a sequence can have.
+POSITIONS = "positions"
+#: onnxruntime's name of a cache's type -> NumPy's.
+ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 #: Distinct values that a cache is filled with; more would only take longer to draw.
 DRAWN = 1 << 18
-
-
-@dataclass(frozen=True)
-class CachedFacts:
-    """What the folder's transformer.json says; positions: tokens that a sequence can have."""
-
-    vocab_size: int
-    layers: int
-    kv_heads: int
-    head_size: int
-    positions: int
-    cache: str
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of one token's keys and values over all layers."""
-        width = 2 * self.layers * self.kv_heads * self.head_size
-        return width * np.dtype(CACHE_TYPES[self.cache]).itemsize
 
 
 @dataclass
@@ -49,49 +33,40 @@ class Cache:
     position: int
 
 
-class CachedSubject:
-    """A Transformer with an in-place key-value cache; see subject.Subject.
+class CachedSubject(Subject):
+    """A Transformer with an in-place key-value cache, in a folder.
 
     A depth is reached by random keys and values: the time of a step does not depend on them, and the
     prompt of a deep test would take many times longer than the test.
     """
 
-    def __init__(self, folder: Path, *, threads: int | None, provider: str) -> None:
+    def __init__(self, path: str | Path, threads: int | None, provider: str) -> None:
         if provider != AUTO and not emulates(provider):
             raise SessionError(f"no baseline for provider {provider!r}, expected cpu; use --provider cpu")
-        self._about = CachedFacts(**json.loads((folder / FACTS).read_text(encoding="utf-8")))
-        self.vocab_size = self._about.vocab_size
-        self._ort = import_onnxruntime()
-        self._session = open_inference(folder / FILE, threads=threads)
+        self._session = open_inference(Path(path) / FILE, threads=threads)
         self.provider = str(self._session.get_providers()[0])
+        self._inputs = {value.name: value for value in self._session.get_inputs()}
+        self.vocab_size = self._session.get_outputs()[0].shape[-1]
+        self._positions = int(self._session.get_modelmeta().custom_metadata_map[POSITIONS])
         self._step: _Step | None = None
 
     def at(self, batch: int, depth: int, end: int) -> Cache:
-        """See Subject.at."""
-        facts = self._about
-        if end > facts.positions:
-            raise InputError(f"{end} positions, this Transformer has embeddings for {facts.positions}; lower -d")
-        shape = (batch, facts.kv_heads, end, facts.head_size)
+        if end > self._positions:
+            raise InputError(f"{end} positions, this Transformer has embeddings for {self._positions}; lower -d")
+        first = self._inputs[names.past_cache(0)[0]]
+        shape, kind = (batch, first.shape[1], end, first.shape[3]), ELEMENTS[first.type]
         random = np.random.default_rng(0).standard_normal(DRAWN)
-        kind = CACHE_TYPES[facts.cache]
-        drawn = (random * 20).astype(kind) if kind is np.int8 else random.astype(kind)
-
-        def fill() -> np.ndarray:
-            return np.resize(drawn, shape)
-
-        return Cache([(fill(), fill()) for _ in range(facts.layers)], depth)
+        drawn = (random * 20 if kind is np.int8 else random).astype(kind)
+        layers = sum(names.past_cache(layer)[0] in self._inputs for layer in range(len(self._inputs)))
+        return Cache([(np.resize(drawn, shape), np.resize(drawn, shape)) for _ in range(layers)], depth)
 
     def rewind(self, state: Cache, depth: int) -> None:
-        """See Subject.rewind."""
         state.position = depth
 
     def prefill(self, ids: np.ndarray, state: Cache) -> np.ndarray:
-        """See Subject.prefill."""
-        tokens: np.ndarray = self.forward(ids, state).argmax(axis=-1)
-        return tokens
+        return self.forward(ids, state).argmax(axis=-1)
 
     def steps(self, tokens: np.ndarray, state: Cache) -> Iterator[np.ndarray]:
-        """See Subject.steps."""
         step = self._bind(tokens[:, None].shape, state)
 
         def loop(tokens: np.ndarray) -> Iterator[np.ndarray]:
@@ -123,8 +98,8 @@ class CachedSubject:
     def _bind(self, shape: tuple[int, ...], state: Cache) -> _Step:
         """Buffers for calls of a shape [B, T]; those of the last decode step stay."""
         step = self._step
-        if step is None or not step.fits(shape, state):
-            step = _Step(self._ort, self._session, shape, state, self._about)
+        if step is None or step.state is not state or step.ids.shape != shape:
+            step = _Step(self, shape, state)
             if shape[1] == 1:
                 self._step = step
         return step
@@ -133,57 +108,40 @@ class CachedSubject:
 class _Step:
     """Buffers of one shape bound to one cache: made once, run many times."""
 
-    def __init__(self, ort: Any, session: Any, shape: tuple[int, ...], state: Cache, facts: CachedFacts) -> None:
-        self._session, self._shape, self._state = session, shape, state
+    def __init__(self, subject: CachedSubject, shape: tuple[int, ...], state: Cache) -> None:
         batch, length = shape
-        self._ids = np.zeros(shape, np.int64)
-        self._last = np.zeros(batch, np.int32)
-        self._total = np.zeros((), np.int32)
-        self._logits = np.empty((batch, 1, facts.vocab_size), np.float32)
+        self.state, self._session = state, subject._session
+        self.ids, self._positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        self._last, self._total = np.zeros(batch, np.int32), np.zeros((), np.int32)
+        self._logits = np.empty((batch, 1, subject.vocab_size), np.float32)
         self.tokens = np.empty((batch, 1), np.int64)
-        inputs = {
-            names.INPUT_IDS: self._ids,
+        inputs: dict[str, np.ndarray] = {
+            names.INPUT_IDS: self.ids,
+            names.POSITION_IDS: self._positions,
             names.LOGIT_INDICES: np.full((batch, 1), length - 1),
             names.LAST_POSITION: self._last,
             names.TOTAL_LENGTH: self._total,
         }
-        self._positions = np.zeros(shape, np.int64)
-        if names.POSITION_IDS in (value.name for value in session.get_inputs()):
-            inputs[names.POSITION_IDS] = self._positions
-        self._io = session.io_binding()
-        #: They share the arrays' memory and must live as long as the binding.
-        self._values: list[tuple[np.ndarray, Any]] = []
-        for name, array in inputs.items():
-            self._io.bind_ortvalue_input(name, self._value(ort, array))
-        self._io.bind_ortvalue_output(names.LOGITS, self._value(ort, self._logits))
-        self._io.bind_ortvalue_output(names.NEXT_TOKENS, self._value(ort, self.tokens))
+        outputs: dict[str, np.ndarray] = {names.LOGITS: self._logits, names.NEXT_TOKENS: self.tokens}
         for layer, pair in enumerate(state.layers):
-            ends = zip(pair, names.past_cache(layer), names.present_cache(layer), strict=True)
-            for array, past, present in ends:
-                value = self._value(ort, array)
-                self._io.bind_ortvalue_input(past, value)
-                self._io.bind_ortvalue_output(present, value)
-
-    def _value(self, ort: Any, array: np.ndarray) -> Any:
-        self._values.append((array, ort.OrtValue.ortvalue_from_numpy(array)))
-        return self._values[-1][1]
-
-    def fits(self, shape: tuple[int, ...], state: Cache) -> bool:
-        """Whether this binding serves a call."""
-        return self._state is state and self._shape == shape
+            inputs |= zip(names.past_cache(layer), pair, strict=True)
+            outputs |= zip(names.present_cache(layer), pair, strict=True)
+        self._io, value = self._session.io_binding(), import_onnxruntime().OrtValue.ortvalue_from_numpy
+        #: By address: an array and what shares its memory; both must live as long as the binding.
+        self._values = {id(a): (a, value(a)) for a in (*inputs.values(), self._logits, self.tokens)}
+        for name, array in inputs.items():
+            if name in subject._inputs:
+                self._io.bind_ortvalue_input(name, self._values[id(array)][1])
+        for name, array in outputs.items():
+            self._io.bind_ortvalue_output(name, self._values[id(array)][1])
 
     def run(self, ids: np.ndarray) -> np.ndarray:
         """Logits [B, vocab] of the last token; advances the cache."""
-        state, length = self._state, self._shape[1]
-        self._ids[...] = ids
+        state, length = self.state, self.ids.shape[1]
+        self.ids[...] = ids
         self._positions[...] = state.position + np.arange(length)
         state.position += length
         self._last[...] = state.position - 1
         self._total[...] = state.position
         self._session.run_with_iobinding(self._io)
         return self._logits[:, 0]
-
-
-def load_cached(path: str, threads: int | None, provider: str) -> CachedSubject:
-    """The baseline in a folder, in the process that measures it."""
-    return CachedSubject(Path(path), threads=threads, provider=provider)

@@ -5,22 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import BenchError
-from .render import figure, table
-from .report import Report, target
+from .matrix import Test
+from .render import rows_of, table
+from .report import Report, seconds_of, target
 from .statistics import ratio
-
-Key = tuple[str, str, int, "int | None"]
-
-
-def _by_test(report: Report) -> dict[Key, Report]:
-    """Results by model and test. A report's only bundle is called `bundle`, as folders' names differ."""
-    bundles = [m["name"] for m in report["models"] if m["baseline_of"] is None]
-    names = {bundles[0]: "bundle"} if len(bundles) == 1 else {}
-    return {
-        (names.get(r["model"], r["model"]), r["test"], r["batch"], r["threads"]): r
-        for r in report["results"]
-        if target(r)["latency"]["values"]
-    }
 
 
 def compare(before: Report, after: Report, *, threshold: float) -> dict[str, Any]:
@@ -40,29 +28,31 @@ def compare(before: Report, after: Report, *, threshold: float) -> dict[str, Any
     """
     if not 0 <= threshold < 1:
         raise BenchError(f"threshold {100 * threshold:g} %, expected 0 to 100; change --threshold")
-    old, new = _by_test(before), _by_test(after)
-    common = [key for key in old if key in new]
-    if not common:
+    old, new = _by_name(before), _by_name(after)
+    rows = [_row(name, old[name], new[name], threshold) for name in old if name in new]
+    if not rows:
         raise BenchError("the reports have no test in common; run both with the same -p, -n, -d, -b, -t")
-    rows = [_row(key, old[key], new[key], threshold) for key in common]
     return {
         "rows": rows,
-        "only_before": [_name(key) for key in old if key not in new],
-        "only_after": [_name(key) for key in new if key not in old],
+        "only_before": [name for name in old if name not in new],
+        "only_after": [name for name in new if name not in old],
         "regressions": [row["name"] for row in rows if row["regressed"]],
     }
 
 
-def _name(key: Key) -> str:
-    model, test, batch, threads = key
-    return f"{model}: {test}, batch {batch}" + (f", {threads} threads" if threads else "")
+def _by_name(report: Report) -> dict[str, Report]:
+    """Results by model and test. A report's only bundle is called `bundle`, as folders' names differ."""
+    bundles = [m["name"] for m in report["models"] if m["baseline_of"] is None]
+    names = {bundles[0]: "bundle"} if len(bundles) == 1 else {}
+    results = [r for r in report["results"] if seconds_of(r)]
+    return {f"{names.get(r['model'], r['model'])}: {Test.of(r).label}": r for r in results}
 
 
-def _row(key: Key, before: Report, after: Report, threshold: float) -> dict[str, Any]:
-    found = ratio(target(before)["latency"]["values"], target(after)["latency"]["values"])
+def _row(name: str, before: Report, after: Report, threshold: float) -> dict[str, Any]:
+    found = ratio(seconds_of(before), seconds_of(after))
     memory = [target(side)["memory"]["max_ram"] for side in (before, after)]
     return {
-        "name": _name(key),
+        "name": name,
         "before": before["tokens_per_second"],
         "after": after["tokens_per_second"],
         "ratio": found.value,
@@ -77,30 +67,17 @@ def _row(key: Key, before: Report, after: Report, threshold: float) -> dict[str,
 def to_markdown(comparison: dict[str, Any]) -> str:
     """The comparison for people."""
     rows = [
-        {
-            "test": row["name"],
-            "before, tokens/s": row["before"],
-            "after, tokens/s": row["after"],
-            "ratio": row["ratio"],
-            "95 % interval": f"{figure(row['low'])} to {figure(row['high'])}",
-            "memory ratio": row["memory_ratio"],
-            "": "REGRESSED" if row["regressed"] else "noisy" if row["noisy"] else "",
-        }
+        row | {"remark": "REGRESSED" if row["regressed"] else "noisy" if row["noisy"] else ""}
         for row in comparison["rows"]
     ]
-    lines = [
-        f"- only in the {side} report: {name}"
-        for side, names in (("first", "only_before"), ("second", "only_after"))
-        for name in comparison[names]
-    ]
-    return "\n\n".join(part for part in (table(rows), "\n".join(lines)) if part)
+    lines = [f"- only in the first report: {name}" for name in comparison["only_before"]]
+    lines += [f"- only in the second report: {name}" for name in comparison["only_after"]]
+    return "\n\n".join(part for part in (table(rows_of("compare", rows)), "\n".join(lines)) if part)
 
 
 def require(comparison: dict[str, Any], threshold: float) -> None:
     """BenchError if a test has regressed."""
     slow = comparison["regressions"]
     if slow:
-        raise BenchError(
-            f"{len(slow)} of {len(comparison['rows'])} tests are slower by more than "
-            f"{100 * threshold:g} %: {'; '.join(slow)}"
-        )
+        tests = f"{len(slow)} of {len(comparison['rows'])} tests are slower by more than {100 * threshold:g} %"
+        raise BenchError(f"{tests}: {'; '.join(slow)}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any, Literal
 
 #: 512 | 128-512 (each) | 128-512+128 | 128-2048*2; a sign is read so that it can be refused.
-RANGE = re.compile(r"(?P<first>-?\d+)(?:-(?P<last>\d+)(?:(?P<step>[+*])(?P<by>\d+))?)?")
+RANGE = re.compile(r"(-?\d+)(?:-(\d+)(?:([+*])(\d+))?)?")
 #: Turns a kind of test off.
 NONE = "none"
 #: Values that one range may have.
@@ -48,34 +48,22 @@ class Test:
     @property
     def label(self) -> str:
         """The name with what else tells two rows apart."""
-        threads = f", {self.threads} threads" if self.threads else ""
-        return f"{self.name}, batch {self.batch}{threads}"
+        return f"{self.name}, batch {self.batch}" + (f", {self.threads} threads" if self.threads else "")
 
     @property
     def end(self) -> int:
         """Positions that a sequence needs."""
         return self.depth + self.tokens
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form, with the name."""
-        return {"test": self.name, **asdict(self)}
-
     @classmethod
     def of(cls, row: dict[str, Any]) -> Test:
-        """The test of a row that `to_dict` is part of."""
+        """The test of a row of a report."""
         return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A test, or a whole model, that could not be measured, and why."""
-
-    model: str | None
-    test: str | None
-    message: str
-
-    def __str__(self) -> str:
-        return ", ".join(part for part in (self.model, self.test) if part) + f": {self.message}"
+def failure(message: str, model: str | None = None, test: str | None = None) -> dict[str, Any]:
+    """One of a report's `errors`: a test, or a whole model, that could not be measured, and why."""
+    return {"model": model, "test": test, "message": message}
 
 
 def plan_tests(
@@ -84,34 +72,35 @@ def plan_tests(
     depths: str = "0",
     batches: str = "1",
     threads: str | None = None,
-) -> tuple[list[Test], list[Failure]]:
-    """The Cartesian product of the options' values; a value that is no size is a Failure, not the end.
+) -> tuple[list[Test], list[dict[str, Any]]]:
+    """The Cartesian product of the options' values; a value that is no size is a failure, not the end.
 
     Each argument is a list like `512`, `0,2048`, `128-512+128`, `1-16*2`; `none` for prompts or
     generations leaves those tests out.
     """
-    failures: list[Failure] = []
+    failures: list[dict[str, Any]] = []
 
     def values(option: str, text: str, least: int) -> list[int]:
-        good = []
-        for value in _expand(option, text, failures):
-            if value < least:
-                failures.append(
-                    Failure(None, None, f"{option} {value}: expected at least {least}; change the list")
-                )
-            elif value not in good:
-                good.append(value)
-        return good
+        good: list[int] = []
+        for part in text.split(","):
+            found = _range(part.strip())
+            if not found or found[0] < least:
+                sizes = f"sizes of at least {least} like 512, 0,2048, 128-512+128 or 1-16*2"
+                failures.append(failure(f"{option} {part or 'nothing'}: expected {sizes}; change it"))
+            else:
+                good += found
+        return list(dict.fromkeys(good))
 
-    kinds: list[tuple[Literal["pp", "tg"], int]] = [
-        *(("pp", n) for n in values("-p", prompts, 1)),
-        *(("tg", n) for n in values("-n", generations, 1)),
-    ]
+    kinds: list[tuple[Literal["pp", "tg"], int]] = []
+    if prompts != NONE:
+        kinds += [("pp", tokens) for tokens in values("-p", prompts, 1)]
+    if generations != NONE:
+        kinds += [("tg", tokens) for tokens in values("-n", generations, 1)]
     counts: list[int | None] = [None] if threads is None else [*values("-t", threads, 1)]
     sizes = product(kinds, values("-d", depths, 0), values("-b", batches, 1), counts)
-    tests = [Test(kind, n, depth, batch, count) for (kind, n), depth, batch, count in sizes]
+    tests = [Test(kind, tokens, depth, batch, count) for (kind, tokens), depth, batch, count in sizes]
     if not tests and not failures:
-        failures.append(Failure(None, None, "no tests, expected one or more; give -p or -n a size"))
+        failures.append(failure("no tests, expected one or more; give -p or -n a size"))
     return tests, failures
 
 
@@ -123,32 +112,14 @@ def series_of(tests: Sequence[Test]) -> list[list[Test]]:
     return list(series.values())
 
 
-def _expand(option: str, text: str, failures: list[Failure]) -> list[int]:
-    if text == NONE and option in ("-p", "-n"):
+def _range(part: str) -> list[int]:
+    """Values of a size or a range; none if it is neither, does not grow or is too long."""
+    match = RANGE.fullmatch(part)
+    if match is None:
         return []
-    found: list[int] = []
-    for part in text.split(","):
-        match = RANGE.fullmatch(part.strip())
-        values = None if match is None else _range(match)
-        if values is None:
-            message = f"{option} {part!r}: expected sizes like 512, 0,2048, 128-512+128 or 1-16*2; change it"
-            failures.append(Failure(None, None, message))
-        else:
-            found += values
-    return found
-
-
-def _range(match: re.Match[str]) -> list[int] | None:
-    """Values of one range; None if it does not grow or is too long."""
-    first = int(match["first"])
-    if match["last"] is None:
-        return [first]
-    last, by = int(match["last"]), int(match["by"] or 1)
-    times = match["step"] == "*"
-    if first > last or by < (2 if times else 1) or (times and first < 1):
-        return None
+    first, last, by = int(match[1]), int(match[2] or match[1]), int(match[4] or 1)
     values: list[int] = []
     while first <= last and len(values) <= LONGEST:
         values.append(first)
-        first = first * by if times else first + by
-    return values if len(values) <= LONGEST else None
+        first = first * by if match[3] == "*" else first + by
+    return values if len(values) <= LONGEST else []

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import BenchError, DijiangError
+from ..machine.bandwidth import measure_bandwidth
 from ..machine.contention import Watch, wait_until_idle
 from ..machine.limits import available_bytes
 from ..machine.memory import run_bytes
 from ..machine.sensors import Meter, Sensor
-from .matrix import Failure, Test
+from .matrix import Test, failure, series_of
 from .subject import Side
 from .worker import Worker
 
@@ -25,6 +27,8 @@ SETTLE = 0.1
 #: Of a quiet measurement: the share of its time in which a runnable thread may have waited for a CPU,
 #: how often it is tried, and seconds after which it is not tried again.
 QUIET, TRIES, PATIENCE = 0.05, 3, 20.0
+#: Seconds of idle power before the tests.
+IDLE = 2.0
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,10 @@ class Effort:
     quiet: bool = False
     probe: bool = True
 
-    def check(self) -> None:
-        """BenchError for repetitions or seconds that are no sizes."""
+    def __post_init__(self) -> None:
         if self.repetitions < 1 or self.seconds < 0:
-            raise BenchError(
-                f"{self.repetitions} repetitions and {self.seconds} seconds: expected at least 1 and 0"
-            )
+            found = f"{self.repetitions} repetitions and {self.seconds} seconds"
+            raise BenchError(f"{found}: expected at least 1 and 0")
 
 
 @dataclass(frozen=True)
@@ -88,19 +90,151 @@ class Samples:
         """Seconds of each repetition that counts."""
         return [sum(turn.seconds) for turn in self.turns]
 
-    def add(self, turn: Turn, meter: Meter) -> None:
-        """One repetition, and the energy it took."""
-        self.turns.append(turn)
-        if meter.joules is not None:
-            self.joules = (self.joules or 0.0) + meter.joules
-            self.joules_seconds += meter.seconds
-
-    def enough(self, effort: Effort) -> bool:
-        """Whether this has been measured for long enough."""
-        return self.taken >= effort.repetitions and sum(self.totals) >= effort.seconds
-
 
 Pair = tuple[Side, Test]
+
+
+@dataclass
+class Run:
+    """Measures tests on sides; what was measured stays when it is interrupted.
+
+    samples: by side and test.  failures: what could not be measured.
+    bandwidths: of the report, with the threads asked for.  turn: None: before or after all.
+    """
+
+    effort: Effort
+    provider: str
+    sensors: list[Sensor]
+    say: Say
+    samples: dict[tuple[str, Test], Samples] = field(default_factory=dict)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    bandwidths: list[tuple[int | None, dict[str, Any]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.idle = Meter(self.sensors)
+
+    def all(self, groups: Sequence[Sequence[Side]], tests: Sequence[Test]) -> None:
+        """Every test on every group of sides; KeyboardInterrupt ends it early."""
+        try:
+            with self.idle:
+                time.sleep(IDLE if self.sensors else 0)
+            self.bandwidth(tests, None)
+            for series in series_of(tests):
+                for group in groups:
+                    self.series(group, series)
+            self.bandwidth(tests, None)
+        except KeyboardInterrupt:
+            self.failures.append(failure("interrupted; the tests before it are kept"))
+
+    def bandwidth(self, tests: Sequence[Test], turn: int | None) -> None:
+        """For each count of threads: before the tests and after them, as other load comes and goes."""
+        for count in dict.fromkeys(test.threads for test in tests):
+            if turn is None:
+                self.say("memory bandwidth")
+            self.bandwidths.append((count, asdict(measure_bandwidth(threads=count)) | {"turn": turn}))
+
+    def rates(self) -> dict[int | None, float]:
+        """Bytes a second by the threads asked for: the fastest; of turns, their median."""
+        found: dict[int | None, list[float]] = {}
+        for threads, measured in self.bandwidths:
+            if not self.effort.quiet or measured["turn"] is not None:
+                found.setdefault(threads, []).append(measured["bytes_per_second"])
+        middle = statistics.median if self.effort.quiet else max
+        return {threads: middle(rates) for threads, rates in found.items()}
+
+    def series(self, sides: Sequence[Side], tests: Sequence[Test]) -> None:
+        """Tests that differ only in depth or way, on every side: as much in turn as memory allows."""
+        free, able = available_bytes(), []
+        for side, test in [(side, test) for test in tests for side in sides]:
+            need = needed_bytes([(side, test)])
+            if need > free:
+                found = f"needs {need / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free"
+                advice = "use a smaller batch or depth, or a machine with more memory"
+                self.failures.append(failure(f"{found}; {advice}", side.name, test.label))
+            elif not self.effort.probe or self._probe(side, test):
+                able.append((side, test))
+        for pairs in rounds(able, free):
+            self._take_turns(pairs, len(sides))
+
+    def _probe(self, side: Side, test: Test) -> bool:
+        """Load time and peak memory of one test, in a process of its own; False if it failed."""
+        self.say(f"{side.name}: {test.label}")
+        with self._keeping_on(side, [test]), Worker(side, self.provider, [test]) as worker:
+            self.samples[side.name, test] = Samples(*worker.start(), peaks=worker.finish())
+        return (side.name, test) in self.samples
+
+    def _take_turns(self, pairs: Sequence[Pair], sides: int) -> None:
+        """The repetitions; a side has one process, so that depths differ in nothing but their depth."""
+        tests: dict[Side, list[Test]] = {}
+        for side, test in pairs:
+            tests.setdefault(side, []).append(test)
+        workers: dict[str, Worker] = {}
+        with ExitStack() as stack:
+            for side, mine in tests.items():
+                with self._keeping_on(side, mine):
+                    worker = stack.enter_context(Worker(side, self.provider, mine))
+                    loaded, workers[side.name] = worker.start(), worker
+                    for test in mine:
+                        samples = self.samples.setdefault((side.name, test), Samples(*loaded))
+                        samples.alone, samples.interleaved = len(tests) < sides, len(mine) > 1
+            self._repeat_all(workers, pairs, tests)
+            for side in tests if not self.effort.probe else ():
+                kept = [self.samples[side.name, test] for test in tests[side] if (side.name, test) in self.samples]
+                with self._keeping_on(side, tests[side]):
+                    peaks = workers[side.name].finish() if kept else {}
+                    for samples in kept:
+                        samples.peaks = peaks
+
+    def _repeat_all(self, workers: dict[str, Worker], pairs: Sequence[Pair], tests: dict[Side, list[Test]]) -> None:
+        before, number, ending = None, 0, time.monotonic() + 60 * self.effort.minutes
+        while left := [pair for pair in pairs if self._wants_more(*pair)]:
+            if number and time.monotonic() > ending:
+                return
+            if self.effort.quiet:
+                self.bandwidth([test for _, test in left], number)
+            for side, test in (pair for pair in left if self._wants_more(*pair)):
+                if before not in (None, side):
+                    time.sleep(SETTLE)
+                with self._keeping_on(side, tests[side]):
+                    self._repeat(workers[side.name], side, test)
+                before = side
+            number += 1
+
+    def _repeat(self, worker: Worker, side: Side, test: Test) -> None:
+        """One turn; where it has to be quiet, tried again while other processes disturb it."""
+        samples, ending = self.samples[side.name, test], time.monotonic() + PATIENCE
+        for _ in range(TRIES):
+            if self.effort.quiet:
+                wait_until_idle(ending - time.monotonic())
+            watch = Watch()
+            with Meter(self.sensors) as meter:
+                seconds = worker.repeat(test)
+            turn = Turn(samples.taken, seconds, *watch.seen())
+            if not self.effort.quiet or turn.waited <= QUIET:
+                samples.turns.append(turn)
+                if meter.joules is not None:
+                    samples.joules = (samples.joules or 0.0) + meter.joules
+                    samples.joules_seconds += meter.seconds
+                break
+            samples.disturbed.append(turn)
+            if time.monotonic() > ending:
+                break
+        samples.taken += 1
+
+    def _wants_more(self, side: Side, test: Test) -> bool:
+        samples, effort = self.samples.get((side.name, test)), self.effort
+        return samples is not None and (samples.taken < effort.repetitions or sum(samples.totals) < effort.seconds)
+
+    @contextmanager
+    def _keeping_on(self, side: Side, tests: Sequence[Test]) -> Iterator[None]:
+        """Turn an error into a failure of each test that is not done."""
+        try:
+            yield
+        except DijiangError as error:
+            for test in tests:
+                if (side.name, test) not in self.samples or self._wants_more(side, test):
+                    self.samples.pop((side.name, test), None)
+                    self.failures.append(failure(str(error), side.name, test.label))
 
 
 def needed_bytes(pairs: Sequence[Pair]) -> int:
@@ -112,135 +246,12 @@ def needed_bytes(pairs: Sequence[Pair]) -> int:
     return sum(largest.values())
 
 
-@dataclass
-class Series:
-    """Tests that differ only in depth or way, on every side: repetition by repetition in turn.
-
-    samples: by side and test, what there is so far, also after an interruption.
-    failures: what could not be measured.  before_turn: told the number of the turn that begins.
-    """
-
-    sides: Sequence[Side]
-    tests: Sequence[Test]
-    effort: Effort
-    provider: str
-    sensors: list[Sensor]
-    say: Say
-    before_turn: Callable[[int], None] = lambda number: None
-    samples: dict[tuple[str, Test], Samples] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
-
-    def run(self) -> None:
-        """Measure what memory allows, as much of it in turn as memory allows."""
-        free = available_bytes()
-        able = [(side, test) for test in self.tests for side in self.sides if self._fits(side, test, free)]
-        if self.effort.probe:
-            able = [pair for pair in able if self._probe(*pair)]
-        for pairs in rounds(able, free):
-            self._take_turns(pairs)
-
-    def _fits(self, side: Side, test: Test, free: int) -> bool:
-        need = needed_bytes([(side, test)])
-        if need > free:
-            message = (
-                f"needs {need / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free; "
-                "use a smaller batch or depth, or a machine with more memory"
-            )
-            self.failures.append(Failure(side.name, test.label, message))
-        return need <= free
-
-    def _probe(self, side: Side, test: Test) -> bool:
-        """Load time and peak memory of one test, in a process of its own; False if it failed."""
-        self.say(f"{side.name}: {test.label}")
-        with self._worker(side, [test]) as worker, self._keeping_on(side, [test]):
-            samples = Samples(*worker.start())
-            samples.peaks = worker.finish()
-            self.samples[side.name, test] = samples
-        return (side.name, test) in self.samples
-
-    def _take_turns(self, pairs: Sequence[Pair]) -> None:
-        """The repetitions; a side has one process, so that depths differ in nothing but their depth."""
-        tests = {side.name: [test for other, test in pairs if other is side] for side, _ in pairs}
-        sides = [side for side in self.sides if side.name in tests]
-        workers: dict[str, Worker] = {}
-        with ExitStack() as stack:
-            for side in sides:
-                with self._keeping_on(side, tests[side.name]):
-                    worker = stack.enter_context(self._worker(side, tests[side.name]))
-                    loaded = worker.start()
-                    workers[side.name] = worker
-                    for test in tests[side.name]:
-                        samples = self.samples.setdefault((side.name, test), Samples(*loaded))
-                        samples.alone = len(tests) < len(self.sides)
-                        samples.interleaved = len(tests[side.name]) > 1
-            self._repeat_all(workers, pairs, tests)
-            for side in [] if self.effort.probe else sides:
-                with self._keeping_on(side, tests[side.name]):
-                    peaks = workers[side.name].finish() if side.name in workers else {}
-                    for test in tests[side.name]:
-                        if found := self.samples.get((side.name, test)):
-                            found.peaks = peaks
-
-    def _repeat_all(self, workers: dict[str, Worker], pairs: Sequence[Pair], tests: dict[str, list[Test]]) -> None:
-        before, number, ending = None, 0, time.monotonic() + 60 * self.effort.minutes
-        while left := [pair for pair in pairs if self._wants_more(*pair)]:
-            if number and time.monotonic() > ending:
-                return
-            self.before_turn(number)
-            for side, test in (pair for pair in left if self._wants_more(*pair)):
-                if before not in (None, side):
-                    time.sleep(SETTLE)
-                with self._keeping_on(side, tests[side.name]):
-                    self._repeat(workers[side.name], side, test)
-                before = side
-            number += 1
-
-    def _repeat(self, worker: Worker, side: Side, test: Test) -> None:
-        """One turn; where it has to be quiet, tried again while other processes disturb it."""
-        samples, ending = self.samples[side.name, test], time.monotonic() + PATIENCE
-        for tried in range(1, TRIES + 1):
-            if self.effort.quiet:
-                wait_until_idle(ending - time.monotonic())
-            watch = Watch()
-            with Meter(self.sensors) as meter:
-                seconds = worker.repeat(test)
-            turn = Turn(samples.taken, seconds, *watch.seen())
-            if not self.effort.quiet or turn.waited <= QUIET:
-                samples.add(turn, meter)
-                break
-            samples.disturbed.append(turn)
-            if tried == TRIES or time.monotonic() > ending:
-                break
-        samples.taken += 1
-
-    def _worker(self, side: Side, tests: Sequence[Test]) -> Worker:
-        return Worker(side.load, side.path, self.provider, tests)
-
-    def _wants_more(self, side: Side, test: Test) -> bool:
-        samples = self.samples.get((side.name, test))
-        return samples is not None and not samples.enough(self.effort)
-
-    @contextmanager
-    def _keeping_on(self, side: Side, tests: Sequence[Test]) -> Iterator[None]:
-        """Turn an error into a Failure of each test that is not done."""
-        try:
-            yield
-        except DijiangError as error:
-            for test in tests:
-                samples = self.samples.get((side.name, test))
-                if samples is None or not samples.enough(self.effort):
-                    self.samples.pop((side.name, test), None)
-                    self.failures.append(Failure(side.name, test.label, str(error)))
-
-
 def rounds(pairs: Sequence[Pair], free: int) -> list[list[Pair]]:
     """What is in turn: all depths of all sides, or the sides of each depth, or nothing."""
-    if needed_bytes(pairs) <= free:
+    if len(pairs) < 2 or needed_bytes(pairs) <= free:
         return [list(pairs)]
     tests = dict.fromkeys(test for _, test in pairs)
-    groups = [[pair for pair in pairs if pair[1] == test] for test in tests]
-    return [
-        part
-        for group in groups
-        for part in ([group] if needed_bytes(group) <= free else [[pair] for pair in group])
-    ]
+    parts = [[pair for pair in pairs if pair[1] == test] for test in tests]
+    if len(parts) < 2:
+        parts = [[pair] for pair in pairs]
+    return [one for part in parts for one in rounds(part, free)]

@@ -1,117 +1,76 @@
-"""A report as Markdown, JSON, JSON lines or CSV."""
+"""A report as Markdown, JSON, JSON lines, CSV or one HTML page."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import string
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from html import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ..errors import BenchError
+from .plots import panels
 from .report import Report, target
 
 UNKNOWN = "unknown"
+FIGURES = json.loads(files(__package__).joinpath("figures.json").read_text(encoding="utf-8"))
+#: Figure -> its formula, as --explain prints them.
+FORMULAS: dict[str, str] = FIGURES["formulas"]
+#: Columns of the tables: where a member has the value (`a to b`: an interval), and the factor of its unit.
+TABLES: dict[str, dict[str, tuple[str, float]]] = FIGURES["tables"]
+#: Heading of the page -> table of the report.
+HEADINGS = {"Results": "results", "Side by side": "ratios", "Change over depth": "flatness"}
+Rows = list[dict[str, Any]]
 
 
-def to_json(report: Report) -> str:
-    """The whole report, raw samples included."""
-    return json.dumps(report, indent=1)
+def explain() -> str:
+    """The formulas, one a paragraph."""
+    return "\n".join(f"{name:16} {text}" for name, text in FORMULAS.items())
 
 
-def to_jsonl(report: Report) -> str:
-    """One result a line, each with what is needed to compare it with one of another day."""
-    header = {key: report[key] for key in ("schema_version", "created", "commit", "environment")}
-    models = {model["name"]: model for model in report["models"]}
-    return "\n".join(
-        json.dumps(result | {"model": models[result["model"]]} | header) for result in report["results"]
-    )
+def rows_of(name: str, members: Sequence[Report]) -> Rows:
+    """The rows of a table."""
+    return [{column: _value(member, *at) for column, at in TABLES[name].items()} for member in members]
 
 
-#: Column -> its value in a result; the one place that says what a row shows.
-COLUMNS: dict[str, Callable[[Report, Report], Any]] = {
-    "model": lambda _, r: r["model"],
-    "precision": lambda model, _: model["precision"],
-    "test": lambda _, r: r["test"],
-    "batch": lambda _, r: r["batch"],
-    "threads": lambda _, r: r["threads"],
-    "tokens/s": lambda _, r: r["tokens_per_second"],
-    "TTFT ms": lambda _, r: _milli(r["ttft_s"]),
-    "TPOT ms": lambda _, r: _milli(r["tpot_s"]),
-    "ITL p50 ms": lambda _, r: _itl(r, "p50"),
-    "p90": lambda _, r: _itl(r, "p90"),
-    "p95": lambda _, r: _itl(r, "p95"),
-    "p99": lambda _, r: _itl(r, "p99"),
-    "spread %": lambda _, r: 100 * r["spread"],
-    "load s": lambda _, r: r["load_model"] and r["load_model"]["latency"]["mean"],
-    "peak MB": lambda _, r: target(r)["memory"]["max_ram"],
-    "GPU MB": lambda _, r: target(r)["memory"]["max_process_vram"],
-    "MB/token": lambda _, r: r["roofline"] and r["roofline"]["bytes_per_token"] / 1e6,
-    "% of roofline": lambda _, r: r["roofline"] and r["roofline"]["percent"],
-    "J/token": lambda _, r: target(r)["energy"]["gross"],
-    "J/token less idle": lambda _, r: target(r)["energy"]["idle_subtracted"],
-}
+def _value(member: Any, path: str, factor: float | None = None) -> Any:
+    if " to " in path:
+        return " to ".join(figure(_value(member, end, factor)) for end in path.split(" to "))
+    for key in path.split("."):
+        member = member and member[int(key) if isinstance(member, list) else key]
+    return member if member is None or factor is None else factor * member
 
 
-def _milli(seconds: float | None) -> float | None:
-    return None if seconds is None else 1e3 * seconds
+def _members(report: Report, name: str) -> list[Report]:
+    """What a table has a row of, with what only the table says."""
+    precisions = {model["name"]: model["precision"] for model in report["models"]}
+    more: dict[str, Callable[[Report], Report]] = {
+        "results": lambda r: {"target": target(r), "precision": precisions[r["model"]]},
+        "ratios": lambda r: {"note": r["note"] or ""},
+        "flatness": lambda f: {"test": f"{f['kind']}{f['tokens']}", "verdict": _verdict(f)},
+    }
+    return [member | more[name](member) for member in report[name]]
 
 
-def _itl(result: Report, percentile: str) -> float | None:
-    latency = result["per_token"] and result["per_token"]["latency"]
-    return _milli(latency and latency[percentile])
+def _verdict(flatness: Report) -> str:
+    time = flatness["time"]
+    if flatness["flat"]:
+        return "flat"
+    if time["low"] <= 0 <= time["high"]:
+        return "unclear: more noise than change"
+    return "grows" if time["change"] > 0 else "falls"
 
 
-def _rows(report: Report) -> list[dict[str, Any]]:
-    models = {model["name"]: model for model in report["models"]}
-    return [{name: value(models[r["model"]], r) for name, value in COLUMNS.items()} for r in report["results"]]
-
-
-def to_csv(report: Report) -> str:
-    """One row a result; an unknown value is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_rows(report))
-    return text.getvalue().rstrip("\n")
-
-
-def figure(value: Any) -> str:
-    """A value for a table: four significant digits, counts whole."""
-    if not isinstance(value, float):
-        return "" if value is None else str(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table of rows that have the same keys; figures to the right."""
-    names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |"]
-    lines.append("|" + "|".join("---" if isinstance(rows[0][n], str) else "---:" for n in names) + "|")
-    lines += ["| " + " | ".join(figure(row[n]) for n in names) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def result_rows(report: Report) -> list[dict[str, Any]]:
-    """Rows of results, without columns that are empty."""
-    rows = _rows(report)
-    empty = [n for n in COLUMNS if all(row[n] is None for row in rows)]
-    return [{n: v for n, v in row.items() if n not in empty} for row in rows]
-
-
-def to_markdown(report: Report) -> str:
-    """The report for people: machine, results, ratios, slopes, what failed."""
-    header = "\n".join(f"- {line}" for line in header_lines(report))
-    return "\n\n".join(("# dijiang bench", header, *tables(report)))
-
-
-def tables(report: Report) -> list[str]:
-    """Results, ratios, slopes and remarks in Markdown: those that there are."""
-    found = (result_rows(report), ratio_rows(report), flatness_rows(report))
-    parts = [table(rows) for rows in found if rows]
-    return parts + ["\n".join(lines) for lines in [remarks(report)] if lines]
+def report_rows(report: Report, name: str) -> Rows:
+    """Rows of a table of a report; of results, without columns that are empty."""
+    rows = rows_of(name, _members(report, name))
+    empty = {key for key in TABLES[name] if name == "results" and all(row[key] is None for row in rows)}
+    return [{key: value for key, value in row.items() if key not in empty} for row in rows]
 
 
 def header_lines(report: Report) -> list[str]:
@@ -135,50 +94,6 @@ def header_lines(report: Report) -> list[str]:
     return lines
 
 
-def ratio_rows(report: Report) -> list[dict[str, Any]]:
-    """Measured ratios beside the predicted ones; empty without a baseline."""
-    return [
-        {
-            "model": r["model"],
-            "test": r["test"],
-            "batch": r["batch"],
-            "against": r["baseline"],
-            "times as fast": r["measured"],
-            "95 % interval": f"{figure(r['low'])} to {figure(r['high'])}",
-            "bytes predict": r["predicted"],
-            "memory limit": r["limit"],
-            "note": r["note"] or "",
-        }
-        for r in report["ratios"]
-    ]
-
-
-def flatness_rows(report: Report) -> list[dict[str, Any]]:
-    """Slopes over depth; empty with one depth."""
-    return [
-        {
-            "model": f["model"],
-            "test": f"{f['kind']}{f['tokens']}",
-            "batch": f["batch"],
-            "depths": f"{f['depths'][0]} to {f['depths'][-1]}",
-            "change of time, %": 100 * f["time"]["change"],
-            "95 % interval": f"{figure(100 * f['time']['low'])} to {figure(100 * f['time']['high'])}",
-            "of memory, %": f["memory"] and 100 * f["memory"]["change"],
-            "verdict": _verdict(f),
-        }
-        for f in report["flatness"]
-    ]
-
-
-def _verdict(flatness: dict[str, Any]) -> str:
-    time = flatness["time"]
-    if flatness["flat"]:
-        return "flat"
-    if time["low"] <= 0 <= time["high"]:
-        return "unclear: more noise than change"
-    return "grows" if time["change"] > 0 else "falls"
-
-
 def remarks(report: Report) -> list[str]:
     """What a reader must know before quoting a figure."""
     noisy = [
@@ -186,36 +101,113 @@ def remarks(report: Report) -> list[str]:
         for r in report["results"]
         if r["noisy"]
     ]
-    lines = []
-    if noisy:
-        lines.append(
-            "- NOISY: repetitions spread over more than 10 %: close other programs and run again before "
-            f"quoting {'; '.join(noisy)}"
-        )
-    lines += [
-        "- FAILED: " + ": ".join(p for p in (e["model"], e["test"], e["message"]) if p) for e in report["errors"]
-    ]
-    return lines
+    advice = "NOISY: repetitions spread over more than 10 %: close other programs and run again before quoting"
+    return ([f"{advice} {'; '.join(noisy)}"] if noisy else []) + [f"FAILED: {_said(e)}" for e in report["errors"]]
+
+
+def _said(error: dict[str, Any]) -> str:
+    return ": ".join(part for part in (error["model"], error["test"], error["message"]) if part)
+
+
+def figure(value: Any) -> str:
+    """A value for a table: four significant digits, counts whole."""
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def table(rows: Rows) -> str:
+    """A Markdown table of rows that have the same keys; figures to the right."""
+    ends = ["---" if isinstance(value, str) else "---:" for value in rows[0].values()]
+    lines = [f"| {' | '.join(rows[0])} |", f"|{'|'.join(ends)}|"]
+    return "\n".join(lines + [f"| {' | '.join(map(figure, row.values()))} |" for row in rows])
+
+
+def tables(report: Report) -> list[str]:
+    """Results, ratios, slopes and remarks in Markdown: those that there are."""
+    parts = [table(rows) for name in HEADINGS.values() if (rows := report_rows(report, name))]
+    said = "\n".join(f"- {line}" for line in remarks(report))
+    return [*parts, said] if said else parts
+
+
+def to_markdown(report: Report) -> str:
+    """The report for people: machine, results, ratios, slopes, what failed."""
+    header = "\n".join(f"- {line}" for line in header_lines(report))
+    return "\n\n".join(("# dijiang bench", header, *tables(report)))
+
+
+def to_html(report: Report) -> str:
+    """One page without scripts that run, without links, without anything from a network."""
+
+    def cell(value: Any) -> str:
+        kind = ' class="text"' if isinstance(value, str) else ""
+        return f"<td{kind}>{escape(figure(value))}</td>"
+
+    def shown(rows: Rows) -> str:
+        head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
+        body = "".join(f"<tr>{''.join(map(cell, row.values()))}</tr>" for row in rows)
+        return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+    found = {title: report_rows(report, name) for title, name in HEADINGS.items()}
+    pictures = panels(report).items()
+    return string.Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8")).substitute(
+        header="".join(f"<li>{escape(line)}</li>" for line in header_lines(report)),
+        remarks="".join(f'<p class="remark">{escape(line)}</p>' for line in remarks(report)),
+        pictures="".join(f"<figure><figcaption>{escape(t)}</figcaption>{svg}</figure>" for t, svg in pictures),
+        tables="".join(f"<h2>{title}</h2>{shown(rows)}" for title, rows in found.items() if rows),
+        formulas=shown([{"figure": name, "formula": text} for name, text in FORMULAS.items()]),
+        report=to_json(report).replace("<", "\\u003c"),  # so that it cannot end its script element
+    )
+
+
+def to_json(report: Report) -> str:
+    """The whole report, raw samples included."""
+    return json.dumps(report, indent=1)
+
+
+def to_jsonl(report: Report) -> str:
+    """One result a line, each with what is needed to compare it with one of another day."""
+    header = {key: report[key] for key in ("schema_version", "created", "commit", "environment")}
+    models = {model["name"]: model for model in report["models"]}
+    return "\n".join(json.dumps(r | {"model": models[r["model"]]} | header) for r in report["results"])
+
+
+def to_csv(report: Report) -> str:
+    """One row a result; an unknown value is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(TABLES["results"]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows_of("results", _members(report, "results")))
+    return text.getvalue().rstrip("\n")
+
+
+#: -o -> how a report is written.
+FORMATS: dict[str, Callable[[Report], str]] = {
+    "md": to_markdown,
+    "json": to_json,
+    "jsonl": to_jsonl,
+    "csv": to_csv,
+    "html": to_html,
+}
 
 
 def write(text: str, file: Path | None) -> None:
     """Text to a file, or to stdout; BenchError if the file cannot be written."""
-    if file is None:
-        sys.stdout.write(text + "\n")
-        return
     try:
-        file.write_text(text + "\n", encoding="utf-8")
+        if file is not None:
+            file.write_text(text + "\n", encoding="utf-8")
+            return
     except OSError as error:
         sys.stdout.write(text + "\n")
-        raise BenchError(
-            f"{file}: cannot be written ({error.strerror}); the report is on stdout instead"
-        ) from error
+        message = f"{file}: cannot be written ({error.strerror}); the report is on stdout instead"
+        raise BenchError(message) from error
+    sys.stdout.write(text + "\n")
 
 
 def require(report: Report) -> None:
     """BenchError if anything could not be measured."""
     errors = report["errors"]
     if errors:
-        first = ": ".join(str(p) for p in errors[0].values() if p)
         more = f" (and {len(errors) - 1} more, listed in the report)" if len(errors) > 1 else ""
-        raise BenchError(f"{len(report['results'])} tests were measured, {len(errors)} were not: {first}{more}")
+        measured = f"{len(report['results'])} tests were measured, {len(errors)} were not"
+        raise BenchError(f"{measured}: {_said(errors[0])}{more}")

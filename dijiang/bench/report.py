@@ -10,13 +10,21 @@ from ..errors import BenchError
 
 Report = dict[str, Any]
 SCHEMA_VERSION = 2
-OLDEST_VERSION = 1
 
 
 def target(result: Report) -> Report:
     """The measurements of a result, of either kind."""
-    found: Report = result["decode"] or result["prefill"]
-    return found
+    return result["decode"] or result["prefill"]
+
+
+def seconds_of(result: Report) -> list[float]:
+    """Seconds of each repetition that counts."""
+    return target(result)["latency"]["values"]
+
+
+def by_turn(result: Report) -> dict[int, float]:
+    """Seconds by the number of the turn."""
+    return dict(zip(result["contention"]["turns"], seconds_of(result), strict=True))
 
 
 def read_report(path: str | Path) -> Report:
@@ -26,30 +34,25 @@ def read_report(path: str | Path) -> Report:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         version = report["schema_version"]
         _ = [(model["name"], model["baseline_of"]) for model in report["models"]]
-        _ = [(r["model"], r["test"], target(r)["latency"]["values"]) for r in report["results"]]
+        _ = [(r["model"], r["test"], seconds_of(r)) for r in report["results"]]
     except (OSError, UnicodeDecodeError) as error:
         raise BenchError(f"{path}: cannot be read ({error}); {again}") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise BenchError(f"{path}: not a report of dijiang bench ({error}); {again}") from error
-    if not OLDEST_VERSION <= version <= SCHEMA_VERSION:
-        raise BenchError(
-            f"{path}: layout {version}, expected {OLDEST_VERSION} to {SCHEMA_VERSION}; {again} of this version"
-        )
-    return upgraded(report)
+    if not 1 <= version <= SCHEMA_VERSION:
+        raise BenchError(f"{path}: layout {version}, expected 1 to {SCHEMA_VERSION}; {again} of this version")
+    return _upgraded(report)
 
 
-def upgraded(report: Report) -> Report:
+def _upgraded(report: Report) -> Report:
     """An older report in the layout of this version: what was not measured then is empty."""
-    results, ratios = report["results"], report.get("ratios", [])
-    for result in results:
-        count = len(target(result)["latency"]["values"])
-        nothing = {"waited": [0.0] * count, "stolen": [0.0] * count, "disturbed": []}
-        result.setdefault("contention", {"turns": list(range(count)), **nothing})
-        result.setdefault("session", {})
-        result.setdefault("way", "")
-    for ratio in ratios:
-        ratio.setdefault("way", "")
-        ratio.setdefault("limit", None)
+    for result in report["results"]:
+        count = len(seconds_of(result))
+        unknown = {"waited": [0.0] * count, "stolen": [0.0] * count, "disturbed": []}
+        missing = {"contention": {"turns": list(range(count)), **unknown}, "session": {}, "way": ""}
+        result |= {key: value for key, value in missing.items() if key not in result}
+    for ratio in report.get("ratios", []):
+        ratio |= {"way": ratio.get("way", ""), "limit": ratio.get("limit")}
     for bandwidth in report.get("bandwidth", []):
         bandwidth.setdefault("turn", None)
     for model in report["models"]:

@@ -1,34 +1,28 @@
-"""The whole of a bench: plan, machine, bandwidth, idle power, tests in turn, report."""
+"""The whole of a bench: plan, machine, tests in turn, report."""
 
 from __future__ import annotations
 
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ..bundle.opened import Bundle, open_bundle
 from ..errors import DijiangError
-from ..machine.bandwidth import Bandwidth, measure_bandwidth
 from ..machine.describe import describe_machine
-from ..machine.sensors import Meter, Sensor, find_sensors
-from .matrix import Failure, Test, plan_tests, series_of
-from .measure import Effort, Samples, Say, Series
+from ..machine.sensors import find_sensors
+from .matrix import Test, failure, plan_tests
+from .measure import Effort, Run, Say
 from .report import SCHEMA_VERSION
 from .results import summarise
 from .subject import Side, bundle_side
 
-#: Seconds of idle power before the tests.
-IDLE = 2.0
 #: build(bundle, empty folder, positions): the vanilla Transformer of its shape, ready to be measured.
 Baseline = Callable[[Bundle, Path, int], Side]
 
@@ -48,17 +42,9 @@ class Options:
     baseline: str | None = None
     cache: str = "fp16"
 
-    def tests(self) -> tuple[list[Test], list[Failure]]:
-        """See plan_tests."""
-        return plan_tests(self.prompts, self.generations, self.depths, self.batches, self.threads)
-
 
 def run_bench(
-    bundles: Sequence[str | Path],
-    options: Options,
-    *,
-    baseline: Baseline | None = None,
-    say: Say = lambda _: None,
+    bundles: Sequence[str | Path], options: Options, *, baseline: Baseline | None = None, say: Say = lambda _: None
 ) -> dict[str, Any]:
     """Measure bundles and return the report; what fails is in its `errors`, the rest is measured.
 
@@ -71,14 +57,29 @@ def run_bench(
         BenchError: repetitions or seconds that are no sizes.
     """
     effort = Effort(options.repetitions, options.seconds)
-    effort.check()
-    tests, failures = options.tests()
+    tests, failures = plan_tests(
+        options.prompts, options.generations, options.depths, options.batches, options.threads
+    )
+    groups: list[list[Side]] = []
     with ExitStack() as stack:
-        positions = max((test.end for test in tests), default=1)
-        groups = _open(bundles, baseline, positions, stack, failures, say)
+        for path in bundles:
+            name = Path(path).resolve().name
+            if any(side.name == name for group in groups for side in group):
+                name = str(path)
+            building = name
+            try:
+                bundle = open_bundle(path)
+                groups.append([bundle_side(name, bundle)])
+                if baseline is not None:
+                    building = f"baseline of {name}"
+                    say(building)
+                    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dijiang-bench-"))
+                    positions = max((test.end for test in tests), default=1)
+                    groups[-1].append(baseline(bundle, Path(folder), positions))
+            except DijiangError as error:
+                failures.append(failure(str(error), building))
         report = run_sides(groups, tests, effort, provider=options.provider, say=say)
-    errors = [asdict(failure) for failure in failures] + report["errors"]
-    return report | {"options": asdict(options), "errors": errors}
+    return report | {"options": asdict(options), "errors": failures + report["errors"]}
 
 
 def run_sides(
@@ -90,125 +91,27 @@ def run_sides(
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
     """Measure groups of sides; those of a group take turns, the first is compared with the others."""
-    run = _Run(groups, tests, effort, provider, find_sensors(), say)
-    run.all()
-    found = summarise(groups, tests, run.samples, run.bandwidth(), run.idle)
-    failures = run.failures + found.pop("failures")
+    machine, run = describe_machine(), Run(effort, provider, find_sensors(), say)
+    if groups and tests:
+        before = None
+        with suppress(ValueError):  # not the main thread: signals are not for this one
+            before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            run.all(groups, tests)
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
         "commit": commit(),
         "options": None,
-        "environment": run.machine,
-        "bandwidth": [asdict(found) | {"turn": turn} for found, turn, _ in run.bandwidths],
-        "idle": {"sensor": run.idle.name, "watts": run.idle.watts},
-        "models": [model_of(side) for group in groups for side in group],
-        **found,
-        "errors": [asdict(failure) for failure in failures],
+        "environment": machine,
+        "bandwidth": [measured for _, measured in run.bandwidths],
+        "models": [side.to_dict() for group in groups for side in group],
+        **summarise(groups, tests, run.samples, run.rates(), run.idle, run.failures),
     }
-
-
-def model_of(side: Side) -> dict[str, Any]:
-    """What a report says of a side."""
-    known = {"name": side.name, "path": side.path, "baseline_of": side.baseline_of}
-    return known | {"traffic": side.traffic.to_dict(), **side.facts}
-
-
-def _open(
-    bundles: Sequence[str | Path],
-    baseline: Baseline | None,
-    positions: int,
-    stack: ExitStack,
-    failures: list[Failure],
-    say: Say,
-) -> list[list[Side]]:
-    """One group a bundle: itself, and its baseline if one is wanted and can be built."""
-    groups: list[list[Side]] = []
-    for path in bundles:
-        name = Path(path).resolve().name
-        if any(side.name == name for group in groups for side in group):
-            name = str(path)
-        try:
-            bundle = open_bundle(path)
-            groups.append([bundle_side(name, bundle)])
-        except DijiangError as error:
-            failures.append(Failure(name, None, str(error)))
-            continue
-        if baseline is None:
-            continue
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dijiang-bench-")))
-        say(f"{name}: building its baseline")
-        try:
-            groups[-1].append(baseline(bundle, folder, positions))
-        except DijiangError as error:
-            failures.append(Failure(f"baseline of {name}", None, str(error)))
-    return groups
-
-
-@dataclass
-class _Run:
-    """The measuring part; what was measured stays when it is interrupted."""
-
-    groups: Sequence[Sequence[Side]]
-    tests: Sequence[Test]
-    effort: Effort
-    provider: str
-    sensors: list[Sensor]
-    say: Say
-    machine: dict[str, Any] = field(default_factory=describe_machine)
-    failures: list[Failure] = field(default_factory=list)
-    #: What was measured, before which turn, and the threads asked for.
-    bandwidths: list[tuple[Bandwidth, int | None, int | None]] = field(default_factory=list)
-    samples: dict[tuple[str, Test], Samples] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.idle = Meter(self.sensors)
-
-    def bandwidth(self) -> dict[int | None, float]:
-        """Bytes a second by the threads asked for: the fastest; of turns, their median."""
-        found: dict[int | None, list[float]] = {}
-        for measured, turn, threads in self.bandwidths:
-            if not self.effort.quiet or turn is not None:
-                found.setdefault(threads, []).append(measured.bytes_per_second)
-        middle = statistics.median if self.effort.quiet else max
-        return {test.threads: 0.0 for test in self.tests} | {t: middle(f) for t, f in found.items()}
-
-    def all(self) -> None:
-        """Every test on every group; Ctrl-C or a polite kill ends it early."""
-        if not (self.groups and self.tests):
-            return
-        main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
-        try:
-            with self.idle:
-                time.sleep(IDLE if self.sensors else 0)
-            self._measure_bandwidth(None)
-            for tests in series_of(self.tests):
-                for group in self.groups:
-                    self._series(group, tests)
-            self._measure_bandwidth(None)
-        except KeyboardInterrupt:
-            self.failures.append(Failure(None, None, "interrupted; the tests before it are kept"))
-        finally:
-            if main:
-                signal.signal(signal.SIGTERM, before)
-
-    def _measure_bandwidth(self, turn: int | None) -> None:
-        """For each count of threads: before the tests and after them, as other load comes and goes."""
-        for count in dict.fromkeys(test.threads for test in self.tests):
-            if turn is None:
-                self.say("memory bandwidth")
-            self.bandwidths.append((measure_bandwidth(threads=count), turn, count))
-
-    def _series(self, group: Sequence[Side], tests: list[Test]) -> None:
-        before = self._measure_bandwidth if self.effort.quiet else lambda turn: None
-        series = Series(group, tests, self.effort, self.provider, self.sensors, self.say, before)
-        try:
-            series.run()
-        finally:
-            self.failures += series.failures
-            self.samples |= series.samples
 
 
 def commit() -> str | None:

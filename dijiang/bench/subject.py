@@ -1,111 +1,135 @@
-"""What can be timed: a DijiangSubject, a Transformer of its shape (cached.py), or a peer."""
+"""What can be timed: DiJiang models with the loop that users run; cached.py and benchmarks/ have the peers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
 from ..bundle.opened import Bundle
 from ..errors import InputError
+from ..machine.sensors import load_nvml
 from ..runtime.generate import decode, greedy, prefill
 from ..runtime.model import Model, load
 from ..runtime.state import State
 from .matrix import Test
-from .traffic import Traffic
 
 #: Tokens of prompt that give a state realistic contents before it is moved to a depth.
 FILL = 64
+#: Decode steps of a warm-up.
+WARM_STEPS = 8
 #: Decode steps, one a token: tokens [B] in, the next tokens [B] out, for ever.
 Steps = Callable[[np.ndarray, Any], Iterator[np.ndarray]]
 
 
-class Subject(Protocol):
-    """One loaded model. ids [B, T] int64; tokens [B] int64, the most likely ones after what was fed."""
-
-    vocab_size: int
-    provider: str  #: what really runs it, as ONNX Runtime names it
-
-    def at(self, batch: int, depth: int, end: int) -> Any:
-        """The state of `batch` sequences that have `depth` tokens and will have up to `end`."""
-        ...
-
-    def rewind(self, state: Any, depth: int) -> None:
-        """Move a state back to a depth, for the next repetition."""
-        ...
-
-    def prefill(self, ids: np.ndarray, state: Any) -> np.ndarray:
-        """Advance the state over a prompt; the next tokens."""
-        ...
-
-    def steps(self, tokens: np.ndarray, state: Any) -> Iterator[np.ndarray]:
-        """The decode loop that users run; one next() is one step.
-
-        What it prepares is prepared when this returns, not in the first step.
-        """
-        ...
-
-
-@runtime_checkable
-class SelfTimed(Protocol):
-    """A subject with a clock of its own: another program, or steps that overlap on a GPU."""
-
-    provider: str
-
-    def warm_up(self, test: Test) -> None:
-        """Once, before anything counts."""
-        ...
-
-    def seconds(self, test: Test) -> list[float]:
-        """One repetition: of each token, or one total."""
-        ...
-
-    def peaks(self) -> dict[str, int | None]:
-        """Peak bytes: `host`, `device`; None: unknown."""
-        ...
-
-
-#: load(path, threads, provider) -> subject; importable by name, as it crosses processes.
-Load = Callable[[str, "int | None", str], "Subject | SelfTimed"]
-
-
 @dataclass(frozen=True)
-class Side:
-    """What is measured: its name, what loads it, what a step moves, and what the report says about it.
+class Traffic:
+    """Bytes that a decode step reads and writes: the numerator of the roofline.
 
-    baseline_of: the side that this one is the Transformer of.
+    weights: bytes of parameters that every step reads once, whatever the batch.
+    rows: bytes of looked-up table rows a token (embedding, rotary, decay tables).
+    state: bytes of recurrent state a sequence; read and written.
+    cache: bytes of keys and values a token of a sequence; read for every earlier token, written once.
     """
 
-    name: str
-    path: str
-    load: Load
-    traffic: Traffic
-    facts: dict[str, Any]
-    baseline_of: str | None = None
+    weights: int
+    rows: int = 0
+    state: int = 0
+    cache: int = 0
+
+    def step(self, batch: int, depth: float) -> float:
+        """Bytes of one decode step of `batch` sequences that have `depth` tokens each."""
+        return self.weights + batch * (self.rows + 2 * self.state + (depth + 1) * self.cache)
+
+    def resident(self, batch: int, tokens: int) -> int:
+        """Bytes of the states or caches of `batch` sequences that will have `tokens` tokens."""
+        return batch * (self.state + tokens * self.cache)
 
 
-class DijiangSubject:
+class Subject:
+    """One loaded model and the clock of its loops, which is read once a token.
+
+    A subject has `vocab_size` and, with ids [B, T] and tokens [B] int64 (the most likely ones after what
+    was fed), the four methods below. One with a clock of its own (another program, steps that overlap on
+    a GPU) replaces `prepare`, `warm_up`, `seconds` and `peaks` instead.
+
+    provider: what really runs it, as ONNX Runtime names it.  facts: for the report.
+    ways: other loops that decode, by the name that Test.way has.
+    """
+
+    vocab_size: int
+    provider: str
+    facts: dict[str, Any] = {}  # noqa: RUF012 - replaced, never changed
+    ways: dict[str, Steps] = {}  # noqa: RUF012
+    #: at(batch, depth, end): the state of sequences that have `depth` tokens and will have up to `end`.
+    at: Callable[[int, int, int], Any]
+    #: Move a state back to a depth, for the next repetition.
+    rewind: Callable[[Any, int], None]
+    #: Advance the state over a prompt; the next tokens.
+    prefill: Callable[[np.ndarray, Any], np.ndarray]
+    #: The decode loop that users run; what it prepares is prepared when this returns.
+    steps: Steps
+
+    def prepare(self, tests: Sequence[Test]) -> None:
+        """Make the state that tests share which differ only in depth or way."""
+        deepest = max(tests, key=lambda test: test.end)
+        self.state = self.at(deepest.batch, deepest.depth, deepest.end)
+
+    def warm_up(self, test: Test) -> None:
+        """Once over the same path; not part of any figure."""
+        self._run(test, min(test.tokens, WARM_STEPS))
+
+    def seconds(self, test: Test) -> list[float]:
+        """One repetition: seconds of the prompt (pp), of each token (tg), or one total."""
+        return self._run(test, test.tokens)
+
+    def peaks(self) -> dict[str, int | None]:
+        """Peak bytes: `host` (resident set), `device` (GPU memory of this process); None: unknown."""
+        return {"host": _peak_host_bytes(), "device": _device_bytes()}
+
+    def ids(self, test: Test) -> np.ndarray:
+        """What is fed: a prompt [B, tokens], or the first token [B, 1]."""
+        shape = (test.batch, test.tokens if test.prompt else 1)
+        return np.random.default_rng(test.tokens).integers(self.vocab_size, size=shape)
+
+    def _run(self, test: Test, tokens: int) -> list[float]:
+        state, ids, now = self.state, self.ids(test), time.perf_counter
+        self.rewind(state, test.depth)
+        if test.prompt:
+            stamps = [now()]
+            self.chosen = self.prefill(ids, state)
+            stamps.append(now())
+        else:
+            steps = islice(self.ways.get(test.way, self.steps)(ids[:, 0], state), tokens)
+            stamps = [now()]
+            for self.chosen in steps:
+                stamps.append(now())
+        return np.diff(stamps).tolist()
+
+
+class DijiangSubject(Subject):
     """A DiJiang model.
 
     A depth is reached by a short real prompt and then by moving the position: the time of a step
     depends on neither the state's values nor the position, and prefilling 32,768 tokens for each
     test would take longer than the test.
-
-    ways: other loops that decode, by the name that Test.way has.
     """
 
     def __init__(self, model: Model) -> None:
-        self.model = model
-        self.vocab_size = model.spec.vocab_size
-        self.provider, session = model.provider, model.session
+        session = model.session
+        self.model, self.vocab_size, self.provider = model, model.spec.vocab_size, model.provider
         self.facts = {
             "graph": model.graph,
             "longest_piece": session.longest,
             "captured": getattr(session, "cuda_graph", None),
         }
-        self.ways: dict[str, Steps] = {}
 
     def at(self, batch: int, depth: int, end: int) -> State:
         """See Subject.at; InputError past a tabled model's last position."""
@@ -123,31 +147,40 @@ class DijiangSubject:
         return state
 
     def rewind(self, state: State, depth: int) -> None:
-        """See Subject.rewind."""
         state.position[:] = depth
 
     def prefill(self, ids: np.ndarray, state: State) -> np.ndarray:
-        """See Subject.prefill."""
-        tokens: np.ndarray = prefill(self.model, ids, state).tokens[:, 0]
-        return tokens
+        return prefill(self.model, ids, state).tokens[:, 0]
 
     def steps(self, tokens: np.ndarray, state: State) -> Iterator[np.ndarray]:
-        """See Subject.steps."""
-        records = decode(self.model, Given(tokens[:, None]), state, greedy(self.model, len(tokens)))
+        given: Any = SimpleNamespace(tokens=tokens[:, None])  # in the place of an output: what the loop feeds first
+        records = decode(self.model, given, state, greedy(self.model, len(tokens)))
         next(records)  # of the tokens that were given
         return (np.array([record.token for record in step]) for step in records)
 
 
-@dataclass(frozen=True)
-class Given:
-    """Tokens in the place of an output: what the loop feeds first."""
+#: load(path, threads, provider) -> subject; importable by name, as it crosses processes.
+Load = Callable[[str, "int | None", str], Subject]
 
-    tokens: np.ndarray
 
-    @property
-    def logits(self) -> np.ndarray:
-        """There are none."""
-        raise NotImplementedError
+@dataclass(frozen=True, eq=False)
+class Side:
+    """What is measured: its name, what loads it, what a step moves, and what the report says about it.
+
+    baseline_of: the side that this one is the Transformer of.
+    """
+
+    name: str
+    path: str
+    load: Load
+    traffic: Traffic
+    facts: dict[str, Any]
+    baseline_of: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """One of a report's `models`."""
+        known = {"name": self.name, "path": self.path, "baseline_of": self.baseline_of}
+        return known | {"traffic": vars(self.traffic), **self.facts}
 
 
 def load_bundle(path: str, threads: int | None, provider: str) -> DijiangSubject:
@@ -156,8 +189,11 @@ def load_bundle(path: str, threads: int | None, provider: str) -> DijiangSubject
 
 
 def bundle_side(name: str, bundle: Bundle, loads: Load = load_bundle) -> Side:
-    """A bundle as a side of a bench."""
+    """A bundle as a side; InputError for one without the exporter's note of the bytes that a step reads."""
     manifest = bundle.manifest
+    reads = next(iter(manifest.graphs.values())).reads
+    if not reads:
+        raise InputError("the bundle does not say how many bytes a step reads; export it again")
     facts = {
         "kind": "dijiang",
         "precision": manifest.recipe.precision,
@@ -165,12 +201,22 @@ def bundle_side(name: str, bundle: Bundle, loads: Load = load_bundle) -> Side:
         "bytes": bundle.nbytes,
         "spec": manifest.spec.to_dict(),
     }
-    traffic = bundle_traffic(next(iter(manifest.graphs.values())).reads, manifest.spec.state_bytes)
+    traffic = Traffic(reads["step"], reads["token"], manifest.spec.state_bytes)
     return Side(name, str(bundle.path), loads, traffic, facts)
 
 
-def bundle_traffic(reads: dict[str, int] | None, state_bytes: int) -> Traffic:
-    """Bytes of a step from what the exporter noted; InputError for a bundle without the note."""
-    if not reads:
-        raise InputError("the bundle does not say how many bytes a step reads; export it again")
-    return Traffic(reads["step"], reads["token"], state_bytes)
+def _peak_host_bytes() -> int | None:
+    """VmHWM counts this program alone; getrusage would count the parent's pages from before the exec."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+
+
+def _device_bytes() -> int | None:
+    """GPU memory of this process on all GPUs, as NVML shows it; None without one."""
+    nvml = load_nvml()
+    if nvml is None:
+        return None
+    gpus = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+    processes = [process for gpu in gpus for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)]
+    return sum(process.usedGpuMemory or 0 for process in processes if process.pid == os.getpid())

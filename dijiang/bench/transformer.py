@@ -7,7 +7,6 @@ place. The weights are random: they do not change the time.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -19,7 +18,7 @@ from ..bundle.manifest import DATA
 from ..bundle.opened import Bundle
 from ..errors import ExportError
 from ..exporter.pipeline import store_weights
-from ..graph.layers.keyvalue import cached
+from ..graph.layers.keyvalue import ELEMENTS, cached
 from ..graph.passes import optimise
 from ..graph.passes.types import TYPES
 from ..graph.reads import parameter_reads
@@ -30,9 +29,8 @@ from ..models.load import FAMILIES
 from ..models.spec import ModelSpec
 from ..models.weights import Weights
 from ..recipe import GRAPHS, Recipe, resolve
-from .cached import CACHE_TYPES, FACTS, FILE, CachedFacts, load_cached
-from .subject import Side
-from .traffic import Traffic
+from .cached import FILE, POSITIONS, CachedSubject
+from .subject import Side, Traffic
 
 #: What its layers stand in the place of.
 LIKE = GRAPHS["ort"]
@@ -70,7 +68,7 @@ def random_weights(spec: ModelSpec) -> Weights:
 def write_transformer(
     spec: ModelSpec, folder: Path, positions: int, *, recipe: Recipe | None = None, cache: str = "fp16"
 ) -> Traffic:
-    """Write graph, weights and facts of a Transformer into a folder; the bytes its steps move.
+    """Write graph and weights of a Transformer into a folder; the bytes its steps move.
 
     Args:
         positions: tokens that a sequence can have.
@@ -81,18 +79,10 @@ def write_transformer(
     writer = Writer(model, cached(cache), opset=LIKE.opset, fused=LIKE.fused)
     graph = optimise(writer.write(), skip_norms=True)
     graph = store_weights(graph, recipe or resolve(), tied=False, fused=LIKE.fused)
+    graph.metadata_props[POSITIONS] = str(spec.max_positions if spec.learned_positions else positions)
     ir.save(graph, folder / FILE, external_data=DATA)
-    facts = CachedFacts(
-        vocab_size=spec.vocab_size,
-        layers=spec.num_layers,
-        kv_heads=spec.num_kv_heads,
-        head_size=spec.head_size,
-        positions=spec.max_positions if spec.learned_positions else positions,
-        cache=cache,
-    )
-    (folder / FACTS).write_text(json.dumps(vars(facts)), encoding="utf-8")
-    reads = parameter_reads(graph)
-    return Traffic(reads["step"], reads["token"], cache=facts.token_bytes)
+    reads, width = parameter_reads(graph), 2 * spec.num_layers * spec.num_kv_heads * spec.head_size
+    return Traffic(reads["step"], reads["token"], cache=width * ELEMENTS[cache][0].itemsize)
 
 
 def build_transformer(bundle: Bundle, folder: Path, positions: int, *, cache: str = "fp16") -> Side:
@@ -102,8 +92,8 @@ def build_transformer(bundle: Bundle, folder: Path, positions: int, *, cache: st
         ExportError: a graph, precision or cache that has no such baseline, or a full disk.
     """
     spec, recipe = bundle.manifest.spec, bundle.manifest.recipe
-    if cache not in CACHE_TYPES:
-        raise ExportError(f"cache {cache!r} is unknown, expected one of {', '.join(CACHE_TYPES)}")
+    if cache not in ELEMENTS:
+        raise ExportError(f"cache {cache!r} is unknown, expected one of {', '.join(ELEMENTS)}")
     if recipe.type in TYPES or not any(GRAPHS[name].fused for name in recipe.graphs):
         raise ExportError(
             f"{recipe.precision} in the {' and '.join(recipe.graphs)} graph has no baseline to compare "
@@ -124,4 +114,4 @@ def build_transformer(bundle: Bundle, folder: Path, positions: int, *, cache: st
         "bytes": sum(file.stat().st_size for file in folder.iterdir()),
         "spec": spec.to_dict(),
     }
-    return Side(f"Transformer of {name}", str(folder), load_cached, traffic, facts, baseline_of=name)
+    return Side(f"Transformer of {name}", str(folder), CachedSubject, traffic, facts, baseline_of=name)

@@ -15,21 +15,21 @@ from typing import Any
 
 from ..errors import BenchError, DijiangError
 from .matrix import Test
-from .subject import Load
-from .timing import clock_of
+from .subject import Load, Side
 
 
 class Worker:
-    """A child process with one model and tests that differ only in depth.
+    """A child process with one side and tests that differ only in depth or way.
 
     Raises BenchError, or the child's DijiangError, from any method: a child that the system killed
     takes nothing with it.
     """
 
-    def __init__(self, load: Load, path: str, provider: str, tests: Sequence[Test]) -> None:
+    def __init__(self, side: Side, provider: str, tests: Sequence[Test]) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, load, path, provider, tests), daemon=True)
+        known = (other, side.load, side.path, provider, tests)
+        self._process = context.Process(target=_serve, args=known, daemon=True)
         self._process.start()
         other.close()
 
@@ -45,18 +45,14 @@ class Worker:
 
     def start(self) -> tuple[float, str, dict[str, Any]]:
         """Load, reach the depths, warm up; seconds of the load, what really runs it, its facts."""
-        loaded: tuple[float, str, dict[str, Any]] = self._receive()
-        return loaded
+        return self._receive()
 
     def repeat(self, test: Test) -> list[float]:
-        """One repetition of a test; see SelfTimed.seconds."""
-        seconds: list[float] = self._ask(test)
-        return seconds
+        """One repetition of a test; see Subject.seconds."""
+        return self._ask(test)
 
     def finish(self) -> dict[str, int | None]:
-        """Peak bytes: `host` (resident set), `device` (GPU memory of this process)."""
-        peaks: dict[str, int | None] = self._ask(None)
-        return peaks
+        return self._ask(None)
 
     def _ask(self, test: Test | None) -> Any:
         # A child that died before it was asked breaks the pipe; its last words are still in it.
@@ -88,13 +84,13 @@ def _serve(pipe: Connection, load: Load, path: str, provider: str, tests: Sequen
         started = time.perf_counter()
         subject = load(path, tests[0].threads, provider)
         seconds = time.perf_counter() - started
-        clock = clock_of(subject, tests)
+        subject.prepare(tests)
         for test in tests:
-            clock.warm_up(test)
-        pipe.send((seconds, subject.provider, getattr(subject, "facts", {})))
+            subject.warm_up(test)
+        pipe.send((seconds, subject.provider, subject.facts))
         while asked := pipe.recv():
-            pipe.send(clock.seconds(asked))
-        pipe.send(clock.peaks())
+            pipe.send(subject.seconds(asked))
+        pipe.send(subject.peaks())
     except (EOFError, ConnectionError):
         return  # the parent has gone
     except DijiangError as error:

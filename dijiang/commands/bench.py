@@ -54,10 +54,9 @@ def bench(
     **options: Any,
 ) -> None:
     """Measure BUNDLES: speed, memory, energy, and how close that is to what the memory allows."""
-    from ..bench.explain import explain as formulas
-    from ..bench.page import FORMATS
     from ..bench.plots import check_plot, import_matplotlib, save_plot
-    from ..bench.render import require, write
+    from ..bench.render import FORMATS, require, write
+    from ..bench.render import explain as formulas
     from ..bench.runner import Options, run_bench
 
     if explain:

@@ -17,9 +17,9 @@ def doctor(as_json: bool) -> None:
 
     diagnosis = diagnose()
     if as_json:
-        click.echo(json.dumps(diagnosis.to_dict()))
+        click.echo(json.dumps(diagnosis))
         return
-    for finding in diagnosis.findings:
-        click.echo(f"{finding.status:8} {finding.name:22} {finding.found}")
-        if finding.next:
-            click.echo(f"{'':31} -> {finding.next}")
+    for finding in diagnosis["findings"]:
+        click.echo("{status:8} {name:22} {found}".format(**finding))
+        if finding["next"]:
+            click.echo(f"{'':31} -> {finding['next']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,9 @@ from ..machine.sensors import find_sensors
 from ..runtime.operators import find_library, isa
 from ..runtime.sessions.preflight import PACKAGES, clashing_packages
 from .probes import Probe, probe_providers
-from .remedies import REMEDIES
+
+#: Missing piece -> commands for any machine, and for a Jetson where they differ; the first one first.
+REMEDIES = json.loads(Path(__file__).with_name("remedies.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -27,113 +30,69 @@ class Finding:
     next: str | None = None
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """Everything `dijiang doctor` reports."""
-
-    machine: dict[str, Any]
-    providers: list[Probe]
-    sensors: list[str]
-    bandwidth: Bandwidth
-    findings: list[Finding]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
-
-
-def diagnose(root: Path = Path("/"), nvml: Any = None) -> Diagnosis:
-    """Look at the machine, run a tiny session on every provider, measure the memory's bandwidth."""
-    machine = describe_machine(root, nvml)
-    providers = probe_providers()
+def diagnose(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]:
+    """Look at the machine, run a tiny session on every provider, measure the memory's bandwidth; JSON-ready."""
+    machine, providers, bandwidth = describe_machine(root, nvml), probe_providers(), measure_bandwidth()
     sensors = [sensor.name for sensor in find_sensors(root, nvml)]
-    bandwidth = measure_bandwidth()
-    findings = [
-        *_hardware(machine, bandwidth),
-        *_backends(machine, providers),
-        *_tools(machine, sensors),
-    ]
-    return Diagnosis(machine, providers, sensors, bandwidth, findings)
+    findings = [*_hardware(machine, bandwidth), *_backends(machine, providers), *_tools(machine, sensors)]
+    return {
+        "machine": machine,
+        "providers": [asdict(probe) for probe in providers],
+        "sensors": sensors,
+        "bandwidth": asdict(bandwidth),
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def _next(machine: dict[str, Any], name: str) -> str | None:
+    """The commands for a missing piece on this machine, in one line."""
+    remedy = REMEDIES.get(name, {})
+    kind = "jetson" if machine.get("jetson") and "jetson" in remedy else "usual"
+    return "; or ".join(remedy.get(kind, ())) or None
 
 
 def _hardware(machine: dict[str, Any], bandwidth: Bandwidth) -> list[Finding]:
-    cpu, memory, jetson = machine["cpu"], machine["memory"], machine["jetson"]
+    cpu, memory, jetson, zones = (machine[name] for name in ("cpu", "memory", "jetson", "temperatures"))
     clock = f", {cpu['mhz']:,.0f} MHz" if cpu["mhz"] else ""
     usable = f", {cpu['usable_cores']} usable here" if cpu["usable_cores"] != cpu["physical_cores"] else ""
+    free, total = memory["available_bytes"] / 1e9, memory["total_bytes"] / 1e9
+    rate = f"read at {bandwidth.bytes_per_second / 1e9:,.1f} GB/s by {bandwidth.threads} threads"
+    governor, hottest = cpu["governor"], max(zones, key=zones.__getitem__, default=None)
+    steady = _next(machine, "governor") if governor not in (None, "performance") else None
     findings = [
         Finding("system", "ok", f"{machine['system']}, Python {machine['python']}"),
         Finding("processor", "ok", f"{cpu['model']}, {cpu['physical_cores']} physical cores{usable}{clock}"),
         Finding("instructions", "ok", ", ".join(cpu["features"]) or "none of those that matter"),
-        _governor(cpu["governor"], _next(machine, "governor")),
-        Finding(
-            "memory",
-            "ok",
-            f"{memory['available_bytes'] / 1e9:,.1f} of {memory['total_bytes'] / 1e9:,.1f} GB free, "
-            f"read at {bandwidth.bytes_per_second / 1e9:,.1f} GB/s by {bandwidth.threads} threads",
-        ),
+        Finding("clock governor", "ok", governor, steady)
+        if governor
+        else Finding("clock governor", "unknown", "not shown by this kernel"),
+        Finding("memory", "ok", f"{free:,.1f} of {total:,.1f} GB free, {rate}"),
         *_room(machine),
-        _temperature(machine["temperatures"]),
+        Finding("temperature", "ok", f"{zones[hottest]:.0f} °C at most ({hottest})")
+        if hottest
+        else Finding("temperature", "unknown", "no thermal zone is shown"),
     ]
-    findings += [
-        Finding(
-            "GPU",
-            "ok",
-            f"{gpu['name']}, {gpu['total_bytes'] / 1e9:,.1f} GB, compute {gpu['compute_capability']}, "
-            f"driver {gpu['driver']} for CUDA {gpu['cuda_driver']}",
-        )
-        for gpu in machine["gpus"]
-    ]
+    for gpu in machine["gpus"]:
+        memory = f"{gpu['total_bytes'] / 1e9:,.1f} GB, compute {gpu['compute_capability']}"
+        driver = f"driver {gpu['driver']} for CUDA {gpu['cuda_driver']}"
+        findings.append(Finding("GPU", "ok", f"{gpu['name']}, {memory}, {driver}"))
     if jetson is not None:
-        findings.append(_jetson(jetson, _next(machine, "power mode")))
+        known = {key: value or "unknown" for key, value in jetson.items()}
+        board = "{model}, L4T {l4t}, JetPack {jetpack}, power mode {power_mode}".format(**known)
+        findings.append(Finding("Jetson", "ok", board, _next(machine, "power mode")))
     elif not machine["gpus"]:
         findings.append(Finding("GPU", "unknown", "NVML shows none", _next(machine, "GPU")))
     return findings
 
 
-def _next(machine: dict[str, Any], name: str) -> str | None:
-    """The command for a missing piece on this machine."""
-    remedy = REMEDIES.get(name)
-    return None if remedy is None else remedy.text(jetson=machine.get("jetson") is not None)
-
-
 def _room(machine: dict[str, Any]) -> list[Finding]:
     """Sizes of models that the free memory holds, and of those whose engines can be built in it."""
-    free = machine["memory"]["available_bytes"]
-    return [
-        Finding(
-            name,
-            "ok",
-            ", ".join(f"{precision} {count / 1e9:.1f}" for precision, count in found.items())
-            + " billion parameters at most",
-        )
-        for name, found in (
-            ("models that fit", parameters_that_fit(free)),
-            ("engines built here", parameters_that_fit(free, build=True)),
-        )
-    ]
-
-
-def _governor(governor: str | None, steady: str | None) -> Finding:
-    if governor is None:
-        return Finding("clock governor", "unknown", "not shown by this kernel")
-    return Finding("clock governor", "ok", governor, None if governor == "performance" else steady)
-
-
-def _temperature(zones: dict[str, float]) -> Finding:
-    if not zones:
-        return Finding("temperature", "unknown", "no thermal zone is shown")
-    name = max(zones, key=zones.__getitem__)
-    return Finding("temperature", "ok", f"{zones[name]:.0f} °C at most ({name})")
-
-
-def _jetson(jetson: dict[str, Any], command: str | None) -> Finding:
-    known = {key: value or "unknown" for key, value in jetson.items()}
-    return Finding(
-        "Jetson",
-        "ok",
-        f"{known['model']}, L4T {known['l4t']}, JetPack {known['jetpack']}, power mode {known['power_mode']}",
-        command,
-    )
+    findings = []
+    for name, build in (("models that fit", False), ("engines built here", True)):
+        found = parameters_that_fit(machine["memory"]["available_bytes"], build=build)
+        sizes = ", ".join(f"{precision} {count / 1e9:.1f}" for precision, count in found.items())
+        findings.append(Finding(name, "ok", f"{sizes} billion parameters at most"))
+    return findings
 
 
 def _backends(machine: dict[str, Any], probes: list[Probe]) -> list[Finding]:
@@ -146,8 +105,7 @@ def _backends(machine: dict[str, Any], probes: list[Probe]) -> list[Finding]:
     for probe in probes:
         name = probe.provider
         if not probe.runs:
-            reason = probe.reason or "does not run"
-            findings.append(Finding(name, "missing", reason, _next(machine, name)))
+            findings.append(Finding(name, "missing", probe.reason or "does not run", _next(machine, name)))
         elif probe.linear_attention:
             findings.append(Finding(name, "ok", "runs, with the fused LinearAttention node"))
         else:
@@ -158,19 +116,17 @@ def _backends(machine: dict[str, Any], probes: list[Probe]) -> list[Finding]:
 
 def _tools(machine: dict[str, Any], sensors: list[str]) -> list[Finding]:
     packages = machine["packages"]
-    findings = []
-    for name in ("tensorrt", "onnx-ir", "matplotlib"):
-        if name in packages:
-            findings.append(Finding(name, "ok", packages[name]))
-        else:
-            findings.append(Finding(name, "missing", "not installed", _next(machine, name)))
+    findings = [
+        Finding(name, "ok", packages[name])
+        if name in packages
+        else Finding(name, "missing", "not installed", _next(machine, name))
+        for name in ("tensorrt", "onnx-ir", "matplotlib")
+    ]
     findings.append(_operator(machine))
     if sensors:
-        findings.append(Finding("energy sensors", "ok", ", ".join(sensors)))
-    else:
-        command = _next(machine, "energy sensors")
-        findings.append(Finding("energy sensors", "unknown", "neither NVML, INA3221 nor RAPL answers", command))
-    return findings
+        return [*findings, Finding("energy sensors", "ok", ", ".join(sensors))]
+    silent = "neither NVML, INA3221 nor RAPL answers"
+    return [*findings, Finding("energy sensors", "unknown", silent, _next(machine, "energy sensors"))]
 
 
 def _operator(machine: dict[str, Any]) -> Finding:

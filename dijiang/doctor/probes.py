@@ -6,31 +6,22 @@ back to the CPU without an error; so the list of available providers proves noth
 
 from __future__ import annotations
 
-import base64
 import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ..runtime.sessions.inference import CPU_PROVIDER, open_inference
 from ..runtime.sessions.preflight import preload_libraries
 
 #: Seconds that a provider may take to start: CUDA loads gigabytes the first time.
 TIMEOUT = 120
 #: Runs no graphs of this machine.
 REMOTE = "AzureExecutionProvider"
-#: ONNX models: a [4, 4] product, and one decode step of com.microsoft.LinearAttention with K = 64.
-MATMUL = (
-    "CAg6WQoRCgFhCgFiEgF5IgZNYXRNdWwSBXByb2JlWhMKAWESDgoMCAESCAoCCAQKAggEWhMKAWISDgoMCAESCAoCCAQKAggE"
-    "YhMKAXkSDgoMCAESCAoCCAQKAggEQgQKABAR"
-)
-LINEAR_ATTENTION = (
-    "CAg6yQIKiAEKAXEKAWsKAXYKAXMKAWQSAXkSAXQiD0xpbmVhckF0dGVudGlvbioTCgxrdl9udW1faGVhZHMYAaABAioSCgtx"
-    "X251bV9oZWFkcxgBoAECKg8KBXNjYWxlFQAAgD+gAQEqFwoLdXBkYXRlX3J1bGUiBWdhdGVkoAEDOg1jb20ubWljcm9zb2Z0"
-    "EgVwcm9iZVoXCgFxEhIKEAgBEgwKAggBCgIIAQoCCEBaFwoBaxISChAIARIMCgIIAQoCCAEKAghAWhcKAXYSEgoQCAESDAoC"
-    "CAEKAggBCgIIQFobCgFzEhYKFAgBEhAKAggBCgIIAQoCCEAKAghAWhcKAWQSEgoQCAESDAoCCAEKAggBCgIIAWIXCgF5EhIK"
-    "EAgBEgwKAggBCgIIAQoCCEBiGwoBdBIWChQIARIQCgIIAQoCCAEKAghACgIIQEIECgAQEUIRCg1jb20ubWljcm9zb2Z0EAE="
-)
+#: A [4, 4] product, and one decode step of com.microsoft.LinearAttention with K = 64.
+MATMUL, LINEAR_ATTENTION = (Path(__file__).with_name(f"{name}.onnx") for name in ("matmul", "linear_attention"))
 
 
 @dataclass(frozen=True)
@@ -57,33 +48,26 @@ def probe_providers() -> list[Probe]:
 
 def probe(provider: str) -> Probe:
     """Try one provider in a child process."""
+    command = [sys.executable, "-m", __name__, provider]
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, provider], capture_output=True, text=True, timeout=TIMEOUT
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         return Probe(provider, False, False, f"no answer within {TIMEOUT} s")
     try:
         return Probe(provider, **json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError):
-        lines = done.stderr.strip().splitlines()
-        ended = f"the process ended with status {done.returncode}"
-        return Probe(provider, False, False, lines[-1] if lines else ended)
+        said = done.stderr.strip().splitlines() or [f"the process ended with status {done.returncode}"]
+        return Probe(provider, False, False, said[-1])
 
 
-def _run(model: str, provider: str) -> str | None:
+def _run(model: Path, provider: str) -> str | None:
     """Run a tiny model on a provider and on nothing else; what went wrong, or None."""
     import numpy as np
-    import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    if provider != "CPUExecutionProvider":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    alone = {} if provider == CPU_PROVIDER else {"session.disable_cpu_ep_fallback": "1"}
     try:
-        session = ort.InferenceSession(base64.b64decode(model), options, providers=[provider])
-        feed = {i.name: np.ones(i.shape, np.float32) for i in session.get_inputs()}
-        session.run(None, feed)
+        session = open_inference(model, provider=provider, entries=alone, severity=4)
+        session.run(None, {i.name: np.ones(i.shape, np.float32) for i in session.get_inputs()})
     except Exception as error:  # onnxruntime's errors share no base class
         return str(error).strip().splitlines()[0]
     used: str = session.get_providers()[0]

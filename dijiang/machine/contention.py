@@ -9,16 +9,15 @@ import psutil
 
 #: Percent of all CPUs' time over MOMENT seconds that an idle machine may use.
 IDLE, MOMENT = 10, 0.3
-#: Field of /proc/stat's first line that counts what the hypervisor gave to other machines.
-STOLEN = 7
+#: Kinds of CPU time that are no part of others: what guests took, behind them, is part of `user`.
+KINDS = 8
 
 
 class Watch:
     """What the machine did since this was made; zeros where Linux does not say."""
 
     def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._waited, self._ticks = _waited(), _ticks()
+        self._started, self._waited, self._times = time.perf_counter(), _waited(), psutil.cpu_times()
 
     def seen(self) -> tuple[float, float]:
         """(waited, stolen) as shares.
@@ -26,10 +25,10 @@ class Watch:
         waited: of the time, in which a runnable thread waited for a CPU that another had.
         stolen: of CPU time, that the hypervisor gave to other machines.
         """
-        elapsed = time.perf_counter() - self._started
-        spent = [after - before for before, after in zip(self._ticks, _ticks(), strict=True)]
-        stolen = spent[STOLEN] / sum(spent) if sum(spent) else 0.0
-        return round((_waited() - self._waited) / elapsed, 4), round(stolen, 4)
+        elapsed, now = time.perf_counter() - self._started, psutil.cpu_times()
+        stolen = getattr(now, "steal", 0.0) - getattr(self._times, "steal", 0.0)
+        spent = sum(now[:KINDS]) - sum(self._times[:KINDS])
+        return round((_waited() - self._waited) / elapsed, 4), round(stolen / spent, 4) if spent else 0.0
 
 
 def wait_until_idle(seconds: float) -> None:
@@ -46,9 +45,3 @@ def _waited() -> float:
         return int(path.read_text().split("\n", 1)[0].rpartition("total=")[2]) / 1e6
     except OSError:
         return 0.0
-
-
-def _ticks() -> list[int]:
-    """Ticks of all CPUs by kind, as Linux counts them."""
-    path = Path("/proc/stat")
-    return [int(n) for n in path.read_text().split("\n", 1)[0].split()[1:9]] if path.is_file() else []

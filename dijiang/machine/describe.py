@@ -20,42 +20,26 @@ from .sensors import load_nvml
 
 #: Feature -> its names in /proc/cpuinfo: what quantized matmuls and half precision use.
 CPU_FEATURES = {
-    "AVX2": ("avx2",),
-    "AVX512": ("avx512f",),
-    "AVX512-VNNI": ("avx512_vnni",),
-    "AVX-VNNI": ("avx_vnni",),
-    "AVX512-BF16": ("avx512_bf16",),
-    "AVX512-FP16": ("avx512_fp16",),
-    "AMX-INT8": ("amx_int8",),
-    "NEON": ("asimd",),
-    "NEON dotprod": ("asimddp",),
-    "I8MM": ("i8mm",),
-    "FP16 (ARM)": ("fphp",),
-    "SVE": ("sve",),
-    "SVE2": ("sve2",),
+    "AVX2": "avx2",
+    "AVX512": "avx512f",
+    "AVX512-VNNI": "avx512_vnni",
+    "AVX-VNNI": "avx_vnni",
+    "AVX512-BF16": "avx512_bf16",
+    "AVX512-FP16": "avx512_fp16",
+    "AMX-INT8": "amx_int8",
+    "NEON": "asimd",
+    "NEON dotprod": "asimddp",
+    "I8MM": "i8mm",
+    "FP16 (ARM)": "fphp",
+    "SVE": "sve",
+    "SVE2": "sve2",
 }
 PACKAGES = (
-    "dijiang",
-    "numpy",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "tensorrt",
-    "tensorrt-rtx",
-    "onnx",
-    "onnx-ir",
-    "torch",
-    "tokenizers",
-    "nvidia-ml-py",
-    "matplotlib",
+    *("dijiang", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "onnx", "onnx-ir"),
+    *("torch", "tokenizers", "nvidia-ml-py", "matplotlib"),
 )
 #: Start of the L4T release -> JetPack. Source: NVIDIA's Jetson Linux archive.
-JETPACKS = (
-    ("39.2", "7.2"),
-    ("38.", "7.0 or 7.1"),
-    ("36.4", "6.1 or 6.2"),
-    ("36.3", "6.0"),
-    ("35.", "5"),
-)
+JETPACKS = {"39.2": "7.2", "38.": "7.0 or 7.1", "36.4": "6.1 or 6.2", "36.3": "6.0", "35.": "5"}
 
 
 def describe_machine(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]:
@@ -70,12 +54,9 @@ def describe_machine(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]
         "python": platform.python_version(),
         "packages": installed(PACKAGES),
         "cpu": describe_cpu(root),
-        "memory": {
-            "total_bytes": psutil.virtual_memory().total,
-            "available_bytes": available_bytes(root),
-        },
+        "memory": {"total_bytes": psutil.virtual_memory().total, "available_bytes": available_bytes(root)},
         "gpus": describe_gpus(load_nvml() if nvml is None else nvml),
-        "cuda": _cuda(root),
+        "cuda": _found(r'"cuda"[^}]*"version"\s*:\s*"([\d.]+)"', _text(root / "usr/local/cuda/version.json")),
         "jetson": describe_jetson(root),
         "temperatures": _temperatures(root),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -93,21 +74,18 @@ def installed(packages: tuple[str, ...]) -> dict[str, str]:
 
 def describe_cpu(root: Path) -> dict[str, Any]:
     """Model, cores, features, clock and governor."""
-    info = _text(root / "proc/cpuinfo") or ""
-    model = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", info, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.MULTILINE)
-    words = set(flags.group(1).split()) if flags else set()
-    policy = root / "sys/devices/system/cpu/cpu0/cpufreq"
+    info, policy = _text(root / "proc/cpuinfo"), root / "sys/devices/system/cpu/cpu0/cpufreq"
+    words = set((_found(r"^(?:flags|Features)\s*:\s*(.+)$", info) or "").split())
     clocks = [float(mhz) for mhz in re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", info, re.MULTILINE)]
     kilohertz = _number(policy / "scaling_cur_freq")
     return {
-        "model": model.group(1).strip() if model else platform.processor() or None,
+        "model": _found(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", info) or platform.processor() or None,
         "physical_cores": psutil.cpu_count(logical=False),
         "logical_cores": psutil.cpu_count(),
         "usable_cores": usable_cores(root),
-        "features": [name for name, names in CPU_FEATURES.items() if words & set(names)],
-        "mhz": max(clocks) if clocks else kilohertz and kilohertz / 1e3,
-        "governor": _text(policy / "scaling_governor"),
+        "features": [name for name, word in CPU_FEATURES.items() if word in words],
+        "mhz": max(clocks, default=kilohertz and kilohertz / 1e3),
+        "governor": _text(policy / "scaling_governor") or None,
     }
 
 
@@ -115,9 +93,7 @@ def describe_gpus(nvml: Any) -> list[dict[str, Any]]:
     """Name, driver, memory and clock of every NVIDIA GPU that NVML shows."""
     if nvml is None:
         return []
-    driver = str(nvml.nvmlSystemGetDriverVersion())
-    cuda = int(nvml.nvmlSystemGetCudaDriverVersion())
-    gpus = []
+    cuda, gpus = int(nvml.nvmlSystemGetCudaDriverVersion()), []
     for index in range(nvml.nvmlDeviceGetCount()):
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
@@ -125,7 +101,7 @@ def describe_gpus(nvml: Any) -> list[dict[str, Any]]:
         gpus.append(
             {
                 "name": str(nvml.nvmlDeviceGetName(handle)),
-                "driver": driver,
+                "driver": str(nvml.nvmlSystemGetDriverVersion()),
                 "cuda_driver": f"{cuda // 1000}.{cuda % 1000 // 10}",
                 "compute_capability": f"{major}.{minor}",
                 "total_bytes": int(memory.total),
@@ -136,57 +112,45 @@ def describe_gpus(nvml: Any) -> list[dict[str, Any]]:
 
 
 def describe_jetson(root: Path) -> dict[str, Any] | None:
-    """Board, L4T, JetPack and power mode; None where this is no Jetson."""
-    model = (_text(root / "proc/device-tree/model") or "").strip("\0")
-    release = _text(root / "etc/nv_tegra_release") or ""
-    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", release)
+    """Board, L4T, JetPack and power mode as nvpmodel has set it; None where this is no Jetson."""
+    model = _text(root / "proc/device-tree/model").strip("\0")
+    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release"))
     if found is None and "Jetson" not in model:
         return None
-    l4t = ".".join(found.groups()) if found else None
+    l4t = ".".join(found.groups()) if found else ""
+    mode = _found(r"pmode:0*(\d+)", _text(root / "var/lib/nvpmodel/status"))
+    name = _found(rf"POWER_MODEL\s+ID={mode}\s+NAME=(\S+)", _text(root / "etc/nvpmodel.conf"))
     return {
         "model": model or None,
-        "l4t": l4t,
-        "jetpack": next((name for start, name in JETPACKS if l4t and l4t.startswith(start)), None),
-        "power_mode": _power_mode(root),
+        "l4t": l4t or None,
+        "jetpack": next((name for start, name in JETPACKS.items() if l4t.startswith(start)), None),
+        "power_mode": name or mode,
     }
-
-
-def _power_mode(root: Path) -> str | None:
-    """Name of the mode that nvpmodel has set, from its status and its configuration file."""
-    status = re.search(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status") or "")
-    if status is None:
-        return None
-    number = int(status.group(1))
-    config = _text(root / "etc/nvpmodel.conf") or ""
-    name = re.search(rf"POWER_MODEL\s+ID={number}\s+NAME=(\S+)", config)
-    return name.group(1) if name else str(number)
-
-
-def _cuda(root: Path) -> str | None:
-    """CUDA toolkit of the system."""
-    found = re.search(r'"cuda"[^}]*"version"\s*:\s*"([\d.]+)"', _text(root / "usr/local/cuda/version.json") or "")
-    return found.group(1) if found else None
 
 
 def _temperatures(root: Path) -> dict[str, float]:
     """Degrees Celsius of each thermal zone."""
-    found = {}
-    for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
-        name, milli = _text(zone / "type"), _number(zone / "temp")
-        if name and milli is not None:
-            found[name] = milli / 1e3
-    return found
+    zones = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
+    found = {_text(zone / "type"): _number(zone / "temp") for zone in zones}
+    return {name: milli / 1e3 for name, milli in found.items() if name and milli is not None}
 
 
-def _text(path: Path) -> str | None:
+def _found(pattern: str, text: str) -> str | None:
+    """The first group of a pattern's first match."""
+    match = re.search(pattern, text, re.MULTILINE)
+    return match[1].strip() if match else None
+
+
+def _text(path: Path) -> str:
+    """What a file says; empty if it cannot be read."""
     try:
         return path.read_text(errors="replace").strip()
     except OSError:
-        return None
+        return ""
 
 
 def _number(path: Path) -> float | None:
     try:
-        return float(path.read_text())
-    except (OSError, ValueError):
+        return float(_text(path))
+    except ValueError:
         return None

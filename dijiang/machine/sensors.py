@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 #: Seconds between two samples.
@@ -44,16 +45,12 @@ def find_sensors(root: Path = Path("/"), nvml: Any = None) -> list[Sensor]:
         root: of the file system, for recorded layouts.
         nvml: a module like pynvml; None: the installed one, if there is one.
     """
-    candidates = [*_nvml(nvml), *_ina3221(root), *_rapl(root)]
-    return [sensor for sensor in candidates if _answers(sensor)]
-
-
-def _answers(sensor: Sensor) -> bool:
-    try:
-        sensor.read()
-    except Exception:  # pynvml's errors share no base class with OSError
-        return False
-    return True
+    found = []
+    for sensor in (*_nvml(load_nvml() if nvml is None else nvml), *_ina3221(root), *_rapl(root)):
+        with suppress(Exception):  # pynvml's errors share no base class with OSError
+            sensor.read()
+            found.append(sensor)
+    return found
 
 
 def load_nvml() -> Any:
@@ -68,47 +65,23 @@ def load_nvml() -> Any:
 
 
 def _nvml(nvml: Any) -> list[Sensor]:
-    nvml = load_nvml() if nvml is None else nvml
-    if nvml is None:
-        return []
-
-    def counter(handle: Any) -> Callable[[], float]:
-        return lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3  # mJ
-
-    return [
-        Sensor(f"NVML GPU {i}", "energy", counter(nvml.nvmlDeviceGetHandleByIndex(i)))
-        for i in range(nvml.nvmlDeviceGetCount())
-    ]
-
-
-def _number(path: Path) -> float:
-    return float(path.read_text())
+    gpus = range(nvml.nvmlDeviceGetCount() if nvml is not None else 0)
+    handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in gpus]
+    return [Sensor(f"NVML GPU {i}", "energy", partial(_counted, nvml, handle)) for i, handle in enumerate(handles)]
 
 
 def _ina3221(root: Path) -> list[Sensor]:
-    rails: dict[str, Callable[[], float]] = {}
+    rails: dict[str, tuple[Path, Path]] = {}
     for label in sorted((root / "sys/class/hwmon").glob("hwmon*/in*_label")):
-        chip = label.parent / "name"
-        if not chip.is_file() or chip.read_text().strip() != "ina3221":
-            continue
-        channel = label.name[2 : -len("_label")]
-        volts, amperes = label.parent / f"in{channel}_input", label.parent / f"curr{channel}_input"
-        if amperes.is_file():
-            rails[label.read_text().strip()] = _watts(volts, amperes)
+        chip, channel = label.with_name("name"), label.name.removeprefix("in").removesuffix("_label")
+        volts, amperes = label.with_name(f"in{channel}_input"), label.with_name(f"curr{channel}_input")
+        if amperes.is_file() and chip.is_file() and chip.read_text().strip() == "ina3221":
+            rails[label.read_text().strip()] = (volts, amperes)
     for names in MODULE_RAILS:
         if all(name in rails for name in names):
-            reads = [rails[name] for name in names]
-            name = f"INA3221 {'+'.join(names)}"
-            return [Sensor(name, "power", _sum(reads))]
+            watts = partial(_watts, [rails[name] for name in names])
+            return [Sensor(f"INA3221 {'+'.join(names)}", "power", watts)]
     return []
-
-
-def _sum(reads: list[Callable[[], float]]) -> Callable[[], float]:
-    return lambda: sum(read() for read in reads)
-
-
-def _watts(volts: Path, amperes: Path) -> Callable[[], float]:
-    return lambda: _number(volts) * _number(amperes) / 1e6  # mV, mA
 
 
 def _rapl(root: Path) -> list[Sensor]:
@@ -116,26 +89,28 @@ def _rapl(root: Path) -> list[Sensor]:
     for zone in sorted((root / "sys/class/powercap").glob("intel-rapl:*")):
         name = (zone / "name").read_text().strip() if (zone / "name").is_file() else ""
         if name.startswith("package") or name == "dram":
-            found.append(
-                Sensor(
-                    f"RAPL {name}",
-                    "energy",
-                    _joules(zone / "energy_uj"),
-                    _number(zone / "max_energy_range_uj") / 1e6,
-                )
-            )
+            joules, modulus = partial(_joules, zone / "energy_uj"), _joules(zone / "max_energy_range_uj")
+            found.append(Sensor(f"RAPL {name}", "energy", joules, modulus))
     return found
 
 
-def _joules(path: Path) -> Callable[[], float]:
-    return lambda: _number(path) / 1e6  # microjoules
+def _counted(nvml: Any, handle: Any) -> float:
+    return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3  # mJ
+
+
+def _watts(rails: Sequence[tuple[Path, Path]]) -> float:
+    return sum(float(volts.read_text()) * float(amperes.read_text()) for volts, amperes in rails) / 1e6  # mV, mA
+
+
+def _joules(path: Path) -> float:
+    return float(path.read_text()) / 1e6  # microjoules
 
 
 @dataclass
 class Meter:
     """Samples sensors in a thread while its block runs; then `joules` and `seconds` are known.
 
-    clock: seconds; a test gives its own. `joules` is None without sensors.
+    clock: seconds; a test gives its own. `joules` is None without sensors, or if one stopped answering.
     """
 
     sensors: list[Sensor]
@@ -143,9 +118,8 @@ class Meter:
     clock: Callable[[], float] = time.perf_counter
     seconds: float = 0.0
     joules: float | None = None
-    _readings: list[tuple[float, ...]] = field(default_factory=list)
-    _times: list[float] = field(default_factory=list)
-    _lost: bool = False
+    #: When, and what each sensor said; None: one did not answer.
+    _readings: list[tuple[float, tuple[float, ...] | None]] = field(default_factory=list)
 
     @property
     def watts(self) -> float | None:
@@ -158,12 +132,11 @@ class Meter:
         return " + ".join(sensor.name for sensor in self.sensors) or "unknown"
 
     def sample(self) -> None:
-        """Read every sensor once; one that stops answering makes the energy unknown, not wrong."""
-        self._times.append(self.clock())
-        try:
-            self._readings.append(tuple(sensor.read() for sensor in self.sensors))
-        except Exception:  # pynvml's errors share no base class with OSError
-            self._lost = True
+        """Read every sensor once."""
+        now, values = self.clock(), None
+        with suppress(Exception):  # pynvml's errors share no base class with OSError
+            values = tuple(sensor.read() for sensor in self.sensors)
+        self._readings.append((now, values))
 
     def __enter__(self) -> Meter:
         self._stopped = threading.Event()
@@ -177,21 +150,18 @@ class Meter:
         while not self._stopped.wait(self.interval):
             self.sample()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopped.set()
         if self.sensors:
             self._thread.join()
         self.sample()
-        self.seconds = self._times[-1] - self._times[0]
-        if self.sensors and not self._lost:
-            self.joules = sum(self._energy(i, sensor) for i, sensor in enumerate(self.sensors))
+        self.seconds = self._readings[-1][0] - self._readings[0][0]
+        known = [(now, values) for now, values in self._readings if values is not None]
+        if self.sensors and len(known) == len(self._readings):
+            self.joules = sum(self._energy(i, sensor, known) for i, sensor in enumerate(self.sensors))
 
-    def _energy(self, index: int, sensor: Sensor) -> float:
-        values = [reading[index] for reading in self._readings]
-        pairs = list(pairwise(values))
+    def _energy(self, index: int, sensor: Sensor, known: Sequence[tuple[float, tuple[float, ...]]]) -> float:
+        pairs = pairwise((now, values[index]) for now, values in known)
         if sensor.kind == "energy":
-            return sum((b - a) % sensor.modulus if sensor.modulus else b - a for a, b in pairs)
-        steps = [b - a for a, b in pairwise(self._times)]
-        return sum((a + b) / 2 * step for (a, b), step in zip(pairs, steps, strict=True))
+            return sum((b - a) % sensor.modulus if sensor.modulus else b - a for (_, a), (_, b) in pairs)
+        return sum((a + b) / 2 * (after - before) for (before, a), (after, b) in pairs)

@@ -7,7 +7,7 @@ import pytest
 
 from dijiang.bench import runner
 from dijiang.bench.cached import CachedSubject
-from dijiang.bench.measure import Series
+from dijiang.bench.measure import Run
 from dijiang.bench.runner import Options, run_bench
 from dijiang.bench.transformer import VanillaModel, build_transformer, random_weights, write_transformer
 from dijiang.bundle.opened import open_bundle
@@ -74,7 +74,7 @@ def last_logits(subject, ids, pieces):
 def test_transformer_meets_float64_attention(shape, pieces, tmp_path):
     spec = SHAPES[shape]
     write_transformer(spec, tmp_path, 63, cache="fp32")
-    subject = CachedSubject(tmp_path, threads=1, provider="cpu")
+    subject = CachedSubject(tmp_path, 1, "cpu")
     ids = np.random.default_rng(0).integers(spec.vocab_size, size=(2, 63))
     expected = SoftmaxAttention(spec, random_weights(spec)).forward(ids)[:, -1]
     np.testing.assert_allclose(last_logits(subject, ids, pieces), expected, atol=2e-5)
@@ -83,7 +83,7 @@ def test_transformer_meets_float64_attention(shape, pieces, tmp_path):
 @pytest.mark.parametrize(("cache", "bound"), [("fp16", 2e-3), ("int8", 0.2)])
 def test_smaller_caches_stay_near(cache, bound, tmp_path):
     write_transformer(PYTHIA, tmp_path, 63, cache=cache)
-    subject = CachedSubject(tmp_path, threads=1, provider="cpu")
+    subject = CachedSubject(tmp_path, 1, "cpu")
     ids = np.random.default_rng(0).integers(300, size=(1, 63))
     expected = SoftmaxAttention(PYTHIA, random_weights(PYTHIA)).forward(ids)[:, -1]
     assert np.abs(last_logits(subject, ids, [60, 1, 1, 1]) - expected).max() < bound * expected.std()
@@ -91,7 +91,7 @@ def test_smaller_caches_stay_near(cache, bound, tmp_path):
 
 def test_cache_is_written_in_place_and_counted(tmp_path):
     traffic = write_transformer(PYTHIA, tmp_path, 40, cache="fp16")
-    subject = CachedSubject(tmp_path, threads=1, provider="cpu")
+    subject = CachedSubject(tmp_path, 1, "cpu")
     state = subject.at(2, 30, 40)
     assert sum(k.nbytes + v.nbytes for k, v in state.layers) == traffic.resident(2, 40)
     assert traffic.cache == 2 * 2 * 2 * 128
@@ -105,7 +105,7 @@ def test_cache_is_written_in_place_and_counted(tmp_path):
 @pytest.mark.parametrize("batch", [1, 2])
 def test_timed_steps_are_those_of_forward(batch, tmp_path):
     write_transformer(PYTHIA, tmp_path, 40, cache="fp32")
-    subject = CachedSubject(tmp_path, threads=1, provider="cpu")
+    subject = CachedSubject(tmp_path, 1, "cpu")
     ids = np.random.default_rng(0).integers(300, size=(batch, 5))
     timed, plain = (subject.at(batch, 0, 40) for _ in range(2))
     tokens = subject.prefill(ids, timed)
@@ -127,7 +127,7 @@ def test_projections_are_as_merged_as_a_bundles(tmp_path):
 def test_depth_past_learned_positions_is_refused(tmp_path):
     spec = replace(PYTHIA, family="opt", learned_positions=True, rotary_dims=0, parallel_residual=False)
     write_transformer(spec, tmp_path, 500, cache="fp32")
-    subject = CachedSubject(tmp_path, threads=1, provider="cpu")
+    subject = CachedSubject(tmp_path, 1, "cpu")
     with pytest.raises(InputError, match="500 positions, this Transformer has embeddings for 64"):
         subject.at(1, 499, 500)
     assert subject.forward(np.array([[1, 2]]), subject.at(1, 0, 2)).shape == (1, 300)
@@ -161,12 +161,12 @@ def test_bench_puts_the_measured_ratio_beside_the_predicted_one(exported, precis
 def test_no_ratio_between_providers(exported, monkeypatch):
     """A bundle on a GPU and its baseline on the CPU are no comparison."""
 
-    class Pretending(Series):
-        def run(self):
-            super().run()
+    class Pretending(Run):
+        def series(self, sides, tests):
+            super().series(sides, tests)
             next(iter(self.samples.values())).provider = "CUDAExecutionProvider"
 
-    monkeypatch.setattr(runner, "Series", Pretending)
+    monkeypatch.setattr(runner, "Run", Pretending)
     options = Options("none", "3", repetitions=1, seconds=0.0, baseline="transformer")
     report = run_bench([exported("tiny-python")], options, baseline=build_transformer)
     assert (len(report["results"]), report["ratios"]) == (2, [])

@@ -12,15 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 import dijiang
-from dijiang.bench import render, runner
-from dijiang.bench.explain import FORMULAS, explain
+from dijiang.bench import measure, render, runner
 from dijiang.bench.matrix import Test
-from dijiang.bench.measure import Series
+from dijiang.bench.measure import Run
+from dijiang.bench.render import FORMULAS, explain
 from dijiang.bench.report import target
 from dijiang.bench.runner import Options, run_bench
-from dijiang.bench.subject import Side, load_bundle
-from dijiang.bench.timing import clock_of
-from dijiang.bench.traffic import Traffic
+from dijiang.bench.subject import Side, Traffic, load_bundle
 from dijiang.cli import main
 from dijiang.errors import BenchError
 from dijiang.machine.bandwidth import measure_bandwidth
@@ -35,7 +33,9 @@ QUICK = {"repetitions": 2, "seconds": 0.0}
 def small_bandwidth():
     """The memory's bandwidth from a megabyte: the figure is not tested here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "measure_bandwidth", lambda threads: measure_bandwidth(threads=threads, size=1 << 20))
+        patch.setattr(
+            measure, "measure_bandwidth", lambda threads: measure_bandwidth(threads=threads, size=1 << 20)
+        )
         yield
 
 
@@ -169,7 +169,7 @@ def test_sensors_are_read_around_each_repetition(exported, monkeypatch):
     counter = iter(range(10**6))
     sensor = Sensor("test counter", "energy", lambda: float(next(counter)))
     monkeypatch.setattr(runner, "find_sensors", lambda: [sensor])
-    monkeypatch.setattr(runner, "IDLE", 0.0)
+    monkeypatch.setattr(measure, "IDLE", 0.0)
     report = run_bench([exported("tiny-python")], Options("none", "3", **QUICK))
     energy = report["results"][0]["decode"]["energy"]
     assert energy["sensor"] == report["idle"]["sensor"] == "test counter"
@@ -181,14 +181,14 @@ def test_timed_tokens_are_the_greedy_continuation(exported, batch):
     """The timed path is the real one: its ids are those of a plain loop."""
     test = Test("tg", 6, depth=0, batch=batch)
     subject = load_bundle(str(exported("tiny-python")), None, "auto")
-    clock = clock_of(subject, [test])
-    ids = clock.ids(test)
-    assert len(clock.seconds(test)) == 6
+    subject.prepare([test])
+    ids = subject.ids(test)
+    assert len(subject.seconds(test)) == 6
     state = subject.model.new_state(batch)
     for _ in range(6):
         ids = subject.model.forward(ids, state).argmax(axis=-1)[:, None]
-    np.testing.assert_array_equal(clock.chosen, ids[:, 0])
-    assert clock.state.position.tolist() == [6] * batch
+    np.testing.assert_array_equal(subject.chosen, ids[:, 0])
+    assert subject.state.position.tolist() == [6] * batch
 
 
 def test_timed_loop_is_the_one_that_generate_runs(exported, monkeypatch):
@@ -198,12 +198,12 @@ def test_timed_loop_is_the_one_that_generate_runs(exported, monkeypatch):
 
     def timed():
         test = Test("tg", 5)
-        clock = clock_of(subject, [test])
-        clock.seconds(test)
-        first = int(clock.ids(test)[0, 0])
+        subject.prepare([test])
+        subject.seconds(test)
+        first = int(subject.ids(test)[0, 0])
         state = subject.model.new_state()
         records = subject.model.generate([first], state=state, max_tokens=5, ignore_eos=True)
-        return int(clock.chosen[0]), [record.token for record in records][-1]
+        return int(subject.chosen[0]), [record.token for record in records][-1]
 
     before, generated = timed()
     assert before == generated
@@ -216,11 +216,11 @@ def test_timed_loop_is_the_one_that_generate_runs(exported, monkeypatch):
 def test_timed_tokens_are_those_of_every_sequence_alone(exported, batch):
     subject = load_bundle(str(exported("tiny-python")), None, "auto")
     test = Test("tg", 6, batch=batch)
-    clock = clock_of(subject, [test])
-    clock.seconds(test)
-    for row, first in enumerate(clock.ids(test)[:, 0].tolist()):
+    subject.prepare([test])
+    subject.seconds(test)
+    for row, first in enumerate(subject.ids(test)[:, 0].tolist()):
         records = list(subject.model.generate([first], max_tokens=6, ignore_eos=True))
-        assert int(clock.chosen[row]) == records[-1].token
+        assert int(subject.chosen[row]) == records[-1].token
 
 
 def test_prompt_is_what_generate_prefills(exported, monkeypatch):
@@ -229,7 +229,8 @@ def test_prompt_is_what_generate_prefills(exported, monkeypatch):
     monkeypatch.setattr(
         subject.model.session, "run", lambda step, state: seen.append(step.ids.shape) or run(step, state)
     )
-    clock_of(subject, [Test("pp", 7)]).seconds(Test("pp", 7))
+    subject.prepare([Test("pp", 7)])
+    subject.seconds(Test("pp", 7))
     next(subject.model.generate(list(range(7)), max_tokens=1))
     assert seen == [(1, 7)] * 2
 
@@ -258,13 +259,13 @@ def test_a_test_beyond_the_memory_is_one_line(exported):
 
 @pytest.mark.parametrize(("turns", "kept"), [(0, []), (1, ["tg3"]), (3, ["tg3", "tg3 @ d5"])])
 def test_what_was_measured_before_an_interruption_is_kept(exported, monkeypatch, turns, kept):
-    class Interrupted(Series):
+    class Interrupted(Run):
         def _repeat(self, *turn):
             if sum(len(one.turns) for one in self.samples.values()) == turns:
                 os.kill(os.getpid(), signal.SIGTERM)
             super()._repeat(*turn)
 
-    monkeypatch.setattr(runner, "Series", Interrupted)
+    monkeypatch.setattr(runner, "Run", Interrupted)
     report = run_bench([exported("tiny-python")], Options("none", "3", "0,5", **QUICK))
     assert [r["test"] for r in report["results"]] == kept
     assert "interrupted" in report["errors"][0]["message"]

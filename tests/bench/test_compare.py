@@ -12,8 +12,7 @@ from dijiang.bench.matrix import Test
 from dijiang.bench.measure import Samples, Turn
 from dijiang.bench.report import read_report
 from dijiang.bench.results import result_of
-from dijiang.bench.subject import Side, load_bundle
-from dijiang.bench.traffic import Traffic
+from dijiang.bench.subject import Side, Traffic, load_bundle
 from dijiang.cli import main
 from dijiang.errors import BenchError
 from dijiang.machine.sensors import Meter

@@ -6,13 +6,13 @@ import pytest
 
 from dijiang.bench import measure
 from dijiang.bench.matrix import Test
-from dijiang.bench.measure import Effort, Series, needed_bytes, rounds
+from dijiang.bench.measure import Effort, Run, needed_bytes, rounds
 from dijiang.bench.results import result_of
-from dijiang.bench.subject import Side, bundle_side, load_bundle
-from dijiang.bench.traffic import Traffic
+from dijiang.bench.subject import Side, Subject, Traffic, bundle_side, load_bundle
 from dijiang.bench.worker import Worker
 from dijiang.bundle.opened import open_bundle
 from dijiang.errors import BenchError
+from dijiang.machine.bandwidth import measure_bandwidth
 from dijiang.machine.sensors import Meter
 
 STEPS, ENDLESS = Test("tg", 3), Test("tg", 10**9)
@@ -22,16 +22,16 @@ def test_depths_take_turns_in_one_process(exported):
     sides = [bundle_side(n, open_bundle(exported("tiny-python"))) for n in ("first", "second")]
     order = []
 
-    class Recorded(Series):
+    class Recorded(Run):
         def _repeat(self, worker, side, test):
             order.append((worker._process.pid, side.name, test.depth))
             super()._repeat(worker, side, test)
 
-    series = Recorded(sides, [Test("tg", 2, depth) for depth in (0, 9)], Effort(2, 0.0), "cpu", [], print)
-    series.run()
+    run = Recorded(Effort(2, 0.0), "cpu", [], print)
+    run.series(sides, [Test("tg", 2, depth) for depth in (0, 9)])
     assert [turn[1:] for turn in order] == 2 * [(n, d) for d in (0, 9) for n in ("first", "second")]
     assert len({pid for pid, *_ in order}) == 2
-    assert all(one.interleaved and not one.alone for one in series.samples.values())
+    assert all(one.interleaved and not one.alone for one in run.samples.values())
 
 
 def test_memory_decides_what_takes_turns():
@@ -50,7 +50,7 @@ def test_memory_decides_what_takes_turns():
 
 @pytest.mark.parametrize("ask", [lambda worker: worker.repeat(STEPS), Worker.finish])
 def test_a_killed_process_is_one_line(exported, ask):
-    with Worker(load_bundle, str(exported("tiny-python")), "auto", [STEPS]) as worker:
+    with Worker(bundle_side("one", open_bundle(exported("tiny-python"))), "auto", [STEPS]) as worker:
         assert worker.start()[1] == "CPUExecutionProvider"
         worker._process.kill()
         worker._process.join()  # its end of the pipe is closed before it is asked
@@ -59,7 +59,7 @@ def test_a_killed_process_is_one_line(exported, ask):
 
 
 def test_a_process_that_is_killed_while_it_works_is_one_line(exported):
-    with Worker(load_bundle, str(exported("tiny-python")), "auto", [ENDLESS]) as worker:
+    with Worker(bundle_side("one", open_bundle(exported("tiny-python"))), "auto", [ENDLESS]) as worker:
         worker.start()
         killer = threading.Timer(0.2, worker._process.kill)
         killer.start()
@@ -87,32 +87,37 @@ def test_what_other_processes_disturbed_is_taken_again(exported, monkeypatch, wa
     monkeypatch.setattr(measure, "Watch", Busy)
     monkeypatch.setattr(measure, "wait_until_idle", lambda seconds: None)
     side, test = bundle_side("one", open_bundle(exported("tiny-python"))), Test("tg", 2)
-    effort, numbers = Effort(2, 0.0, quiet=True, probe=False), []
-    series = Series([side], [test], effort, "cpu", [], print, numbers.append)
-    series.run()
-    samples = series.samples["one", test]
+    monkeypatch.setattr(
+        measure, "measure_bandwidth", lambda threads: measure_bandwidth(threads=threads, size=1 << 20)
+    )
+    run = Run(Effort(2, 0.0, quiet=True, probe=False), "cpu", [], print)
+    run.series([side], [test])
+    samples = run.samples["one", test]
     assert [turn.number for turn in samples.turns] == turns
     assert [turn.number for turn in samples.disturbed] == disturbed
     assert samples.peaks["host"] > 0
     assert next(shares, None) is None
-    assert numbers == [0, 1]
+    assert [measured["turn"] for _, measured in run.bandwidths] == [0, 1]
 
 
 def test_minutes_end_a_series_after_a_turn(exported):
     side, test = bundle_side("one", open_bundle(exported("tiny-python"))), Test("tg", 2)
-    series = Series([side], [test], Effort(50, 0.0, minutes=0.0, probe=False), "cpu", [], print)
-    series.run()
-    assert len(series.samples["one", test].turns) == 1
+    run = Run(Effort(50, 0.0, minutes=0.0, probe=False), "cpu", [], print)
+    run.series([side], [test])
+    assert len(run.samples["one", test].turns) == 1
 
 
 def clocked(path, threads, provider):
     return Clocked()
 
 
-class Clocked:
+class Clocked(Subject):
     """A program with a clock of its own, which gives totals only."""
 
     provider, warm = "a program", 0
+
+    def prepare(self, tests):
+        pass
 
     def warm_up(self, test):
         self.warm += 1
@@ -126,9 +131,9 @@ class Clocked:
 
 def test_a_subject_with_its_own_clock_gives_totals():
     side, test = Side("peer", "", clocked, Traffic(0), {}), Test("tg", 4)
-    series = Series([side], [test], Effort(2, 0.0, probe=False), "cpu", [], print)
-    series.run()
-    samples = series.samples["peer", test]
+    run = Run(Effort(2, 0.0, probe=False), "cpu", [], print)
+    run.series([side], [test])
+    samples = run.samples["peer", test]
     assert [turn.seconds for turn in samples.turns] == [[1.0], [1.0]]
     found = result_of(side, test, samples, 1e9, Meter([]))
     assert (found["per_token"], found["tpot_s"], found["roofline"]) == (None, 0.25, None)

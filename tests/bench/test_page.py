@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from dijiang.bench import plots
-from dijiang.bench.page import to_html
+from dijiang.bench.render import to_html
 from dijiang.cli import main
 from dijiang.errors import BenchError
 from tests.bench.test_compare import TESTS, report

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dijiang.bench.statistics import describe, ratio, slope, slope_of_samples, spread
-from dijiang.bench.traffic import Traffic
+from dijiang.bench.subject import Traffic
 
 
 def test_describe_keeps_raw_values_and_their_summary():
@@ -24,31 +24,31 @@ def test_spread_leaves_a_tenth_out_on_each_side():
 
 def test_slope_of_a_line_is_exact():
     line = slope([2000, 4000, 8000], [10.0, 10.5, 11.5])
-    assert (line.first, line.last) == (2000, 8000)
-    assert line.per_1000 == pytest.approx(0.25)
-    assert line.change == pytest.approx(0.15)
+    assert (line["first"], line["last"]) == (2000, 8000)
+    assert line["per_1000"] == pytest.approx(0.25)
+    assert line["change"] == pytest.approx(0.15)
 
 
 def test_slope_in_turn_cancels_what_slows_all_depths_down():
     drift = np.exp(np.random.default_rng(0).standard_normal(30))
     samples = [1.00 * drift, 1.02 * drift[:20], 1.08 * drift]
-    line, low, high = slope_of_samples([0, 2000, 8000], samples, paired=True)
-    assert (line.change, low, high) == pytest.approx((0.08, 0.08, 0.08))
-    assert line.per_1000 == pytest.approx(0.01 * np.median(drift))
-    _, low, high = slope_of_samples([0, 2000, 8000], samples, paired=False)
-    assert low < -0.2 < 0.4 < high
+    line = slope_of_samples([0, 2000, 8000], samples, paired=True)
+    assert (line["change"], line["low"], line["high"]) == pytest.approx((0.08, 0.08, 0.08))
+    assert line["per_1000"] == pytest.approx(0.01 * np.median(drift))
+    line = slope_of_samples([0, 2000, 8000], samples, paired=False)
+    assert line["low"] < -0.2 < 0.4 < line["high"]
 
 
 def test_interval_of_a_slope_covers_the_truth_and_narrows():
     random, widths = np.random.default_rng(1), []
     for paired in (False, True):
         samples = [random.normal(level, 0.01, 40) for level in (1.0, 1.05, 1.1)]
-        line, low, high = slope_of_samples([1, 2, 3], samples, paired=paired)
-        assert low < 0.1 < high
-        assert low <= line.change <= high
-        widths.append(high - low)
+        line = slope_of_samples([1, 2, 3], samples, paired=paired)
+        assert line["low"] < 0.1 < line["high"]
+        assert line["low"] <= line["change"] <= line["high"]
+        widths.append(line["high"] - line["low"])
         few = slope_of_samples([1, 2, 3], [one[:10] for one in samples], paired=paired)
-        assert few[2] - few[1] > widths[-1]
+        assert few["high"] - few["low"] > widths[-1]
 
 
 def test_ratio_interval_covers_the_truth_and_narrows():

@@ -11,9 +11,8 @@ import pytest
 
 import dijiang
 from dijiang.bench.matrix import Test
-from dijiang.bench.measure import Effort, Series
-from dijiang.bench.subject import bundle_side, load_bundle
-from dijiang.bench.timing import LoopClock, clock_of
+from dijiang.bench.measure import Effort, Run
+from dijiang.bench.subject import Subject, bundle_side, load_bundle
 from dijiang.bundle.opened import open_bundle
 from dijiang.machine.bandwidth import BYTES, PIECES, measure_bandwidth
 from dijiang.machine.limits import usable_cores
@@ -86,17 +85,17 @@ def test_two_runs_agree_within_a_twentieth(pythia_70m):
     sides = [bundle_side(name, bundle) for name in ("first", "second")]
     test, totals = Test("tg", STEPS, depth=512), {"first": [], "second": []}
     for loaded in (sides, sides[::-1]) * 2:
-        series = Series(loaded, [test], Effort(20, 2.0), "cpu", [], lambda text: None)
-        series.run()
-        assert series.failures == []
+        run = Run(Effort(20, 2.0), "cpu", [], lambda text: None)
+        run.series(loaded, [test])
+        assert run.failures == []
         for side in sides:
-            totals[side.name] += series.samples[side.name, test].totals
+            totals[side.name] += run.samples[side.name, test].totals
     first, second = (statistics.median(found) / STEPS for found in totals.values())
     print(f"\nTPOT {1e3 * first:.3f} and {1e3 * second:.3f} ms")
     assert abs(first - second) / first < 0.05
 
 
-class Instant:
+class Instant(Subject):
     """A subject whose steps take no time: what is left is the bench itself."""
 
     provider = "none"
@@ -128,12 +127,12 @@ def test_the_bench_adds_less_than_a_hundredth_to_a_step(pythia_70m):
         for _ in zip(instant.steps(tokens, None), range(STEPS), strict=False):
             pass
 
-    timed = LoopClock(instant, None)
-    pairs = in_turn(lambda: seconds(bare), lambda: seconds(lambda: timed.seconds(test)), 200)
+    instant.prepare([test])
+    pairs = in_turn(lambda: seconds(bare), lambda: seconds(lambda: instant.seconds(test)), 200)
     added = statistics.median(timed - plain for plain, timed in pairs) / STEPS
-    clock = clock_of(real, [test])
-    clock.warm_up(test)
-    step = min(min(clock.seconds(test)) for _ in range(20))
+    real.prepare([test])
+    real.warm_up(test)
+    step = min(min(real.seconds(test)) for _ in range(20))
     print(f"\nthe bench adds {1e6 * added:.2f} us to a step of {1e3 * step:.3f} ms: {added / step:.3%}")
     assert added < step / 100
 

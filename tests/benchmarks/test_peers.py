@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from functools import partial
 
-import jsonschema
 import llama
 import numpy as np
-import old_peers
 import peers
 import pytest
 import targets
@@ -16,60 +14,64 @@ import torch
 import torch_models
 from bundles import load_loops
 
-from dijiang.bench import measure, runner
+from dijiang.bench import measure
 from dijiang.bench.matrix import Test
-from dijiang.bench.measure import Effort
-from dijiang.bench.page import to_html
-from dijiang.bench.render import result_rows, tables, to_csv, to_json
+from dijiang.bench.measure import Effort, Samples, Turn
+from dijiang.bench.render import report_rows, tables, to_csv, to_html, to_json
 from dijiang.bench.report import read_report
+from dijiang.bench.results import summarise
 from dijiang.bench.runner import run_sides
-from dijiang.bench.subject import SelfTimed, bundle_side
+from dijiang.bench.subject import Side, Subject, Traffic, bundle_side, load_bundle
 from dijiang.bundle.opened import open_bundle
 from dijiang.machine.bandwidth import measure_bandwidth
+from dijiang.machine.sensors import Meter
 from dijiang.models.presets import PRESETS
-from tests.bench.test_bench import SCHEMA, validate
+from tests.bench.test_bench import validate
 from tests.conftest import GOLDEN, TESTS, Golden
 
 RESULTS = TESTS.parent / "benchmarks" / "results"
-RESULT = SCHEMA["properties"]["results"]["items"]
 
 
-def record(group: str, tests: dict[str, dict[str, list[float]]], tokens: int = 32) -> dict:
-    """A record of the older layout, a sample a round, from tokens/s by test and side."""
-    quiet = {"waited": 0.0, "stolen": 0.0, "disturbed": []}
-    samples = [
-        {"round": i, "side": side, "test": test, "tokens": tokens, "seconds": [tokens / rate]} | quiet
-        for test, sides in tests.items()
-        for side, rates in sides.items()
-        for i, rate in enumerate(rates)
-    ]
-    sides = list(next(iter(tests.values())))
+Seconds = dict[Test, dict[str, list[float]]]
+
+
+def rates(rows: dict[str, dict[str, list[float]]], tokens: int = 32) -> Seconds:
+    """Seconds from tokens/s by test (pp512, tg32 @ d2048) and side."""
+    found = {}
+    for name, sides in rows.items():
+        depth = int(name.partition("@ d")[2] or 0)
+        test = Test(name[:2], tokens, depth, threads=2)
+        found[test] = {side: [tokens / rate for rate in values] for side, values in sides.items()}
+    return found
+
+
+def made(rows: Seconds, *, waited: dict[tuple[str, int], float] | None = None, **header: str) -> dict:
+    """A report of quiet turns, from seconds by test and side. waited: by side and turn."""
+    names = list(next(iter(rows.values())))
+    counts = {"all": 100, "step": 80, "head": 30}
+    facts = {"kind": "k", "precision": "p", "graph": None, "bytes": 70, "spec": None, "parameters": counts}
+    sides = [Side(n, "", load_bundle, Traffic(80 if n.startswith("dijiang") else 0), facts) for n in names]
+    found = {}
+    for test, sides_of in rows.items():
+        for side, seconds in sides_of.items():
+            samples = found[side, test] = Samples(None, "CPUExecutionProvider", interleaved=True)
+            for i, one in enumerate(seconds):
+                turn = Turn(i, [one], (waited or {}).get((side, i), 0.0))
+                (samples.turns if turn.waited <= measure.QUIET else samples.disturbed).append(turn)
+    count = max(len(seconds) for sides_of in rows.values() for seconds in sides_of.values())
+    figures = summarise([sides], list(rows), found, {2: 1000.0}, Meter([]))
     cpu = {"model": "X", "physical_cores": 2, "features": []}
-    environment = {"cpu": cpu, "memory": {"total_bytes": 2**33}, "system": "S", "python": "3"}
-    environment |= {"commit": "c", "packages": {"numpy": "2"}}
-    return {
-        "group": group,
-        "preset": "pythia-410m",
-        "sides": sides,
-        "threads": 2,
-        "started": "2026-01-01T00:00:00Z",
-        "environment": environment,
-        "models": {
-            "parameters": {"all": 100, "step": 80, "head": 30},
-            "bytes": dict.fromkeys(sides, 70),
-        },
-        "bandwidth": [1000.0] * max(sample["round"] + 1 for sample in samples),
-        "samples": samples,
-    }
+    machine = {"cpu": cpu, "memory": {"total_bytes": 2**33}, "system": "S", "python": "3"}
+    machine |= {"packages": {"numpy": "2"}, "gpus": [], "jetson": None}
+    bandwidth = [{"bytes_per_second": 1000.0, "threads": 2, "turn": i} for i in range(count)]
+    known = {"schema_version": 2, "created": "2026-01-01T00:00:00Z", "commit": "c", "environment": machine}
+    return known | {"bandwidth": bandwidth, "models": [side.to_dict() for side in sides]} | figures | header
 
 
-def pairs(group: str, pair: str, seconds: list[tuple[float, float]]) -> dict:
-    """A record of pairs of blocks."""
-    tokens = int(peers.GROUPS[group].tokens)
-    one = record(group, {pair: {"dijiang-int8": [1.0] * len(seconds)}}, tokens)
-    for sample, both in zip(one["samples"], seconds, strict=True):
-        sample["seconds"] = list(both)
-    return one
+def loops(pairs: list[tuple[float, float]]) -> Seconds:
+    """Seconds of the records of `generate` and of the bare session, turn by turn."""
+    tests = [Test("tg", 32, threads=2, way=way) for way in ("generate", "bare")]
+    return {test: {"dijiang-int8": list(one)} for test, one in zip(tests, zip(*pairs, strict=True), strict=True)}
 
 
 def test_llama_bench_report_gives_its_samples_in_seconds():
@@ -85,7 +87,7 @@ def test_llama_bench_is_asked_for_one_repetition_of_the_test(tmp_path):
         (tools / tool).write_text(f"#!/bin/sh\ncd {tmp_path}\n{script}\n")
         (tools / tool).chmod(0o755)
     subject = llama.LlamaBench(str(tmp_path / "m.gguf"), 2, "cpu", ("-fa", "1"))
-    assert isinstance(subject, SelfTimed)
+    assert isinstance(subject, Subject)
     assert subject.seconds(Test("tg", 32, 2048)) == subject.seconds(Test("pp", 128)) == [2.0]
     model = f"-m {tmp_path / 'm.gguf'} -o json -r 1 -fa 1 -t 2"
     asked = (tmp_path / "asked").read_text().splitlines()
@@ -109,8 +111,8 @@ def ratio_of(report, test):
 
 
 def test_ratios_pair_the_samples_of_a_round():
-    both = {"tg @ d0": {"dijiang-int8": [20.0, 30.0, 90.0], "peer": [10.0, 10.0, 30.0]}}
-    found = ratio_of(old_peers.of_record(record("int8", both)), "tg32")
+    both = {"tg": {"dijiang-int8": [32.0, 32.0, 16.0], "peer": [16.0, 32 / 3, 16 / 3]}}
+    found = ratio_of(made(rates(both)), "tg32")
     assert (found["measured"], found["low"], found["high"]) == pytest.approx((3, 2, 3))
 
 
@@ -125,9 +127,10 @@ def test_every_target_reads_a_group_and_a_test_that_are_measured():
 
 def test_targets_are_judged_on_their_median():
     step = {"dijiang-int8": [1.0, 10.0, 10.0], "llama.cpp-q8_0": [1.0, 6.0, 5.0]}
-    endless = old_peers.of_record(pairs("endless", "depth", [(1.25, 1.0)]))
-    int8 = record("int8", dict.fromkeys(("tg @ d0", "tg @ d2048"), step))
-    rows = targets.target_rows(peers.TARGETS, {"int8": old_peers.of_record(int8), "endless": endless})
+    depths = {10**6: [1.25], 0: [1.0]}
+    endless = {Test("tg", 16, depth, threads=2): {"dijiang-int8": seconds} for depth, seconds in depths.items()}
+    int8 = rates(dict.fromkeys(("tg", "tg @ d2048"), step))
+    rows = targets.target_rows(peers.TARGETS, {"int8": made(int8), "endless": made(endless)})
     by_label = {row["what"]: tuple(row.values())[1:] for row in rows}
     share, ratio, deep = (
         next(row for label, row in by_label.items() if text in label)
@@ -138,15 +141,15 @@ def test_targets_are_judged_on_their_median():
     assert deep == ("1.02", "", "1.25", "1.25 to 1.25", "missed", "1")
 
 
-def runs(*records: dict) -> dict:
-    reports = [{"group": one["group"], "report": old_peers.of_record(one)} for one in records]
-    return {"llama.cpp": {"options": "O"}, "runs": reports}
+def runs(*reports: tuple[str, dict]) -> dict:
+    found = [{"group": group, "report": report} for group, report in reports]
+    return {"llama.cpp": {"options": "O"}, "runs": found}
 
 
 def test_reports_of_one_commit_are_joined_turn_by_turn():
-    first = record("int8", {"tg @ d0": {"ours": [10.0], "peer": [10.0]}})
-    second = record("int8", {"tg @ d0": {"ours": [40.0], "peer": [20.0]}}) | {"started": "2026-01-02"}
-    joined = peers.newest(runs(second, first))["int8"]
+    first = made(rates({"tg": {"ours": [10.0], "peer": [10.0]}}))
+    second = made(rates({"tg": {"ours": [40.0], "peer": [20.0]}}), created="2026-01-02")
+    joined = peers.newest(runs(("int8", second), ("int8", first)))["int8"]
     found = ratio_of(joined, "tg32")
     assert (found["low"], found["high"]) == pytest.approx((1, 2))
     assert [b["turn"] for b in joined["bandwidth"]] == [0, 1]
@@ -154,31 +157,28 @@ def test_reports_of_one_commit_are_joined_turn_by_turn():
 
 
 def test_markdown_shows_the_newest_commit_of_a_group():
-    rates = {"ours": [1.0, 1.0], "peer": [1.0, 1.0]}
-    old = record("fp32", {"pp128": rates}, 128)
-    new = record("fp32", {"pp128": {"ours": [50.0, 50.0], "peer": [20.0, 20.0]}}, 128)
-    new |= {"started": "2026-01-02"}
-    new["environment"] = new["environment"] | {"commit": "d"}
-    loop = pairs("70m-loop-int8", "loop", [(1.1, 1.0), (1.2, 1.0), (1.0, 1.0)])
-    text = peers.markdown(runs(new, old, loop))
+    same, more = {"ours": [1.0, 1.0], "peer": [1.0, 1.0]}, {"ours": [50.0, 50.0], "peer": [20.0, 20.0]}
+    old = made(rates({"pp": same}, 128))
+    new = made(rates({"pp": more}, 128), created="2026-01-02", commit="d")
+    loop = made(loops([(1.1, 1.0), (1.2, 1.0), (1.0, 1.0)]))
+    text = peers.markdown(runs(("fp32", new), ("fp32", old), ("70m-loop-int8", loop)))
     assert "| ours | pp128 | 1 | peer | 2.5 | 2.5 to 2.5 |" in text
-    assert "| dijiang-int8 | int8 | tg32 generate | 1 | 2 | 29.09 |" in text
+    assert "| dijiang-int8 | p | tg32 generate | 1 | 2 | 29.09 |" in text
     assert "| 10.0% | 0.0% to 20.0% | missed | 0.0% |" in text
 
 
 def test_every_ratio_stands_beside_what_reading_allows():
     """80 weights of 1 byte at 1,000 bytes/s: 12.5 steps a second, and as many prompts of 512 tokens."""
     rate = {"dijiang-int8": [6.0], "llama.cpp-q8_0": [5.0]}
-    decoding = ratio_of(old_peers.of_record(record("int8", {"tg @ d0": rate})), "tg32")
-    prompt = ratio_of(old_peers.of_record(record("int8", {"pp512": rate}, 512)), "pp512")
+    decoding = ratio_of(made(rates({"tg": rate})), "tg32")
+    prompt = ratio_of(made(rates({"pp": rate}, 512)), "pp512")
     assert (decoding["measured"], decoding["limit"]) == pytest.approx((1.2, 2.5))
     assert (prompt["measured"], prompt["limit"]) == pytest.approx((1.2, 512 * 2.5))
 
 
 def test_a_peer_of_unknown_weights_has_no_limit():
-    rates = {"llama.cpp-q8_0-fa0": [1.0], "llama.cpp-q8_0-fa1": [1.0]}
-    flash = old_peers.of_record(record("flash-q8_0", {"pp512": rates}, 512))
-    assert ratio_of(flash, "pp512")["limit"] is None
+    both = {"llama.cpp-q8_0-fa0": [1.0], "llama.cpp-q8_0-fa1": [1.0]}
+    assert ratio_of(made(rates({"pp": both}, 512)), "pp512")["limit"] is None
 
 
 @pytest.mark.parametrize("group", peers.GROUPS)
@@ -192,7 +192,7 @@ def test_loops_take_turns_in_one_process(exported, monkeypatch):
     """No times are judged: that each loop made its steps, in turn, from one state."""
     monkeypatch.setattr(measure, "QUIET", float("inf"))
     monkeypatch.setattr(measure, "PATIENCE", 0.0)
-    monkeypatch.setattr(runner, "measure_bandwidth", partial(measure_bandwidth, size=1 << 20))
+    monkeypatch.setattr(measure, "measure_bandwidth", partial(measure_bandwidth, size=1 << 20))
     side = bundle_side("dijiang-fp32", open_bundle(exported("tiny-python")), load_loops)
     tests = [Test("tg", 3, way=way) for way in ("", "generate", "bare")]
     effort = Effort(2, 0.0, quiet=True, probe=False)
@@ -229,13 +229,11 @@ def test_published_forward_meets_the_published_logits(name):
 
 
 def test_disturbed_rounds_count_for_neither_side():
-    both = record("70m-int8", {"tg @ d0": {"ours": [20.0, 30.0], "peer": [10.0, 1.0]}})
-    both["samples"][3]["waited"] = 0.4
-    report = old_peers.of_record(both)
-    assert ratio_of(report, "tg32")["measured"] == pytest.approx(2)
+    both = {Test("tg", 128, threads=2): {"ours": [1.0, 2.0], "peer": [2.0, 9.0]}}
+    report = made(both, waited={("peer", 1): 0.4})
+    assert ratio_of(report, "tg128")["measured"] == pytest.approx(2)
     assert [r["decode"]["latency"]["count"] for r in report["results"]] == [2, 1]
-    both["samples"][2]["waited"] = 0.4
-    report = old_peers.of_record(both)
+    report = made(both, waited={("peer", 1): 0.4, ("peer", 0): 0.4})
     assert report["ratios"] == []
     assert "other processes ran in every repetition" in report["errors"][0]["message"]
     rows = targets.target_rows(peers.TARGETS, {"70m-int8": report})
@@ -258,22 +256,22 @@ def test_every_older_result_is_still_read():
         assert json.loads(path.read_text())["schema_version"] == 1
         report = read_report(path)
         validate(report)
-        assert len(to_csv(report).splitlines()) == 1 + len(result_rows(report))
+        assert len(to_csv(report).splitlines()) == 1 + len(report_rows(report, "results"))
         assert tables(report)
         assert "<svg" in to_html(report)
         assert json.loads(to_json(report)) == report
 
 
-def test_older_peers_are_reports_of_the_one_schema():
+def test_results_of_the_peers_are_reports_of_the_one_schema():
+    """They were records of another layout, and were converted with every sample."""
     (path,) = RESULTS.glob("2026-11-25-*-peers.json")
-    document = json.loads(path.read_text())
-    for run in old_peers.read(document):
-        for result in run["report"]["results"]:
-            jsonschema.validate(result, RESULT, cls=jsonschema.Draft202012Validator)
-    kept = sum(len(t["seconds"]) for record in document["records"] for t in record["samples"])
-    read = sum(
-        len(r["contention"]["turns"]) + len(r["contention"]["disturbed"])
-        for run in old_peers.read(document)
-        for r in run["report"]["results"]
-    )
-    assert read == kept
+    reports = [run["report"] for run in json.loads(path.read_text())["runs"]]
+    kept = 0
+    for report in reports:
+        validate(report)
+        turns = [result["contention"] for result in report["results"]]
+        kept += sum(len(one["turns"]) + len(one["disturbed"]) for one in turns)
+        assert [len(one["turns"]) for one in turns] == [
+            len((r["decode"] or r["prefill"])["latency"]["values"]) for r in report["results"]
+        ]
+    assert kept == 1194

@@ -3,8 +3,8 @@
 import json
 import sys
 
+import plan
 import presets
-import processes
 import pytest
 
 from dijiang.models.presets import PRESETS
@@ -27,7 +27,7 @@ def test_copying_is_timed_and_leaves_nothing(tmp_path):
 
 def test_process_reports_its_peak_and_what_it_printed():
     code = "import time; x = bytearray(200_000_000); time.sleep(0.5); print(len(x))"
-    found = processes.run([sys.executable, "-c", code])
+    found = plan.run([sys.executable, "-c", code])
     assert found.output == "200000000\n"
     assert 2e8 < found.figures["anonymous_bytes"] < 3e8
 

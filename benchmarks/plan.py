@@ -1,4 +1,4 @@
-"""A step of a plan in a process of its own: its time limit, its memory, its last line."""
+"""What every plan does: steps in processes of their own, and a JSON file with a page made of it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 import psutil
 
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 #: Seconds between two looks at a process's memory.
 INTERVAL = 0.02
 
@@ -31,15 +34,15 @@ class Ended:
     @property
     def figures(self) -> dict[str, Any]:
         """Its time and memory, for a report."""
-        names = ("seconds", "anonymous_bytes", "resident_bytes")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("seconds", "anonymous_bytes", "resident_bytes")}
 
 
-def run(command: list[str], limit: float = float("inf"), show: bool = False) -> Ended | None:
+def run(command: list[Any], limit: float = float("inf"), show: bool = False) -> Ended | None:
     """Run a command; None if it did not end in `limit` seconds. show: what it says on stderr at once."""
     started, anonymous, resident = time.perf_counter(), 0, 0
     with TemporaryFile("w+") as out, TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=out, stderr=None if show else errors, start_new_session=True)
+        stderr = None if show else errors
+        process = subprocess.Popen([*map(str, command)], stdout=out, stderr=stderr, start_new_session=True)
         try:
             watch = psutil.Process(process.pid)
             while process.poll() is None:
@@ -49,27 +52,25 @@ def run(command: list[str], limit: float = float("inf"), show: bool = False) -> 
                     memory = watch.memory_info()
                 except psutil.Error:  # it ended between the two calls
                     continue
-                anonymous = max(anonymous, memory.rss - memory.shared)
-                resident = max(resident, memory.rss)
+                anonymous, resident = max(anonymous, memory.rss - memory.shared), max(resident, memory.rss)
                 time.sleep(INTERVAL)
         finally:
             if process.poll() is None:  # with all that it started
                 os.killpg(process.pid, signal.SIGKILL)
             status = process.wait()
         seconds = time.perf_counter() - started
-        said = []
         for stream in (out, errors):
             stream.seek(0)
-            said.append(stream.read())
-    return Ended(status, seconds, anonymous, resident, *said)
+        return Ended(status, seconds, anonymous, resident, out.read(), errors.read())
 
 
-def last_line(ended: Ended) -> dict[str, Any]:
-    """The JSON that a process printed last, or what it said instead, as `error`."""
-    printed, said = (text.strip().splitlines() for text in (ended.output, ended.errors))
-    try:
-        found: dict[str, Any] = json.loads(printed[-1])
-    except (IndexError, ValueError):
-        last = said[-1] if said else "without a word"
-        found = {"error": f"the process ended with status {ended.status}: {last[:400]}"}
-    return found | {"seconds_spent": round(ended.seconds, 1)}
+def keep(results: dict[str, Any], file: Path) -> None:
+    """Write the results whole or not at all."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+def kept(file: Path) -> dict[str, Any] | None:
+    """What an earlier call measured; None: nothing."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
