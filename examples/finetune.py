@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.activations import ACT2FN
 
 from dijiang.models.binding import shapes
 from dijiang.models.load import FAMILIES, load_checkpoint
@@ -24,13 +25,6 @@ from dijiang.models.rotary import inverse_frequencies
 
 #: What training leaves alone, by the ends of the tensors' names.
 FROZEN = (".D1", ".D2", ".proj_matrix")
-ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-}
 
 
 class Dijiang(nn.Module):
@@ -78,7 +72,7 @@ class Dijiang(nn.Module):
         if spec.learned_positions:
             x = x + w["positions.weight"][:length]
         angles = torch.outer(torch.arange(length, dtype=torch.float64), self.frequencies)
-        turn = angles.cos().float()[:, None], angles.sin().float()[:, None]
+        turn = angles.cos().to(x.dtype)[:, None], angles.sin().to(x.dtype)[:, None]
         for layer in range(spec.num_layers):
             x = self.layer(layer, self.weights(f"layers.{layer}."), x, turn)
         if spec.final_norm:
@@ -102,7 +96,7 @@ class Dijiang(nn.Module):
         return F.layer_norm(x, weight.shape, weight, w[f"{name}.bias"], eps)
 
     def mlp(self, w: dict[str, Tensor], x: Tensor) -> Tensor:
-        activation, up = ACTIVATIONS[self.spec.activation], linear(w, "mlp_up", x)
+        activation, up = ACT2FN[self.spec.activation], linear(w, "mlp_up", x)
         if self.spec.gated_mlp:
             return linear(w, "mlp_down", activation(linear(w, "mlp_gate", x)) * up)
         return linear(w, "mlp_down", activation(up))
@@ -117,7 +111,7 @@ class Dijiang(nn.Module):
         k, v = (z.repeat_interleave(heads // groups, dim=2) for z in (k, v))
         steps = torch.arange(x.shape[1])
         distance = (steps[:, None] - steps).double()
-        decay = (self.gammas[layer][:, None, None] ** distance.clamp(min=0)).tril().float()
+        decay = (self.gammas[layer][:, None, None] ** distance.clamp(min=0)).tril().to(x.dtype)
         scores = torch.einsum("bthk,bshk->bhts", q, k) * decay.repeat_interleave(heads // groups, dim=0)
         out = torch.einsum("bhts,bshv->bthv", scores, v).flatten(0, 1).flatten(1)
         normed = F.group_norm(out, size, w["group_norm.weight"], w["group_norm.bias"], spec.group_norm_eps).view_as(

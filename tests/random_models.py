@@ -10,9 +10,11 @@ import numpy as np
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from dijiang.models.activations import ACTIVATIONS
 from dijiang.models.binding import shapes
 from dijiang.models.decay import initial_gamma
-from dijiang.models.load import FAMILIES
+from dijiang.models.load import FAMILIES, load_checkpoint
+from dijiang.models.reference import Reference
 
 #: max_position_embeddings of every drawn model.
 POSITIONS = 40
@@ -39,7 +41,7 @@ def gpt_neox(draw) -> dict[str, Any]:
         "use_parallel_residual": draw(FLAGS),
         "tie_word_embeddings": draw(FLAGS),
         "attention_bias": draw(FLAGS),
-        "hidden_act": draw(st.sampled_from(["gelu", "gelu_new", "relu"])),
+        "hidden_act": draw(st.sampled_from(sorted(ACTIVATIONS))),
     }
 
 
@@ -57,6 +59,7 @@ def llama(draw) -> dict[str, Any]:
         "tie_word_embeddings": draw(FLAGS),
         "attention_bias": draw(FLAGS),
         "mlp_bias": draw(FLAGS),
+        "hidden_act": draw(st.sampled_from(sorted(ACTIVATIONS))),
         "rope_theta": draw(st.sampled_from([100.0, 10000.0])),
         "rope_scaling": draw(st.sampled_from([None, {"type": "linear", "factor": 3.0}, LLAMA3])),
     }
@@ -76,6 +79,7 @@ def opt(draw) -> dict[str, Any]:
         "do_layer_norm_before": draw(FLAGS),
         "_remove_final_layer_norm": draw(FLAGS),
         "enable_bias": draw(FLAGS),
+        "activation_function": draw(st.sampled_from(sorted(ACTIVATIONS))),
         "tie_word_embeddings": draw(FLAGS),
     }
 
@@ -115,3 +119,12 @@ def _value(name: str, shape: tuple[int, ...], random: np.random.Generator, *, tr
     if name.endswith("proj_matrix"):
         noise = random.standard_normal(shape)
     return noise.astype(np.float32)
+
+
+def float32_gate(folder: Path, ids: np.ndarray, expected: np.ndarray) -> float:
+    """The largest error of logits that float32 explains: 16 times what the reference loses in float32 (ADR 0019).
+
+    ids [B, T], expected [B, T, vocab]: logits of the reference in float64.
+    """
+    plain = Reference(load_checkpoint(folder), np.float32).forward(ids)
+    return 16 * max(float(np.abs(plain - expected).max()), 1e-6 * max(1.0, float(np.abs(expected).max())))

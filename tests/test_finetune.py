@@ -26,13 +26,14 @@ SPEC.loader.exec_module(finetune)
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(config=configs(), seed=st.integers(0, 9), length=st.integers(1, POSITIONS))
 def test_module_has_the_logits_of_the_reference(config, seed, length):
+    """In float64: in float32 PyTorch's group norm of one channel is up to 300 roundings away from its bias."""
     with tempfile.TemporaryDirectory() as name:
         folder = write(Path(name), config, seed=seed)
-        model, reference = finetune.Dijiang(folder), Reference(load_checkpoint(folder))
+        model, reference = finetune.Dijiang(folder).double(), Reference(load_checkpoint(folder))
         ids = np.random.default_rng(seed).integers(0, config["vocab_size"], (2, length))
         with torch.no_grad():
             found = model(torch.from_numpy(ids)).numpy()
-        assert np.abs(found - reference.forward(ids)).max() <= 1e-4
+        np.testing.assert_allclose(found, reference.forward(ids), rtol=1e-9, atol=1e-9)
 
 
 def test_module_refuses_trained_decay():

@@ -18,7 +18,13 @@ DATA = "model.onnx.data"
 PARITY = "parity.json"
 TOKENIZER = "tokenizer.json"
 #: Copied from the checkpoint where present.
-TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 AGAIN = "export the checkpoint again"
 #: Fields of a ModelSpec that decide what a state means, beside the weights.
 STATE_FIELDS = ("family", "num_layers", "num_heads", "num_kv_heads", "hidden_size", "vocab_size")

@@ -75,18 +75,116 @@ def _relu_nodes(b: Any, x: Any) -> Any:
     return b.op("Relu", x)
 
 
+def _scaled(factor: float) -> tuple[Callable[[Array], Array], Callable[[Any, Any], Any]]:
+    """x * sigmoid(factor x), as function and nodes."""
+
+    def function(x: Array) -> Array:
+        y: Array = x * 0.5 * (1 + np.tanh(factor * x / 2))
+        return y
+
+    def nodes(b: Any, x: Any) -> Any:
+        return b.op("Mul", x, b.op("Sigmoid", b.op("Mul", x, b.constant(factor))))
+
+    return function, nodes
+
+
+def _clipped(
+    low: float, high: float, function: Callable[[Array], Array], nodes: Callable[[Any, Any], Any]
+) -> Activation:
+    """An activation whose result is clipped."""
+
+    def clip(b: Any, x: Any) -> Any:
+        return b.op("Max", b.op("Min", nodes(b, x), b.constant(high)), b.constant(low))
+
+    return Activation(lambda x: np.clip(function(x), low, high), clip, clip)
+
+
+def _plain(function: Callable[[Array], Array], nodes: Callable[[Any, Any], Any]) -> Activation:
+    """An activation of the same nodes everywhere."""
+    return Activation(function, nodes, nodes)
+
+
+def _squared_relu(b: Any, x: Any) -> Any:
+    positive = b.op("Relu", x)
+    return b.op("Mul", positive, positive)
+
+
+def _mish(x: Array) -> Array:
+    y: Array = x * np.tanh(np.logaddexp(0, x))
+    return y
+
+
+def _mish_nodes(b: Any, x: Any) -> Any:
+    return b.op("Mul", x, b.op("Tanh", b.op("Softplus", x)))
+
+
+def _leaky(x: Array) -> Array:
+    y: Array = np.where(x > 0, x, 0.01 * x)
+    return y
+
+
+def _sigmoid(x: Array) -> Array:
+    y: Array = 0.5 * (1 + np.tanh(x / 2))
+    return y
+
+
+def _hard_swish(x: Array) -> Array:
+    y: Array = x * np.clip(x + 3, 0, 6) / 6
+    return y
+
+
+def _root_softplus(x: Array) -> Array:
+    y: Array = np.sqrt(np.logaddexp(0, x))
+    return y
+
+
+#: Mean and deviation of the normal distribution that Mega calls its Laplace activation.
+LAPLACE = (0.707107, 0.282095)
+
+
+def _laplace(x: Array) -> Array:
+    from scipy.special import erf
+
+    y: Array = 0.5 * (1 + erf((x - LAPLACE[0]) / (LAPLACE[1] * np.sqrt(2))))
+    return y
+
+
+def _laplace_nodes(b: Any, x: Any) -> Any:
+    scaled = b.op("Div", b.op("Sub", x, b.constant(LAPLACE[0])), b.constant(LAPLACE[1] * math.sqrt(2)))
+    return b.op("Mul", b.op("Add", b.op("Erf", scaled), b.constant(1.0)), b.constant(0.5))
+
+
 def _one(kind: str, **attributes: float) -> Callable[[Any, Any], Any]:
     """One node of ONNX Runtime."""
     return lambda b, x: b.op(kind, x, domain=CONTRIB, **attributes)
 
 
+GELU = Activation(gelu, _gelu_nodes, _one("Gelu"), "gelu")
+SILU = Activation(silu, _silu_nodes, _one("QuickGelu", alpha=1.0), "silu")
 GELU_TANH = Activation(gelu_tanh, _gelu_tanh_nodes, _one("FastGelu"), "gelu_tanh")
-#: hidden_act of a config -> its row.
+QUICK = _scaled(1.702)
+#: hidden_act of a config, in transformers' words -> its row.
 ACTIVATIONS = {
-    "gelu": Activation(gelu, _gelu_nodes, _one("Gelu"), "gelu"),
+    "gelu": GELU,
+    "gelu_python": GELU,
     "gelu_new": GELU_TANH,
     "gelu_fast": GELU_TANH,
+    "gelu_accurate": GELU_TANH,
+    "gelu_python_tanh": GELU_TANH,
     "gelu_pytorch_tanh": GELU_TANH,
+    "gelu_10": _clipped(-10.0, 10.0, gelu, _gelu_nodes),
+    "quick_gelu": Activation(*QUICK, _one("QuickGelu", alpha=1.702)),
     "relu": Activation(relu, _relu_nodes, _relu_nodes, "relu"),
-    "silu": Activation(silu, _silu_nodes, _one("QuickGelu", alpha=1.0), "silu"),
+    "relu2": _plain(lambda x: np.maximum(x, 0) ** 2, _squared_relu),
+    "relu6": _clipped(0.0, 6.0, relu, _relu_nodes),
+    "leaky_relu": _plain(_leaky, lambda b, x: b.op("LeakyRelu", x, alpha=0.01)),
+    "silu": SILU,
+    "swish": SILU,
+    "mish": _plain(_mish, _mish_nodes),
+    "sigmoid": _plain(_sigmoid, lambda b, x: b.op("Sigmoid", x)),
+    "tanh": _plain(np.tanh, lambda b, x: b.op("Tanh", x)),
+    "hardswish": _plain(_hard_swish, lambda b, x: b.op("HardSwish", x)),
+    "laplace": _plain(_laplace, _laplace_nodes),
+    "sqrtsoftplus": _plain(_root_softplus, lambda b, x: b.op("Sqrt", b.op("Softplus", x))),
+    "linear": _plain(lambda x: x, lambda b, x: b.op("Identity", x)),
 }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import warnings
 from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 
@@ -106,7 +108,9 @@ class TorchFile(TensorFile):
                 "or save the checkpoint as safetensors"
             ) from None
         try:
-            self._tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with warnings.catch_warnings():  # of pickle protocols: what was read is judged below
+                warnings.simplefilter("ignore")
+                found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
         except pickle.UnpicklingError as error:
             raise CheckpointError(
                 f"{path}: the pickle holds more than tensors, and code in it is never run; "
@@ -115,9 +119,26 @@ class TorchFile(TensorFile):
         except (RuntimeError, OSError, EOFError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{path}: not a whole PyTorch file ({reason}); download it again") from error
-        if not isinstance(self._tensors, dict):
-            raise CheckpointError(f"{path}: no state dict; save model.state_dict()")
+        self._tensors = self._state_dict(found)
         self.shapes = {n: tuple(t.shape) for n, t in self._tensors.items()}
+
+    def _state_dict(self, found: Any) -> dict[str, Any]:
+        """The one dict of tensors in what was saved: itself, or an entry beside epochs and optimizers."""
+        import torch
+
+        def tensors_of(value: Any) -> dict[str, Any]:
+            entries = value.items() if isinstance(value, dict) else ()
+            return {str(n): t for n, t in entries if isinstance(t, torch.Tensor)}
+
+        whole = tensors_of(found)
+        nested = {} if whole or not isinstance(found, dict) else {n: tensors_of(v) for n, v in found.items()}
+        inside = {str(name): tensors for name, tensors in nested.items() if tensors}
+        if whole and len(whole) == len(found):
+            return whole
+        if len(inside) == 1:
+            return next(iter(inside.values()))
+        kinds = ", ".join(sorted(inside)) or type(found).__name__
+        raise CheckpointError(f"{self.path}: not one dict of tensors ({kinds}); save model.state_dict()")
 
     def read(self, name: str) -> np.ndarray:
         import torch
@@ -143,6 +164,29 @@ LAYOUTS: tuple[tuple[str, str, type[TensorFile]], ...] = (
 )
 
 
+#: Quantization methods of transformers whose weights are saved as floats again.
+RESTORED = ("gguf",)
+#: What wrappers put before all names: torch.compile, DataParallel, PEFT, a model that is a field of another.
+PREFIXES = ("_orig_mod.", "module.", "base_model.model.", "model.")
+#: "model." is such a prefix where one of these follows; elsewhere it is part of the model's own names.
+INSIDE = ("model.", "gpt_neox.", "lm_head.", "embed_out.")
+#: Files of other formats -> what makes them usable.
+OTHERS = {
+    "adapter_config.json": "merge the adapter first: PEFT's merge_and_unload(), then save_pretrained",
+    "consolidated*.pth": "convert it with transformers' convert_llama_weights_to_hf.py",
+    "weights*.npz": "start from the checkpoint that MLX converted",
+}
+
+
+def _common_prefix(names: list[str]) -> str:
+    """What a wrapper put before every name; "": nothing."""
+    prefix = next((p for p in PREFIXES if names and all(n.startswith(p) for n in names)), "")
+    rest = [name.removeprefix(prefix) for name in names]
+    if not prefix or (prefix == "model." and not any(name.startswith(INSIDE) for name in rest)):
+        return ""
+    return prefix + _common_prefix(rest)
+
+
 class Checkpoint:
     """A checkpoint folder: `config`, tensor `shapes`, and `read(name)`.
 
@@ -161,35 +205,61 @@ class Checkpoint:
         if not self.path.is_dir():
             raise CheckpointError(f"{path}: not a folder; give the folder of a checkpoint")
         self.config = read_json(self.path / "config.json")
-        self._files = [reader(file) for reader, file in self._weight_files()]
-        self._owner = {name: f for f in self._files for name in f.shapes}
+        self.generation = self._generation()
+        self._owner = self._owners()
         packed = next((name for name in self._owner if name.endswith(PACKED)), None)
-        if self.config.get("quantization_config") or packed:
+        quantized = self.config.get("quantization_config")
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        if packed or (quantized and method not in RESTORED):
             raise CheckpointError(
                 f"{path}: a quantized checkpoint ({packed or 'quantization_config in config.json'}), "
                 "expected float weights; start from the unquantized checkpoint"
             )
-        self.shapes: dict[str, Shape] = {n: f.shapes[n] for n, f in self._owner.items()}
+        #: What every name in the files begins with beside the model's own names; tensors are named without.
+        self.prefix = _common_prefix(list(self._owner))
+        self.shapes: dict[str, Shape] = {
+            name.removeprefix(self.prefix): file.shapes[name] for name, file in self._owner.items()
+        }
         self._hashes: dict[str, Future[str]] = {}
         self._hashing, self._registering = ThreadPoolExecutor(1), Lock()
 
-    def _weight_files(self) -> list[tuple[type[TensorFile], Path]]:
+    def _generation(self) -> dict[str, Any]:
+        """End tokens of generation_config.json, which go before those of config.json."""
+        file = self.path / "generation_config.json"
+        ends = read_json(file).get("eos_token_id") if file.is_file() else None
+        return {} if ends is None else {"eos_token_id": ends}
+
+    def _owners(self) -> dict[str, TensorFile]:
+        """Tensor -> the file that it is read from: where there is an index, the one that it names."""
         for index, single, reader in LAYOUTS:
             if (self.path / single).is_file():
-                return [(reader, self.path / single)]
+                file = reader(self.path / single)
+                return dict.fromkeys(file.shapes, file)
             if (self.path / index).is_file():
-                shards = sorted(set(read_json(self.path / index).get("weight_map", {}).values()))
-                absent = [s for s in shards if not (self.path / s).is_file()]
-                if absent or not shards:
-                    raise CheckpointError(
-                        f"{self.path}: shards named in {index} are missing: {', '.join(absent)}; "
-                        "download them again"
-                    )
-                return [(reader, self.path / s) for s in shards]
+                return self._indexed(index, reader)
+        for name, advice in OTHERS.items():
+            if any(self.path.glob(name)):
+                raise CheckpointError(f"{self.path}: {name} is not read; {advice}")
         raise CheckpointError(
             f"{self.path}: no weights, expected model.safetensors or pytorch_model.bin "
             "(or their index.json with shards)"
         )
+
+    def _indexed(self, index: str, reader: type[TensorFile]) -> dict[str, TensorFile]:
+        where = read_json(self.path / index).get("weight_map")
+        if not isinstance(where, dict) or not where or not all(isinstance(s, str) for s in where.values()):
+            raise CheckpointError(f"{self.path}: {index} has no weight_map of names to files; download it again")
+        shards = sorted(set(where.values()))
+        outside = [s for s in shards if Path(s).name != s]
+        absent = [s for s in shards if not (self.path / s).is_file()]
+        if outside or absent:
+            what = f"leave the folder: {', '.join(outside)}" if outside else f"are missing: {', '.join(absent)}"
+            raise CheckpointError(f"{self.path}: shards named in {index} {what}; download them again")
+        files = {shard: reader(self.path / shard) for shard in shards}
+        lacking = [f"{name} in {shard}" for name, shard in where.items() if name not in files[shard].shapes]
+        if lacking:
+            raise CheckpointError(f"{self.path}: {index} names {lacking[0]}, which is not there; download it again")
+        return {name: files[shard] for name, shard in where.items()}
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in its stored dtype; KeyError for an unknown name is our own bug.
@@ -199,11 +269,11 @@ class Checkpoint:
         """
         tensor = self._hashed(name)
         if tensor.dtype.name not in FLOATS:
-            raise self._owner[name].unreadable(name, tensor.dtype)
+            raise self._owner[self.prefix + name].unreadable(name, tensor.dtype)
         return tensor
 
     def _hashed(self, name: str) -> np.ndarray:
-        tensor = self._owner[name].read(name)
+        tensor = self._owner[self.prefix + name].read(self.prefix + name)
         with self._registering:
             if name not in self._hashes:
                 if self._hashes:
@@ -232,7 +302,7 @@ class Checkpoint:
         for name, shape in sorted(self.shapes.items()):
             if name not in self._hashes:
                 self._hashed(name)
-            digest.update(f"{name} {list(shape)} {self._hashes[name].result()}\n".encode())
+            digest.update(f"{self.prefix}{name} {list(shape)} {self._hashes[name].result()}\n".encode())
 
 
 def _sha256(tensor: np.ndarray) -> str:

@@ -25,6 +25,7 @@ def flag(config: dict[str, Any], key: str, *, default: bool) -> bool:
 
 def token_ids(value: Any) -> tuple[int, ...]:
     """`eos_token_id` as it comes: absent, one id, or a list."""
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (int(value),)
+    found = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in found):
+        raise CheckpointError(f"config.json: eos_token_id is {value!r}, expected token ids; fix config.json")
+    return tuple(found)

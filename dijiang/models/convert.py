@@ -23,6 +23,8 @@ CARRIED = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
+    "spiece.model",
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
@@ -83,7 +85,7 @@ def convert(
     dtype = source.read(next(iter(kept))).dtype
     write_checkpoint(
         Path(output),
-        family.published_config(source.config),
+        family.published_config({k: v for k, v in source.config.items() if k != "quantization_config"}),
         _tensors(source, kept, first_values(added, dtype, seed)),
         nbytes(wanted, dtype),
         files=[source.path / name for name in CARRIED if (source.path / name).is_file()],

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from ..errors import CheckpointError
 from . import gpt_neox, llama, opt
@@ -151,10 +153,29 @@ def is_vanilla(checkpoint: Checkpoint) -> bool:
 
 
 def named_as_in(checkpoint: Checkpoint, family: Family, bindings: Bindings) -> Bindings:
-    """The bindings without the family's prefix if no tensor of the checkpoint has it."""
-    if any(name.startswith(family.prefix) for name in checkpoint.shapes):
+    """The bindings as the checkpoint names its tensors.
+
+    Without the family's prefix if no tensor has it. A tied table may be stored under the head's name only.
+
+    Raises:
+        CheckpointError: config.json says that the head is the embedding, and the file's head is another.
+    """
+    if not any(name.startswith(family.prefix) for name in checkpoint.shapes):
+        bindings = without_prefix(bindings, family.prefix)
+    table, head = bindings["embed.weight"][0].source, bindings["head.weight"][0].source
+    if table != head or family.head not in checkpoint.shapes:
         return bindings
-    return without_prefix(bindings, family.prefix)
+    if table not in checkpoint.shapes:
+        return {
+            name: tuple(replace(p, source=family.head) if p.source == table else p for p in parts)
+            for name, parts in bindings.items()
+        }
+    if not np.array_equal(checkpoint.read(table), checkpoint.read(family.head)):
+        raise CheckpointError(
+            f"{checkpoint.path}: {family.head} is not {table}, although config.json says tie_word_embeddings: "
+            "set it to false, or remove the tensor"
+        )
+    return bindings
 
 
 def ignored_by(family: Family, spec: ModelSpec) -> tuple[str, ...]:
@@ -165,7 +186,7 @@ def ignored_by(family: Family, spec: ModelSpec) -> tuple[str, ...]:
 def read_spec(family: Family, checkpoint: Checkpoint) -> ModelSpec:
     """The family's reading of config.json; keys of the wrong kind are an error of the checkpoint."""
     try:
-        return family.spec(checkpoint.config)
+        return family.spec(checkpoint.config | checkpoint.generation)
     except KeyError as error:
         raise CheckpointError(f"{checkpoint.path}/config.json: no key {error}; add it") from error
     except (TypeError, ValueError, AttributeError) as error:

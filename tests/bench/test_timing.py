@@ -140,15 +140,15 @@ def test_the_bench_adds_less_than_a_hundredth_to_a_step(pythia_70m):
 def test_decode_rate_of_the_bench_is_that_of_run(pythia_70m):
     """Steps of the bench and of `generate`, in turn: within 3 %."""
     real, test = load_bundle(str(pythia_70m), None, "auto"), Test("tg", STEPS)
-    clock = clock_of(real, [test])
-    clock.warm_up(test)
+    real.prepare([test])
+    real.warm_up(test)
 
     def run():
         *_, last = real.model.generate([1], max_tokens=STEPS + 1, ignore_eos=True)
         return 1 / last.decode_rate
 
     run()
-    pairs = in_turn(lambda: sum(clock.seconds(test)) / STEPS, run, 60)
+    pairs = in_turn(lambda: sum(real.seconds(test)) / STEPS, run, 60)
     ratio = statistics.median(ours / theirs for ours, theirs in pairs)
     print(f"\nbench over run: {ratio:.4f}")
     assert 0.97 < ratio < 1.03

@@ -1,0 +1,42 @@
+"""Every row of the activation table: the function is that of transformers, and every graph computes it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers.activations import ACT2FN
+
+import dijiang
+from dijiang.models.activations import ACTIVATIONS
+from tests.conftest import RUNNABLE
+from tests.random_models import write
+
+#: One name of every row; some have several.
+ROWS = {id(row): name for name, row in ACTIVATIONS.items()}
+#: Of transformers, and not here: they have weights of their own.
+PARAMETRIC = {"prelu", "xielu"}
+LARGE = [-1e4, -700.0, -88.0, -20.0, 20.0, 88.0, 700.0, 1e4]
+
+
+def test_all_of_transformers_are_here():
+    assert set(ACT2FN) - set(ACTIVATIONS) == PARAMETRIC
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_function_is_that_of_transformers(name):
+    x = np.r_[np.linspace(-12, 12, 4001), LARGE]
+    expected = ACT2FN[name](torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(ACTIVATIONS[name].function(x), expected, rtol=1e-12, atol=1e-12)
+    assert np.isfinite(ACTIVATIONS[name].function(x.astype("f4"))).all()
+
+
+@pytest.mark.parametrize("name", sorted(ROWS.values()))
+def test_every_graph_computes_it(name, tmp_path):
+    config = {"model_type": "llama", "hidden_size": 48, "vocab_size": 61, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 37}
+    write(tmp_path, config | {"max_position_embeddings": 40, "hidden_act": name})
+    assert json.loads((tmp_path / "config.json").read_text())["hidden_act"] == name
+    bundle = dijiang.export(tmp_path, tmp_path / "b")
+    assert bundle.passed  # of every graph that runs here, against the float64 reference
+    assert set(bundle.manifest.graphs) == set(RUNNABLE) - {"onnx"}

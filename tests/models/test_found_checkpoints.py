@@ -1,0 +1,201 @@
+"""Checkpoints as people have them: wrapped, renamed, tied, half-copied, of another format."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+import dijiang
+from dijiang.models.checkpoint import Checkpoint
+from dijiang.models.convert import convert
+from dijiang.models.load import load_checkpoint
+from tests.conftest import GOLDEN
+from tests.models.test_checkpoint import as_torch, write_shards
+from tests.models.test_dtypes import in_bfloat16
+
+BASE = GOLDEN["neox-base"]
+
+
+def same(folder, expected=BASE):
+    found, wanted = load_checkpoint(folder), load_checkpoint(expected)
+    assert found.weights.keys() == wanted.weights.keys()
+    for name, weight in wanted.weights.items():
+        np.testing.assert_array_equal(found.weights[name], weight)
+
+
+@pytest.fixture
+def unsaved(copy_of):
+    """A copy of the checkpoint without its weight file, and the weights."""
+    folder = copy_of(BASE)
+    tensors = as_torch(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    return folder, tensors
+
+
+WRAPPED = {
+    "trainer": lambda t: {"epoch": 3, "state_dict": t},
+    "deepspeed": lambda t: {"module": t, "global_steps": 7, "optimizer": None},
+    "lightning": lambda t: {"state_dict": t, "lr_schedulers": [], "hyper_parameters": {"lr": 0.1}},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_weights_beside_the_training_state_are_found(unsaved, wrapper):
+    folder, tensors = unsaved
+    torch.save(WRAPPED[wrapper](tensors), folder / "pytorch_model.bin")
+    same(folder)
+
+
+def test_two_dicts_of_tensors_are_one_line(unsaved):
+    folder, tensors = unsaved
+    torch.save({"model": tensors, "ema": tensors}, folder / "pytorch_model.bin")
+    with pytest.raises(dijiang.CheckpointError, match=r"not one dict of tensors \(ema, model\)"):
+        Checkpoint(folder)
+
+
+def test_files_from_before_torch_1_6_are_read_without_a_warning(unsaved, recwarn):
+    folder, tensors = unsaved
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    same(folder)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model.", "module._orig_mod."])
+def test_a_prefix_before_every_name_is_no_part_of_the_names(unsaved, prefix):
+    folder, tensors = unsaved
+    torch.save({prefix + n: t for n, t in tensors.items()}, folder / "pytorch_model.bin")
+    same(folder)
+
+
+def test_model_inside_of_a_model_has_its_own_names_and_a_tied_one_keeps_its_prefix(unsaved, tmp_path):
+    folder, tensors = unsaved
+    torch.save({"model." + n: t for n, t in tensors.items()}, folder / "pytorch_model.bin")
+    same(folder)
+    file, _ = tied(tmp_path)
+    assert "model.embed_tokens.weight" in Checkpoint(file.parent).shapes
+    assert Checkpoint(file.parent).prefix == ""
+
+
+def test_tensors_of_a_stale_shard_are_not_read(unsaved):
+    """A folder that was downloaded twice: the index says which shards are the model."""
+    folder, tensors = unsaved
+    tensors = {n: t.numpy() for n, t in tensors.items()}
+    shards = write_shards(folder, tensors, save_file, "model", "safetensors")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    owner = load_file(folder / shards[0])
+    foreign = next(n for n, shard in index.items() if shard != shards[0])
+    save_file(owner | {foreign: np.zeros_like(tensors[foreign])}, folder / shards[0])
+    save_file({"other.weight": np.zeros(3, "f4")}, folder / "model-00001-of-00002.safetensors")
+    same(folder)
+
+
+DAMAGED = {
+    "no map": ({}, "has no weight_map"),
+    "a list": ({"weight_map": ["a"]}, "has no weight_map"),
+    "numbers": ({"weight_map": {"a": 1}}, "has no weight_map"),
+    "a path outside": ({"weight_map": {"a": "../model.safetensors"}}, r"leave the folder: \.\./model\.safetensors"),
+    "a missing shard": ({"weight_map": {"a": "gone.safetensors"}}, "are missing: gone.safetensors"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_index_is_one_line(unsaved, damage):
+    folder, _ = unsaved
+    index, reason = DAMAGED[damage]
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(dijiang.CheckpointError, match=reason) as caught:
+        Checkpoint(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_tensor_that_its_shard_lacks_is_one_line(unsaved):
+    folder, tensors = unsaved
+    write_shards(folder, {n: t.numpy() for n, t in tensors.items()}, save_file, "model", "safetensors")
+    file = folder / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"]["forgotten"] = "model-00001-of-00003.safetensors"
+    file.write_text(json.dumps(index))
+    with pytest.raises(dijiang.CheckpointError, match="names forgotten in model-00001"):
+        Checkpoint(folder)
+
+
+OTHER_FORMATS = {
+    "adapter_config.json": "merge the adapter first",
+    "consolidated.00.pth": "convert_llama_weights_to_hf",
+    "weights.00.npz": "the checkpoint that MLX converted",
+}
+
+
+@pytest.mark.parametrize("file", OTHER_FORMATS)
+def test_another_format_is_named_with_what_makes_it_usable(unsaved, file):
+    folder, _ = unsaved
+    (folder / file).write_bytes(b"{}")
+    with pytest.raises(dijiang.CheckpointError, match=OTHER_FORMATS[file]):
+        Checkpoint(folder)
+
+
+def test_floats_that_transformers_read_from_gguf_are_a_checkpoint(edit_config):
+    same(edit_config("neox-base", quantization_config={"quant_method": "gguf"}))
+
+
+def test_weights_of_other_quantization_methods_are_refused(edit_config):
+    with pytest.raises(dijiang.CheckpointError, match="a quantized checkpoint"):
+        Checkpoint(edit_config("neox-base", quantization_config={"quant_method": "gptq", "bits": 4}))
+
+
+def test_converted_checkpoint_is_not_called_quantized(tmp_path):
+    in_bfloat16(tmp_path / "v", "llama")
+    file = tmp_path / "v" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": {"quant_method": "gguf"}}))
+    (tmp_path / "v" / "chat_template.jinja").write_text("{{ messages }}")
+    convert(tmp_path / "v", tmp_path / "new")
+    assert "quantization_config" not in json.loads((tmp_path / "new" / "config.json").read_text())
+    assert (tmp_path / "new" / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+@pytest.mark.parametrize(("ends", "expected"), [(7, (7,)), ([7, 9], (7, 9)), (None, (5,))])
+def test_end_tokens_of_the_generation_config_go_first(edit_config, ends, expected):
+    folder = edit_config("neox-base", eos_token_id=5)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends, "temperature": 0.7}))
+    assert load_checkpoint(folder).spec.eos_token_ids == expected
+
+
+@pytest.mark.parametrize("wrong", ["</s>", [1, "x"], True, 1.5, {"id": 1}])
+def test_end_tokens_that_are_no_ids_are_one_line(edit_config, wrong):
+    with pytest.raises(dijiang.CheckpointError, match=r"eos_token_id is .*, expected token ids"):
+        load_checkpoint(edit_config("neox-base", eos_token_id=wrong))
+
+
+def tied(tmp_path):
+    """A tied LLaMA in bfloat16, converted."""
+    in_bfloat16(tmp_path / "v", "llama")
+    file = tmp_path / "v" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
+    tensors = load_file(tmp_path / "v" / "model.safetensors")
+    tensors.pop("lm_head.weight", None)
+    save_file(tensors, tmp_path / "v" / "model.safetensors")
+    convert(tmp_path / "v", tmp_path / "new")
+    return tmp_path / "new" / "model.safetensors", load_file(tmp_path / "new" / "model.safetensors")
+
+
+def test_tied_table_may_have_either_name_or_both(tmp_path):
+    file, tensors = tied(tmp_path)
+    table = tensors["model.embed_tokens.weight"]
+    expected = load_checkpoint(file.parent).weights["embed.weight"]
+    rest = {n: t for n, t in tensors.items() if n != "model.embed_tokens.weight"}
+    for stored in ({"lm_head.weight": table}, {"lm_head.weight": table, "model.embed_tokens.weight": table}):
+        save_file(rest | {n: t.copy() for n, t in stored.items()}, file)
+        found = load_checkpoint(file.parent)
+        np.testing.assert_array_equal(found.weights["embed.weight"], expected)
+        np.testing.assert_array_equal(found.weights["head.weight"], expected.T)
+
+
+def test_tied_table_and_another_head_are_refused(tmp_path):
+    file, tensors = tied(tmp_path)
+    head = tensors["model.embed_tokens.weight"].copy()
+    head[3, 2] += 1
+    save_file(tensors | {"lm_head.weight": head}, file)
+    with pytest.raises(dijiang.CheckpointError, match=r"lm_head\.weight is not model\.embed_tokens\.weight"):
+        load_checkpoint(file.parent)
