@@ -1,4 +1,4 @@
-"""Writing files and folders: whole or not at all, and never through a link.
+"""Writing files and folders: whole or not at all, and never through a link. Reading JSON of any origin.
 
 Everything that dijiang keeps is written here. A file is written under a hidden name in its folder, which is
 held by a handle, brought to the disk, and renamed. A folder is written under a hidden name beside its target
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .errors import DijiangError
 from .hidden import REPLACED, hidden_folder, hidden_name, locked, new_file, recover, sweep
@@ -23,6 +25,26 @@ from .hidden import REPLACED, hidden_folder, hidden_name, locked, new_file, reco
 #: renameat2 of Linux: both names exchange what they stand for; nothing is replaced.
 AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE = -100, 2, 1
 SPACE = "free some space, or choose a folder that is yours"
+#: A larger file of JSON is none that dijiang reads.
+JSON_BYTES = 64 << 20
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file, whoever wrote it.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is no regular file, no UTF-8, no JSON, or too large or too deep.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("not a regular file")
+    if found.st_size > JSON_BYTES:
+        raise ValueError(f"{found.st_size} bytes, expected at most {JSON_BYTES}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def write_file(path: Path, data: bytes, error: type[DijiangError]) -> None:

@@ -84,12 +84,11 @@ class Manifest:
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> Manifest:
-        """Read what `to_json` wrote; BundleError, which begins with `where`, for anything else."""
+    def from_dict(cls, data: Any, where: str) -> Manifest:
+        """Read the value that `to_json` wrote; BundleError, which begins with `where`, for anything else."""
         try:
-            data = json.loads(text)
             version = data["format_version"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (KeyError, TypeError) as error:
             raise BundleError(f"{where}: unreadable ({error}); {AGAIN}") from error
         if version == 1:
             raise BundleError(

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import BundleError
-from ..files import write_file
+from ..files import read_json, write_file
 from ..hidden import locked, recover
 from .integrity import check_file
 from .manifest import DATA, MANIFEST, PARITY, Manifest
@@ -43,7 +43,10 @@ class Bundle:
         path = self.path / PARITY
         if PARITY not in self.manifest.reports or not path.is_file():
             return None
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            report: dict[str, Any] = read_json(path)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: unreadable ({error}); run dijiang verify again") from error
         return report
 
     @property
@@ -65,7 +68,7 @@ class Bundle:
         """
         try:
             with locked(self.path / MANIFEST):
-                found = Manifest.from_json(_read_manifest(self.path), str(self.path / MANIFEST))
+                found = read_manifest(self.path)
                 if (found.fingerprint, found.graphs.keys()) != (
                     self.manifest.fingerprint,
                     self.manifest.graphs.keys(),
@@ -102,7 +105,7 @@ def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
     folder = Path(path)
     if not folder.exists():
         recover(folder)
-    manifest = Manifest.from_json(_read_manifest(folder), str(folder / MANIFEST))
+    manifest = read_manifest(folder)
     for name, expected in manifest.files.items():
         _check_name(folder, name)
         file = folder / name
@@ -116,9 +119,10 @@ def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
     return Bundle(folder, manifest)
 
 
-def _read_manifest(folder: Path) -> str:
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder, its files unseen; BundleError if it has none that is whole."""
     try:
-        return (folder / MANIFEST).read_text(encoding="utf-8")
+        return Manifest.from_dict(read_json(folder / MANIFEST), str(folder / MANIFEST))
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"{folder}: no {MANIFEST}, so not a bundle; run dijiang export first") from None
     except (OSError, ValueError) as error:

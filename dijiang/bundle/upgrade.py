@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, DijiangError
+from ..files import read_json
 from ..models.spec import ModelSpec
 from ..recipe import Recipe, resolve
 from .integrity import FileRecord, record_file
@@ -28,9 +28,9 @@ def upgrade(path: str | Path) -> Bundle:
     """
     folder = Path(path)
     try:
-        old = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        old = read_json(folder / MANIFEST)
         is_old = old["format_version"] == 1
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{folder / MANIFEST}: unreadable ({error}); export again") from error
     if not is_old:
         return open_bundle(folder)
@@ -62,7 +62,7 @@ def _manifest(folder: Path, old: dict[str, Any], recipe: Recipe) -> Manifest:
     if absent := {DATA, OLD_GRAPH} - files.keys():
         raise ValueError(f"no {' and no '.join(sorted(absent))}")
     verified = PARITY in old["files"]
-    report = json.loads((folder / PARITY).read_text(encoding="utf-8")) if verified else {}
+    report = read_json(folder / PARITY) if verified else {}
     record = GraphRecord(
         file=OLD_GRAPH,
         in_place=bool(old["in_place"]),

@@ -20,7 +20,7 @@ from ..bundle.manifest import (
     Manifest,
     fingerprint_of,
 )
-from ..bundle.opened import Bundle, open_bundle
+from ..bundle.opened import Bundle, open_bundle, read_manifest
 from ..errors import ExportError, InputError
 from ..files import check_output, new_folder, refuse_foreign
 from ..graph.reads import parameter_reads
@@ -154,7 +154,7 @@ def foreign(folder: Path) -> list[str]:
     if not (folder / MANIFEST).is_file():
         raise ExportError(f"{folder} exists and is no bundle, expected {MANIFEST} in it; move it away")
     sweep(folder)
-    old = Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"), str(folder / MANIFEST))
+    old = read_manifest(folder)
     listed = {MANIFEST, *old.files, *old.reports}
     with os.scandir(folder) as found:
         return sorted(one.name for one in found if one.name not in listed or one.is_dir(follow_symlinks=False))

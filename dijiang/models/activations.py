@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import CheckpointError
+from .config import brief
+
 Array = np.ndarray
 #: Domain of ONNX Runtime's own nodes.
 CONTRIB = "com.microsoft"
@@ -188,3 +191,13 @@ ACTIVATIONS = {
     "sqrtsoftplus": _plain(_root_softplus, lambda b, x: b.op("Sqrt", b.op("Softplus", x))),
     "linear": _plain(lambda x: x, lambda b, x: b.op("Identity", x)),
 }
+
+
+def read_activation(config: dict[str, Any], key: str, default: str) -> str:
+    """The name of a row of ACTIVATIONS from a config; CheckpointError for any other value."""
+    name = config.get(key, default)
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise CheckpointError(
+            f"config.json: {key} {brief(name)} is not supported, expected one of {', '.join(ACTIVATIONS)}"
+        )
+    return name

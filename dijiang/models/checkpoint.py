@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import warnings
 from abc import ABC, abstractmethod
@@ -15,6 +14,7 @@ from zipfile import is_zipfile
 
 import numpy as np
 
+from .. import files
 from ..errors import CheckpointError
 
 Shape = tuple[int, ...]
@@ -27,10 +27,10 @@ BFLOAT16 = "BF16"
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a CheckpointError that says what is wrong with it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = files.read_json(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not found; give the folder of a checkpoint") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: unreadable ({error}); download it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: {type(value).__name__}, expected a JSON object")

@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..errors import CheckpointError
+
+#: Token ids are int64 in the graph; nobody has more tokens than this.
+MAX_TOKEN_ID = 2**31
+
+
+def brief(value: Any) -> str:
+    """A value in an error's line, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def want(config: dict[str, Any], key: str, kind: type) -> Any:
     """The value of `key`, or an error that names the key and the type expected."""
     value = config.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise CheckpointError(f"config.json: {key} is {value!r}, expected {kind.__name__}; fix config.json")
+        raise CheckpointError(f"config.json: {key} is {brief(value)}, expected {kind.__name__}; fix config.json")
     return value
+
+
+def number(config: dict[str, Any], key: str, default: float) -> float:
+    """A finite number that is not negative, `default` where `key` is absent."""
+    value = config.get(key, default)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise CheckpointError(f"config.json: {key} is {brief(value)}, expected a finite number; fix config.json")
+    return float(value)
 
 
 def flag(config: dict[str, Any], key: str, *, default: bool) -> bool:
     """A truth value, `default` where `key` is absent."""
     value = config.get(key, default)
     if not isinstance(value, bool):
-        raise CheckpointError(f"config.json: {key} is {value!r}, expected true or false; fix config.json")
+        raise CheckpointError(f"config.json: {key} is {brief(value)}, expected true or false; fix config.json")
     return value
 
 
 def token_ids(value: Any) -> tuple[int, ...]:
     """`eos_token_id` as it comes: absent, one id, or a list."""
     found = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(one, int) and not isinstance(one, bool) for one in found):
-        raise CheckpointError(f"config.json: eos_token_id is {value!r}, expected token ids; fix config.json")
+    if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < MAX_TOKEN_ID for one in found):
+        raise CheckpointError(f"config.json: eos_token_id is {brief(value)}, expected token ids; fix config.json")
     return tuple(found)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from .activations import read_activation
 from .binding import Array, Binding, Bindings, added, layered, linear, norm, plain
-from .config import flag, token_ids, want
-from .rotary import read_base, read_scaling
+from .config import flag, number, token_ids, want
+from .rotary import read_rope
 from .spec import ModelSpec
 
 #: Buffers that older transformers versions saved; they carry nothing.
@@ -18,8 +19,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
     """ModelSpec from transformers' GPTNeoXConfig as JSON."""
     hidden = want(config, "hidden_size", int)
     heads = want(config, "num_attention_heads", int)
-    rope = config.get("rope_parameters") or {}
-    rotary_pct = config.get("rotary_pct", rope.get("partial_rotary_factor", 0.25))
+    rope = read_rope(config, "rotary_emb_base", "rotary_pct")
     return ModelSpec(
         family="gpt_neox",
         vocab_size=want(config, "vocab_size", int),
@@ -29,12 +29,12 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         num_heads=heads,
         num_kv_heads=heads,
         max_positions=want(config, "max_position_embeddings", int),
-        norm_eps=float(config.get("layer_norm_eps", 1e-5)),
-        activation=config.get("hidden_act", "gelu"),
+        norm_eps=number(config, "layer_norm_eps", 1e-5),
+        activation=read_activation(config, "hidden_act", "gelu"),
         parallel_residual=flag(config, "use_parallel_residual", default=True),
-        rotary_dims=int((hidden // max(heads, 1)) * rotary_pct),
-        rotary_base=read_base(config, "rotary_emb_base"),
-        rope_scaling=read_scaling(config),
+        rotary_dims=int((hidden // max(heads, 1)) * rope.share),
+        rotary_base=rope.base,
+        rope_scaling=rope.scaling,
         tied_embeddings=flag(config, "tie_word_embeddings", default=False),
         attention_bias=flag(config, "attention_bias", default=True),
         bos_token_id=config.get("bos_token_id"),
@@ -44,10 +44,8 @@ def spec(config: dict[str, Any]) -> ModelSpec:
 
 def published_config(config: dict[str, Any]) -> dict[str, Any]:
     """config.json with the rotary keys as the published modelling code reads them."""
-    found = spec(config)
-    rope = config.get("rope_parameters") or {}
-    old = {"rotary_pct": rope.get("partial_rotary_factor", 0.25), "rotary_emb_base": found.rotary_base}
-    return old | config
+    rope = read_rope(config, "rotary_emb_base", "rotary_pct")
+    return config | {"rotary_pct": rope.share, "rotary_emb_base": rope.base}
 
 
 def _qkv_columns(tensor: Array, *, heads: int) -> Array:

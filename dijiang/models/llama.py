@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import CheckpointError
+from .activations import read_activation
 from .binding import Bindings, added, layered, linear, norm, plain
-from .config import flag, token_ids, want
-from .rotary import read_base, read_scaling
+from .config import flag, number, token_ids, want
+from .rotary import read_rope
 from .spec import ModelSpec
 
 #: A buffer that older transformers versions saved; it carries nothing.
@@ -22,6 +23,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
     """ModelSpec from transformers' LlamaConfig as JSON."""
     heads = want(config, "num_attention_heads", int)
     grouped = config.get("num_key_value_heads") is not None
+    rope = read_rope(config, "rope_theta")
     found = ModelSpec(
         family="llama",
         vocab_size=want(config, "vocab_size", int),
@@ -31,12 +33,12 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         num_heads=heads,
         num_kv_heads=want(config, "num_key_value_heads", int) if grouped else heads,
         max_positions=want(config, "max_position_embeddings", int),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        activation=config.get("hidden_act", "silu"),
+        norm_eps=number(config, "rms_norm_eps", 1e-6),
+        activation=read_activation(config, "hidden_act", "silu"),
         parallel_residual=False,
         rotary_dims=want(config, "hidden_size", int) // max(heads, 1),
-        rotary_base=read_base(config, "rope_theta"),
-        rope_scaling=read_scaling(config),
+        rotary_base=rope.base,
+        rope_scaling=rope.scaling,
         tied_embeddings=flag(config, "tie_word_embeddings", default=False),
         attention_bias=flag(config, "attention_bias", default=False),
         mlp_bias=flag(config, "mlp_bias", default=False),

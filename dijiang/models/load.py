@@ -14,6 +14,7 @@ from ..errors import CheckpointError
 from . import gpt_neox, llama, opt
 from .binding import Bindings, shapes, without_prefix
 from .checkpoint import Checkpoint
+from .config import brief
 from .decay import Decay, analyse, position_limit, without_tables
 from .spec import ModelSpec
 from .weights import Weights, check_tensors, is_decay_table
@@ -142,7 +143,7 @@ def family_of(checkpoint: Checkpoint) -> Family:
     kind = checkpoint.config.get("model_type")
     if str(kind) not in FAMILIES:
         raise CheckpointError(
-            f"{checkpoint.path}: model_type {kind!r} is not supported, expected one of {', '.join(FAMILIES)}"
+            f"{checkpoint.path}: model_type {brief(kind)} is not supported, expected one of {', '.join(FAMILIES)}"
         )
     return FAMILIES[str(kind)]
 
@@ -186,10 +187,16 @@ def ignored_by(family: Family, spec: ModelSpec) -> tuple[str, ...]:
 def read_spec(family: Family, checkpoint: Checkpoint) -> ModelSpec:
     """The family's reading of config.json; keys of the wrong kind are an error of the checkpoint."""
     try:
-        return family.spec(checkpoint.config | checkpoint.generation)
+        spec = family.spec(checkpoint.config | checkpoint.generation)
     except KeyError as error:
         raise CheckpointError(f"{checkpoint.path}/config.json: no key {error}; add it") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"{checkpoint.path}/config.json: a value of the wrong kind ({error}); fix it"
         ) from error
+    if spec.num_layers > len(checkpoint.shapes):
+        raise CheckpointError(
+            f"{checkpoint.path}/config.json: {spec.num_layers} layers, but the files hold "
+            f"{len(checkpoint.shapes)} tensors; it is the config of another model"
+        )
+    return spec

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import CheckpointError
+from .activations import read_activation
 from .binding import Array, Binding, Bindings, added, layered, linear, norm, plain
 from .config import flag, token_ids, want
 from .spec import ModelSpec
@@ -42,7 +43,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         num_kv_heads=heads,
         max_positions=want(config, "max_position_embeddings", int),
         norm_eps=1e-5,
-        activation=config.get("activation_function", "relu"),
+        activation=read_activation(config, "activation_function", "relu"),
         parallel_residual=False,
         rotary_dims=0,
         rotary_base=10000.0,

@@ -3,43 +3,66 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..errors import CheckpointError
+from .config import brief, number, want
 from .spec import ModelSpec, RopeScaling
 
 
-def read_base(config: dict[str, Any], old: str) -> float:
-    """Base of the rotary frequencies: `rope_parameters.rope_theta`, or the key `old`."""
-    new = (config.get("rope_parameters") or {}).get("rope_theta")
-    return float(config.get(old, 10000.0) if new is None else new)
+@dataclass(frozen=True)
+class Rope:
+    """What a config says of rotary positions. share: of the channels of a head that are rotated."""
+
+    base: float
+    share: float
+    scaling: RopeScaling | None
 
 
-def read_scaling(config: dict[str, Any]) -> RopeScaling | None:
-    """`rope_scaling` (old) or `rope_parameters` (new) of a config.
+def read_rope(config: dict[str, Any], base: str, share: str | None = None) -> Rope:
+    """Rotary positions of a config in any spelling.
 
-    Raises CheckpointError for kinds whose angles depend on the final length.
+    The order is that of transformers 5: `rope_scaling`, where it holds something, stands for
+    `rope_parameters`; what is not in there comes from the keys `base` and `share` (None: the family
+    rotates all channels) beside it.
+
+    Raises:
+        CheckpointError: a value of the wrong kind, or angles that depend on the final length.
     """
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise CheckpointError(f"config.json: rope_scaling is {brief(rope)}, expected an object; fix config.json")
+    theta = number(rope, "rope_theta", number(config, base, 10000.0))
+    part = 1.0 if share is None else number(rope, "partial_rotary_factor", number(config, share, 0.25))
+    return Rope(theta, part, _read_scaling(config, rope))
+
+
+def _read_scaling(config: dict[str, Any], rope: dict[str, Any]) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
-    if kind == "linear":
-        return RopeScaling("linear", float(rope["factor"]))
-    if kind == "llama3":
-        return RopeScaling(
-            "llama3",
-            float(rope["factor"]),
-            float(rope["low_freq_factor"]),
-            float(rope["high_freq_factor"]),
-            int(rope["original_max_position_embeddings"]),
+    if kind not in ("linear", "llama3"):
+        raise CheckpointError(
+            f"config.json: rope scaling {brief(kind)}, expected linear or llama3; angles that depend on the "
+            "final length have no exact recurrence: retrain with a position-independent scaling"
         )
-    raise CheckpointError(
-        f"config.json: rope scaling {kind!r}, expected linear or llama3; angles that depend on the "
-        "final length have no exact recurrence: retrain with a position-independent scaling"
-    )
+    factor = _factor(rope, "factor")
+    if kind == "linear":
+        return RopeScaling(kind, factor)
+    original = "original_max_position_embeddings"
+    place = next((p for p in (config, rope) if original in p), {original: config["max_position_embeddings"]})
+    low, high = _factor(rope, "low_freq_factor"), _factor(rope, "high_freq_factor")
+    return RopeScaling(kind, factor, low, high, want(place, original, int))
+
+
+def _factor(rope: dict[str, Any], key: str) -> float:
+    value = number({key: rope[key]}, key, 0.0)
+    if value == 0:
+        raise CheckpointError(f"config.json: {key} of the rope scaling is 0, expected more; fix config.json")
+    return value
 
 
 def inverse_frequencies(spec: ModelSpec) -> np.ndarray:

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..errors import CheckpointError
+
+#: Fields of a ModelSpec that are more than 0 in every model.
+POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "max_positions",
+    "rotary_base",
+)
 
 
 @dataclass(frozen=True)
@@ -61,18 +74,10 @@ class ModelSpec:
     eos_token_ids: tuple[int, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "max_positions",
-        ):
-            if getattr(self, name) < 1:
+        for name in POSITIVE:
+            if not 0 < getattr(self, name) < math.inf:
                 raise CheckpointError(
-                    f"config: {name} is {getattr(self, name)}, expected at least 1; fix config.json"
+                    f"config: {name} is {getattr(self, name)}, expected more than 0; fix config.json"
                 )
         if self.hidden_size % self.num_heads:
             raise CheckpointError(

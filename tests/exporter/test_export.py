@@ -223,7 +223,7 @@ def test_unknown_option_names_the_known_ones(tmp_path, option, value):
 
 def test_unknown_activation_is_refused(edit_config, tmp_path):
     broken = edit_config("neox-base", hidden_act="mystery")
-    with pytest.raises(dijiang.ExportError, match="hidden_act 'mystery' is not supported"):
+    with pytest.raises(dijiang.CheckpointError, match="hidden_act 'mystery' is not supported"):
         dijiang.export(broken, tmp_path / "b")
 
 
