@@ -21,7 +21,7 @@ from ..bundle.manifest import (
     fingerprint_of,
 )
 from ..bundle.opened import Bundle, open_bundle, read_manifest
-from ..errors import ExportError, InputError
+from ..errors import BundleError, CheckpointError, ExportError, InputError
 from ..files import check_output, new_folder, refuse_foreign
 from ..graph.reads import parameter_reads
 from ..hidden import sweep
@@ -30,6 +30,7 @@ from ..parity.verify import verify as compare
 from ..progress import Progress, silent
 from ..recipe import AUTO, GRAPHS, Recipe, resolve
 from ..runtime.sessions.inference import import_onnxruntime, runs_here, why_not
+from ..runtime.text import TextTokenizer
 from ..version import __version__
 from . import pipeline
 from .plan import Plan, plan_export
@@ -96,6 +97,7 @@ def export(
     folder = Path(output)
     check_target(folder, [Path(path) for path in (checkpoint, text) if path is not None], force=force)
     model = load_checkpoint(checkpoint, decay=decay, repair_decay=repair_decay)
+    _check_tokenizer(model)
     if verify:
         _check_verifiable(model, recipe, text)
     recipe = pipeline.fitted(recipe, model)
@@ -158,6 +160,23 @@ def foreign(folder: Path) -> list[str]:
     listed = {MANIFEST, *old.files, *old.reports}
     with os.scandir(folder) as found:
         return sorted(one.name for one in found if one.name not in listed or one.is_dir(follow_symlinks=False))
+
+
+def _check_tokenizer(model: DijiangModel) -> None:
+    """CheckpointError if there is a tokenizer that cannot be opened, or that is another model's."""
+    file = model.path / TOKENIZER
+    if not file.is_file():
+        return
+    try:
+        beyond = TextTokenizer.read(file).beyond(model.spec.vocab_size)
+    except (BundleError, OSError) as error:
+        raise CheckpointError(str(error)) from error
+    if beyond:
+        token, number = max(beyond.items(), key=lambda pair: pair[1])
+        raise CheckpointError(
+            f"{file}: the token {token!r} has the id {number}, but the model has {model.spec.vocab_size} tokens; "
+            "it is the tokenizer of another model"
+        )
 
 
 def _check_verifiable(model: DijiangModel, recipe: Recipe, text: str | Path | None) -> None:

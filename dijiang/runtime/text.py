@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import BundleError, InputError
+from ..errors import BundleError, DijiangError, InputError
 
 #: What stands for bytes that are no character, or not one yet.
 REPLACEMENT = "\ufffd"
 #: Texts before a continuation, tried in turn: what a tokenizer puts at the start of any text lands there.
 ANCHORS = ("\n", ".", "a")
+#: How a file begins that Git LFS did not fetch.
+POINTER = b"version https://git-lfs"
+
+
+@contextmanager
+def _reported(error_of: Callable[[BaseException], DijiangError]) -> Iterator[None]:
+    """What tokenizers raises, as our error: bare Exception, or a panic of Rust, which is a BaseException."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise error_of(error) from error
+        raise
 
 
 class TextTokenizer:
@@ -19,10 +33,10 @@ class TextTokenizer:
     def __init__(self, data: bytes, path: Path) -> None:
         from tokenizers import Tokenizer
 
-        try:
+        if data.startswith(POINTER):
+            raise BundleError(f"{path}: a pointer of Git LFS, not a tokenizer; run git lfs pull")
+        with _reported(lambda e: BundleError(f"{path}: not a tokenizer ({e}); download it again")):
             self._tokenizer = Tokenizer.from_str(data.decode("utf-8"))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise BundleError(f"{path}: not a tokenizer ({error}); export the bundle again") from error
         # A file may hold what its training cut and padded texts to.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -33,6 +47,14 @@ class TextTokenizer:
     def read(cls, path: Path) -> TextTokenizer:
         """From a file; BundleError if it is not a tokenizer."""
         return cls(path.read_bytes(), path)
+
+    def beyond(self, vocab_size: int) -> dict[str, int]:
+        """Ordinary tokens that a model of this vocabulary does not have, and their ids.
+
+        Added tokens are not among them: [PAD] often has the id after the last one, and no text gives it.
+        """
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=False)
+        return {token: number for token, number in vocabulary.items() if number >= vocab_size}
 
     def encode(self, text: str, *, start: bool = True) -> list[int]:
         """Token ids of all of the text.
@@ -50,12 +72,9 @@ class TextTokenizer:
         return self._ids(text)
 
     def _ids(self, text: str, *, special: bool = False) -> list[int]:
-        try:
+        advice = "give text without lone surrogates, or a tokenizer that reads it"
+        with _reported(lambda e: InputError(f"the tokenizer cannot read the text ({e}); {advice}")):
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
-        except (TypeError, UnicodeError) as error:
-            raise InputError(
-                f"the text cannot be read as Unicode ({error}); give text without lone surrogates"
-            ) from error
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -134,7 +134,7 @@ def test_nothing_is_computed_before_the_first_record_is_asked_for(model):
         (PROMPT, {"topk": 3}, "option 'topk' is unknown, expected one of max_tokens"),
         (None, {}, "nothing to go on from"),
         ([[1, 2], [3]], {}, "ids are no array"),
-        ("lone \ud800 surrogate", {}, "cannot be read as Unicode"),
+        ("lone \ud800 surrogate", {}, "cannot read the text"),
     ],
 )
 def test_bad_options_are_refused_before_the_first_record(model, prompt, options, message):

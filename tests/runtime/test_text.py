@@ -1,5 +1,9 @@
 """Streaming text: whole characters only, stop strings across token borders."""
 
+import json
+import time
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,7 +132,38 @@ def test_a_sequence_starts_as_the_tokenizer_says_and_a_text_is_never_cut_or_padd
     assert (with_start.encode(""), tokenizer.encode("")) == ([0], [])
 
 
-def test_broken_tokenizer_is_one_error(tmp_path):
-    (tmp_path / "tokenizer.json").write_text('{"model": 1}')
-    with pytest.raises(dijiang.BundleError, match="not a tokenizer"):
-        TextTokenizer.read(tmp_path / "tokenizer.json")
+def made(**changes):
+    """The bytes of a small tokenizer."""
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    parts = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    return json.dumps({"version": "1.0", "added_tokens": [], "model": model} | parts | changes).encode()
+
+
+BROKEN = {
+    "other": b'{"model": 1}',
+    "no text": b"\xff\xfe",
+    "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+    "unknown type": made(model={"type": "Tomorrow"}),
+    "panic": made(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_tokenizer_is_one_error(case):
+    with pytest.raises(dijiang.BundleError, match=r"t\.json: (not a tokenizer \(|a pointer of Git LFS)") as caught:
+        TextTokenizer(BROKEN[case], Path("t.json"))
+    assert "\n" not in str(caught.value)
+
+
+UNREADABLE = {
+    "no unknown token": made(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}),
+    "catastrophic": made(normalizer={"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b"}),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_text_that_the_tokenizer_dies_of_is_one_error(case):
+    start = time.monotonic()
+    with pytest.raises(dijiang.InputError, match="the tokenizer cannot read the text"):
+        TextTokenizer(UNREADABLE[case], Path("t.json")).encode("a" * 28 + "!")
+    assert time.monotonic() - start < 5
