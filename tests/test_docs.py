@@ -32,8 +32,10 @@ def test_readme_names_only_folders_that_exist():
         assert (ROOT / folder).is_dir() or (ROOT / "dijiang" / folder).is_dir(), folder
 
 
-def test_page_of_recipes_is_made_from_the_tables():
+def test_pages_are_made_from_the_tables():
     spec = spec_from_file_location("generate_docs", ROOT / "docs" / "generate.py")
     generate = module_from_spec(spec)
     spec.loader.exec_module(generate)
-    assert generate.PAGE.read_text(encoding="utf-8") == generate.page(), "run make docs"
+    assert len(generate.PAGES) == 2
+    for path, page in generate.PAGES.items():
+        assert path.read_text(encoding="utf-8") == page(), "run make docs"

@@ -8,7 +8,7 @@ import pytest
 import dijiang
 from dijiang.machine import memory
 from dijiang.runtime.sessions import inference
-from tests.conftest import signed
+from tests.conftest import onnx_file, signed
 
 
 def test_unknown_provider_is_refused(exported):
@@ -28,10 +28,10 @@ def test_missing_backend_names_the_extras(exported, monkeypatch):
 
 
 def test_graph_that_the_backend_cannot_load_is_one_error(exported, copy_of):
-    bundle = copy_of(exported("neox-base", graph="ort"))
-    (bundle / "model.onnx").write_bytes(b"\x08\x0a")
-    signed(bundle, bundle / "model.onnx")
-    with pytest.raises(dijiang.SessionError, match=r"cannot load the ort graph .*upgrade"):
+    bundle = copy_of(exported("neox-base", graph="primitive"))
+    onnx_file(bundle).write_bytes(b"\x08\x0a")
+    signed(bundle, onnx_file(bundle))
+    with pytest.raises(dijiang.SessionError, match=r"cannot load the primitive graph .*upgrade"):
         dijiang.load(bundle, check_hashes=False)
 
 

@@ -24,7 +24,8 @@ from .linear import (
     value_of,
 )
 
-NORMS = ("LayerNormalization", "RMSNormalization")
+#: Nodes whose second input is a norm's weight. Mul: the last node of an RMSNorm in basic nodes.
+NORMS = ("LayerNormalization", "RMSNormalization", "Mul")
 #: Rows of W that are summed in float32 in h W.
 ROWS = 64
 
@@ -84,6 +85,10 @@ class FoldNorms(InPlacePass):
             ir.convenience.replace_all_uses_with(output, add.outputs[0])
             add.replace_input_with(0, output)
             graph.insert_after(linear.matmul, [add])
+        if norm.op_type == "Mul":
+            ir.convenience.replace_all_uses_with(norm.outputs[0], value_of(norm.inputs[0]))
+            graph.remove(norm, safe=True)
+            return
         norm.replace_input_with(1, _ones(graph, _width(norm)))
         if shift is not None:
             norm.resize_inputs(2)
