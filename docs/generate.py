@@ -6,6 +6,7 @@ A test compares the pages with what they are made of.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def words(names: object) -> str:
+def words(names: Iterable[str]) -> str:
     """Names as code."""
-    return ", ".join(f"`{name}`" for name in names) or "-"  # type: ignore[attr-defined]
+    return ", ".join(f"`{name}`" for name in names) or "-"
 
 
 def precisions() -> str:

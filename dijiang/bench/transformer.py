@@ -39,6 +39,8 @@ LIKE = GRAPHS["ort"]
 class RandomTensors:
     """Stands in for a checkpoint: each tensor is drawn when it is read."""
 
+    path = Path("random weights")
+
     def __init__(self, bindings: Bindings) -> None:
         self._shapes = {part.source: part.shape for parts in bindings.values() for part in parts}
 
@@ -62,7 +64,7 @@ class VanillaModel:
 def random_weights(spec: ModelSpec) -> Weights:
     """Weights of a spec's family, random."""
     bindings = FAMILIES[spec.family].bindings(spec)
-    return Weights(RandomTensors(bindings), bindings)  # type: ignore[arg-type]
+    return Weights(RandomTensors(bindings), bindings)
 
 
 def write_transformer(

@@ -32,8 +32,7 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
     if as_json:
         click.echo(
             json.dumps(
-                json.loads(manifest.to_json())
-                | {"bytes": bundle.nbytes, "path": str(bundle.path), "sizes": asdict(found)}
+                asdict(manifest) | {"bytes": bundle.nbytes, "path": str(bundle.path), "sizes": asdict(found)}
             )
         )
         return

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -36,7 +38,18 @@ def is_decay_table(name: str) -> bool:
     return name.endswith((".D1", ".D2"))
 
 
-def read_finite(checkpoint: Checkpoint, source: str) -> Array:
+class Tensors(Protocol):
+    """What weights are read from: a Checkpoint, or what stands in for one. path: for errors."""
+
+    @property
+    def path(self) -> Path:
+        """Where they are."""
+
+    def read(self, name: str) -> Array:
+        """One tensor by its name there, in its stored dtype."""
+
+
+def read_finite(checkpoint: Tensors, source: str) -> Array:
     """A tensor of the checkpoint in its stored dtype; CheckpointError if it holds NaN or inf."""
     tensor = checkpoint.read(source)
     if not is_finite(tensor):
@@ -66,7 +79,7 @@ class Weights(Mapping[str, Array]):
     Values keep the dtype of the file (float32, float16 or bfloat16).
     """
 
-    def __init__(self, checkpoint: Checkpoint, bindings: Bindings) -> None:
+    def __init__(self, checkpoint: Tensors, bindings: Bindings) -> None:
         self._checkpoint = checkpoint
         self._bindings = bindings
 

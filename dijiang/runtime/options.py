@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ..errors import InputError
 from ..recipe import AUTO, GRAPHS, PROVIDERS
 
-T = TypeVar("T")
+T = TypeVar("T", bound="Checked")
 #: Tokens that one call may ask for.
 MOST_TOKENS = 1 << 40
 #: Kind of an option -> what a message calls it.
@@ -36,11 +36,12 @@ def option(
     return field(default=default, metadata=facts)
 
 
+@dataclass(frozen=True)
 class Checked:
     """What the options classes share: values are checked when they are made."""
 
     def __post_init__(self) -> None:
-        for one in fields(self):  # type: ignore[arg-type]
+        for one in fields(self):
             value, facts = getattr(self, one.name), one.metadata
             if value is None and one.default is None:
                 continue
@@ -57,7 +58,7 @@ class Checked:
     @classmethod
     def of(cls: type[T], given: dict[str, Any]) -> T:
         """From keyword arguments; InputError for one that is unknown."""
-        known = [one.name for one in fields(cls)]  # type: ignore[arg-type]
+        known = [one.name for one in fields(cls)]
         if unknown := sorted(set(given) - set(known)):
             raise InputError(f"option {unknown[0]!r} is unknown, expected one of {', '.join(known)}")
         return cls(**given)

@@ -117,7 +117,8 @@ def _read(file: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
                     f"{metadata.get('version', 'unknown')}, expected {FORMAT} version {VERSION}; save it "
                     "again with this dijiang, or upgrade dijiang"
                 )
-            return metadata, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            names = opened.keys()
+            return metadata, {name: opened.get_tensor(name) for name in names}
     except (OSError, SafetensorError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: not a saved state ({error}); save it again") from error
 

@@ -72,7 +72,7 @@ class TextTokenizer:
         return self._ids(text)
 
     def _ids(self, text: str, *, special: bool = False) -> list[int]:
-        advice = "give text without lone surrogates, or a tokenizer that reads it"
+        advice = "give text in UTF-8 and without lone surrogates, or a tokenizer that reads it"
         with _reported(lambda e: InputError(f"the tokenizer cannot read the text ({e}); {advice}")):
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
         return ids

@@ -6,23 +6,23 @@ plain normalisation, so that two of them over one input become one. An RMSNorm h
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
 from ..roles import Role, mark, role_of
 from .linear import (
     Linear,
     Shared,
     array_of,
-    drop_unused_initializers,
     linear_at,
     shape_of,
     stored,
     value_of,
 )
+from .rewrite import Rewrite
 
 #: Nodes whose second input is a norm's weight. Mul: the last node of an RMSNorm in basic nodes.
 NORMS = ("LayerNormalization", "RMSNormalization", "Mul")
@@ -30,39 +30,26 @@ NORMS = ("LayerNormalization", "RMSNormalization", "Mul")
 ROWS = 64
 
 
-class FoldNorms(InPlacePass):
+class FoldNorms(Rewrite):
     """Every norm whose uses are all linears loses its weight and bias to them.
 
     The last norm keeps its own: its bias would become one over the whole vocabulary.
     """
 
-    def call(self, model: ir.Model) -> PassResult:
-        graph = model.graph
-        changed = False
-        for node in list(graph):
-            followers = self._followers(graph, node)
-            if followers:
-                self._fold(graph, node, followers)
-                changed = True
-        drop_unused_initializers(graph)
-        return PassResult(model, modified=changed)
+    left = "norms with weights before linears"
 
-    def ensures(self, model: ir.Model) -> None:
-        left = [n.name for n in model.graph if self._followers(model.graph, n)]
-        if left:
-            raise PostconditionError(f"norms with weights before linears are left: {left}")
+    def matches(self, graph: ir.Graph) -> Iterator[tuple[ir.Node, list[Linear]]]:
+        """(norm, the linears that take its weights in)."""
+        for node in graph:
+            if node.op_type not in NORMS or role_of(node.inputs[1]) is not Role.NORM:
+                continue
+            found = [linear_at(use.node) for use in node.outputs[0].uses()]
+            linears = [f for f in found if f is not None and f.role is not Role.HEAD]
+            if linears and len(linears) == len(found):
+                yield node, linears
 
-    @staticmethod
-    def _followers(graph: ir.Graph, node: ir.Node) -> list[Linear]:
-        """The linears that take a norm's weights in; empty if there is nothing to fold."""
-        if node.op_type not in NORMS or role_of(node.inputs[1]) is not Role.NORM:
-            return []
-        found = [linear_at(use.node) for use in node.outputs[0].uses()]
-        linears = [f for f in found if f is not None and f.role is not Role.HEAD]
-        return linears if len(linears) == len(found) else []
-
-    @staticmethod
-    def _fold(graph: ir.Graph, norm: ir.Node, followers: list[Linear]) -> None:
+    def rewrite(self, graph: ir.Graph, norm: ir.Node, followers: list[Linear]) -> None:
+        """The norm's weight and bias go into the weights and biases of the linears."""
         scale = value_of(norm.inputs[1])
         shift = norm.inputs[2] if len(norm.inputs) > 2 else None
         for linear in followers:

@@ -8,39 +8,29 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
-from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
-from .linear import Linear, array_of, drop_unused_initializers, linear_to, linears, stored, value_of
-
-
-def _same_input(graph: ir.Graph) -> list[list[Linear]]:
-    groups: dict[ir.Value, list[Linear]] = defaultdict(list)
-    for linear in linears(graph):
-        groups[linear.input].append(linear)
-    return [group for group in groups.values() if len(group) > 1]
+from .linear import Linear, array_of, linear_to, linears, stored, value_of
+from .rewrite import Rewrite
 
 
-class MergeProjections(InPlacePass):
+class MergeProjections(Rewrite):
     """Linears over the same input become one, followed by a Split.
 
     With the parallel residual that is q, k, v, gate and MLP-up in one matmul; with the sequential
     one q, k, v and gate.
     """
 
-    def call(self, model: ir.Model) -> PassResult:
-        graph = model.graph
-        groups = _same_input(graph)
-        for group in groups:
-            self._merge(graph, group)
-        drop_unused_initializers(graph)
-        return PassResult(model, modified=bool(groups))
+    left = "linears over one input"
 
-    def ensures(self, model: ir.Model) -> None:
-        if _same_input(model.graph):
-            raise PostconditionError("linears over one input are left")
+    def matches(self, graph: ir.Graph) -> Iterator[tuple[Linear, ...]]:
+        """The linears of one input, where there are several."""
+        groups: dict[ir.Value, list[Linear]] = defaultdict(list)
+        for linear in linears(graph):
+            groups[linear.input].append(linear)
+        yield from (tuple(group) for group in groups.values() if len(group) > 1)
 
-    @staticmethod
-    def _merge(graph: ir.Graph, group: list[Linear]) -> None:
+    def rewrite(self, graph: ir.Graph, *group: Linear) -> None:
+        """Their weights side by side."""
         rows, widths = group[0].shape[0], [linear.shape[1] for linear in group]
         name = "+".join(str(linear.weight.name) for linear in group)
         weights = [linear.weight for linear in group]
@@ -79,38 +69,26 @@ def _sizes(graph: ir.Graph, widths: list[int]) -> ir.Value:
     return value
 
 
-def _nested_splits(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node]]:
-    """(outer, inner): an inner Split of an output of an outer one, both of the last axis."""
-    for inner in list(graph):
-        source = inner.inputs[0] if inner.op_type == "Split" else None
-        outer = None if source is None else source.producer()
-        if (
-            outer is not None
-            and outer.op_type == "Split"
-            and all(node.attributes["axis"].as_int() == -1 for node in (outer, inner))
-            and len(value_of(source).uses()) == 1
-        ):
-            yield outer, inner
-
-
-class FlattenSplits(InPlacePass):
+class FlattenSplits(Rewrite):
     """A Split of a Split is one Split: each copies what it splits."""
 
-    def call(self, model: ir.Model) -> PassResult:
-        graph = model.graph
-        changed = False
-        while pair := next(_nested_splits(graph), None):
-            self._flatten(graph, *pair)
-            changed = True
-        drop_unused_initializers(graph)
-        return PassResult(model, modified=changed)
+    left = "nested splits"
 
-    def ensures(self, model: ir.Model) -> None:
-        if any(_nested_splits(model.graph)):
-            raise PostconditionError("nested splits are left")
+    def matches(self, graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node]]:
+        """(outer, inner): an inner Split of an output of an outer one, both of the last axis."""
+        for inner in list(graph):
+            source = inner.inputs[0] if inner.op_type == "Split" else None
+            outer = None if source is None else source.producer()
+            if (
+                outer is not None
+                and outer.op_type == "Split"
+                and all(node.attributes["axis"].as_int() == -1 for node in (outer, inner))
+                and len(value_of(source).uses()) == 1
+            ):
+                yield outer, inner
 
-    @staticmethod
-    def _flatten(graph: ir.Graph, outer: ir.Node, inner: ir.Node) -> None:
+    def rewrite(self, graph: ir.Graph, outer: ir.Node, inner: ir.Node) -> None:
+        """The outer one with the parts of the inner one in their place."""
         at = list(outer.outputs).index(value_of(inner.inputs[0]))
         sizes = [array_of(value_of(node.inputs[1])).tolist() for node in (outer, inner)]
         widths = [*sizes[0][:at], *sizes[1], *sizes[0][at + 1 :]]
@@ -127,37 +105,25 @@ class FlattenSplits(InPlacePass):
         replace_nodes_and_values(graph, outer, [inner, outer], [new], old, list(new.outputs))
 
 
-def _sums(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node, Linear, Linear]]:
-    """(inner Add, outer Add, first, second) of (x + first) + second, both linears used only there."""
-    for outer in list(graph):
-        if outer.op_type != "Add" or outer.inputs[1] is None or outer.inputs[1].is_initializer():
-            continue
-        inner = value_of(outer.inputs[0]).producer()
-        if inner is None or inner.op_type != "Add" or len(inner.outputs[0].uses()) != 1:
-            continue
-        first, second = linear_to(inner.inputs[1]), linear_to(outer.inputs[1])
-        if first is not None and second is not None:
-            yield inner, outer, first, second
-
-
-class MergeOutputs(InPlacePass):
+class MergeOutputs(Rewrite):
     """(x + a A) + m M becomes x + [a m] [A; M]: attention-out and MLP-down of a parallel residual."""
 
-    def call(self, model: ir.Model) -> PassResult:
-        graph = model.graph
-        changed = False
-        while match := next(_sums(graph), None):
-            self._merge(graph, *match)
-            changed = True
-        drop_unused_initializers(graph)
-        return PassResult(model, modified=changed)
+    left = "sums of two linears"
 
-    def ensures(self, model: ir.Model) -> None:
-        if any(_sums(model.graph)):
-            raise PostconditionError("sums of two linears are left")
+    def matches(self, graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node, Linear, Linear]]:
+        """(inner Add, outer Add, first, second) of (x + first) + second, both linears used only there."""
+        for outer in list(graph):
+            if outer.op_type != "Add" or outer.inputs[1] is None or outer.inputs[1].is_initializer():
+                continue
+            inner = value_of(outer.inputs[0]).producer()
+            if inner is None or inner.op_type != "Add" or len(inner.outputs[0].uses()) != 1:
+                continue
+            first, second = linear_to(inner.inputs[1]), linear_to(outer.inputs[1])
+            if first is not None and second is not None:
+                yield inner, outer, first, second
 
-    @staticmethod
-    def _merge(graph: ir.Graph, inner: ir.Node, outer: ir.Node, first: Linear, second: Linear) -> None:
+    def rewrite(self, graph: ir.Graph, inner: ir.Node, outer: ir.Node, first: Linear, second: Linear) -> None:
+        """Their inputs side by side, their weights on top of each other."""
         pair = (first, second)
         name = "+".join(str(linear.weight.name) for linear in pair)
         shape = (first.shape[0] + second.shape[0], first.shape[1])
@@ -180,33 +146,26 @@ class MergeOutputs(InPlacePass):
         replace_nodes_and_values(graph, outer, old, new, [outer.outputs[0]], [new[-1].outputs[0]])
 
 
-def _rejoined(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node]]:
-    """(Split, Concat) where the Concat puts all parts of the Split together again, in their order."""
-    for joined in list(graph):
-        split = value_of(joined.inputs[0]).producer() if joined.op_type == "Concat" else None
-        if (
-            split is not None
-            and split.op_type == "Split"
-            and list(split.outputs) == list(joined.inputs)
-            and all(node.attributes["axis"].as_int() == -1 for node in (split, joined))
-        ):
-            yield split, joined
-
-
-class DropRejoined(InPlacePass):
+class DropRejoined(Rewrite):
     """Concat(Split(x)) is x."""
 
-    def call(self, model: ir.Model) -> PassResult:
-        graph = model.graph
-        pairs = list(_rejoined(graph))
-        for split, joined in pairs:
-            joined.outputs[0].replace_all_uses_with(value_of(split.inputs[0]))
-            graph.remove(joined, safe=True)
-            if not any(output.uses() for output in split.outputs):
-                graph.remove(split, safe=True)
-        drop_unused_initializers(graph)
-        return PassResult(model, modified=bool(pairs))
+    left = "Concats of all parts of a Split"
 
-    def ensures(self, model: ir.Model) -> None:
-        if any(_rejoined(model.graph)):
-            raise PostconditionError("a Concat of all parts of a Split is left")
+    def matches(self, graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node]]:
+        """(Split, Concat) where the Concat puts all parts of the Split together again, in their order."""
+        for joined in list(graph):
+            split = value_of(joined.inputs[0]).producer() if joined.op_type == "Concat" else None
+            if (
+                split is not None
+                and split.op_type == "Split"
+                and list(split.outputs) == list(joined.inputs)
+                and all(node.attributes["axis"].as_int() == -1 for node in (split, joined))
+            ):
+                yield split, joined
+
+    def rewrite(self, graph: ir.Graph, split: ir.Node, joined: ir.Node) -> None:
+        """What was split takes the place of what was joined."""
+        joined.outputs[0].replace_all_uses_with(value_of(split.inputs[0]))
+        graph.remove(joined, safe=True)
+        if not any(output.uses() for output in split.outputs):
+            graph.remove(split, safe=True)

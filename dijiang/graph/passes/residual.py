@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
-from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
 from ...models.activations import CONTRIB
 from .linear import is_vector, value_of
+from .rewrite import Rewrite
 
 #: Norm of a sum -> the node that does both. Further outputs: mean, inverse deviation, the sum.
 FUSED = {
@@ -19,38 +19,26 @@ FUSED = {
 SUM_OUTPUT = 3
 
 
-def _matches(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node]]:
-    """(Add, norm): a sum of two activations, normalised by a node that is its first reader."""
-    for norm in list(graph):
-        add = value_of(norm.inputs[0]).producer() if norm.op_type in FUSED else None
-        if (
-            add is not None
-            and add.op_type == "Add"
-            and not any(value_of(value).is_initializer() for value in add.inputs)
-            and all(is_vector(value) for value in norm.inputs[1:])
-        ):
-            yield add, norm
-
-
-class FuseResidualNorms(InPlacePass):
+class FuseResidualNorms(Rewrite):
     """A sum and its norm become one node of FUSED, which gives the sum out too."""
 
-    def call(self, model: ir.Model) -> PassResult:
-        graph = model.graph
-        changed = False
-        while match := next(_matches(graph), None):
-            self._fuse(graph, *match)
-            changed = True
-        if changed:
-            graph.opset_imports.setdefault(CONTRIB, 1)
-        return PassResult(model, modified=changed)
+    left = "sums with a norm of their own"
 
-    def ensures(self, model: ir.Model) -> None:
-        if any(_matches(model.graph)):
-            raise PostconditionError("sums with a norm of their own are left")
+    def matches(self, graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node]]:
+        """(Add, norm): a sum of two activations, normalised by a node that is its first reader."""
+        for norm in list(graph):
+            add = value_of(norm.inputs[0]).producer() if norm.op_type in FUSED else None
+            if (
+                add is not None
+                and add.op_type == "Add"
+                and not any(value_of(value).is_initializer() for value in add.inputs)
+                and all(is_vector(value) for value in norm.inputs[1:])
+            ):
+                yield add, norm
 
-    @staticmethod
-    def _fuse(graph: ir.Graph, add: ir.Node, norm: ir.Node) -> None:
+    def rewrite(self, graph: ir.Graph, add: ir.Node, norm: ir.Node) -> None:
+        """One node in the place of two."""
+        graph.opset_imports.setdefault(CONTRIB, 1)
         total, normed = add.outputs[0], norm.outputs[0]
         fused = ir.node(
             FUSED[norm.op_type],
