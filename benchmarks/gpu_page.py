@@ -7,7 +7,7 @@ from typing import Any
 
 from targets import Target, target_table
 
-from dijiang.bench.matrix import Test
+from dijiang.bench.matrix import Test, failure
 from dijiang.bench.render import table, tables
 from dijiang.bench.report import Report, target
 from dijiang.bench.results import FLAT, roofline
@@ -30,7 +30,7 @@ def merged(results: dict[str, Any], bandwidth: float | None) -> Report:
     whole: Report = {name: [] for name in ("models", "results", "ratios", "flatness", "errors")}
     for key, found in results.items():
         if error := found.get("error"):
-            whole["errors"].append({"model": key, "test": None, "message": error})
+            whole["errors"].append(failure(error, key))
         if "schema_version" not in found:
             continue
         for name in ("models", "ratios", "flatness", "errors"):

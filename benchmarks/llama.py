@@ -75,7 +75,7 @@ def version(cache: Path) -> dict[str, str]:
     return {"llama.cpp": PACKAGE, "compiler": said.splitlines()[0], "options": options}
 
 
-def write_model(config: dict[str, Any], path: Path, seed: int = 0) -> None:
+def write_model(config: dict[str, Any], path: Path) -> None:
     """A vanilla GPT-NeoX of this config.json with random weights, as an F16 GGUF file."""
     import gguf
 
@@ -85,7 +85,7 @@ def write_model(config: dict[str, Any], path: Path, seed: int = 0) -> None:
     head_size = config["hidden_size"] // config["num_attention_heads"]
     writer.add_rope_dimension_count(int(config["rotary_pct"] * head_size))
     writer.add_tokenizer_model("no_vocab")
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     for name, shape in tensor_shapes(config).items():
         if len(shape) == 2:
             values = random.standard_normal(shape, dtype=np.float32) * np.float32(0.02)

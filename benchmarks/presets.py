@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import plan
-import psutil
 
 from dijiang.bench import render
 from dijiang.bundle.integrity import record_file
@@ -116,7 +115,7 @@ READ = {
 def machine_line(environment: dict[str, Any]) -> str:
     """The machine and its software, in one sentence."""
     packages = ", ".join(f"{name} {v}" for name, v in environment["packages"].items())
-    cores, memory = psutil.cpu_count(logical=False), psutil.virtual_memory().total / 1e9
+    cores, memory = environment["cpu"]["physical_cores"], environment["memory"]["total_bytes"] / 1e9
     machine = f"Machine: {environment['cpu']['model']}, {cores} cores, {memory:.0f} GB"
     return f"{machine}; Python {environment['python']}; {packages}."
 

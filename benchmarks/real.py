@@ -109,9 +109,7 @@ def measure(checkpoint: Path, text: Path, bundle: Path, tokens: int, decode: int
                 "tokens": found["tokens"],
                 "passed": found["passed"],
                 "gates": {gate["metric"]: gate["found"] for gate in found["gates"]},
-                **{
-                    key: found["logits"][key] for key in ("max_error", "rms_relative_error", "kl", "top1_agreement")
-                },
+                **{key: found["logits"][key] for key in LOGITS},
             }
             for found in graphs
         },

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dijiang.bench.render import table
-from dijiang.bench.report import Report, seconds_of
-from dijiang.bench.results import in_turn, samples_of
+from dijiang.bench.report import Report, by_turn, seconds_of
+from dijiang.bench.results import in_turn
 from dijiang.bench.statistics import Ratio, ratio
 
 #: Kinds printed in percent, kinds of which less is better, and what a kind gives if only memory takes time.
@@ -99,9 +99,9 @@ def times_as_fast(ours: Report, theirs: Report) -> Ratio:
 def _share(report: Report, ours: Report, weights: int) -> Ratio | None:
     """Of the bandwidth of each turn: what reading the weights at one byte each takes."""
     rate = {b["turn"]: b["bytes_per_second"] for b in report["bandwidth"]}
-    turns = [turn for turn in samples_of(ours).turns if turn.number in rate]
-    bound = [ours["tokens"] * weights / rate[turn.number] for turn in turns]
-    return ratio(bound, [sum(turn.seconds) for turn in turns], paired=True) if turns else None
+    turns = {number: seconds for number, seconds in by_turn(ours).items() if number in rate}
+    bound = [ours["tokens"] * weights / rate[number] for number in turns]
+    return ratio(bound, list(turns.values()), paired=True) if turns else None
 
 
 def target_rows(targets: Iterable[Target], reports: Mapping[str, Report]) -> list[dict[str, Any]]:

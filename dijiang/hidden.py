@@ -133,9 +133,9 @@ def hidden_folder(target: Path, mode: int = 0o777) -> Iterator[Path]:
             with suppress(FileNotFoundError):  # swept before it was locked: once more
                 descriptor = os.open(path, os.O_RDONLY)
                 lock(descriptor, wait=True)
-                if stands(path, descriptor):
-                    yield path
-                    return
+            if descriptor >= 0 and stands(path, descriptor):
+                yield path
+                return
         finally:
             remove(path)
             if descriptor >= 0:

@@ -40,8 +40,8 @@ class Work:
 class FakeLibcuda:
     """The driver calls that dijiang.machine.driver makes."""
 
-    def __init__(self, sm="87", free=8 << 30, name=b"Fake Orin", integrated=False, count=1):
-        self.sm, self.free, self.name, self.integrated = sm, free, name, integrated
+    def __init__(self, sm="87", name=b"Fake Orin", count=1):
+        self.sm, self.free, self.name, self.integrated = sm, 8 << 30, name, False
         self.count, self.driver = count, 12060
         self.memory, self.graphs, self.streams = {}, {}, {LEGACY: []}
         self.recording = self.recorded = None
@@ -230,9 +230,9 @@ class FakeLibcuda:
         return 0
 
 
-def fake_tensorrt(cuda, version="10.3.0"):
+def fake_tensorrt(cuda):
     """A module with the part of TensorRT's API that dijiang uses."""
-    trt = SimpleNamespace(__version__=version, built=[], timings=[], fails=set())
+    trt = SimpleNamespace(__version__="10.3.0", built=[], timings=[], fails=set())
 
     class ILogger:
         ERROR = 1

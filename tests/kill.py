@@ -128,7 +128,7 @@ def to_format_1(bundle: Path) -> None:
     (bundle / "dijiang.json").write_text(json.dumps(manifest))
 
 
-def child(work: Callable[[], object], area: Path | None = None, at: int = -1, number: int = signal.SIGKILL):
+def child(work: Callable[[], object], area: Path | None = None, at: int = -1):
     """Run in a child that gets a signal before its event `at` in an area. Its status, and its events."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -142,7 +142,7 @@ def child(work: Callable[[], object], area: Path | None = None, at: int = -1, nu
                 return
             events += 1
             if events - 1 == at:
-                os.kill(os.getpid(), number)
+                os.kill(os.getpid(), signal.SIGKILL)
 
         if area is not None:
             sys.addaudithook(hook)

@@ -246,7 +246,8 @@ def test_folder_is_new_or_replaced(tmp_path):
 
 @pytest.mark.usefixtures("either")
 @pytest.mark.parametrize(
-    "error", [Refused("no"), KeyboardInterrupt(), SystemExit(143), OSError(errno.ENOSPC, "full")]
+    "error",
+    [Refused("no"), KeyboardInterrupt(), SystemExit(143), OSError(errno.ENOSPC, "full"), FileNotFoundError("x")],
 )
 def test_folder_that_fails_leaves_the_old_one(old, error):
     def fail():

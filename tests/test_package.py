@@ -28,6 +28,7 @@ def run_python(code):
 
 def test_import_loads_no_backend_and_no_exporter():
     assert run_python(f"import sys, dijiang; print(*[m for m in {HEAVY} if m in sys.modules])") == []
+    assert run_python("import sys, dijiang.cli; print(*[m for m in ('numpy', 'onnx') if m in sys.modules])") == []
 
 
 def test_runtime_needs_neither_torch_nor_the_exporter(exported):

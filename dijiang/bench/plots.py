@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BenchError
+from .matrix import Test
 from .report import Report, target
 
 FORMATS = (".png", ".svg")
@@ -82,7 +83,7 @@ def _draw_roofline(axes: Any, results: list[Report], colours: dict[str, str]) ->
 
 
 def _name(result: Report) -> str:
-    return f"{result['model']}, {result['test']}, batch {result['batch']}"
+    return f"{result['model']}, {Test.of(result).label}"
 
 
 RATE, PEAK = itemgetter("tokens_per_second"), lambda result: target(result)["memory"]["max_ram"]

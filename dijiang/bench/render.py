@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BenchError
+from .matrix import Test
 from .plots import panels
 from .report import Report, target
 
@@ -97,9 +98,7 @@ def header_lines(report: Report) -> list[str]:
 def remarks(report: Report) -> list[str]:
     """What a reader must know before quoting a figure."""
     noisy = [
-        f"{r['model']}, {r['test']}, batch {r['batch']} ({100 * r['spread']:.0f} %)"
-        for r in report["results"]
-        if r["noisy"]
+        f"{r['model']}, {Test.of(r).label} ({100 * r['spread']:.0f} %)" for r in report["results"] if r["noisy"]
     ]
     advice = "NOISY: repetitions spread over more than 10 %: close other programs and run again before quoting"
     return ([f"{advice} {'; '.join(noisy)}"] if noisy else []) + [f"FAILED: {_said(e)}" for e in report["errors"]]

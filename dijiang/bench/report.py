@@ -35,11 +35,12 @@ def read_report(path: str | Path) -> Report:
         version = report["schema_version"]
         _ = [(model["name"], model["baseline_of"]) for model in report["models"]]
         _ = [(r["model"], r["test"], seconds_of(r)) for r in report["results"]]
+        known = 1 <= version <= SCHEMA_VERSION
     except (OSError, UnicodeDecodeError) as error:
         raise BenchError(f"{path}: cannot be read ({error}); {again}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise BenchError(f"{path}: not a report of dijiang bench ({error}); {again}") from error
-    if not 1 <= version <= SCHEMA_VERSION:
+    if not known:
         raise BenchError(f"{path}: layout {version}, expected 1 to {SCHEMA_VERSION}; {again} of this version")
     return _upgraded(report)
 

@@ -44,8 +44,9 @@ def summarise(
     order = ((group, test) for series in series_of(tests) for group in groups for test in series)
     for group, test in order:
         done: list[tuple[Side, Report]] = []
+        rate = bandwidth.get(test.threads, 0.0)
         for side in group:
-            samples, rate = found.get((side.name, test)), bandwidth.get(test.threads, 0.0)
+            samples = found.get((side.name, test))
             if samples and samples.turns:
                 done.append((side, result_of(side, test, samples, rate, idle)))
             elif samples and samples.disturbed:

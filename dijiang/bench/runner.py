@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .results import summarise
 from .subject import Side, bundle_side
 
 #: build(bundle, empty folder, positions): the vanilla Transformer of its shape, ready to be measured.
-Baseline = Callable[[Bundle, Path, int], Side]
+Baseline = Callable[[str, Bundle, Path, int], Side]
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,9 @@ def run_bench(
     groups: list[list[Side]] = []
     with ExitStack() as stack:
         for path in bundles:
-            name = Path(path).resolve().name
-            if any(side.name == name for group in groups for side in group):
-                name = str(path)
-            building = name
+            taken = {side.name for group in groups for side in group}
+            names = chain((Path(path).resolve().name, str(path)), (f"{path} ({n})" for n in count(2)))
+            building = name = next(name for name in names if name not in taken)
             try:
                 bundle = open_bundle(path)
                 groups.append([bundle_side(name, bundle)])
@@ -75,7 +75,7 @@ def run_bench(
                     say(building)
                     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dijiang-bench-"))
                     positions = max((test.end for test in tests), default=1)
-                    groups[-1].append(baseline(bundle, Path(folder), positions))
+                    groups[-1].append(baseline(name, bundle, Path(folder), positions))
             except DijiangError as error:
                 failures.append(failure(str(error), building))
         report = run_sides(groups, tests, effort, provider=options.provider, say=say)

@@ -43,14 +43,14 @@ class Ratio(NamedTuple):
     high: float
 
 
-def ratio(over: Sequence[float], under: Sequence[float], *, paired: bool = False, seed: int = 0) -> Ratio:
+def ratio(over: Sequence[float], under: Sequence[float], *, paired: bool = False) -> Ratio:
     """How many times `over` is `under`; the interval is a percentile bootstrap.
 
     paired: the samples were taken in turn: the median of the ratios of neighbours, so that what slows
     both down for a while cancels. Else the ratio of the medians of independent samples.
     """
     a, b = np.asarray(over, np.float64), np.asarray(under, np.float64)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     if paired:
         turns = a[: len(b)] / b[: len(a)]
         value, resampled = np.median(turns), _medians(random, turns)
@@ -75,14 +75,12 @@ def slope(depths: Sequence[int], values: Sequence[float] | np.ndarray) -> dict[s
     return {"first": first, "last": last, "per_1000": 1000 * rise, "change": change}
 
 
-def slope_of_samples(
-    depths: Sequence[int], samples: Sequence[Sequence[float]], *, paired: bool, seed: int = 0
-) -> dict[str, Any]:
+def slope_of_samples(depths: Sequence[int], samples: Sequence[Sequence[float]], *, paired: bool) -> dict[str, Any]:
     """The line through the median of the samples at each depth, and the interval (low, high) of its change.
 
     paired, interval: as of `ratio`; neighbours are the samples at the smallest depth.
     """
-    random, first = np.random.default_rng(seed), int(np.argmin(depths))
+    random, first = np.random.default_rng(0), int(np.argmin(depths))
     turns: Any
     if paired:
         count = min(map(len, samples))

@@ -23,7 +23,7 @@ from ..graph.passes import optimise
 from ..graph.passes.types import TYPES
 from ..graph.reads import parameter_reads
 from ..graph.writer import Writer
-from ..models.binding import Bindings
+from ..models.binding import Bindings, shapes
 from ..models.initial import SPREAD
 from ..models.load import FAMILIES
 from ..models.spec import ModelSpec
@@ -42,7 +42,7 @@ class RandomTensors:
     path = Path("random weights")
 
     def __init__(self, bindings: Bindings) -> None:
-        self._shapes = {part.source: part.shape for parts in bindings.values() for part in parts}
+        self._shapes = shapes(bindings)
 
     def read(self, name: str) -> np.ndarray:
         """float32, of the shape that the family has."""
@@ -87,7 +87,7 @@ def write_transformer(
     return Traffic(reads["step"], reads["token"], cache=width * ELEMENTS[cache][0].itemsize)
 
 
-def build_transformer(bundle: Bundle, folder: Path, positions: int, *, cache: str = "fp16") -> Side:
+def build_transformer(name: str, bundle: Bundle, folder: Path, positions: int, *, cache: str = "fp16") -> Side:
     """The Transformer of a bundle's shape and precision in an empty folder, ready to be measured.
 
     Raises:
@@ -108,7 +108,6 @@ def build_transformer(bundle: Bundle, folder: Path, positions: int, *, cache: st
             f"{folder}: the baseline cannot be written ({error.strerror or error}); "
             "free some space, or set TMPDIR to a larger disk"
         ) from error
-    name = bundle.path.resolve().name
     facts = {
         "kind": "transformer",
         "precision": recipe.precision,

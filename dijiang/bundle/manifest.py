@@ -47,6 +47,12 @@ class GraphRecord:
     reads: dict[str, int] = field(default_factory=dict)
     passed: bool | None = None
 
+    @property
+    def oldest(self) -> tuple[int, int]:
+        """`onnxruntime` as numbers."""
+        major, minor = self.onnxruntime.split(".")
+        return int(major), int(minor)
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -107,10 +113,8 @@ class Manifest:
 
 def _typed(data: dict[str, Any]) -> dict[str, Any]:
     """The fields of a Manifest from its JSON."""
-    graphs = {
-        str(name): GraphRecord(**{**entry, "providers": tuple(map(str, entry["providers"]))})
-        for name, entry in data["graphs"].items()
-    }
+    graphs = {str(name): _graph_record(entry) for name, entry in data["graphs"].items()}
+    limit = data["positions_limit"]
     recipe = Recipe.from_dict(data["recipe"])
     if tuple(graphs) != recipe.graphs:
         raise ValueError(f"graphs {', '.join(graphs)}, the recipe says {', '.join(recipe.graphs)}")
@@ -123,9 +127,19 @@ def _typed(data: dict[str, Any]) -> dict[str, Any]:
         "recipe": recipe,
         "graphs": graphs,
         "files": files,
+        "positions_limit": None if limit is None else int(limit),
+        "parameters": int(data["parameters"]),
+        "versions": dict(data["versions"]),
+        "engines": dict(data["engines"]),
         "warnings": tuple(map(str, data["warnings"])),
         "reports": tuple(map(str, data["reports"])),
     }
+
+
+def _graph_record(entry: dict[str, Any]) -> GraphRecord:
+    record = GraphRecord(**{**entry, "file": str(entry["file"]), "providers": tuple(map(str, entry["providers"]))})
+    _ = record.oldest  # ValueError: no version
+    return record
 
 
 def fingerprint_of(tensors: str, spec: ModelSpec, decay: str) -> str:

@@ -111,7 +111,10 @@ def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
         file = folder / name
         if not file.is_file():
             raise BundleError(f"{folder}: {name} is missing; copy or export the bundle again")
-        check_file(file, expected, hashes=check_hashes)
+        try:
+            check_file(file, expected, hashes=check_hashes)
+        except OSError as error:
+            raise BundleError(f"{file}: unreadable ({error.strerror or error}); copy the bundle again") from error
     needed = {DATA, *(record.file for record in manifest.graphs.values())}
     absent = sorted(needed - set(manifest.files))
     if absent or not manifest.graphs:

@@ -27,9 +27,7 @@ class Row(Protocol):
     def help(self) -> str: ...
 
 
-def row_option(
-    *names: str, rows: Mapping[str, Row], default: str | None, extra: str = "", **options: Any
-) -> Callable[[Any], Any]:
+def row_option(*names: str, rows: Mapping[str, Row], default: str | None, extra: str = "") -> Callable[[Any], Any]:
     """An option whose choices and help are the rows of a table; `extra`: a choice that is no row."""
     choices = [*([AUTO] if extra else []), *rows]
     help_text = "; ".join([f"{name}: {row.help}" for name, row in rows.items()])
@@ -39,7 +37,6 @@ def row_option(
         default=default,
         show_default=default is not None,
         help=f"{help_text}{f'; {AUTO}: {extra}' if extra else ''}.",
-        **options,
     )
 
 

@@ -18,7 +18,7 @@ from .inspect import show_bundle
 @click.option(
     "--backend",
     type=click.Choice([AUTO, *BACKENDS]),
-    default="auto",
+    default=AUTO,
     show_default=True,
     help="auto: the first that is installed.",
 )

@@ -10,7 +10,7 @@ import click
 
 from ..bundle.opened import Bundle, open_bundle
 from ..bundle.sizes import sizes
-from ..recipe import GRAPHS
+from ..runtime.sessions.engines import EngineRecord
 from ..runtime.sessions.inference import why_not
 from . import BUNDLE, JSON, print_table
 
@@ -23,6 +23,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     show_bundle(open_bundle(bundle), as_json)
 
 
+NOT_JUDGED = "not judged: its text makes no sense yet"
 VERDICTS = {True: "passed", False: "FAILED", None: "not verified"}
 
 
@@ -37,6 +38,7 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
         )
         return
     limit = manifest.positions_limit
+    engines = {name: EngineRecord.from_dict(entry) for name, entry in manifest.engines.items()}
     print_table(
         [
             ("bundle", str(bundle.path)),
@@ -61,8 +63,8 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
             ("parity", _verdict(bundle, bundle.passed)),
             *(("warning", text) for text in manifest.warnings),
             *(
-                ("engine", f"{name} {e['version']} for {', '.join(e['gpus'])}, batch {e['batch']}")
-                for name, e in manifest.engines.items()
+                ("engine", f"{name} {e.version} for {', '.join(e.gpus)}, batch {e.batch}")
+                for name, e in engines.items()
             ),
             ("written by", ", ".join(f"{name} {v}" for name, v in manifest.versions.items())),
         ]
@@ -72,12 +74,12 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
 def _graph_line(bundle: Bundle, name: str) -> str:
     """What a graph is, its verdict, and whether it runs here."""
     record = bundle.manifest.graphs[name]
-    here = why_not(name) if name in GRAPHS else ""
+    here = why_not(name, record.oldest)
     runs = f"not here: {here}" if here else f"runs on {', '.join(record.providers)}"
     return f"{name}: {_verdict(bundle, record.passed)}, {runs}"
 
 
 def _verdict(bundle: Bundle, passed: bool | None) -> str:
     if passed is None and bundle.parity is not None:
-        return "not judged: its text makes no sense yet; fine-tune the checkpoint"
+        return f"{NOT_JUDGED}; fine-tune the checkpoint"
     return VERDICTS[passed]

@@ -10,8 +10,7 @@ import click
 
 from ..bundle.opened import open_bundle
 from . import BUNDLE, GRAPH, JSON, PROGRESS, TEXT, THREADS, print_table
-
-VERDICTS = {True: "passed", False: "FAILED", None: "not judged: its text makes no sense yet"}
+from .inspect import NOT_JUDGED, VERDICTS
 
 if TYPE_CHECKING:
     from ..parity.difference import Difference
@@ -55,7 +54,7 @@ def verify(bundle: Path, against: Path, store: bool, as_json: bool, progress: bo
         if not report.same_source:
             warning = "the bundle was exported from other files than this checkpoint's; nothing is stored"
             rows.append(("warning", warning))
-        rows.append(("result", VERDICTS[report.passed]))
+        rows.append(("result", (VERDICTS | {None: NOT_JUDGED})[report.passed]))
         print_table(rows)
     if store:
         store_report(open_bundle(bundle, check_hashes=False), report)

@@ -13,7 +13,8 @@ from ..machine.describe import describe_machine
 from ..machine.memory import parameters_that_fit
 from ..machine.sensors import find_sensors
 from ..runtime.operators import find_library, isa
-from ..runtime.sessions.preflight import PACKAGES, clashing_packages
+from ..runtime.sessions.inference import PACKAGES
+from ..runtime.sessions.preflight import clashing_packages
 from .probes import Probe, probe_providers
 
 #: Missing piece -> commands for any machine, and for a Jetson where they differ; the first one first.

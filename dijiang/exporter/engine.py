@@ -25,7 +25,7 @@ from ..graph.passes.turing import ExpandMatMuls
 from ..hidden import hidden_folder
 from ..machine.driver import Cuda, Gpu
 from ..machine.memory import build_bytes, require_memory
-from ..recipe import PRECISIONS
+from ..recipe import AUTO, PRECISIONS
 from ..runtime.sessions.base import PIECE
 from ..runtime.sessions.engines import (
     BACKENDS,
@@ -36,13 +36,11 @@ from ..runtime.sessions.engines import (
     installed_backend,
 )
 
-AUTO = "auto"
-
 
 def build(
     bundle: str | Path,
     *,
-    backend: str = "auto",
+    backend: str = AUTO,
     gpus: Sequence[str] = (),
     batch: int = 1,
     longest: int = PIECE,

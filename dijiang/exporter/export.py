@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -117,8 +116,8 @@ def export(
             graphs[first] = pipeline.step_graph(model, first, recipe, moments)
         _save(graphs, partial, plan, progress)
         for name in TOKENIZER_FILES:
-            if (model.path / name).is_file():
-                shutil.copyfile(model.path / name, partial / name)
+            if (source := model.path / name).is_file():
+                (partial / name).write_bytes(_bytes_of(source))
         mode = "repaired" if repair_decay else decay
         manifest = _manifest(model, partial, recipe, graphs, mode)
         bundle = Bundle(partial, manifest).with_manifest(manifest)
@@ -134,6 +133,13 @@ def export(
             )
             report.require("nothing was written; look into it with --no-verify and dijiang verify")
     return open_bundle(folder, check_hashes=False)
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file}: unreadable ({error.strerror or error}); make it readable") from error
 
 
 def check_target(target: Path, inputs: Iterable[Path], *, force: bool) -> None:
@@ -183,7 +189,7 @@ def _check_verifiable(model: DijiangModel, recipe: Recipe, text: str | Path | No
     """Everything that could stop a verification, before minutes are spent on the bundle."""
     import_onnxruntime()
     for graph in recipe.graphs:
-        if reason := why_not(graph):
+        if reason := why_not(graph, recipe.onnxruntime(graph)):
             raise ExportError(
                 f"the {graph} graph does not run here, so the bundle cannot be verified: {reason}; "
                 "or use --no-verify"

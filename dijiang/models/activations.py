@@ -15,6 +15,8 @@ from .config import brief
 Array = np.ndarray
 #: Domain of ONNX Runtime's own nodes.
 CONTRIB = "com.microsoft"
+#: quick_gelu is x * sigmoid(QUICK x).
+QUICK = 1.702
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,15 @@ def gelu_tanh(x: Array) -> Array:
     return y
 
 
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), without overflow for large negative x."""
+    y: Array = 0.5 * (1 + np.tanh(x / 2))
+    return y
+
+
 def silu(x: Array) -> Array:
-    """x * sigmoid(x), without overflow for large negative x."""
-    y: Array = x * 0.5 * (1 + np.tanh(x / 2))
+    """x * sigmoid(x)."""
+    y: Array = x * sigmoid(x)
     return y
 
 
@@ -78,17 +86,13 @@ def _relu_nodes(b: Any, x: Any) -> Any:
     return b.op("Relu", x)
 
 
-def _scaled(factor: float) -> tuple[Callable[[Array], Array], Callable[[Any, Any], Any]]:
-    """x * sigmoid(factor x), as function and nodes."""
+def _quick_gelu(x: Array) -> Array:
+    y: Array = x * sigmoid(QUICK * x)
+    return y
 
-    def function(x: Array) -> Array:
-        y: Array = x * 0.5 * (1 + np.tanh(factor * x / 2))
-        return y
 
-    def nodes(b: Any, x: Any) -> Any:
-        return b.op("Mul", x, b.op("Sigmoid", b.op("Mul", x, b.constant(factor))))
-
-    return function, nodes
+def _quick_gelu_nodes(b: Any, x: Any) -> Any:
+    return b.op("Mul", x, b.op("Sigmoid", b.op("Mul", x, b.constant(QUICK))))
 
 
 def _clipped(
@@ -126,11 +130,6 @@ def _leaky(x: Array) -> Array:
     return y
 
 
-def _sigmoid(x: Array) -> Array:
-    y: Array = 0.5 * (1 + np.tanh(x / 2))
-    return y
-
-
 def _hard_swish(x: Array) -> Array:
     y: Array = x * np.clip(x + 3, 0, 6) / 6
     return y
@@ -165,7 +164,6 @@ def _one(kind: str, **attributes: float) -> Callable[[Any, Any], Any]:
 GELU = Activation(gelu, _gelu_nodes, _one("Gelu"), "gelu")
 SILU = Activation(silu, _silu_nodes, _one("QuickGelu", alpha=1.0), "silu")
 GELU_TANH = Activation(gelu_tanh, _gelu_tanh_nodes, _one("FastGelu"), "gelu_tanh")
-QUICK = _scaled(1.702)
 #: hidden_act of a config, in transformers' words -> its row.
 ACTIVATIONS = {
     "gelu": GELU,
@@ -176,7 +174,7 @@ ACTIVATIONS = {
     "gelu_python_tanh": GELU_TANH,
     "gelu_pytorch_tanh": GELU_TANH,
     "gelu_10": _clipped(-10.0, 10.0, gelu, _gelu_nodes),
-    "quick_gelu": Activation(*QUICK, _one("QuickGelu", alpha=1.702)),
+    "quick_gelu": Activation(_quick_gelu, _quick_gelu_nodes, _one("QuickGelu", alpha=QUICK)),
     "relu": Activation(relu, _relu_nodes, _relu_nodes, "relu"),
     "relu2": _plain(lambda x: np.maximum(x, 0) ** 2, _squared_relu),
     "relu6": _clipped(0.0, 6.0, relu, _relu_nodes),
@@ -184,7 +182,7 @@ ACTIVATIONS = {
     "silu": SILU,
     "swish": SILU,
     "mish": _plain(_mish, _mish_nodes),
-    "sigmoid": _plain(_sigmoid, lambda b, x: b.op("Sigmoid", x)),
+    "sigmoid": _plain(sigmoid, lambda b, x: b.op("Sigmoid", x)),
     "tanh": _plain(np.tanh, lambda b, x: b.op("Tanh", x)),
     "hardswish": _plain(_hard_swish, lambda b, x: b.op("HardSwish", x)),
     "laplace": _plain(_laplace, _laplace_nodes),

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CheckpointError
+from ..progress import Progress, silent
 from .binding import ADDED, shapes
 from .checkpoint import Checkpoint
 from .initial import first_values
 from .load import family_of, ignored_by, is_vanilla, named_as_in, read_spec
-from .store import Progress, nbytes, write_checkpoint
+from .store import nbytes, write_checkpoint
 from .weights import check_tensors, is_decay_table, read_finite
 
 #: Files of a checkpoint that stay as they are.
@@ -49,7 +50,7 @@ def convert(
     output: str | Path,
     *,
     seed: int = 0,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Conversion:
     """Turn a vanilla checkpoint of a supported family into a DiJiang one.
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..progress import Progress, silent
 from .binding import Shape, shapes
 from .decay import initial_gamma
 from .load import FAMILIES
 from .presets import PRESETS
-from .store import DTYPES, Progress, nbytes, numpy_dtype, stored_dtype, write_checkpoint
+from .store import DTYPES, nbytes, numpy_dtype, stored_dtype, write_checkpoint
 
 Array = np.ndarray
 #: Standard deviation of a linear weight (initializer_range of all three families).
@@ -90,7 +91,7 @@ def init(
     *,
     dtype: str = "float16",
     seed: int = 0,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Path:
     """Write a random checkpoint of a published shape, to size a device before any training.
 
@@ -117,7 +118,7 @@ def write_random(
     *,
     dtype: str = "float16",
     seed: int = 0,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Path:
     """Write a random checkpoint of any config of a supported family; see `init`."""
     family, kind = FAMILIES[config["model_type"]], numpy_dtype(dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..files import check_output, new_folder
+from ..progress import Progress
 from .binding import Shape
 from .weights import is_decay_table
 
 Array = np.ndarray
-#: progress(stage, done, total), bytes.
-Progress = Callable[[str, int, int], None]
 #: Largest weight file; a checkpoint above it is written in several.
 SHARD_BYTES = 1 << 29
 #: What a checkpoint needs on disk beside its tensors: config, index, tokenizer.

@@ -21,8 +21,8 @@ def load_emulated(bundle: Bundle, graph: str, *, threads: int | None = None) -> 
     """
     loaded = ir.load(bundle.graph_file(graph))
     emulated = bool(Emulate()(loaded).modified)
-    if len(parts(loaded.graph)) > 1:
-        session = PartedSession(bundle, graph, loaded, written=emulated, threads=threads)
+    if len(cut := parts(loaded.graph)) > 1:
+        session = PartedSession(bundle, graph, loaded, cut, written=emulated, threads=threads)
         return PartedModel(bundle, session)
     if not emulated:
         return Model(bundle, CpuSession(bundle, graph, threads=threads))

@@ -23,7 +23,7 @@ from ..runtime.sessions.cpu import load_graph
 from ..runtime.sessions.inference import CPU_PROVIDER, failed_step
 from ..runtime.state import State
 from ..runtime.step import Step
-from .cut import Part, parts
+from .cut import Part
 
 #: How onnxruntime calls dimensions that it knows nothing of.
 UNNAMED = "unk__"
@@ -105,6 +105,7 @@ class PartedSession:
     Args:
         bundle: whose data the graph refers to.
         graph: its name; `model`: the graph, as it is or emulated.
+        cut: the graph in parts (`cut.parts`).
         written: whether weights are computed: each part then is written to a temporary folder.
         threads: of a session; None: as many as usable cores.
     """
@@ -116,13 +117,14 @@ class PartedSession:
         bundle: Bundle,
         graph: str,
         model: ir.Model,
+        cut: list[Part],
         *,
         written: bool = False,
         threads: int | None = None,
     ) -> None:
         self.graph = graph
         self._bundle, self._model, self._written, self._threads = bundle, model, written, threads
-        self.parts = parts(model.graph)
+        self.parts = cut
         layers = range(bundle.manifest.spec.num_layers)
         self._past = {names.present_state(i): names.past_state(i) for i in layers}
 

@@ -88,8 +88,10 @@ def compare(
     reference = Reference(checkpoint)
     first, *others = windows
     state, cuts = reference.new_state(1), _cuts(len(first))
-    pieces = [Piece(first[None, start:cut], start, state) for start, cut in zip((0, *cuts), cuts, strict=False)]
+    spans = [(0, start, cut) for start, cut in zip((0, *cuts), cuts, strict=False)]
+    pieces = [Piece(first[None, start:cut], start, state) for _, start, cut in spans]
     pieces += [Piece(ids[None]) for ids in others]
+    spans += [(index, 0, len(ids)) for index, ids in enumerate(others, 1)]
     found: list[tuple[Sums, dict[int, list[float]]]] = [(Sums(), {cut: [] for cut in cuts}) for _ in runs]
     total = reference.dtype.itemsize * checkpoint.parameters
 
@@ -101,16 +103,12 @@ def compare(
         if piece is pieces[-1]:
             progress("verify", total * (layer + 1) // checkpoint.spec.num_layers, total)
 
-    expected = reference.run(pieces, passed)
-    for start, cut in zip((0, *cuts), cuts, strict=False):
-        rows = next(expected)[0]
+    for (index, start, cut), (rows,) in zip(spans, reference.run(pieces, passed), strict=True):
+        ids = windows[index][start : cut + 1]
         for run, (sums, _) in zip(runs, found, strict=True):
-            sums.add(rows, run.logits[0][start:cut], first[start : cut + 1])
-        if plain is not None:
-            lost.add(rows, plain[start:cut], first[start : cut + 1])
-    for index, (ids, rows) in enumerate(zip(others, expected, strict=True), 1):
-        for run, (sums, _) in zip(runs, found, strict=True):
-            sums.add(rows[0], run.logits[index], ids)
+            sums.add(rows, run.logits[index][start:cut], ids)
+        if plain is not None and index == 0:
+            lost.add(rows, plain[start:cut], ids)
     return found, None if plain is None else lost
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..bundle.opened import Bundle, open_bundle, store_parity
 from ..errors import ParityError
+from ..models.decay import position_limit
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
 from ..progress import Progress, silent
 from ..recipe import require
@@ -217,7 +218,7 @@ def verify(
     compared, lost = compare(checkpoint, windows, runs, progress, float32=relative)
     if mode == "analytic":
         stored = load_checkpoint(against, repair_decay=True)
-        change = decay_change(stored, checkpoint, windows) if stored.positions_limit else None
+        change = decay_change(stored, checkpoint, windows) if position_limit(stored.decays) is not None else None
     same = checkpoint.checkpoint.sha256() == manifest.source_sha256
     judged = not (recipe.in_blocks and checkpoint.untrained)
 
@@ -273,7 +274,7 @@ def _graphs(bundle: Bundle, provider: str, graph: str | None) -> list[str]:
     if graph is not None:
         require("graph", graph, records)
         return [graph]
-    return [name for name in records if not why_not(name)] or list(records)[:1]
+    return [name for name, record in records.items() if not why_not(name, record.oldest)] or list(records)[:1]
 
 
 def _load(bundle: Bundle, graph: str, provider: str, threads: int | None) -> Model:

@@ -174,7 +174,6 @@ def decode(model: Model, output: Output, state: State, sequences: Ordered[Sequen
     output: of the last tokens fed.
     """
     session, rows = model.session, range(state.batch)
-    step: Step | None = None
     while True:
         position = state.position
         tokens = [sequences[row].choose(output, int(position[row]), row) for row in rows]

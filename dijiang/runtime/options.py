@@ -50,7 +50,7 @@ class Checked:
             for part in each if isinstance(each, (tuple, list, set, frozenset)) else (None,):
                 good = isinstance(part, kind) and (kind is bool or not isinstance(part, bool))
                 if good and kind in (Real, Integral):
-                    good = low <= float(part) <= high
+                    good = low <= part <= high
                 if not good:
                     bounds = f" from {low:g} to {high:g}" if kind in (Real, Integral) else ""
                     raise InputError(f"{one.name} is {value!r}, expected {KINDS[kind]}{bounds}; change the option")

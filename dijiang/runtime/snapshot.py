@@ -157,7 +157,7 @@ def _seams(found: Any, batch: int, vocab: int) -> list[Seam | None]:
         token, at, open_, held = entry
         if not all(type(n) is int for n in (token, at, open_)) or not isinstance(held, str):
             raise ValueError("a seam of the wrong types")
-        if not 0 <= token < vocab or at < 0 or not 0 <= open_ <= 64:
+        if not 0 <= token < vocab or at < 0 or not 0 <= open_ <= LAST:
             raise ValueError("a seam out of range")
         seams.append(Seam(token, at, open_, held))
     return seams

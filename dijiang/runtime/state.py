@@ -212,12 +212,11 @@ class State:
         """Anybody may advance it."""
         self._user = None
 
-    def lend(self, keeper: Keeper) -> list[np.ndarray]:
-        """The arrays, whose numbers the keeper's first set holds from now on."""
-        arrays = self.layers
+    def lend(self, keeper: Keeper) -> None:
+        """The keeper's first set holds the numbers from now on."""
+        self.bring_home()
         self._point = replace(self.point, side=0)
         self._keeper = keeper
-        return arrays
 
     def bring_home(self) -> None:
         """Copy the numbers back into the arrays, if a keeper holds them."""

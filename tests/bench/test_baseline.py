@@ -136,7 +136,7 @@ def test_depth_past_learned_positions_is_refused(tmp_path):
 def test_graphs_without_a_baseline_are_refused(exported, tmp_path):
     bundle = open_bundle(exported("tiny-python", graph="primitive"))
     with pytest.raises(ExportError, match="no baseline"):
-        build_transformer(bundle, tmp_path, 10)
+        build_transformer("m", bundle, tmp_path, 10)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

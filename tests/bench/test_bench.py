@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import shutil
 import signal
+from dataclasses import replace
 from importlib.resources import files
 
 import jsonschema
@@ -18,7 +20,7 @@ from dijiang.bench.measure import Run
 from dijiang.bench.render import FORMULAS, explain
 from dijiang.bench.report import target
 from dijiang.bench.runner import Options, run_bench
-from dijiang.bench.subject import Side, Traffic, load_bundle
+from dijiang.bench.subject import Side, Traffic, bundle_side, load_bundle
 from dijiang.cli import main
 from dijiang.errors import BenchError
 from dijiang.machine.bandwidth import measure_bandwidth
@@ -44,6 +46,21 @@ def report(exported):
     """A report over two depths and a batch."""
     options = Options("7", "5", "0,63", "1,2", threads="1", **QUICK)
     return run_bench([exported("tiny-python")], options)
+
+
+def test_bundles_of_one_name_and_their_baselines_are_told_apart(exported, tmp_path):
+    paths = [tmp_path / "a" / "m", tmp_path / "b" / "m", tmp_path / "b" / "m"]
+    for path in paths[:2]:
+        shutil.copytree(exported("tiny-python"), path)
+
+    def baseline(name, bundle, folder, positions):
+        return replace(bundle_side(f"Transformer of {name}", bundle), baseline_of=name)
+
+    found = run_bench(paths, Options("none", "1", **QUICK), baseline=baseline)
+    names = ["m", str(paths[1]), f"{paths[1]} (2)"]
+    sides = [(model["name"], model["baseline_of"]) for model in found["models"]]
+    assert sides == [side for name in names for side in ((name, None), (f"Transformer of {name}", name))]
+    assert len(found["results"]) == 6
 
 
 def validate(report):

@@ -81,7 +81,16 @@ def test_threshold_is_a_fraction(threshold):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[1]", "not json", '{"schema_version": 1, "models": [], "results": [{}]}']
+    "text",
+    [
+        "",
+        "{}",
+        "[1]",
+        "not json",
+        "[" * 100_000,
+        '{"schema_version": 1, "models": [], "results": [{}]}',
+        '{"schema_version": "1", "models": [], "results": []}',
+    ],
 )
 def test_a_file_that_is_no_report_is_one_line(tmp_path, text):
     path = tmp_path / "r.json"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import dijiang
+from dijiang.bundle import integrity
 from tests.conftest import RUNNABLE
 
 
@@ -107,11 +108,31 @@ def test_broken_manifest_is_one_error(bundle, case):
         ("recipe", {}),
         ("graphs", {}),
         ("graphs", {"native": {"file": "model.onnx"}}),
+        ("positions_limit", "x"),
+        ("parameters", "x"),
+        ("versions", [1]),
+        ("engines", [1]),
     ],
 )
 def test_manifest_with_a_wrong_entry_is_one_error(bundle, key, value):
     edit_manifest(bundle, lambda m: m.update({key: value}))
     with pytest.raises(dijiang.BundleError, match="not a whole manifest"):
+        dijiang.load(bundle)
+
+
+@pytest.mark.parametrize("needed", [None, "x", "1.x", 3])
+def test_graph_without_the_version_that_it_needs_is_one_error(bundle, needed):
+    edit_manifest(bundle, lambda m: next(iter(m["graphs"].values())).update(onnxruntime=needed))
+    with pytest.raises(dijiang.BundleError, match="not a whole manifest"):
+        dijiang.load(bundle)
+
+
+def test_file_that_cannot_be_read_is_one_error(bundle, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(integrity, "record_file", refuse)
+    with pytest.raises(dijiang.BundleError, match=r"model\.\S+: unreadable \(Permission denied\)"):
         dijiang.load(bundle)
 
 

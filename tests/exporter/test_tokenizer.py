@@ -1,6 +1,7 @@
 """The tokenizer is opened before anything is written."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,22 @@ def test_tokenizer_of_a_larger_model_is_refused(copy_of, tmp_path):
     edited(folder, lambda t: t["model"]["vocab"].update({"another": vocab + 3}))
     with pytest.raises(dijiang.CheckpointError, match=f"the token 'another' has the id {vocab + 3}, but the model"):
         dijiang.export(folder, tmp_path / "b")
+
+
+def test_file_of_the_checkpoint_that_cannot_be_read_is_named(copy_of, tmp_path, monkeypatch):
+    folder = copy_of(TINY)
+    (folder / "generation_config.json").write_text("{}")
+    read = Path.read_bytes
+
+    def refuse(path):
+        if path.name == "generation_config.json":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(dijiang.CheckpointError, match=r"generation_config\.json: unreadable \(Permission denied\)"):
+        dijiang.export(folder, tmp_path / "b", verify=False)
+    assert not (tmp_path / "b").exists()
 
 
 def test_padding_token_after_the_last_id_does_no_harm(copy_of, tmp_path):

@@ -13,6 +13,8 @@ from dijiang.parity.gates import judge
 from dijiang.parity.windows import CHARACTERS, windows_of
 from dijiang.recipe import PRECISIONS, resolve
 from tests.conftest import EXAMPLES, GOLDEN, onnx_file, signed
+from tests.graph.test_families import NAMED
+from tests.random_models import write
 
 TINY = EXAMPLES / "tiny-python"
 
@@ -70,6 +72,12 @@ def test_verify_of_analytic_decay_shows_what_it_changed(exported, copy_of):
     assert report.passed
     assert report.decay_change.max_error > 0.1
     assert 0.85 < report.decay_change.top1_agreement < 0.99
+
+
+def test_learned_positions_are_no_trained_decay(tmp_path):
+    folder = write(tmp_path, NAMED["opt-125m-like"], trained=False, seed=1)
+    bundle = dijiang.export(folder, tmp_path / "b", decay="analytic", verify=False)
+    assert dijiang.verify(bundle.path, folder, tokens=20, store=False).decay_change is None
 
 
 def test_no_more_of_a_text_is_read_than_its_tokens_can_need(exported, tmp_path, monkeypatch):

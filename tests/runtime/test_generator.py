@@ -111,6 +111,11 @@ def test_nothing_is_computed_before_the_first_record_is_asked_for(model):
     assert state.position[0] == len(model.tokenizer.encode(PROMPT))
 
 
+def test_the_largest_options_are_taken(model):
+    options = {"seed": 2**64 - 1, "top_k": 10**400, "temperature": 1.0, "max_tokens": 3}
+    assert text_of(model.generate(PROMPT, **options)) == text_of(model.generate(PROMPT, **options))
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
@@ -127,6 +132,7 @@ def test_nothing_is_computed_before_the_first_record_is_asked_for(model):
         (PROMPT, {"min_p": 2.0}, "min_p is 2.0"),
         (PROMPT, {"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
         (PROMPT, {"seed": -1}, "seed is -1"),
+        (PROMPT, {"seed": 2**64}, "seed is 18446744073709551616"),
         (PROMPT, {"max_tokens": 2.5}, "max_tokens is 2.5, expected a whole number"),
         (PROMPT, {"max_tokens": None}, "max_tokens is None"),
         (PROMPT, {"stop_tokens": [1.5]}, r"stop_tokens is \[1.5\], expected a whole number"),

@@ -4,11 +4,13 @@ import sys
 
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 
 import dijiang
+from dijiang.cli import main
 from dijiang.machine import memory
 from dijiang.runtime.sessions import inference
-from tests.conftest import onnx_file, signed
+from tests.conftest import EXAMPLES, onnx_file, signed
 
 
 def test_unknown_provider_is_refused(exported):
@@ -43,6 +45,17 @@ def test_integer_blocks_on_an_onnxruntime_without_them_are_one_error(exported, m
         dijiang.SessionError, match=r"the primitive graph: it needs onnxruntime 1.19 .* here is 1.18; upgrade"
     ):
         dijiang.load(bundle)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_inspect_and_export_know_what_the_precision_needs(exported, monkeypatch, tmp_path, precision):
+    monkeypatch.setattr(inference, "version", lambda _: "1.18.1")
+    bundle = exported("tiny-python", graph="primitive", precision=precision)
+    shown = CliRunner().invoke(main, ["inspect", str(bundle)]).stdout
+    assert ("not here: it needs onnxruntime 1.19" in shown) == (precision == "int8")
+    if precision == "int8":
+        with pytest.raises(dijiang.ExportError, match=r"cannot be verified: it needs onnxruntime 1\.19"):
+            dijiang.export(EXAMPLES / "tiny-python", tmp_path / "b", graph="primitive", precision=precision)
 
 
 def test_step_that_the_backend_cannot_run_is_one_error(exported, monkeypatch):

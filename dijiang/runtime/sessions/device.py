@@ -101,8 +101,9 @@ class DeviceSession:
             raise SessionError(f"provider {row.name} has no CUDA graphs; leave --cuda-graph out")
         #: Tokens of the calls that are captured.
         self._captured: frozenset[int] = frozenset()
-        self._open(graphs=row.captures and cuda_graph is not False)
-        if self._graphs_on:
+        graphs = row.captures and cuda_graph is not False
+        self._open(graphs=graphs)
+        if graphs:
             self._prove(insist=bool(cuda_graph))
 
     def _prove(self, *, insist: bool) -> None:
@@ -144,7 +145,6 @@ class DeviceSession:
 
     def _open(self, *, graphs: bool) -> None:
         """Load the graph and assert that what was asked for runs it."""
-        self._graphs_on = graphs
         row, file = self.row, self._bundle.graph_file(self.graph)
         # A graph that computes shapes on the CPU cannot do without it; of the others a node left there
         # is an error.

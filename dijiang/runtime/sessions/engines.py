@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import BundleError, SessionError
-from ...machine.driver import Gpu
+
+if TYPE_CHECKING:
+    from ...machine.driver import Gpu
 
 #: GPUs whose tensor cores TensorRT-RTX compiles for, and the one whose kernels have no float32 matmul.
 RTX_GPUS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")

@@ -12,6 +12,8 @@ from ...machine.limits import usable_cores
 from ...recipe import GRAPHS
 from ..operators import operator_library
 
+#: Packages whose module is MODULE.
+PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 MODULE, CPU_PROVIDER = "onnxruntime", "CPUExecutionProvider"
 #: Where a graph without a file of its own finds its data.
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -43,7 +45,7 @@ def _broken(error: Exception) -> SessionError:
 
 def onnxruntime_version() -> tuple[int, int] | None:
     """Of the installed package, without importing it; None: there is none."""
-    for package in ("onnxruntime", "onnxruntime-gpu"):
+    for package in PACKAGES:
         with suppress(PackageNotFoundError):
             major, minor = version(package).split(".")[:2]
             return int(major), int(minor)

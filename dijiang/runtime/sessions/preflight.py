@@ -15,9 +15,8 @@ from ...bundle.opened import Bundle
 from ...errors import SessionError
 from ...machine.driver import Cuda
 from ...machine.memory import LESS, require_gpu_memory, run_bytes
+from .inference import PACKAGES
 
-#: Packages whose module is `onnxruntime`.
-PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 #: What onnxruntime says -> what to do about it.
 ADVICE = (
     ("out of memory", LESS),

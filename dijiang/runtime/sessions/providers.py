@@ -85,8 +85,7 @@ def choose_graph(bundle: Bundle, provider: str, graph: str | None = None) -> str
     reasons = dict.fromkeys(able, "")
     if PROVIDERS[provider].onnxruntime:
         for name in able:
-            major, minor = records[name].onnxruntime.split(".")
-            reasons[name] = why_not(name, (int(major), int(minor)))
+            reasons[name] = why_not(name, records[name].oldest)
     found = next((name for name, reason in reasons.items() if not reason), None)
     if found is None:
         told = "; ".join(f"the {name} graph: {reason}" for name, reason in reasons.items())

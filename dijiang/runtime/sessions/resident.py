@@ -52,8 +52,9 @@ class Resident(Generic[B]):
         if owner is not state:
             if owner is not None:
                 owner.bring_home()
-            for buffer, array in zip(self._sets[0], state.lend(self), strict=True):
+            for buffer, array in zip(self._sets[0], state.layers, strict=True):
                 buffer.write(array)
+            state.lend(self)  # an interrupt before leaves the numbers where they are
             self._owner = ref(state)
         return state.point.side
 
