@@ -9,7 +9,7 @@ OLDEST ?= 1.15.0
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc)
 
-.PHONY: test lint docs soak timing kill real oldest demo clean
+.PHONY: test lint docs soak timing kill real rounding oldest demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -43,6 +43,12 @@ kill: $(VENV)/.dev
 real: $(VENV)/.dev
 	$(BIN)/pip install -q -c constraints.txt gguf accelerate
 	$(BIN)/python benchmarks/real.py .real -o benchmarks/results/real.json
+	$(BIN)/python docs/generate.py
+
+# What every way of rounding costs the same model before its conversion.
+rounding: $(VENV)/.dev
+	$(BIN)/pip install -q -c constraints.txt gguf accelerate
+	$(BIN)/python benchmarks/rounding.py .real -o benchmarks/results/rounding.json
 	$(BIN)/python docs/generate.py
 
 # The primitive graph on an onnxruntime that has no LinearAttention, and the oldest onnx-ir, by themselves.

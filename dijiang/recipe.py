@@ -21,17 +21,24 @@ TYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 #: 0.6 to 2.3 on random models of every family, 0.8 on SmolLM2, 5.7 on the trained example, whose float32
 #: reference is unusually near. Planted faults: 200 and more (ADR 0019).
 FLOAT32_FACTOR = 16.0
-#: Input channels that share one scale.
-BLOCK = 128
+#: Of our own operators in graphs.
+DOMAIN = "dijiang"
+#: Input channels that share one scale, and that are mixed before they are rounded (ADR 0024).
+BLOCK, ROTATION = 64, 64
 BLOCKS = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Weights as integers of `bits`; `block` consecutive input channels share a float32 scale."""
+    """Weights as integers of `bits`; `block` consecutive input channels share a float32 scale.
+
+    rotation: input channels that a Hadamard matrix mixes before rounding, a power of two; where it does
+        not divide the width, the largest that does. 0: none.
+    """
 
     bits: int
     block: int
+    rotation: int = 0
 
     @property
     def weight_bytes(self) -> float:
@@ -105,8 +112,8 @@ PRECISIONS = {
             Gate("perplexity_change", 1e-3),
             Gate("top1_disagreement", 0.015),
         ),
-        body=Blocks(8, BLOCK),
-        head=Blocks(8, BLOCK),
+        body=Blocks(8, BLOCK, ROTATION),
+        head=Blocks(8, BLOCK, ROTATION),
         embed=Blocks(8, BLOCK),
         seconds=14.0,
         turing=True,
@@ -121,8 +128,8 @@ PRECISIONS = {
             Gate("perplexity_change", 8e-3),
             Gate("top1_disagreement", 0.08),
         ),
-        body=Blocks(4, BLOCK),
-        head=Blocks(8, BLOCK),
+        body=Blocks(4, BLOCK, ROTATION),
+        head=Blocks(8, BLOCK, ROTATION),
         embed=Blocks(4, BLOCK),
         seconds=40.0,
     ),
@@ -499,5 +506,5 @@ def _tuned(recipe: Recipe, head: str | None, block: int | None, tokens: int | No
     )
     if head is not None:
         bits = HEADS[head]
-        kept = None if bits is None else Blocks(bits, block or BLOCK)
+        kept = None if bits is None else Blocks(bits, block or BLOCK, ROTATION)
     return replace(recipe, body=body, head=kept, embed=embed, calibration_tokens=tokens)

@@ -4,8 +4,13 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(DIJIANG_AARCH64) && defined(__linux__)
+#ifdef DIJIANG_X86_64
+#include <cpuid.h>
+#endif
+#ifdef __linux__
 #include <sys/auxv.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace dijiang {
@@ -16,32 +21,65 @@ struct Set {
   bool (*here)();
 };
 
+#ifdef DIJIANG_X86_64
+bool avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && avx2();
+}
+
+bool avx512vnni() { return avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+// A bit of a register (0: EAX, 3: EDX) of CPUID leaf 7.
+bool leaf7(unsigned part, int which, int bit) {
+  unsigned found[4];
+  return __get_cpuid_count(7, part, &found[0], &found[1], &found[2], &found[3]) && (found[which] >> bit & 1);
+}
+
+bool avxvnni() { return avx2() && leaf7(1, 0, 4); }
+
+// Linux lends the tiles' 8 kB of registers to a process that asks.
+bool amx() {
+#ifdef __linux__
+  constexpr long kAskForState = 0x1023, kTileData = 18;
+  return avx512vnni() && leaf7(0, 3, 24) && leaf7(0, 3, 25) && !syscall(SYS_arch_prctl, kAskForState, kTileData);
+#else
+  return false;
+#endif
+}
+#endif
+
+#ifdef DIJIANG_AARCH64
+// Bits of HWCAP.
+constexpr unsigned long kAsimd = 1 << 1, kAsimdDp = 1 << 20;
+
+bool has(unsigned long bit) {
+#ifdef __linux__
+  return (getauxval(AT_HWCAP) & bit) != 0;
+#else
+  return bit == kAsimd || bit == kAsimdDp;  // every Apple processor
+#endif
+}
+#endif
+
 // Best first. CMake says which processor family is compiled.
 const Set kSets[] = {
 #ifdef DIJIANG_X86_64
-    {&kAvx512,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-     }},
-    {&kAvx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+    {&kAmx, amx},       {&kAvx512Vnni, avx512vnni}, {&kAvx512, avx512},
+    {&kAvxVnni, avxvnni}, {&kAvx2, avx2},
 #endif
 #ifdef DIJIANG_AARCH64
-    {&kNeon,
-     [] {
-#ifdef __linux__
-       return (getauxval(AT_HWCAP) & (1 << 1) /* HWCAP_ASIMD */) != 0;
-#else
-       return true;
-#endif
-     }},
+    {&kDotprod, [] { return has(kAsimdDp); }},
+    {&kNeon, [] { return has(kAsimd); }},
 #endif
     {&kPlain, [] { return true; }},
 };
 
 // Of all families, so that a set of another one is told from a misspelt name.
-const char* const kNames[] = {"avx512", "avx2", "neon", "plain"};
+const char* const kNames[] = {"amx",  "avx512vnni", "avx512", "avxvnni",
+                              "avx2", "dotprod",    "neon",   "plain"};
 
 struct Names {
   char text[64] = "";

@@ -96,7 +96,7 @@ struct Op {
   void (*release_alias)(int*, int*);
 };
 
-constexpr int kFloat = 1;                       // element type
+constexpr int kFloat = 1, kByte = 2;            // element types: float32, uint8
 constexpr int kRequired = 0, kOptional = 1;     // kind of input
 
 }  // namespace ort

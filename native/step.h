@@ -50,6 +50,9 @@ struct Step {
   DIJIANG_INLINE int64_t rows() const { return batch * tokens; }
 };
 
+struct MatMul;  // matmul.h
+struct Gptq;    // gptq.h
+
 // The same functions for one instruction set. All sets give the same bits.
 struct Kernels {
   const char* name;
@@ -62,8 +65,15 @@ struct Kernels {
   void (*activate)(int64_t number, const float* x, float* y, int64_t n);
   // out[i] = a[i] b[i] + c[i], rounded once.
   void (*multiply_add)(const float* a, const float* b, const float* c, float* out, int64_t n);
+  // The input of a matmul: codes, scales and sums of one row.
+  void (*round)(const MatMul& m, int64_t row);
+  // All rows of one unit of its outputs.
+  void (*multiply)(const MatMul& m, int64_t unit);
+  // Outputs of one tile of 16, rounded; room: (inputs + block) x 16 numbers.
+  void (*gptq)(const Gptq& g, int64_t tile, float* room);
 };
 
-extern const Kernels kPlain, kAvx2, kAvx512, kNeon;  // those of this processor family are linked
+// Those of this processor family are linked.
+extern const Kernels kPlain, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAmx, kNeon, kDotprod;
 
 }  // namespace dijiang

@@ -11,6 +11,7 @@ import numpy as np
 from ..bundle import names
 from ..errors import InputError, SessionError
 from ..recipe import AUTO
+from ..runtime.operators import has_library
 from ..runtime.sessions.base import PIECE
 from ..runtime.sessions.inference import import_onnxruntime, open_inference
 from ..runtime.sessions.providers import emulates
@@ -43,7 +44,7 @@ class CachedSubject(Subject):
     def __init__(self, path: str | Path, threads: int | None, provider: str) -> None:
         if provider != AUTO and not emulates(provider):
             raise SessionError(f"no baseline for provider {provider!r}, expected cpu; use --provider cpu")
-        self._session = open_inference(Path(path) / FILE, threads=threads)
+        self._session = open_inference(Path(path) / FILE, operators=has_library(), threads=threads)
         self.provider = str(self._session.get_providers()[0])
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self.vocab_size = self._session.get_outputs()[0].shape[-1]

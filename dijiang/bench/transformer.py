@@ -29,11 +29,9 @@ from ..models.load import FAMILIES
 from ..models.spec import ModelSpec
 from ..models.weights import Weights
 from ..recipe import GRAPHS, Recipe, resolve
+from ..runtime.sessions.inference import runs_here
 from .cached import FILE, POSITIONS, CachedSubject
 from .subject import Side, Traffic
-
-#: What its layers stand in the place of.
-LIKE = GRAPHS["ort"]
 
 
 class RandomTensors:
@@ -77,10 +75,12 @@ def write_transformer(
         recipe: of the weights; None: as they are, in float32.
         cache: element type of keys and values: fp32, fp16 or int8.
     """
-    model = VanillaModel(spec, random_weights(spec), positions)
-    writer = Writer(model, cached(cache), opset=LIKE.opset, fused=LIKE.fused)
+    model, recipe = VanillaModel(spec, random_weights(spec), positions), recipe or resolve(runs_here=runs_here)
+    # What its layers stand in the place of: the same matmuls as the bundle's.
+    like = next(row for name in recipe.graphs if (row := GRAPHS[name]).fused and runs_here(name))
+    writer = Writer(model, cached(cache), opset=like.opset, fused=like.fused)
     graph = optimise(writer.write(), skip_norms=True)
-    graph = store_weights(graph, recipe or resolve(), tied=False, fused=LIKE.fused)
+    graph = store_weights(graph, recipe, like, tied=False)
     graph.metadata_props[POSITIONS] = str(spec.max_positions if spec.learned_positions else positions)
     ir.save(graph, folder / FILE, external_data=DATA)
     reads, width = parameter_reads(graph), 2 * spec.num_layers * spec.num_kv_heads * spec.head_size
@@ -96,7 +96,7 @@ def build_transformer(name: str, bundle: Bundle, folder: Path, positions: int, *
     spec, recipe = bundle.manifest.spec, bundle.manifest.recipe
     if cache not in ELEMENTS:
         raise ExportError(f"cache {cache!r} is unknown, expected one of {', '.join(ELEMENTS)}")
-    if recipe.type in TYPES or not any(GRAPHS[name].fused for name in recipe.graphs):
+    if recipe.type in TYPES or not any(GRAPHS[name].fused and runs_here(name) for name in recipe.graphs):
         raise ExportError(
             f"{recipe.precision} in the {' and '.join(recipe.graphs)} graph has no baseline to compare "
             "with; export with --precision int8 or fp32 for the CPU"

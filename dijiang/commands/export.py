@@ -17,11 +17,16 @@ from .inspect import show_bundle
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder.")
 @row_option("--precision", rows=PRECISIONS, default="fp32")
 @click.option("--head-precision", type=click.Choice(list(HEADS)), help="Default: 8 bits if quantized.")
-@click.option("--block-size", type=int, help="Input channels that share a scale; default: 128.")
+@click.option("--block-size", type=int, help="Input channels that share a scale; default: 64.")
 @click.option(
     "--calibration-tokens",
     type=click.IntRange(0),
-    help="Of the model's own text, to round to int4 by; 0: nearest values. Default: what pays.",
+    help="To round to int8 or int4 by; 0: nearest values. Default: what pays.",
+)
+@click.option(
+    "--calibration-text",
+    type=click.Path(path_type=Path),
+    help="UTF-8 file that these tokens are read from. Default: text that the model writes.",
 )
 @row_option(
     "--graph",

@@ -1,7 +1,7 @@
-"""What the inputs of each projection look like, on text that the model writes itself.
+"""What the inputs of each projection look like, on a text.
 
 GPTQ (arXiv 2210.17323) rounds a weight so that its *output* changes least; for that it needs the second
-moment of the projection's input, [in, in]. No text has to be found: the float32 model draws its own.
+moment of the projection's input, [in, in]. No text has to be found: the float32 model can draw its own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,12 @@ def batch_of(tokens: int) -> int:
 
 
 def second_moments(
-    graph: ir.Model, tokens: int, limit: int | None, vocab: int, progress: Progress = silent
+    graph: ir.Model,
+    tokens: int,
+    limit: int | None,
+    vocab: int,
+    text: np.ndarray | None = None,
+    progress: Progress = silent,
 ) -> Moments:
     """Second moments [in, in] float32 of the inputs of every linear, by the name of its weight.
 
@@ -47,6 +52,7 @@ def second_moments(
         tokens: to draw, in sequences of LENGTH.
         limit: positions the model has; None: no end.
         vocab: number of token ids.
+        text: int64 [tokens] to take instead of drawn ones.
 
     The float32 model is in memory meanwhile: 4 bytes a parameter, and 4 in^2 bytes a linear.
     """
@@ -59,10 +65,14 @@ def second_moments(
         length = min(LENGTH, limit or LENGTH)
         batch = batch_of(tokens)
         moments: Moments = {}
-        rounds = max(1, round(tokens / (batch * length)))
+        rounds = max(1, round((tokens if text is None else len(text)) / (batch * length)))
         for seed in range(rounds):
-            ids = _draw(model, batch, length, vocab, np.random.default_rng(seed))
-            for row in ids:
+            if text is None:
+                rows = list(_draw(model, batch, length, vocab, np.random.default_rng(seed)))
+            else:
+                part = text[seed * batch * length :][: batch * length]
+                rows = [part[start : start + length] for start in range(0, len(part), length)]
+            for row in rows:
                 _add(moments, model, row[None], inputs)
             progress("calibrate", seed + 1, rounds)
     return moments

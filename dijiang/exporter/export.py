@@ -48,6 +48,7 @@ def export(
     head_precision: str | None = None,
     block_size: int | None = None,
     calibration_tokens: int | None = None,
+    calibration_text: str | Path | None = None,
     verify: bool = True,
     text: str | Path | None = None,
     threads: int | None = None,
@@ -67,10 +68,10 @@ def export(
         decay: `exact` keeps trained D1/D2; `analytic` drops them and with them the position limit.
         repair_decay: a key scale of 1 where a trained D2 was lost to overflow, instead of an error.
         head_precision: of the head; None: as the precision says.
-        block_size: input channels that share a scale; None: 128.
-        calibration_tokens: that the float32 model writes itself, to round weights to 4 bits where it
-            changes its outputs least (`calibration`); 0: nearest values; None: as many as are worth
-            the time, 0 above 500 million parameters.
+        block_size: input channels that share a scale; None: as the precision says.
+        calibration_tokens: to round weights where it changes the outputs least (`calibration`); 0:
+            nearest values; None: as many as are worth the time, 0 above 500 million parameters.
+        calibration_text: UTF-8 file that they are read from; None: the float32 model writes them.
         verify: compare every graph with the checkpoint as `parity.verify` does, on a slice that suits
             the model's size, and keep the bundle only if all pass.
         text: file to verify on, for perplexity; None: random token ids.
@@ -94,11 +95,15 @@ def export(
         runs_here=runs_here,
     )
     folder = Path(output)
-    check_target(folder, [Path(path) for path in (checkpoint, text) if path is not None], force=force)
+    check_target(
+        folder, [Path(path) for path in (checkpoint, text, calibration_text) if path is not None], force=force
+    )
     model = load_checkpoint(checkpoint, decay=decay, repair_decay=repair_decay)
     _check_tokenizer(model)
     if verify:
-        _check_verifiable(model, recipe, text)
+        _check_verifiable(recipe)
+    for file in (text if verify else None, calibration_text):
+        _check_text(model, file)
     recipe = pipeline.fitted(recipe, model)
     graphs = {name: pipeline.step_graph(model, name, recipe) for name in recipe.graphs}
     with new_folder(folder, ExportError, foreign=foreign if force else None) as partial:
@@ -111,7 +116,7 @@ def export(
         )
         plan.require(partial)
         if recipe.calibration_tokens:
-            moments = pipeline.calibrate(model, recipe, progress)
+            moments = pipeline.calibrate(model, recipe, calibration_text, progress)
             first = recipe.graphs[0]
             graphs[first] = pipeline.step_graph(model, first, recipe, moments)
         _save(graphs, partial, plan, progress)
@@ -185,7 +190,7 @@ def _check_tokenizer(model: DijiangModel) -> None:
         )
 
 
-def _check_verifiable(model: DijiangModel, recipe: Recipe, text: str | Path | None) -> None:
+def _check_verifiable(recipe: Recipe) -> None:
     """Everything that could stop a verification, before minutes are spent on the bundle."""
     import_onnxruntime()
     for graph in recipe.graphs:
@@ -194,9 +199,15 @@ def _check_verifiable(model: DijiangModel, recipe: Recipe, text: str | Path | No
                 f"the {graph} graph does not run here, so the bundle cannot be verified: {reason}; "
                 "or use --no-verify"
             )
-    if text is not None and not (model.path / TOKENIZER).is_file():
-        raise InputError(f"{model.path}: no {TOKENIZER} to read {text} with; verify without --text")
-    if text is not None and not Path(text).is_file():
+
+
+def _check_text(model: DijiangModel, text: str | Path | None) -> None:
+    """InputError if a file is asked for and cannot be read as tokens."""
+    if text is None:
+        return
+    if not (model.path / TOKENIZER).is_file():
+        raise InputError(f"{model.path}: no {TOKENIZER} to read {text} with; leave the text out")
+    if not Path(text).is_file():
         raise InputError(f"{text}: cannot be read (no such file); give a UTF-8 text file")
 
 

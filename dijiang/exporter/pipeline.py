@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassManager
 
+from ..bundle.manifest import TOKENIZER
 from ..graph.layers import Source
 from ..graph.passes import optimise
 from ..graph.passes.order import OrderInitializers
@@ -12,8 +15,10 @@ from ..graph.passes.types import TYPES, SetPrecision
 from ..graph.schemes import Moments, scheme_of
 from ..graph.writer import write_graph
 from ..models.load import DijiangModel
+from ..parity.windows import read_ids
 from ..progress import Progress, silent
-from ..recipe import GRAPHS, Blocks, Recipe
+from ..recipe import GRAPHS, Blocks, Graph, Recipe
+from ..runtime.text import TextTokenizer
 from .calibration import default_tokens, second_moments
 
 #: Share of the parameters from which on the embedding takes part in rounding to few bits. A step reads one
@@ -45,23 +50,26 @@ def step_graph(model: Source, graph: str, recipe: Recipe, moments: Moments | Non
     """
     row = GRAPHS[graph]
     written = optimise(write_graph(model, graph), skip_norms=row.fused and recipe.type not in TYPES)
-    return store_weights(written, recipe, tied=model.spec.tied_embeddings, moments=moments, fused=row.fused)
+    return store_weights(written, recipe, row, tied=model.spec.tied_embeddings, moments=moments)
 
 
 def store_weights(
-    graph: ir.Model, recipe: Recipe, *, tied: bool, moments: Moments | None = None, fused: bool
+    graph: ir.Model, recipe: Recipe, row: Graph, *, tied: bool, moments: Moments | None = None
 ) -> ir.Model:
-    """Give an optimised float32 graph the weights of a recipe."""
-    passes: list[InPlacePass] = scheme_of(recipe).passes(tied=tied, moments=moments)
+    """Give an optimised float32 graph of a form the weights of a recipe."""
+    passes: list[InPlacePass] = scheme_of(recipe).passes(tied=tied, moments=moments, operators=row.operators)
     if recipe.type in TYPES:
-        passes.append(SetPrecision(recipe.type, fused_norms=fused))
+        passes.append(SetPrecision(recipe.type, fused_norms=row.fused))
     return PassManager([*passes, OrderInitializers()])(graph).model
 
 
-def calibrate(model: DijiangModel, recipe: Recipe, progress: Progress = silent) -> Moments:
-    """Second moments of every projection's inputs, on text that the float32 model draws."""
+def calibrate(
+    model: DijiangModel, recipe: Recipe, text: str | Path | None = None, progress: Progress = silent
+) -> Moments:
+    """Second moments of every projection's inputs, on a file, or on text that the float32 model draws."""
     # Operators of ours have the same projections around them as the nodes they stand for.
     name = next(name for name in (*recipe.graphs, *GRAPHS) if not GRAPHS[name].operators)
     graph = optimise(write_graph(model, name), skip_norms=False)
-    tokens = recipe.calibration_tokens or 0
-    return second_moments(graph, tokens, model.positions_limit, model.spec.vocab_size, progress)
+    tokens, limit = recipe.calibration_tokens or 0, model.positions_limit
+    read = None if text is None else read_ids(TextTokenizer.read(model.path / TOKENIZER), Path(text), tokens)
+    return second_moments(graph, tokens, limit, model.spec.vocab_size, read, progress)

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.linalg import lapack
 
 from ..machine.limits import usable_cores
+from ..runtime.operators import gptq, has_library
 
 Array = np.ndarray
 #: Starting scales tried at 4 bits, as factors of the one that just covers the largest weight.
@@ -102,18 +103,31 @@ def round_gptq(weight: Array, bits: int, block: int, moment: Array) -> tuple[Arr
     """Round a weight [in, out] so that its output changes least (GPTQ, arXiv 2210.17323).
 
     moment [in, in]: second moment of the inputs. Input channels are rounded one after the other; what
-    one loses is taken up by those that follow. Returns what `round_nearest` returns.
+    one loses is taken up by those that follow. Returns what `round_nearest` returns. The compiled
+    library does it where there is one, many times as fast as `round_gptq_plain`.
     """
     blocks = by_blocks(weight, block)
-    count, rows = blocks.shape[1] * block, weight.shape[0]
-    left = blocks.reshape(len(blocks), count)
-    upper = _inverse_factor(moment, rows, count)
-    importance = np.zeros(count, np.float32)
-    importance[:rows] = np.diag(moment) + np.finfo(np.float32).tiny
-    bound = 2 ** (bits - 1)
+    flat = blocks.reshape(len(blocks), -1)
+    upper = _inverse_factor(moment, len(weight), flat.shape[1])
+    importance = np.zeros(flat.shape[1], np.float32)
+    importance[: len(weight)] = np.diag(moment) + np.finfo(np.float32).tiny
     codes = np.empty(blocks.shape, np.uint8)
     scales = np.empty(blocks.shape[:2], np.float32)
-    for index in range(blocks.shape[1]):
+    some = gptq if has_library() else round_gptq_plain
+
+    def fill(start: int) -> None:
+        part = slice(start, start + ROWS)
+        some(flat[part], upper, importance, bits, codes[part], scales[part])
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        list(pool.map(fill, range(0, len(flat), ROWS)))
+    return codes, scales
+
+
+def round_gptq_plain(left: Array, upper: Array, importance: Array, bits: int, codes: Array, scales: Array) -> None:
+    """The twin of `runtime.operators.gptq`: rows [out, in] of whole blocks; `left` is used up."""
+    block, bound = codes.shape[2], 2 ** (bits - 1)
+    for index in range(codes.shape[1]):
         here = slice(index * block, (index + 1) * block)
         scale = best_scale(left[:, here], bits, importance[here])[1][:, 0]
         current = np.asfortranarray(left[:, here])
@@ -126,22 +140,45 @@ def round_gptq(weight: Array, bits: int, block: int, moment: Array) -> tuple[Arr
             codes[:, index, j] = code + bound
         scales[:, index] = scale
         left[:, here.stop :] -= errors @ upper[here, here.stop :]
-    return codes, scales
 
 
 def _inverse_factor(moment: Array, rows: int, count: int) -> Array:
-    """Upper U [count, count] float32 with U^T U = (moment + damping)^-1; padding is the identity."""
+    """Upper U [count, count] float32 with U^T U = (moment + damping)^-1; padding is the identity.
+
+    With the channels in reverse, a Cholesky factor L L^T of the moment is U^-1 (U^-1)^T.
+    """
     full = np.eye(count, order="F")
     full[:rows, :rows] = moment
     diagonal = np.diag(moment)
     full[np.arange(rows), np.arange(rows)] += DAMPING * max(float(diagonal.mean()), 1e-30)
     # Each step overwrites its input: a moment of 11,008 channels is 1 GB in float64.
-    factor, _ = lapack.dpotrf(full, overwrite_a=True)
-    inverse, _ = lapack.dpotri(factor, overwrite_c=True)
-    inverse_factor, failed = lapack.dpotrf(inverse, overwrite_a=True)
+    factor, _ = lapack.dpotrf(np.asfortranarray(full[::-1, ::-1]), lower=True, clean=True, overwrite_a=True)
+    inverse, failed = lapack.dtrtri(factor, lower=True, overwrite_c=True)
     assert not failed, "a damped moment is positive definite"
-    upper: Array = np.triu(inverse_factor.astype(np.float32))
+    upper: Array = np.ascontiguousarray(inverse[::-1, ::-1], np.float32)
     return upper
+
+
+def hadamard(size: int) -> Array:
+    """The orthonormal, symmetric Hadamard matrix [size, size] float32; size: a power of two."""
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    scaled: Array = matrix * np.float32(size**-0.5)
+    return scaled
+
+
+def rotate(weight: Array, size: int) -> Array:
+    """Each `size` consecutive rows of [in, out] mixed by a Hadamard matrix: H W, with H W of that W again.
+
+    (x H) (H W) = x W: a large input channel is spread over its neighbours, and rounds better
+    (QuaRot, arXiv 2404.00456).
+    """
+    if size <= 1:
+        return weight
+    rows, columns = weight.shape
+    mixed: Array = hadamard(size) @ weight.reshape(rows // size, size, columns)
+    return mixed.reshape(rows, columns)
 
 
 def pack(codes: Array, bits: int) -> Array:

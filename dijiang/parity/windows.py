@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import InputError
 from ..progress import Progress, silent
 from ..runtime.model import Model
+from ..runtime.text import TextTokenizer
 
 #: Characters of a text file that are read for each token wanted: 3 to 5 are in one.
 CHARACTERS = 64
@@ -34,7 +35,7 @@ def windows_of(
     if tokens < 2:
         raise InputError(f"tokens is {tokens}, expected at least 2; compare more")
     if text is not None:
-        return str(text), list(_cut(_read(model, Path(text), tokens), window))
+        return str(text), list(_cut(read_ids(model.tokenizer, Path(text), tokens), window))
     count = min(tokens, window)
     ids = np.random.default_rng(0).integers(0, model.spec.vocab_size, count)
     if not own:
@@ -49,13 +50,14 @@ def windows_of(
     return OWN, [np.array(drawn)]
 
 
-def _read(model: Model, text: Path, tokens: int) -> np.ndarray:
+def read_ids(tokenizer: TextTokenizer, text: Path, tokens: int) -> np.ndarray:
+    """The first token ids of a UTF-8 file, int64 [<= tokens]; InputError if they are fewer than 2."""
     try:
         with text.open(encoding="utf-8") as stream:
             content = stream.read(CHARACTERS * tokens)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{text}: cannot be read ({error}); give a UTF-8 text file") from error
-    ids = np.array(model.tokenizer.encode(content))[:tokens]
+    ids = np.array(tokenizer.encode(content))[:tokens]
     if len(ids) < 2:
         raise InputError(f"{text}: {len(ids)} token, expected at least 2; give a longer text")
     return ids

@@ -12,6 +12,8 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import SessionError
 
 #: What `native/CMakeLists.txt` installs beside this file, or where an editable installation keeps it.
@@ -63,6 +65,7 @@ def open_library(path: Path) -> ctypes.CDLL:
             ("activation_number", number, [text]),
             ("activation", status, [number, floats, floats, number]),
             ("multiply_add", status, [floats, floats, floats, floats, number]),
+            ("gptq", status, [floats, floats, floats, ctypes.POINTER(ctypes.c_uint8), floats, *4 * [number]]),
         ):
             function = getattr(library, f"dijiang_{name}")
             function.restype, function.argtypes = result, arguments
@@ -85,6 +88,39 @@ def isa_names() -> list[str]:
     """The instruction sets that this processor runs, best first; none without the library."""
     found = find_library()
     return open_library(found).dijiang_isa_names().decode().split() if found else []
+
+
+def has_library() -> bool:
+    """Whether the library is there and runs here."""
+    try:
+        operator_library()
+    except SessionError:
+        return False
+    return True
+
+
+def gptq(
+    weight: np.ndarray, upper: np.ndarray, importance: np.ndarray, bits: int, codes: np.ndarray, scales: np.ndarray
+) -> None:
+    """Round rows of a weight by what their inputs look like; see `graph.rounding.round_gptq`.
+
+    Args:
+        weight: float32 [out, in], whole blocks.
+        upper: float32 [in, in], importance: float32 [in].
+        codes, scales: filled: uint8 [out, blocks, block], float32 [out, blocks].
+    """
+    floats, outputs, inputs = ctypes.POINTER(ctypes.c_float), *weight.shape
+    arrays = (np.ascontiguousarray(a, np.float32) for a in (weight, upper, importance))
+    assert codes.flags.c_contiguous
+    assert scales.flags.c_contiguous
+    status = open_library(operator_library()).dijiang_gptq(
+        *(a.ctypes.data_as(floats) for a in arrays),
+        codes.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)),
+        scales.ctypes.data_as(floats),
+        *(outputs, inputs, codes.shape[2], bits),
+    )
+    if status:
+        raise MemoryError("no memory to round a weight")
 
 
 def longest_head() -> int:

@@ -1,6 +1,9 @@
 // What every processor of its family runs: the twin that all other sets must equal bit for bit.
+#include "../lanes/plain.h"
+#include "../gptq_kernel.h"
+#include "../matmul_kernel.h"
 #include "../step_kernel.h"
 
 namespace dijiang {
-const Kernels kPlain = {"plain", attend, finish, activate, multiply_add};
+const Kernels kPlain = {"plain", attend, finish, activate, multiply_add, round_row, multiply, gptq};
 }

@@ -1,4 +1,4 @@
-"""Single nodes `RecurrentStep`: cases, their float64 oracle, and a program that runs them all.
+"""Single nodes `RecurrentStep`: cases, their float64 oracle, and a program that runs them and all `MatMul`s.
 
 `python -m tests.native.steps OUT.npz [BUNDLE]`: a process of its own, as `DIJIANG_ISA` is read once.
 """
@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from dijiang.models.activations import ACTIVATIONS
 from dijiang.runtime import operators as native
+from tests.native import products
 
 EPSILON = 1e-5
 
@@ -200,6 +201,12 @@ def main(out: str, bundle: str | None = None) -> None:
     for name, case in CASES.items():
         session = onnxruntime.InferenceSession(node(case), options, ["CPUExecutionProvider"])
         results[f"{name}.output"], results[f"{name}.present"] = session.run(None, inputs(case))
+    for name, case in products.CASES.items():
+        product = products.Product.of(case)
+        session = onnxruntime.InferenceSession(product.model(), options, ["CPUExecutionProvider"])
+        for rows in (products.ROWS, *products.FEWER):
+            (y,) = session.run(None, {"x": product.x[None, :rows]})
+            results[f"{name}.{rows}-rows"] = y[0]
     a, b, c = (np.ascontiguousarray(row) for row in triples())
     results["multiply_add"] = np.empty_like(a)
     assert call("multiply_add", a, b, c, results["multiply_add"], a.size) == 0

@@ -7,9 +7,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from dijiang.runtime import operators as native
+from tests.native import products
 from tests.native.steps import CASES, inputs, oracle, triples
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +68,69 @@ def test_dead_group_is_its_bias(results):
     gate = x["packed"][0, :, 12 * size : 13 * size].astype(np.float64)
     expected = x["bias"][:size] * gate / (1 + np.exp(-gate))
     assert np.abs(results["plain"]["overflow.output"][0, :, :size] - expected).max() <= 1e-6
+
+
+@pytest.mark.parametrize("isa", native.isa_names())
+@pytest.mark.parametrize("case", products.CASES)
+def test_row_of_a_product_has_the_bits_of_the_plain_twin_whatever_the_rows(results, case, isa):
+    expected = results["plain"][f"{case}.{products.ROWS}-rows"]
+    for rows in (products.ROWS, *products.FEWER):
+        assert same_bits(results[isa][f"{case}.{rows}-rows"], expected[:rows]), rows
+
+
+@pytest.mark.parametrize("case", products.CASES)
+def test_product_meets_float64(results, case):
+    product = products.Product.of(products.CASES[case])
+    error, step = np.abs(results["plain"][f"{case}.{products.ROWS}-rows"] - product.oracle()), product.step()
+    # One code of a row may be rounded to its other side; all else is float32.
+    assert (error <= 1.01 * step + 1e-6).all()
+    assert np.median(error / np.where(step, step, 1)) < 1e-3
+
+
+WRONG = {
+    "bits": ({"bits": 3}, "K, N, bits, block_size and rotation do not go together"),
+    "block": ({"block_size": 48}, "do not go together"),
+    "long-block": ({"block_size": 512}, "do not go together"),
+    "rotation": ({"rotation": 256}, "do not go together"),
+    "width": ({"K": 192}, "width of the input, expected K"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_product_of_wrong_attributes_is_one_line(wrong):
+    changed, message = WRONG[wrong]
+    with pytest.raises(Exception, match=f"MatMul: .*{message}") as refused:
+        run_product(products.Product.of(products.CASES["8-bits"]), **changed)
+    assert type(refused.value).__module__.startswith(("onnxruntime", "builtins"))
+
+
+@pytest.mark.parametrize("scale", [0.0, np.nan, np.inf])
+@pytest.mark.parametrize("at", [(0, 0), (-1, -1)])
+def test_product_of_a_corrupted_scale_is_one_line(scale, at):
+    product = products.Product.of(products.CASES["4-bits-odd-outputs-bias"])
+    product.scales[at] = scale
+    with pytest.raises(Exception, match="MatMul: a scale is 0 or no number"):
+        run_product(product)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_product_of_what_is_no_number_is_none(value):
+    """As a float matmul: the row that holds it is lost, and no other."""
+    product = products.Product.of(products.CASES["8-bits"])
+    clean = run_product(product)
+    product.x[3, 7] = value
+    found = run_product(product)
+    assert np.isnan(found[3]).all()
+    assert same_bits(np.delete(found, 3, 0), np.delete(clean, 3, 0))
+
+
+def run_product(product, **changed):
+    """Output [ROWS, out] in this process."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(native.operator_library()))
+    session = onnxruntime.InferenceSession(product.model(**changed), options, ["CPUExecutionProvider"])
+    return session.run(None, {"x": product.x[None]})[0][0]
 
 
 @pytest.mark.parametrize("isa", FAST)

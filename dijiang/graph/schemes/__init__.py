@@ -23,10 +23,13 @@ class Scheme(Protocol):
         """Whether weights are rounded by what their inputs look like."""
         ...
 
-    def passes(self, *, tied: bool = False, moments: Moments | None = None) -> list[InPlacePass]:
+    def passes(
+        self, *, tied: bool = False, moments: Moments | None = None, operators: bool = False
+    ) -> list[InPlacePass]:
         """What turns a float32 graph into one of stored weights.
 
         tied: the head is the transposed embedding.  moments: used up on the way; None: nearest values.
+        operators: the graph may have nodes of ours.
         """
         ...
 

@@ -54,7 +54,9 @@ class Dequantize:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def passes(self, *, tied: bool = False, moments: Moments | None = None) -> list[InPlacePass]:
+    def passes(
+        self, *, tied: bool = False, moments: Moments | None = None, operators: bool = False
+    ) -> list[InPlacePass]:
         """See `Scheme.passes`."""
         return [DequantizeWeights(self.recipe)]
 

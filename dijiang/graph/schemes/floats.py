@@ -16,6 +16,8 @@ class Floats:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def passes(self, *, tied: bool = False, moments: Moments | None = None) -> list[InPlacePass]:
+    def passes(
+        self, *, tied: bool = False, moments: Moments | None = None, operators: bool = False
+    ) -> list[InPlacePass]:
         """Nothing to do: `passes.types` stores them in their type."""
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
 from ...models.activations import CONTRIB
-from ...recipe import Blocks, Recipe
+from ...recipe import DOMAIN, Blocks, Recipe
 from ..passes.linear import (
     Linear,
     Shared,
@@ -24,7 +25,7 @@ from ..passes.linear import (
     value_of,
 )
 from ..roles import ROUNDED, Role, role_of
-from ..rounding import pack, round_gptq, round_nearest
+from ..rounding import hadamard, pack, rotate, round_gptq, round_nearest
 from . import Moments
 
 #: MatMulNBits multiplies in int8 at this level: activations are rounded by blocks too.
@@ -32,10 +33,6 @@ INT8_ACTIVATIONS = 4
 #: At this one it multiplies in the type of the activations.
 EXACT_ACTIVATIONS = 0
 SMALLEST_BLOCK = 16
-
-
-#: Bits up to which weights are rounded by what the inputs look like.
-GPTQ_BITS = 4
 
 
 class NBits:
@@ -49,11 +46,13 @@ class NBits:
     @property
     def calibrates(self) -> bool:
         """See `Scheme.calibrates`."""
-        return self.recipe.body is not None and self.recipe.body.bits <= GPTQ_BITS
+        return self.recipe.in_blocks
 
-    def passes(self, *, tied: bool = False, moments: Moments | None = None) -> list[InPlacePass]:
+    def passes(
+        self, *, tied: bool = False, moments: Moments | None = None, operators: bool = False
+    ) -> list[InPlacePass]:
         """See `Scheme.passes`."""
-        return [Quantize(self, moments, tied=tied)]
+        return [Quantize(self, moments, tied=tied, operators=operators)]
 
 
 class GpuNBits(NBits):
@@ -73,14 +72,17 @@ class Quantize(InPlacePass):
 
     The weights are rounded while the graph is written, one at a time.
 
-    moments: second moments of the inputs by weight name (`exporter.calibration`), for those that are
-        rounded by them; used up on the way.
+    moments: second moments of the inputs by weight name (`exporter.calibration`), to round by; used up
+        on the way.
     tied: the head is the transposed embedding: where its blocks fit a row, both read the head's codes.
+    operators: our own matmul reads them. It mixes and rounds its inputs itself.
     """
 
-    def __init__(self, scheme: NBits, moments: Moments | None = None, *, tied: bool = False) -> None:
+    def __init__(
+        self, scheme: NBits, moments: Moments | None = None, *, tied: bool = False, operators: bool = False
+    ) -> None:
         super().__init__()
-        self.scheme, self.recipe, self.tied = scheme, scheme.recipe, tied
+        self.scheme, self.recipe, self.tied, self.operators = scheme, scheme.recipe, tied, operators
         self.moments = moments or {}
 
     def requires(self, model: ir.Model) -> None:
@@ -92,17 +94,17 @@ class Quantize(InPlacePass):
         embedding = self._embedding(graph)
         for linear, rounding in found:
             moment = self.moments.pop(str(linear.weight.name), None)
-            moment = moment if rounding.bits <= GPTQ_BITS else None
             is_tied = self.tied and linear.role is Role.HEAD
             width = linear.shape[0]
-            codes, scales = _quantize_linear(graph, linear, rounding, moment, self.scheme)
+            codes, scales = self._store(graph, linear, rounding, moment)
             if embedding and is_tied and width % rounding.block == 0:
                 _look_up_blocks(graph, embedding[0], codes, scales, rounding)
                 embedding = None
         if embedding:
             _quantize_embedding(graph, *embedding)
         drop_unused_initializers(graph)
-        graph.opset_imports.setdefault(CONTRIB, 1)
+        for domain in (CONTRIB, *((DOMAIN,) if self.operators else ())):
+            graph.opset_imports.setdefault(domain, 1)
         return PassResult(model, modified=bool(found or embedding))
 
     def ensures(self, model: ir.Model) -> None:
@@ -110,13 +112,37 @@ class Quantize(InPlacePass):
         if left or self._embedding(model.graph):
             raise PostconditionError(f"weights are left in float32: {left or 'embedding'}")
 
+    def _store(
+        self, graph: ir.Graph, linear: Linear, rounding: Blocks, moment: np.ndarray | None
+    ) -> list[ir.Value]:
+        """Replace a linear; its codes [out, blocks, bytes] and scales [out, blocks]."""
+        if not self.scheme.bias_inside:
+            linear = replace(linear, add=None)  # it stays as it is
+        weight, (rows, columns) = linear.weight, linear.shape
+        parts = _stored_blocks(graph, weight, (rows, columns), lambda: array_of(weight), rounding, moment=moment)
+        size = rotation_of(rounding, rows)
+        attributes = {"K": rows, "N": columns, "bits": rounding.bits, "block_size": rounding.block}
+        if self.operators:
+            bias = [] if linear.bias is None else [linear.bias]
+            attributes["rotation"] = size
+            nodes = [ir.node("MatMul", [linear.input, *parts, *bias], attributes, domain=DOMAIN)]
+        else:
+            bias = [] if linear.bias is None else [None, None, linear.bias]
+            attributes["accuracy_level"] = self.scheme.level
+            nodes, mixed = _rotate(graph, linear.input, size)
+            nodes.append(ir.node("MatMulNBits", [mixed, *parts, *bias], attributes, domain=CONTRIB))
+        replace_nodes_and_values(
+            graph, linear.nodes[0], linear.nodes, nodes, [linear.output], [nodes[-1].outputs[0]]
+        )
+        return parts
+
     def _rounding(self, linear: Linear) -> Blocks | None:
         if linear.role not in ROUNDED:
             return None  # the feature map's P
         return self.recipe.head if linear.role is Role.HEAD else self.recipe.body
 
     def _embedding(self, graph: ir.Graph) -> tuple[ir.Node, Blocks] | None:
-        """The Gather of the token embedding, and how to round it.
+        """The Gather of the token embedding, and how to round it: never rotated, as one row is read a token.
 
         A row must be whole blocks: they are halved until they fit; a width that no block fits stays.
         """
@@ -126,19 +152,38 @@ class Quantize(InPlacePass):
         width, block = shape_of(value_of(gather.inputs[0]))[1], self.recipe.embed.block
         while width % block:
             block //= 2
-        return (gather, replace(self.recipe.embed, block=block)) if block >= SMALLEST_BLOCK else None
+        return (gather, replace(self.recipe.embed, block=block, rotation=0)) if block >= SMALLEST_BLOCK else None
 
 
 def _rounded(
     read: Callable[[], np.ndarray], rounding: Blocks, moment: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Packed codes uint8 [out, blocks, bytes] and scales float32 [out, blocks] of a weight."""
-    bits, block = rounding.bits, rounding.block
+    bits, block, weight = rounding.bits, rounding.block, read()
+    size = rotation_of(rounding, len(weight))
+    weight = rotate(weight, size)
     if moment is None:
-        codes, scales = round_nearest(read(), bits, block)
+        codes, scales = round_nearest(weight, bits, block)
     else:
-        codes, scales = round_gptq(read(), bits, block, moment)
+        codes, scales = round_gptq(weight, bits, block, rotate(rotate(moment, size).T, size))
     return pack(codes, bits), scales
+
+
+def rotation_of(rounding: Blocks, width: int) -> int:
+    """Channels that are mixed: the largest power of two that divides the width; 1: none."""
+    return math.gcd(width, rounding.rotation or 1)
+
+
+def _rotate(graph: ir.Graph, value: ir.Value, size: int) -> tuple[list[ir.Node], ir.Value]:
+    """Nodes that mix each `size` channels of [B, T, in] as the rows of the weights were."""
+    if size <= 1:
+        return [], value
+    name = f"hadamard_{size}"
+    matrix = graph.initializers.get(name) or stored(graph, name, (size, size), lambda: hadamard(size))
+    split = ir.node("Reshape", [value, _constant(graph, [0, 0, -1, size])])
+    mixed = ir.node("MatMul", [split.outputs[0], matrix])
+    back = ir.node("Reshape", [mixed.outputs[0], _constant(graph, [0, 0, -1])])
+    return [split, mixed, back], back.outputs[0]
 
 
 def _stored_blocks(
@@ -170,31 +215,6 @@ def _stored_blocks(
     ]
 
 
-def _quantize_linear(
-    graph: ir.Graph, linear: Linear, rounding: Blocks, moment: np.ndarray | None, scheme: NBits
-) -> list[ir.Value]:
-    """Replace a linear by MatMulNBits; its codes [out, blocks, bytes] and scales [out, blocks]."""
-    if not scheme.bias_inside:
-        linear = replace(linear, add=None)  # it stays as it is
-    weight, (rows, columns) = linear.weight, linear.shape
-    parts = _stored_blocks(graph, weight, (rows, columns), lambda: array_of(weight), rounding, moment=moment)
-    bias = [] if linear.bias is None else [None, None, linear.bias]
-    node = ir.node(
-        "MatMulNBits",
-        [linear.input, *parts, *bias],
-        {
-            "K": rows,
-            "N": columns,
-            "bits": rounding.bits,
-            "block_size": rounding.block,
-            "accuracy_level": scheme.level,
-        },
-        domain=CONTRIB,
-    )
-    replace_nodes_and_values(graph, linear.nodes[0], linear.nodes, [node], [linear.output], [node.outputs[0]])
-    return parts
-
-
 def _look_up_blocks(graph: ir.Graph, gather: ir.Node, codes: ir.Value, scales: ir.Value, rounding: Blocks) -> None:
     """Rows of a tied embedding from the head's own codes, [vocab, blocks, bytes].
 
@@ -203,12 +223,17 @@ def _look_up_blocks(graph: ir.Graph, gather: ir.Node, codes: ir.Value, scales: i
     last = ir.node("Unsqueeze", [scales, _constant(graph, [-1])])
     rows = _lookup(gather, codes, last.outputs[0], rounding, axis=2)  # [B, T, blocks, block]
     flat = ir.node("Reshape", [rows.outputs[0], _constant(graph, [0, 0, -1])])
-    replace_nodes_and_values(graph, gather, [gather], [last, rows, flat], [gather.outputs[0]], [flat.outputs[0]])
+    # What was mixed is mixed back: the matrix is its own inverse.
+    size = rotation_of(rounding, shape_of(value_of(gather.inputs[0]))[1])
+    rotation, x = _rotate(graph, flat.outputs[0], size)
+    nodes = [last, rows, flat, *rotation]
+    replace_nodes_and_values(graph, gather, [gather], nodes, [gather.outputs[0]], [x])
 
 
 def _constant(graph: ir.Graph, values: list[int]) -> ir.Value:
-    name = "sharing_" + "_".join(map(str, values))
-    return stored(graph, name, (len(values),), lambda: np.array(values), ir.DataType.INT64)
+    name = "shape_" + "_".join(map(str, values))
+    found = graph.initializers.get(name)
+    return found or stored(graph, name, (len(values),), lambda: np.array(values), ir.DataType.INT64)
 
 
 def _lookup(gather: ir.Node, codes: ir.Value, scales: ir.Value, rounding: Blocks, axis: int) -> ir.Node:

@@ -1,0 +1,214 @@
+"""What rounding does to a real model: the vanilla SmolLM2-135M through our passes, on English text.
+
+    python benchmarks/rounding.py WORK_FOLDER -o REPORT.json
+
+There is no DiJiang fine-tune of a real model, and rounding does not ask what stands between the projections.
+So the graph is that of `dijiang bench`'s Transformer with real weights: the same writer, passes and schemes
+as a bundle. The weights lie on a 4-bit grid of their own (Q4_1). For the cases in 4 bits noise of one step
+breaks it, or a scheme that hits the grid would look free of loss. Exit 75: PyPI cannot be reached.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx_ir as ir
+from real import PACKAGE, english, fetch, run
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+
+from dijiang.bench.transformer import VanillaModel
+from dijiang.bundle import names
+from dijiang.exporter.pipeline import store_weights
+from dijiang.graph.layers.keyvalue import cached
+from dijiang.graph.passes import optimise
+from dijiang.graph.passes.linear import linears
+from dijiang.graph.reads import parameter_reads
+from dijiang.graph.schemes import Moments
+from dijiang.graph.writer import Writer
+from dijiang.machine.describe import describe_cpu
+from dijiang.models.load import DijiangModel, load_checkpoint
+from dijiang.parity.difference import Sums
+from dijiang.recipe import GRAPHS, Blocks, Recipe, resolve
+from dijiang.runtime.sessions.inference import open_inference
+
+WINDOW = 512
+#: Tokens of text that second moments come from; they lie behind those that are judged.
+CALIBRATION = 6144
+#: Input channels of Q4_1 that share a step.
+GRID = 32
+
+
+def broken(vanilla: Path, folder: Path) -> Path:
+    """The checkpoint with uniform noise of one Q4_1 step on every matrix, seed 0; made once."""
+    if folder.exists():
+        return folder
+    shutil.copytree(vanilla, folder)
+    tensors, random = load_file(vanilla / "model.safetensors"), np.random.default_rng(0)
+    for name, tensor in tensors.items():
+        if tensor.ndim == 2:
+            blocks = tensor.reshape(-1, GRID)
+            step = (blocks.max(-1, keepdims=True) - blocks.min(-1, keepdims=True)) / 15
+            noise = step * (random.random(blocks.shape, np.float32) - np.float32(0.5))
+            tensors[name] = (blocks + noise).reshape(tensor.shape).astype(np.float32)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+class Vanilla:
+    """The vanilla model of a converted checkpoint, its weights stored as a recipe says."""
+
+    def __init__(self, model: DijiangModel, recipe: Recipe, folder: Path, moments: Moments | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        row = GRAPHS[recipe.graphs[0]]
+        source = VanillaModel(model.spec, model.weights, WINDOW)
+        graph = optimise(Writer(source, cached("fp32"), opset=row.opset, fused=row.fused).write(), skip_norms=True)
+        graph = store_weights(graph, recipe, row, tied=model.spec.tied_embeddings, moments=moments)
+        self.inputs: dict[str, str] = {}
+        if recipe.body is None:  # the inputs of all linears, to calibrate by
+            for linear in linears(graph.graph):
+                self.inputs[str(linear.weight.name)] = str(linear.input.name)
+            for value in {linear.input for linear in linears(graph.graph)}:
+                value.type = ir.TensorType(ir.DataType.FLOAT)
+                graph.graph.outputs.append(value)
+        self.bytes = sum(parameter_reads(graph).values())
+        ir.save(graph, folder / "model.onnx", external_data="model.onnx.data")
+        self._session = open_inference(folder / "model.onnx")
+        shape = (1, model.spec.num_kv_heads, WINDOW, model.spec.head_size)
+        self._caches = {
+            value.name: np.zeros(shape, np.float32)
+            for value in self._session.get_inputs()
+            if value.type == "tensor(float)"
+        }
+
+    def run(self, ids: np.ndarray, outputs: tuple[str, ...] = (names.LOGITS,)) -> list[np.ndarray]:
+        """Outputs for ids [T] from the first position on; logits [1, T, vocab] of every token."""
+        every = np.arange(len(ids))[None]
+        feeds = {
+            names.INPUT_IDS: ids[None],
+            names.POSITION_IDS: every,
+            names.LOGIT_INDICES: every,
+            names.LAST_POSITION: np.array([len(ids) - 1], np.int32),
+            names.TOTAL_LENGTH: np.array(len(ids), np.int32),
+        }
+        known = {value.name for value in self._session.get_inputs()}
+        feeds = {name: value for name, value in feeds.items() if name in known}
+        found: list[np.ndarray] = self._session.run(list(outputs), feeds | self._caches)
+        return found
+
+    def moments(self, ids: np.ndarray) -> Moments:
+        """Second moments [in, in] of the inputs of every linear."""
+        wanted, found = tuple(dict.fromkeys(self.inputs.values())), {}
+        for window in windows(ids):
+            for name, x in zip(wanted, self.run(window, wanted), strict=True):
+                rows = x.reshape(-1, x.shape[-1])
+                found[name] = found.get(name, 0) + rows.T @ rows
+        return {weight: found[name].copy() for weight, name in self.inputs.items()}
+
+
+def windows(ids: np.ndarray) -> Iterator[np.ndarray]:
+    """Whole windows of token ids."""
+    return iter(ids[: len(ids) // WINDOW * WINDOW].reshape(-1, WINDOW))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way of rounding the projections; the head in 8 bits. calibrated: by GPTQ, else to nearest values."""
+
+    bits: int
+    block: int
+    rotation: int
+    calibrated: bool
+
+    @property
+    def name(self) -> str:
+        mixed = f"rotated by {self.rotation}" if self.rotation else "not rotated"
+        return f"int{self.bits}, blocks of {self.block}, {mixed}, {'GPTQ' if self.calibrated else 'nearest'}"
+
+    @property
+    def recipe(self) -> Recipe:
+        """In the ort graph, which every machine runs."""
+        blocks = Blocks(self.bits, self.block, self.rotation)
+        head = Blocks(8, self.block if self.bits == 8 else 64, self.rotation)
+        return replace(
+            resolve(f"int{self.bits}", graph="ort"), body=blocks, head=head, embed=replace(head, rotation=0)
+        )
+
+
+CASES = [
+    Case(8, 128, 0, False),  # what was the default before
+    Case(8, 64, 0, False),
+    Case(8, 32, 0, False),
+    Case(8, 128, 64, False),
+    Case(8, 64, 64, False),
+    Case(8, 32, 64, False),
+    Case(8, 64, 0, True),
+    Case(8, 64, 64, True),
+    Case(4, 32, 0, False),
+    Case(4, 128, 0, True),  # what was the default before
+    Case(4, 64, 64, True),
+    Case(4, 32, 64, True),
+    Case(4, 128, 64, True),
+]
+
+
+@click.command()
+@click.argument("work", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("--tokens", default=20_480, show_default=True, help="That are judged.")
+def main(work: Path, output: Path, tokens: int) -> None:
+    """Measure every case in WORK, and write what was found."""
+    work.mkdir(parents=True, exist_ok=True)
+    vanilla, text = fetch(work), english(work).read_text(encoding="utf-8")
+    ids = np.array(Tokenizer.from_file(str(vanilla / "tokenizer.json")).encode(text).ids)
+    judged, left = ids[:tokens], ids[tokens : tokens + CALIBRATION]
+    rows: list[dict[str, Any]] = []
+    for bits, folder in ((8, vanilla), (4, broken(vanilla, work / "broken"))):
+        converted = work / f"{folder.name}-converted"
+        if not converted.exists():
+            run("convert", folder, "-o", converted)
+        rows += measure(converted, [case for case in CASES if case.bits == bits], judged, left, work)
+    found = {
+        "package": PACKAGE,
+        "cpu": describe_cpu(Path("/")),
+        "tokens": len(judged) // WINDOW * WINDOW,
+        "calibration": len(left) // WINDOW * WINDOW,
+        "cases": rows,
+    }
+    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(
+    checkpoint: Path, cases: list[Case], judged: np.ndarray, left: np.ndarray, work: Path
+) -> list[dict[str, Any]]:
+    """A row for each case of one checkpoint."""
+    model = load_checkpoint(checkpoint)
+    exact = Vanilla(model, resolve("fp32", graph="ort"), work / "rounding" / "exact")
+    moments, rows = exact.moments(left), []
+    for case in cases:
+        start, own = time.perf_counter(), {name: moment.copy() for name, moment in moments.items()}
+        graph = Vanilla(model, case.recipe, work / "rounding" / "case", own if case.calibrated else None)
+        seconds, sums = time.perf_counter() - start, Sums()
+        for window in windows(judged):
+            sums.add(exact.run(window)[0][0].astype(np.float64), graph.run(window)[0][0], window)
+        result = sums.result(is_text=True)
+        change = result.perplexity_change
+        rows.append({"case": case.name, "bytes": graph.bytes, "seconds": seconds, **asdict(result)})
+        rows[-1]["perplexity_change"] = change
+        click.echo(
+            f"{case.name:48} {graph.bytes / 1e6:7.1f} MB  {seconds:5.0f} s  perplexity {change:+.2%}  "
+            f"KL {result.kl:.2e}  top-1 {result.top1_agreement:.2%}"
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+// GPTQ of 16 outputs at once, written once and compiled by each file of isa/. Outputs are independent, so
+// that each has a lane of its own and every instruction set gives the same bits.
+#pragma once
+
+#include "arithmetic.h"
+#include "gptq.h"
+
+namespace dijiang {
+namespace {
+
+constexpr int kOutputs = kOutputsTogether;
+constexpr float kStarts[] = {1.0f, 0.94f, 0.88f, 0.82f};  // of the scale that just covers a block
+constexpr int kNext = 4;                                  // inputs that are corrected together
+
+DIJIANG_INLINE float nearest_code(float x, float bound) {
+  x = x < -bound ? -bound : x;
+  x = x > bound - 1.0f ? bound - 1.0f : x;
+  return (x + 12582912.0f) - 12582912.0f;
+}
+
+// The scale of a block of w [block, 16] that loses least, weighted by importance.
+DIJIANG_INLINE void best_scales(const float* __restrict w, const float* __restrict importance, int64_t block,
+                                int64_t bits, float* __restrict best) {
+  const float bound = static_cast<float>(int64_t{1} << (bits - 1));
+  float low[kOutputs], high[kOutputs], start[kOutputs], gain[kOutputs];
+  for (int l = 0; l < kOutputs; l++) low[l] = high[l] = w[l], gain[l] = -1.0f;
+  for (int64_t k = 1; k < block; k++)
+    for (int l = 0; l < kOutputs; l++) {
+      const float x = w[k * kOutputs + l];
+      low[l] = x < low[l] ? x : low[l];
+      high[l] = x > high[l] ? x : high[l];
+    }
+  for (int l = 0; l < kOutputs; l++) {
+    const float covering = (-low[l] >= high[l] ? low[l] : high[l]) / -bound;
+    best[l] = start[l] = covering == 0.0f ? 1.0f : covering;
+  }
+  if (bits > 4) return;
+  for (const float factor : kStarts) {
+    float inverse[kOutputs], norm[kOutputs] = {}, fit[kOutputs] = {};
+    for (int l = 0; l < kOutputs; l++) inverse[l] = 1.0f / (start[l] * factor);
+    for (int64_t k = 0; k < block; k++)
+      for (int l = 0; l < kOutputs; l++) {
+        const float x = w[k * kOutputs + l], code = nearest_code(x * inverse[l], bound);
+        const float weighted = importance[k] * code;
+        norm[l] = fused(weighted, code, norm[l]);
+        fit[l] = fused(weighted, x, fit[l]);
+      }
+    for (int l = 0; l < kOutputs; l++) {
+      const float found = norm[l] > 0.0f ? fit[l] * fit[l] / norm[l] : 0.0f;
+      if (!(found > gain[l])) continue;
+      gain[l] = found;
+      if (fit[l] != 0.0f && norm[l] > 0.0f) best[l] = fit[l] / norm[l];
+    }
+  }
+}
+
+// Outputs 16 tile to 16 tile + 15. room: inputs x 16 + block x 16 numbers.
+void gptq(const Gptq& g, int64_t tile, float* room) {
+  const int64_t first = tile * kOutputs, left = g.outputs - first, count = left < kOutputs ? left : kOutputs;
+  const float bound = static_cast<float>(int64_t{1} << (g.bits - 1));
+  float* __restrict w = room;
+  float* __restrict errors = room + g.inputs * kOutputs;
+  for (int64_t k = 0; k < g.inputs; k++)
+    for (int64_t l = 0; l < kOutputs; l++)
+      w[k * kOutputs + l] = l < count ? g.weight[(first + l) * g.inputs + k] : 0.0f;
+  for (int64_t start = 0; start < g.inputs; start += g.block) {
+    float scale[kOutputs];
+    best_scales(w + start * kOutputs, g.importance + start, g.block, g.bits, scale);
+    for (int64_t l = 0; l < count; l++)
+      g.scales[((first + l) * g.inputs + start) / g.block] = scale[l];
+    for (int64_t j = 0; j < g.block; j++) {
+      const float* upper = g.upper + (start + j) * g.inputs + start;
+      float* error = errors + j * kOutputs;
+      const float* own = w + (start + j) * kOutputs;
+      float code[kOutputs];
+      for (int l = 0; l < kOutputs; l++) {
+        code[l] = nearest_code(own[l] / scale[l], bound);
+        error[l] = (own[l] - code[l] * scale[l]) / upper[j];
+      }
+      for (int64_t l = 0; l < count; l++)
+        g.codes[(first + l) * g.inputs + start + j] = static_cast<uint8_t>(code[l] + bound);
+      for (int64_t k = j + 1; k < g.block; k++)
+        for (int l = 0; l < kOutputs; l++) {
+          float* next = w + (start + k) * kOutputs + l;
+          *next = fused(-error[l], upper[k], *next);
+        }
+    }
+    // All later blocks, a few inputs at a time: their numbers stay in registers.
+    for (int64_t k = start + g.block; k < g.inputs; k += kNext) {
+      float next[kNext][kOutputs];
+      std::memcpy(next, w + k * kOutputs, sizeof next);
+      for (int64_t j = 0; j < g.block; j++) {
+        const float* upper = g.upper + (start + j) * g.inputs + k;
+        const float* error = errors + j * kOutputs;
+        for (int n = 0; n < kNext; n++)
+          for (int l = 0; l < kOutputs; l++) next[n][l] = fused(-error[l], upper[n], next[n][l]);
+      }
+      std::memcpy(w + k * kOutputs, next, sizeof next);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dijiang

@@ -1,0 +1,62 @@
+// x W^T + b with W as integers in blocks, packed once for the kernels.
+//
+// M rows, K inputs, N outputs. Activations are rounded to 8 bits, a scale a block, so that the products
+// are sums of integers: exact, whatever the instruction set. They are scaled and added in float32 block
+// after block. So a row has the same bits on every set, and whatever the number of rows.
+// Equations: docs/adr/0025-matmul.md.
+#pragma once
+
+#include <cstdint>
+
+#include "step.h"
+
+namespace dijiang {
+
+constexpr int64_t kColumns = 16;        // outputs of a tile
+constexpr int64_t kVector = 64;         // bytes of the codes that are multiplied together
+constexpr int64_t kLongestBlock = 256;  // of inputs that share a scale, and of inputs that are mixed
+
+// Tiles of 16 outputs. A tile is, for each block of inputs: 16 float32 scales, then vectors of 64 bytes.
+// A vector of 8-bit codes has 4 inputs of each output. One of 4-bit codes has 8: the first 4 in the low
+// halves of its bytes. Codes are offset by half their range. Outputs beyond N have scales of 0.
+struct Packed {
+  int64_t inputs, outputs, bits, block;
+  int64_t rotation;  // inputs that a Hadamard matrix mixes before they are rounded; 1: none
+  uint8_t* data;
+
+  DIJIANG_INLINE int64_t blocks() const { return (inputs + block - 1) / block; }
+  DIJIANG_INLINE int64_t padded() const { return blocks() * block; }
+  DIJIANG_INLINE int64_t tiles() const { return (outputs + kColumns - 1) / kColumns; }
+  DIJIANG_INLINE int64_t block_bytes() const { return kColumns * (sizeof(float) + block * bits / 8); }
+  DIJIANG_INLINE int64_t tile_bytes() const { return blocks() * block_bytes(); }
+};
+
+// One call. The rows of codes are padded to whole blocks, and with rows of zeros to a multiple of
+// kRowsTogether. Scales and offsets have room for these rows; what is there does not matter.
+constexpr int64_t kRowsTogether = 16;
+constexpr int64_t kTilesTogether = 4;
+
+struct MatMul {
+  const Packed* weights;
+  int64_t rows;
+  const float* input;   // [M, K]
+  const float* bias;    // [N], null: none
+  float* output;        // [M, N]
+  int8_t* codes;        // [M, padded K] of the input, mixed
+  float* scales;        // [blocks, padded M]
+  int32_t* offsets;     // [blocks, padded M]: what the offset of the weights' codes adds to a sum
+
+  DIJIANG_INLINE int64_t padded_rows() const {
+    return (rows + kRowsTogether - 1) / kRowsTogether * kRowsTogether;
+  }
+  // Calls of multiply, which may run at once.
+  DIJIANG_INLINE int64_t units() const {
+    return (weights->tiles() + kTilesTogether - 1) / kTilesTogether;
+  }
+};
+
+// Fills one tile from codes [N, blocks, block bits / 8] uint8 and scales [N, blocks] float32, as
+// MatMulNBits stores them. False: a scale is 0 or no finite number.
+bool pack_tile(const Packed& packed, int64_t tile, const uint8_t* codes, const float* scales);
+
+}  // namespace dijiang

@@ -1,0 +1,142 @@
+// Domain `dijiang`, type `MatMul`: x [.., K], codes and scales as MatMulNBits has them, bias.
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "matmul.h"
+#include "operators.h"
+
+namespace dijiang {
+namespace {
+
+constexpr std::align_val_t kAligned{64};
+
+struct Release {
+  void operator()(uint8_t* data) const { ::operator delete(data, kAligned); }
+};
+
+// Room for the rounded inputs of a call: a thread's own, kept for the next.
+uint8_t* scratch(size_t bytes) {
+  thread_local std::vector<uint8_t> room;
+  if (room.size() < bytes) room.resize(bytes);
+  return room.data();
+}
+
+struct MatMulKernel {
+  static constexpr const char* kName = "MatMul";
+  static constexpr size_t kInputs = 4, kOptionalFrom = 3, kOutputs = 1;
+  static int type(size_t input) { return input == 1 ? ort::kByte : ort::kFloat; }
+
+  const ort::Api& api;
+  const Kernels& kernels;
+  Packed weights{};
+  std::unique_ptr<uint8_t, Release> data;
+  const void* source = nullptr;  // what was packed
+  std::atomic<bool> is_packed{false};
+  std::mutex packing;
+
+  MatMulKernel(const ort::Api& api, const Kernels& kernels) : api(api), kernels(kernels) {}
+
+  ort::Status* read(const ort::Info* info) {
+    CHECK(api.attribute(info, "K", &weights.inputs));
+    CHECK(api.attribute(info, "N", &weights.outputs));
+    CHECK(api.attribute(info, "bits", &weights.bits));
+    CHECK(api.attribute(info, "block_size", &weights.block));
+    CHECK(api.attribute(info, "rotation", &weights.rotation));
+    const auto allowed = [](int64_t n) { return n >= 1 && n <= kLongestBlock && (n & (n - 1)) == 0; };
+    if (weights.inputs < 1 || weights.outputs < 1 || (weights.bits != 4 && weights.bits != 8) ||
+        !allowed(weights.block) || weights.block < 16 || !allowed(weights.rotation) ||
+        weights.inputs % weights.rotation)
+      return api.fail("MatMul: K, N, bits, block_size and rotation do not go together");
+    return nullptr;
+  }
+
+  // Packs once, in the first run, on all threads: codes and scales are constants of the graph.
+  ort::Status* pack(ort::Context* context, const uint8_t* codes, const float* scales) {
+    if (!is_packed.load(std::memory_order_acquire)) {
+      const std::lock_guard<std::mutex> lock(packing);
+      if (!is_packed.load(std::memory_order_relaxed)) {
+        const size_t bytes = weights.tiles() * weights.tile_bytes();
+        data.reset(static_cast<uint8_t*>(::operator new(bytes, kAligned, std::nothrow)));
+        if (!data) return api.fail("MatMul: no memory for the packed weights");
+        weights.data = data.get();
+        struct Work {
+          const Packed& weights;
+          const uint8_t* codes;
+          const float* scales;
+          std::atomic<bool> failed{false};
+        } work{weights, codes, scales};
+        CHECK(api.parallel(
+            context,
+            [](void* data, size_t tile) {
+              Work& work = *static_cast<Work*>(data);
+              if (!pack_tile(work.weights, tile, work.codes, work.scales)) work.failed = true;
+            },
+            weights.tiles(), 0, &work));
+        if (work.failed) return api.fail("MatMul: a scale is 0 or no number; export the bundle again");
+        source = codes;
+        is_packed.store(true, std::memory_order_release);
+      }
+    }
+    return source == codes ? nullptr : api.fail("MatMul: codes changed; they must be a constant of the graph");
+  }
+
+  ort::Status* run(ort::Context* context) {
+    MatMul m{};
+    const uint8_t* codes;
+    const float* scales;
+    CHECK(data_of(api, context, 0, &m.input));
+    CHECK(data_of(api, context, 1, &codes));
+    CHECK(data_of(api, context, 2, &scales));
+    CHECK(data_of(api, context, 3, &m.bias));
+    const ort::Value* input;
+    CHECK(api.input(context, 0, &input));
+    int64_t shape[3];
+    CHECK(dims(api, input, shape, 3, "MatMul: rank of the input, expected 3"));
+    if (shape[2] != weights.inputs) return api.fail("MatMul: width of the input, expected K");
+    CHECK(pack(context, codes, scales));
+    m.rows = shape[0] * shape[1];
+    shape[2] = weights.outputs;
+    ort::Value* output;
+    CHECK(api.output(context, 0, shape, 3, &output));
+    CHECK(api.data(output, reinterpret_cast<void**>(&m.output)));
+    if (m.rows == 0) return nullptr;
+
+    m.weights = &weights;
+    const int64_t rows = m.padded_rows();
+    const size_t numbers = rows * weights.blocks(), room = numbers * 8 + rows * weights.padded();
+    uint8_t* at = scratch(room);
+    m.scales = reinterpret_cast<float*>(at);
+    m.offsets = reinterpret_cast<int32_t*>(at + numbers * 4);
+    m.codes = reinterpret_cast<int8_t*>(at + numbers * 8);
+    std::memset(m.codes + m.rows * weights.padded(), 0, (rows - m.rows) * weights.padded());
+
+    struct Work {
+      const MatMul& m;
+      const Kernels& kernels;
+    } work{m, kernels};
+    const auto round = [](void* data, size_t row) {
+      const Work& work = *static_cast<Work*>(data);
+      work.kernels.round(work.m, row);
+    };
+    if (m.rows == 1)
+      round(&work, 0);  // shorter than waking the threads
+    else
+      CHECK(api.parallel(context, round, m.rows, 0, &work));
+    return api.parallel(
+        context,
+        [](void* data, size_t unit) {
+          const Work& work = *static_cast<Work*>(data);
+          work.kernels.multiply(work.m, unit);
+        },
+        m.units(), 0, &work);
+  }
+};
+
+}  // namespace
+
+ort::Op matmul_op() { return make_op<MatMulKernel>(); }
+
+}  // namespace dijiang

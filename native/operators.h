@@ -1,0 +1,68 @@
+// What our custom operators share.
+#pragma once
+
+#include <memory>
+
+#include "dispatch.h"
+#include "onnxruntime_abi.h"
+
+namespace dijiang {
+
+#define CHECK(call) \
+  if (ort::Status* failed = (call)) return failed
+
+// Dimensions of a tensor that must have this rank.
+inline ort::Status* dims(const ort::Api& api, const ort::Value* value, int64_t* out, size_t rank,
+                         const char* complaint) {
+  ort::Shape* shape;
+  CHECK(api.shape(value, &shape));
+  size_t found;
+  ort::Status* status = api.rank(shape, &found);
+  if (!status) status = found == rank ? api.dims(shape, out, rank) : api.fail(complaint);
+  api.release(shape);
+  return status;
+}
+
+// Input `index` of a node; null where it is left out.
+template <class T>
+ort::Status* data_of(const ort::Api& api, const ort::Context* context, size_t index, T** out) {
+  const ort::Value* value;
+  CHECK(api.input(context, index, &value));
+  *out = nullptr;
+  return value ? api.data(const_cast<ort::Value*>(value), const_cast<void**>(reinterpret_cast<const void* const*>(out)))
+               : nullptr;
+}
+
+// An operator of the CPU: Kernel has `kName`, `kInputs`, `kOptionalFrom`, `kOutputs`, `type(input)`, a
+// constructor from (api, kernels), `read(info)` and `run(context)`.
+template <class Kernel>
+ort::Op make_op() {
+  ort::Op op{};
+  op.version = ort::kApiVersion;
+  op.name = [](const ort::Op*) { return Kernel::kName; };
+  op.provider = [](const ort::Op*) -> const char* { return nullptr; };  // CPU
+  op.input_type = [](const ort::Op*, size_t i) { return Kernel::type(i); };
+  op.output_type = [](const ort::Op*, size_t) { return ort::kFloat; };
+  op.input_count = [](const ort::Op*) -> size_t { return Kernel::kInputs; };
+  op.output_count = [](const ort::Op*) -> size_t { return Kernel::kOutputs; };
+  op.input_kind = [](const ort::Op*, size_t i) { return i < Kernel::kOptionalFrom ? ort::kRequired : ort::kOptional; };
+  op.output_kind = [](const ort::Op*, size_t) { return ort::kRequired; };
+  op.input_memory = [](const ort::Op*, size_t) { return 0; };
+  op.create = [](const ort::Op*, const ort::Api* api, const ort::Info* info, void** out) -> ort::Status* {
+    auto kernel = std::make_unique<Kernel>(*api, *choice().kernels);
+    CHECK(kernel->read(info));
+    *out = kernel.release();
+    return nullptr;
+  };
+  op.compute = [](void* kernel, ort::Context* context) { return static_cast<Kernel*>(kernel)->run(context); };
+  op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  op.first_version = [](const ort::Op*) { return 1; };
+  op.last_version = [](const ort::Op*) { return 1 << 30; };
+  return op;
+}
+
+// One in each file NAME_operator.cc.
+ort::Op step_op();
+ort::Op matmul_op();
+
+}  // namespace dijiang

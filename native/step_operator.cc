@@ -1,0 +1,95 @@
+// Domain `dijiang`, type `RecurrentStep`: all of a layer that stands between the projections.
+#include <cstring>
+
+#include "operators.h"
+#include "step.h"
+
+namespace dijiang {
+namespace {
+
+enum Input { kPacked, kProjection, kLogDecay, kMask, kState, kWeight, kBias, kCos, kSin, kScales, kCount };
+
+// What ONNX Runtime's threads are handed.
+struct Work {
+  const Step& step;
+  const Kernels& kernels;
+
+  static void attend(void* data, size_t unit) {
+    const Work& work = *static_cast<Work*>(data);
+    work.kernels.attend(work.step, unit);
+  }
+  static void finish(void* data, size_t row) {
+    const Work& work = *static_cast<Work*>(data);
+    work.kernels.finish(work.step, row);
+  }
+};
+
+struct StepKernel {
+  static constexpr const char* kName = "RecurrentStep";
+  static constexpr size_t kInputs = kCount, kOptionalFrom = kCos, kOutputs = 2;
+  static int type(size_t) { return ort::kFloat; }
+
+  const ort::Api& api;
+  const Kernels& kernels;
+  int64_t heads = 0, groups = 0, activation = 0;
+  float epsilon = 0.0f;
+
+  StepKernel(const ort::Api& api, const Kernels& kernels) : api(api), kernels(kernels) {}
+
+  ort::Status* read(const ort::Info* info) {
+    CHECK(api.attribute(info, "num_heads", &heads));
+    CHECK(api.attribute(info, "kv_num_heads", &groups));
+    CHECK(api.attribute(info, "activation", &activation));
+    if (activation && !is_activation(activation))
+      return api.fail("RecurrentStep: unknown activation; this library is older than the graph");
+    return api.attribute(info, "epsilon", &epsilon);
+  }
+
+  ort::Status* run(ort::Context* context) const {
+    const ort::Value* values[kInputs];
+    float* data[kInputs];
+    for (size_t i = 0; i < kInputs; i++) {
+      CHECK(api.input(context, i, &values[i]));
+      CHECK(data_of(api, context, i, &data[i]));
+    }
+    int64_t packed[3], state[4], angles[3] = {0, 0, 0};
+    constexpr const char* kRank = "RecurrentStep: rank";
+    CHECK(dims(api, values[kPacked], packed, 3, kRank));
+    CHECK(dims(api, values[kState], state, 4, kRank));
+    if (values[kCos]) CHECK(dims(api, values[kCos], angles, 3, kRank));
+
+    Step step{};
+    step.batch = packed[0], step.tokens = packed[1];
+    step.heads = heads, step.groups = groups, step.size = state[2], step.rotary = 2 * angles[2];
+    step.mlp = packed[2] - (2 * heads + 2 * groups) * step.size;
+    step.activation = activation, step.epsilon = epsilon;
+    if (state[0] != step.batch || state[1] != groups || state[3] != step.size || step.mlp < 0 ||
+        (step.mlp > 0 && !activation) || step.size > kLongestHead)
+      return api.fail("RecurrentStep: shapes of packed and state");
+    step.packed = data[kPacked], step.cos = data[kCos], step.sin = data[kSin];
+    step.projection = data[kProjection], step.scales = data[kScales];
+    step.log_decay = data[kLogDecay], step.mask = data[kMask];
+    step.weight = data[kWeight], step.bias = data[kBias];
+
+    ort::Value *output, *present;
+    const int64_t shape[3] = {step.batch, step.tokens, step.output_width()};
+    CHECK(api.output(context, 0, shape, 3, &output));
+    CHECK(api.output(context, 1, state, 4, &present));
+    CHECK(api.data(output, reinterpret_cast<void**>(&step.output)));
+    CHECK(api.data(present, reinterpret_cast<void**>(&step.state)));
+    if (step.state != data[kState])
+      std::memcpy(step.state, data[kState], step.units() * step.size * step.size * sizeof(float));
+
+    Work work{step, kernels};
+    CHECK(api.parallel(context, Work::attend, step.units(), 0, &work));
+    if (step.rows() > 1) return api.parallel(context, Work::finish, step.rows(), 0, &work);
+    Work::finish(&work, 0);  // shorter than waking the threads
+    return nullptr;
+  }
+};
+
+}  // namespace
+
+ort::Op step_op() { return make_op<StepKernel>(); }
+
+}  // namespace dijiang
