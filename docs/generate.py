@@ -181,13 +181,13 @@ ROUNDING = """# What rounding costs a real model
 This page is made by `make rounding` and `make docs`. Do not edit it.
 
 `make rounding` takes the weights of SmolLM2-135M-Instruct from the package `{package}`, as they were trained: the
-vanilla Transformer, in the graph that `dijiang bench` compares with, through the writer, the passes and the schemes of a
-bundle. Each row is compared with float32 on {tokens} tokens of English, the head included. The second moments of GPTQ
-come from {calibration} other tokens of the same text. The weights lie on a 4-bit grid of their own. For the rows in 4
-bits, noise of one step of the grid was added first, and float32 has it too.
+vanilla Transformer. It is written in the graph that `dijiang bench` compares with, by the writer, the passes and
+the schemes of a bundle. Each row is compared with float32 on {tokens} tokens of English, the head included. The second
+moments of GPTQ come from {calibration} other tokens of the same text. The weights lie on a 4-bit grid of their own.
+For the rows in 4 bits noise of one step of the grid was added first, to what they are compared with, too.
 
-Activations are rounded to 8 bits in the same blocks. The head has 8 bits everywhere. The embedding is tied: where 576
-channels are whole blocks it is stored once.
+Activations are rounded to 8 bits in the same blocks. The head has 8 bits everywhere. The embedding is tied. It is
+stored once where 576 channels are whole blocks.
 
 Processor: {cpu}.
 

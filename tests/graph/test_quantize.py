@@ -246,9 +246,7 @@ def test_bundle_that_computes_nan_fails_on_text_of_its_own(tmp_path, monkeypatch
 
     monkeypatch.setattr(nbits, "round_nearest", broken)
     with pytest.raises(dijiang.ParityError, match="rms_relative_error nan"):
-        dijiang.export(
-            GOLDEN["neox-base"], tmp_path / "b", precision="int8", graph="ort", calibration_tokens=0
-        )
+        dijiang.export(GOLDEN["neox-base"], tmp_path / "b", precision="int8", graph="ort", calibration_tokens=0)
     assert not list(tmp_path.iterdir())
 
 
