@@ -160,8 +160,9 @@ class Graph:
     file: its name in a bundle.  layer: the strategy that writes a layer, see `graph.layers`.
     onnxruntime: oldest version that runs it; integers_from: the same with weights in blocks.
     fused: norms, rotary embedding and activations are ONNX Runtime's own single nodes.  in_place: the
-    new state may be written over the old one.  on_device: a GPU runs every node, none computes shapes on
-    the CPU.  operators: it needs the library that is compiled with dijiang.  types: of its activations.
+    new state may be written over the old one.  exact: norms subtract the mean in nodes of their own, and
+    matmuls of blocks do not round activations.  on_device: a GPU runs every node, none computes shapes on the
+    CPU.  operators: it needs the library that is compiled with dijiang.  types: of its activations.
     """
 
     help: str
@@ -171,6 +172,7 @@ class Graph:
     onnxruntime: tuple[int, int]
     fused: bool = False
     in_place: bool = False
+    exact: bool = False
     on_device: bool = True
     operators: bool = False
     types: tuple[str, ...] = tuple(TYPE_BYTES)
@@ -198,6 +200,16 @@ GRAPHS = {
         onnxruntime=(1, 30),
         fused=True,
         in_place=True,
+    ),
+    "webgpu": Graph(
+        "any GPU, by WebGPU: what its kernels compute too coarsely is in other nodes",
+        file="model.webgpu.onnx",
+        layer="dijiang.graph.layers.recurrent:contrib",
+        opset=23,
+        onnxruntime=(1, 30),
+        fused=True,
+        exact=True,
+        types=("fp32",),
     ),
     "primitive": Graph(
         "basic nodes of opset 17 only, for TensorRT and old onnxruntime",
@@ -253,6 +265,14 @@ PROVIDERS = {
         numbered=False,
         emulated=True,
     ),
+    "webgpu": Provider(
+        f"{SESSIONS}.device:open_device",
+        graphs=("webgpu",),
+        schemes=("floats", "nbits"),
+        types=("fp32",),
+        detail=f"{SESSIONS}.webgpu:WEBGPU",
+        numbered=False,
+    ),
     "cuda": Provider(
         f"{SESSIONS}.device:open_device",
         graphs=("ort", "primitive", "onnx"),
@@ -302,8 +322,8 @@ class Target:
 TARGETS = {
     "onnxruntime": Target(
         "the CPU; fp32, fp16 and bf16 on GPUs, too",
-        ("native", "ort", "primitive"),
-        {"native": "nbits", "ort": "nbits", "primitive": "dequantize"},
+        ("native", "ort", "webgpu", "primitive"),
+        {"native": "nbits", "ort": "nbits", "webgpu": "nbits", "primitive": "dequantize"},
         others=True,
     ),
     "cuda": Target("int8 and int4 with activations in fp16", ("ort",), {"ort": "nbits_gpu"}),

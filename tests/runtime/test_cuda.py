@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 
 import dijiang
+from dijiang.recipe import PROVIDERS
 from dijiang.runtime.sessions import device as cuda
 from tests import fake_ort
 from tests.conftest import EXAMPLES, RUNNABLE, Golden
@@ -16,7 +17,7 @@ NEEDS_ORT = pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is old
 
 GATE = 1e-4
 #: A provider with "device memory" that every machine has; `fake_ort` gives it graphs.
-STAND_IN = cuda.Device("CPUExecutionProvider", "nothing", "", memory=None, captures=True)
+STAND_IN = cuda.Device("CPUExecutionProvider", "nothing", "", memory=None, captures="enable_cuda_graph")
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def corrupting(monkeypatch):
     monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", spoilt)
 
 
-@pytest.mark.parametrize("graph", [graph for graph in RUNNABLE if graph != "native"])
+@pytest.mark.parametrize("graph", [graph for graph in PROVIDERS["cuda"].graphs if graph in RUNNABLE])
 @pytest.mark.parametrize("name", ["neox-base", "neox-trained-decay", "neox-sequential-straddle"])
 def test_device_session_meets_published_logits(stand_in, exported, name, graph):
     golden = Golden.load(name)
@@ -88,6 +89,57 @@ def test_greedy_text_is_the_cpus_and_no_logits_are_read(stand_in, exported, monk
             monkeypatch.setattr(cuda.DeviceOutput, "logits", property(lambda _: pytest.fail("logits were read")))
         texts.append("".join(r.text for r in model.generate("def main(", max_tokens=20)))
     assert texts[0] == texts[1]
+
+
+@pytest.fixture
+def traffic(monkeypatch):
+    """Bytes of every copy to a device's tensors and from them, in order: (direction, bytes)."""
+    seen, value = [], onnxruntime.OrtValue
+    write, read = value.update_inplace, value.numpy
+
+    def count_write(self, array):
+        seen.append(("in", array.nbytes))
+        write(self, array)
+
+    def count_read(self):
+        found = read(self)
+        seen.append(("out", found.nbytes))
+        return found
+
+    monkeypatch.setattr(value, "update_inplace", count_write)
+    monkeypatch.setattr(value, "numpy", count_read)
+    return seen
+
+
+def check_traffic(model, seen):
+    """A greedy step moves the position in and the token id out, 8 bytes each; a chosen token goes in, too."""
+    steps = model.generate([1, 2, 3], max_tokens=50, ignore_eos=True)
+    for _ in range(4):  # both sides have been fed their mask
+        next(steps)
+    for _ in range(20):
+        seen.clear()
+        next(steps)
+        assert seen == [("in", 8), ("out", 8)]
+    sampled = model.generate([1, 2, 3], max_tokens=50, ignore_eos=True, temperature=5.0, seed=1)
+    for _ in range(4):
+        next(sampled)
+    for _ in range(20):
+        seen.clear()
+        next(sampled)
+        assert seen == [("in", 8), ("in", 8), ("out", 4 * model.spec.vocab_size)]
+
+
+def test_greedy_step_moves_sixteen_bytes(stand_in, exported, traffic):
+    check_traffic(dijiang.load(exported("neox-base"), provider="cuda"), traffic)
+
+
+def test_token_that_comes_again_is_fed_again_on_both_sides_in_turns(stand_in, exported):
+    """The device's own choice lies where the token lay that was fed two steps before."""
+    models = [dijiang.load(exported("neox-base"), provider=name) for name in ("cuda", "cpu")]
+    states = [model.new_state() for model in models]
+    for token in [7, 7, 7, 7, 3, 7, 3, 7]:
+        found, expected = (m.forward([[token]], s) for m, s in zip(models, states, strict=True))
+        np.testing.assert_allclose(found, expected, atol=GATE)
 
 
 @pytest.fixture

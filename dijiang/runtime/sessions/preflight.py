@@ -11,10 +11,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ...bundle.opened import Bundle
 from ...errors import SessionError
 from ...machine.driver import Cuda
-from ...machine.memory import LESS, require_gpu_memory, run_bytes
+from ...machine.memory import LESS, require_gpu_memory
 from .inference import PACKAGES
 
 #: What onnxruntime says -> what to do about it.
@@ -113,13 +112,12 @@ def explain(error: Exception, what: str) -> SessionError:
     return SessionError(f"{what} ({text[:200]}); {advice}")
 
 
-def require_gpu(ort: Any, index: int, library: str, bundle: Bundle, states: int) -> None:
-    """Driver, GPU, libraries and memory for a bundle, or one SessionError.
+def require_gpu(ort: Any, index: int, library: str, what: str, need: int) -> None:
+    """Driver, GPU, libraries and memory for what needs `need` bytes, or one SessionError.
 
     Args:
         index: of the GPU.
         library: of the execution provider; see `load_provider_library`.
-        states: bytes that the session will keep for them on the GPU.
     """
     gpu = Cuda(index).gpu
     check_driver(ort, gpu.driver)
@@ -128,5 +126,4 @@ def require_gpu(ort: Any, index: int, library: str, bundle: Bundle, states: int)
         load_provider_library(ort, library)
     except OSError as error:
         raise explain(error, f"onnxruntime {ort.__version__} cannot load its {library} provider") from error
-    need = run_bytes(bundle.data_bytes, states)
-    require_gpu_memory(str(bundle.path), need, gpu.free)
+    require_gpu_memory(what, need, gpu.free)
