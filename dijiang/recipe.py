@@ -8,8 +8,8 @@ it does something new, one function. Nothing else compares their names: code ask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -235,8 +235,10 @@ class Provider:
     """One way to run a bundle.
 
     open: its constructor, called as (bundle, graph, detail, device, options: `runtime.options.Loading`).
-    graphs, schemes, types: what it runs.  detail: what the constructor needs to know.
-    auto: (bundle, name) -> whether `auto` takes it here; None: only when asked for.
+    graphs, schemes: what it runs.  refused: type of activations -> why it does not run that.
+    detail: what the constructor needs to know.
+    auto: (bundle, name) -> whether `auto` takes it here; None: only when asked for.  trial: and only if it is
+    faster than what comes next.  proven: on what its kernels have run for this project; empty: built only.
     numbered: it may be followed by :N.  onnxruntime: it runs graphs with it.
     emulated: verification rounds 16-bit types on it as a GPU would.
     """
@@ -244,23 +246,30 @@ class Provider:
     open: str
     graphs: tuple[str, ...]
     schemes: tuple[str, ...]
-    types: tuple[str, ...] = tuple(TYPE_BYTES)
+    refused: dict[str, str] = field(default_factory=dict)
     detail: str | None = None
     auto: str | None = None
+    trial: bool = False
+    proven: str = ""
     numbered: bool = True
     onnxruntime: bool = True
     emulated: bool = False
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Of activations, that it runs."""
+        return tuple(name for name in TYPE_BYTES if name not in self.refused)
 
 
 SESSIONS = "dijiang.runtime.sessions"
 #: `auto` takes the last that it can.
 PROVIDERS = {
-    # ONNX Runtime has no bfloat16 kernels for the CPU.
     "cpu": Provider(
         f"{SESSIONS}.cpu:open_cpu",
         graphs=tuple(GRAPHS),
         schemes=tuple(SCHEMES),
-        types=("fp32", "fp16"),
+        refused={"bf16": "ONNX Runtime has no bfloat16 kernels for the CPU"},
+        proven="x86-64",
         auto=f"{SESSIONS}.providers:always",
         numbered=False,
         emulated=True,
@@ -269,8 +278,15 @@ PROVIDERS = {
         f"{SESSIONS}.device:open_device",
         graphs=("webgpu",),
         schemes=("floats", "nbits"),
-        types=("fp32",),
+        refused={
+            # tiny-python, 1,024 tokens of its text: RMS-relative error 2.5e-3, on the CPU 3.6e-4.
+            "fp16": "it sums in 16 bits: KL 4.8e-05 on the example, allowed 1.0e-05",
+            "bf16": "WebGPU has no bfloat16",
+        },
         detail=f"{SESSIONS}.webgpu:WEBGPU",
+        auto=f"{SESSIONS}.webgpu:has_gpu",
+        trial=True,
+        proven="Mesa's lavapipe, a Vulkan driver in software (`make gpu`)",
         numbered=False,
     ),
     "cuda": Provider(
@@ -521,3 +537,37 @@ def _tuned(recipe: Recipe, head: str | None, block: int | None, tokens: int | No
         bits = HEADS[head]
         kept = None if bits is None else Blocks(bits, block or BLOCK)
     return replace(recipe, body=body, head=kept, embed=embed, calibration_tokens=tokens)
+
+
+@dataclass(frozen=True)
+class Support:
+    """What becomes of one precision on one provider.
+
+    target: of the export that it takes; None: it is refused.  graphs: of that export, that it runs.
+    why: it is refused.
+    """
+
+    provider: str
+    precision: str
+    target: str | None
+    graphs: tuple[str, ...] = ()
+    why: str = ""
+
+    def __str__(self) -> str:
+        if self.target is None:
+            return f"refused: {self.why}"
+        usual = self.target == next(iter(TARGETS))
+        return ", ".join(self.graphs) + ("" if usual else f" (--target {self.target})")
+
+
+def support() -> Iterator[Support]:
+    """Every provider with every precision."""
+    for provider, row in PROVIDERS.items():
+        for precision, kind in PRECISIONS.items():
+            recipes = {target: resolve(precision, target=target) for target in TARGETS}
+            runs = {t: tuple(g for g in r.graphs if provider in r.providers(g)) for t, r in recipes.items()}
+            target = next((t for t, graphs in runs.items() if graphs), None)
+            if target is None:
+                yield Support(provider, precision, None, why=row.refused[kind.type])
+            else:
+                yield Support(provider, precision, target, runs[target])

@@ -48,7 +48,8 @@ def summarise(
         for side in group:
             samples = found.get((side.name, test))
             if samples and samples.turns:
-                done.append((side, result_of(side, test, samples, rate, idle)))
+                known = _rate(samples.provider, samples.facts, rate)
+                done.append((side, result_of(side, test, samples, known, idle)))
             elif samples and samples.disturbed:
                 message = "other processes ran in every repetition; end them and run it again"
                 failed.append(failure(message, side.name, test.label))
@@ -59,7 +60,9 @@ def summarise(
                 message = f"ran on {' and '.join(sorted(used))}: no ratio; use --provider cpu"
                 failed.append(failure(message, group[0].name, test.label))
             else:
-                ratios.append(ratio_of(*done[0], *other, test, rate))
+                mine = done[0][1]
+                known = _rate(mine["provider"], mine["session"], rate)
+                ratios.append(ratio_of(*done[0], *other, test, known))
     return {
         "idle": {"sensor": idle.name, "watts": idle.watts},
         "results": results,
@@ -67,6 +70,11 @@ def summarise(
         "flatness": flatness_of(results),
         "errors": failed,
     }
+
+
+def _rate(provider: str, facts: Report, host: float) -> float:
+    """Bytes a second of the memory that a provider reads; 0: not known."""
+    return host if provider == CPU_PROVIDER else float(facts.get("bandwidth") or 0)
 
 
 def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: Meter) -> Report:
@@ -88,7 +96,7 @@ def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: 
     }
     decode, steps = not test.prompt, np.concatenate([turn.seconds for turn in samples.turns])
     whole = decode and len(steps) == test.tokens * len(totals)
-    bound = decode and samples.provider == CPU_PROVIDER and bandwidth and side.traffic.weights
+    bound = decode and bandwidth and side.traffic.weights
     return {
         "model": side.name,
         "test": test.name,

@@ -18,6 +18,9 @@ from ..errors import InputError
 from ..machine.sensors import load_nvml
 from ..runtime.generate import decode, greedy, prefill
 from ..runtime.model import Model, load
+from ..runtime.sessions.base import Session
+from ..runtime.sessions.copies import device_bandwidth
+from ..runtime.sessions.device import DeviceSession
 from ..runtime.state import State
 from .matrix import Test
 
@@ -129,6 +132,7 @@ class DijiangSubject(Subject):
             "graph": model.graph,
             "longest_piece": session.longest,
             "captured": getattr(session, "cuda_graph", None),
+            "bandwidth": _bandwidth(session),
         }
 
     def at(self, batch: int, depth: int, end: int) -> State:
@@ -157,6 +161,13 @@ class DijiangSubject(Subject):
         records = decode(self.model, given, state, greedy(self.model, len(tokens)))
         next(records)  # of the tokens that were given
         return (np.array([record.token for record in step]) for step in records)
+
+
+def _bandwidth(session: Session) -> float | None:
+    """Bytes a second of the device's memory; None: on the CPU, whose the bench measures itself."""
+    if isinstance(session, DeviceSession):
+        return device_bandwidth(session.row, session.index).bytes_per_second
+    return None
 
 
 #: load(path, threads, provider) -> subject; importable by name, as it crosses processes.

@@ -213,7 +213,7 @@ def test_pieces_whose_graphs_change_results_leave_those_of_steps(stand_in, expor
     assert model.session.cuda_graph
     found, wanted = (m.forward(np.arange(12)[None], m.new_state()) for m in (model, expected))
     np.testing.assert_allclose(found, wanted, atol=GATE)
-    with pytest.raises(dijiang.SessionError, match=r"CUDA graphs change the result \(\d+ of \d+"):
+    with pytest.raises(dijiang.SessionError, match=r"captured steps change the result \(\d+ of \d+"):
         dijiang.load(path, provider="cuda", cuda_graph=True)
 
 
@@ -225,7 +225,7 @@ def test_graphs_that_change_results_are_not_used(stand_in, corrupting, exported)
     np.testing.assert_allclose(
         model.forward([[1]], model.new_state()), expected.forward([[1]], expected.new_state()), atol=GATE
     )
-    with pytest.raises(dijiang.SessionError, match=r"CUDA graphs change the result \(\d+ of \d+"):
+    with pytest.raises(dijiang.SessionError, match=r"captured steps change the result \(\d+ of \d+"):
         dijiang.load(path, provider="cuda", cuda_graph=True)
     assert not dijiang.load(path, provider="cuda", cuda_graph=False).session.cuda_graph
 

@@ -12,7 +12,8 @@ import numpy as np
 from ...bundle import names
 from ...bundle.opened import Bundle
 from ...errors import SessionError
-from ...machine.memory import run_bytes
+from ...machine.driver import Cuda
+from ...machine.memory import LESS, require_gpu_memory, run_bytes
 from ...recipe import GRAPHS, named
 from ..options import Loading
 from ..state import State
@@ -43,7 +44,8 @@ class Device:
     libonnxruntime_providers_NAME.so.  memory: where it keeps tensors, in ONNX Runtime's words; None: where
     the host does.  captures: its option that turns graphs of calls on; empty: it has none.
     pieces: whole pieces of a prompt are captured, too.  whole: it runs every node, so that one left to the
-    CPU is an error.  end: the first position that its arithmetic does not reach.
+    CPU is an error.  end: the first position that its arithmetic does not reach.  silent: an allocation
+    that fails raises nothing, so that memory has to be tried.
     options: of the execution provider.
     """
 
@@ -55,6 +57,7 @@ class Device:
     pieces: bool = True
     whole: bool = False
     end: int | None = None
+    silent: bool = False
     options: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -62,8 +65,8 @@ class Device:
         """Whether its tensors are elsewhere than the host's."""
         return self.memory is not None
 
-    def require(self, index: int, what: str, need: int) -> Any:
-        """onnxruntime, if it has this provider, and the device `need` bytes for `what`; else SessionError."""
+    def require(self, index: int) -> Any:
+        """onnxruntime, if it has this provider and the machine the device; else SessionError."""
         check_single_onnxruntime()
         ort = import_onnxruntime()
         if self.name not in ort.get_available_providers():
@@ -72,9 +75,17 @@ class Device:
                 f"{', '.join(ort.get_available_providers())}; {self.install}"
             )
         if self.has_memory:
-            require_gpu(ort, index, self.library, what, need)
+            require_gpu(ort, index, self.library)
             ort.set_default_logger_severity(FATAL)  # what it says is in the errors that it raises
         return ort
+
+    def free(self, index: int) -> int | None:
+        """Bytes of the device's memory that are free; None: nobody knows, or it is the host's."""
+        return Cuda(index).gpu.free if self.has_memory else None
+
+    def title(self, index: int) -> str:
+        """What is said to run a model."""
+        return self.name
 
     def place(self, index: int) -> dict[str, Any]:
         """Arguments of `open_inference` that choose the device."""
@@ -139,16 +150,22 @@ class DeviceSession:
         self.graph = graph
         self._bundle, self.row, self.index = bundle, row, device
         self.spec = bundle.manifest.spec
-        need = run_bytes(bundle.data_bytes, 2 * self.spec.state_bytes)
-        self.ort = row.require(device, str(bundle.path), need)
+        self.ort = row.require(device)
+        self.require_room(str(bundle.path), run_bytes(bundle.data_bytes, 2 * self.spec.state_bytes))
         if cuda_graph and not row.captures:
-            raise SessionError(f"provider {row.name} has no CUDA graphs; leave --cuda-graph out")
+            raise SessionError(f"provider {row.name} captures no steps; leave --cuda-graph out")
         #: Tokens of the calls that are captured.
         self._captured: frozenset[int] = frozenset()
         graphs = bool(row.captures) and cuda_graph is not False
         self._open(graphs=graphs)
         if graphs:
             self._prove(insist=bool(cuda_graph))
+
+    def require_room(self, what: str, need: int) -> None:
+        """SessionError if the device is known to have less than `need` bytes left."""
+        free = self.row.free(self.index)
+        if free is not None:
+            require_gpu_memory(what, need, free)
 
     def _prove(self, *, insist: bool) -> None:
         """Capture decode steps and whole pieces, each if that changes nothing."""
@@ -158,7 +175,7 @@ class DeviceSession:
             if not difference:
                 proven.add(length)
             elif insist:
-                raise SessionError(f"CUDA graphs change the result ({difference}); use --no-cuda-graph")
+                raise SessionError(f"captured steps change the result ({difference}); use --no-cuda-graph")
         if len(proven) < len(lengths):  # a capture that failed may have left the session unusable
             self._open(graphs=bool(proven))
         self._captured = frozenset(proven)
@@ -181,7 +198,7 @@ class DeviceSession:
         whole = GRAPHS[self.graph].on_device
         file = self._bundle.graph_file(self.graph)
         self._session = self.row.open(file, self.index, graphs=graphs, whole=whole)
-        self.provider = self.row.name
+        self.provider = self.row.title(self.index)
         self._slots: dict[int, _Slot] = {}
         self._graphs = 0
 
@@ -207,12 +224,20 @@ class DeviceSession:
             binding.tokens.known = None
             self._session.run_with_iobinding(binding.io, binding.options)
         except Exception as error:
-            _save(state)
+            self._save(state)
             if isinstance(error, SessionError):
                 raise
             raise explain(error, f"{self.provider} failed in a step of {step.ids.shape[1]} tokens") from error
         state.commit(state.after(step, swap=True))
         return DeviceOutput(binding)
+
+    def _save(self, state: State) -> None:
+        """Bring the state home after a step that failed; what the device has lost is refused from now on."""
+        try:
+            state.bring_home()
+        except SessionError:
+            state.tear("the device has lost its numbers")
+            self._slots.pop(state.batch, None)
 
     def _graph_difference(self, length: int) -> str:
         """What CUDA graphs change in a few calls of `length` tokens; empty: nothing, bit for bit."""
@@ -237,6 +262,10 @@ class DeviceSession:
         changed = sum(not np.array_equal(a, b, equal_nan=True) for a, b in zip(*found, strict=True))
         return f"{changed} of {len(found[0])} results" if changed else ""
 
+    def tensor(self, shape: tuple[int, ...], dtype: Any) -> Tensor:
+        """A new tensor on the device."""
+        return Tensor(self.ort, self.row, self.index, shape, dtype)
+
     def new_graph(self) -> int:
         """The next free graph id; 0 is onnxruntime's own."""
         self._graphs += 1
@@ -245,14 +274,6 @@ class DeviceSession:
     def captures(self, shape: tuple[int, ...], kept: tuple[int, ...]) -> bool:
         """Whether calls of this shape are captured: those that come again, with one row of logits."""
         return shape[1] in self._captured and kept[1] == 1
-
-
-def _save(state: State) -> None:
-    """Bring the state home after a step that failed; what the device has lost is refused from now on."""
-    try:
-        state.bring_home()
-    except SessionError as error:
-        state.tear(str(error))
 
 
 class DeviceOutput:
@@ -274,18 +295,17 @@ class DeviceOutput:
         return found
 
 
-class _Tensor:
-    """An OrtValue in the provider's memory.
+class Tensor:
+    """An OrtValue in a device's memory.
 
     known: what the host knows to be in it; None: nothing.
     """
 
-    def __init__(self, session: DeviceSession, shape: tuple[int, ...], dtype: Any) -> None:
+    def __init__(self, ort: Any, row: Device, index: int, shape: tuple[int, ...], dtype: Any) -> None:
         self.known: np.ndarray | None = None
-        row = session.row
-        place = row.memory or HOST, session.index if row.has_memory else 0
+        place = (row.memory, index) if row.has_memory else (HOST, 0)
         try:
-            self.value = session.ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, *place)
+            self.value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, *place)
         except Exception as error:
             raise explain(error, f"{row.name} has no memory for a tensor of {list(shape)}") from error
 
@@ -301,6 +321,13 @@ class _Tensor:
     def read(self, array: np.ndarray) -> None:
         array[...] = self.numpy()
 
+    def prove(self) -> None:
+        """SessionError unless it holds what is written."""
+        ones = np.ones(self.value.shape(), np.float32)
+        self.write(ones)
+        if not np.array_equal(self.numpy(), ones):
+            raise SessionError(f"the device has no memory for {ones.nbytes:,} bytes more; {LESS}")
+
     def numpy(self) -> np.ndarray:
         """A copy on the host."""
         try:
@@ -315,10 +342,13 @@ class _Slot:
 
     def __init__(self, session: DeviceSession, state: State) -> None:
         self._session = session
-        sets = [[_Tensor(session, shape, np.float32) for shape in state.shapes] for _ in range(2)]
+        session.require_room(f"a state of batch {state.batch}", 2 * state.nbytes)
+        sets = [[session.tensor(shape, np.float32) for shape in state.shapes] for _ in range(2)]
+        for tensor in [*sets[0], *sets[1]] if session.row.silent else ():
+            tensor.prove()
         self.resident = Resident((sets[0], sets[1]))
         #: Of decode steps: what one side chooses is what the other is fed.
-        self.ids = [_Tensor(session, (state.batch, 1), np.int64) for _ in range(2)]
+        self.ids = [session.tensor((state.batch, 1), np.int64) for _ in range(2)]
         self._bindings: dict[tuple[Any, ...], _Binding] = {}
 
     def binding(self, shape: tuple[int, ...], kept: tuple[int, ...], side: int) -> _Binding:
@@ -343,12 +373,12 @@ class _Binding:
         kept: tuple[int, ...],
         side: int,
     ) -> None:
-        ids, *others = (_Tensor(session, size, np.int64) for size in (shape, shape, shape, kept))
-        self.tokens = _Tensor(session, kept, np.int64)
+        ids, *others = (session.tensor(size, np.int64) for size in (shape, shape, shape, kept))
+        self.tokens = session.tensor(kept, np.int64)
         if shape[1] == 1:
             ids, self.tokens = slot.ids[side], slot.ids[1 - side]
         self.inputs, resident = [ids, *others], slot.resident
-        self.logits = _Tensor(session, (*kept, session.spec.vocab_size), np.float32)
+        self.logits = session.tensor((*kept, session.spec.vocab_size), np.float32)
         self.io = session._session.io_binding()
         for name, tensor in zip(names.INPUTS, self.inputs, strict=True):
             self.io.bind_ortvalue_input(name, tensor.value)

@@ -9,7 +9,9 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from ...bundle.opened import Bundle
 from ...errors import SessionError
+from ...machine.limits import available_bytes
 from .device import FATAL, Device
 from .inference import first_line, import_onnxruntime, is_onnxruntimes
 from .preflight import check_single_onnxruntime
@@ -25,10 +27,18 @@ SOFTWARE = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"
 class WebGpu(Device):
     """See `Device`."""
 
-    def require(self, index: int, what: str, need: int) -> Any:
-        """See `Device.require`. WebGPU does not say how much memory is free."""
+    def require(self, index: int) -> Any:
+        """See `Device.require`."""
         adapter(self.name)
         return import_onnxruntime()
+
+    def free(self, index: int) -> int | None:
+        """See `Device.free`. WebGPU does not say it; what runs in software has the host's."""
+        return available_bytes() if is_software(adapter(self.name)) else None
+
+    def title(self, index: int) -> str:
+        """See `Device.title`."""
+        return f"{self.name} (in software)" if is_software(adapter(self.name)) else self.name
 
     def place(self, index: int) -> dict[str, Any]:
         """See `Device.place`."""
@@ -45,6 +55,7 @@ WEBGPU = WebGpu(
     pieces=False,
     whole=True,
     end=1 << 31,
+    silent=True,
     options=(("enableInt64", "1"),),
 )
 
@@ -62,6 +73,16 @@ def adapter(name: str = WEBGPU.name) -> Any:
     return sorted(found, key=is_software)[0]
 
 
+def has_gpu(bundle: Bundle, name: str) -> bool:
+    """Whether a graph of the bundle runs on it, and the machine has a GPU that is none of software."""
+    graphs = bundle.manifest.graphs.values()
+    try:
+        runs = installed(PACKAGE) is not None and any(name in record.providers for record in graphs)
+        return runs and not is_software(adapter())
+    except SessionError:
+        return False
+
+
 def is_software(device: Any) -> bool:
     """Whether a device is not a GPU of its own."""
     return bool(device.device.type != import_onnxruntime().OrtHardwareDeviceType.GPU)
@@ -71,7 +92,7 @@ def is_software(device: Any) -> bool:
 def _registered() -> Any:
     """onnxruntime, with the plug-in registered in it."""
     ort = import_onnxruntime()
-    found = _version(PACKAGE)
+    found = installed(PACKAGE)
     if found is None:
         raise SessionError(f"{PACKAGE} is not installed; {WEBGPU.install}")
     for package, here, oldest in (
@@ -94,7 +115,9 @@ def _registered() -> Any:
     return ort
 
 
-def _version(package: str) -> tuple[int, int] | None:
+def installed(package: str) -> tuple[int, int] | None:
+    """Version of an installed package; None: it is not."""
+    """Version of an installed package; None: it is not."""
     with suppress(PackageNotFoundError):
         return _numbers(version(package))
     return None
