@@ -1,4 +1,5 @@
-"""Writes recipes.md from the tables of `dijiang.recipe`, real.md from the last report of `make real`: make docs.
+"""Writes recipes.md and a part of gpu.md from the tables of `dijiang.recipe`, real.md from the last report of
+`make real`: make docs.
 
 A test compares the pages with what they are made of.
 """
@@ -10,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dijiang.recipe import AUTO, GRAPHS, PRECISIONS, PROVIDERS, SCHEMES, TARGETS, resolve
+from dijiang.recipe import AUTO, GRAPHS, PRECISIONS, PROVIDERS, SCHEMES, TARGETS, resolve, support
 from dijiang.runtime.options import Generation, Loading
 
 HERE = Path(__file__).parent
@@ -112,6 +113,24 @@ def recipes() -> str:
     return "\n".join(parts)
 
 
+#: Marks around the part of gpu.md that is made.
+BEGIN, END = "by `make docs`. -->\n", "<!-- end -->"
+
+
+def gpu() -> str:
+    """The page about GPUs, with what every provider runs."""
+    before, _, rest = (HERE / "gpu.md").read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    rows = []
+    for one in support():
+        proven = PROVIDERS[one.provider].proven
+        how = f"runs, proven on {proven}" if proven else "built, not run"
+        said = ["-", str(one)] if one.target is None else [words(one.graphs), how]
+        rows.append([f"`{one.provider}`", f"`{one.precision}`", f"`{one.target}`" if one.target else "-", *said])
+    made = table(["provider", "precision", "`--target`", "graphs", "state"], rows)
+    return f"{before}{BEGIN}\n{made}\n\n{END}{after}"
+
+
 REAL = """# A real model
 
 This page is made by `make real` and `make docs`. Do not edit it.
@@ -177,7 +196,7 @@ def real() -> str:
 
 
 #: Page -> what it is made by.
-PAGES = {HERE / "recipes.md": recipes, HERE / "real.md": real}
+PAGES = {HERE / "recipes.md": recipes, HERE / "real.md": real, HERE / "gpu.md": gpu}
 
 if __name__ == "__main__":
     for path, page in PAGES.items():

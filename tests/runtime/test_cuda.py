@@ -91,26 +91,6 @@ def test_greedy_text_is_the_cpus_and_no_logits_are_read(stand_in, exported, monk
     assert texts[0] == texts[1]
 
 
-@pytest.fixture
-def traffic(monkeypatch):
-    """Bytes of every copy to a device's tensors and from them, in order: (direction, bytes)."""
-    seen, value = [], onnxruntime.OrtValue
-    write, read = value.update_inplace, value.numpy
-
-    def count_write(self, array):
-        seen.append(("in", array.nbytes))
-        write(self, array)
-
-    def count_read(self):
-        found = read(self)
-        seen.append(("out", found.nbytes))
-        return found
-
-    monkeypatch.setattr(value, "update_inplace", count_write)
-    monkeypatch.setattr(value, "numpy", count_read)
-    return seen
-
-
 def check_traffic(model, seen):
     """A greedy step moves the position in and the token id out, 8 bytes each; a chosen token goes in, too."""
     steps = model.generate([1, 2, 3], max_tokens=50, ignore_eos=True)
