@@ -483,8 +483,8 @@ def _candidates(row: Precision, goal: Target, graph: str, target: str) -> list[s
         return found
     if row.type not in GRAPHS[graph].types:
         raise ExportError(
-            f"the {graph} graph runs on the CPU, which gains nothing from {row.type}; leave --graph out, "
-            "or export with --precision int8"
+            f"the {graph} graph has activations in {' or '.join(GRAPHS[graph].types)} only, not in {row.type}; "
+            "leave --graph out, or export with --precision int8"
         )
     if graph not in goal.graphs and not goal.others:
         raise ExportError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle.opened import Bundle
-from ..errors import InputError
+from ..errors import InputError, SessionError
 from ..machine.sensors import load_nvml
 from ..runtime.generate import decode, greedy, prefill
 from ..runtime.model import Model, load
@@ -132,8 +133,12 @@ class DijiangSubject(Subject):
             "graph": model.graph,
             "longest_piece": session.longest,
             "captured": getattr(session, "cuda_graph", None),
-            "bandwidth": _bandwidth(session),
         }
+
+    def prepare(self, tests: Sequence[Test]) -> None:
+        """See Subject.prepare; what it runs on is measured here, as it is no part of loading."""
+        self.facts["bandwidth"] = _bandwidth(self.model.session)
+        super().prepare(tests)
 
     def at(self, batch: int, depth: int, end: int) -> State:
         """See Subject.at; InputError past a tabled model's last position."""
@@ -164,9 +169,10 @@ class DijiangSubject(Subject):
 
 
 def _bandwidth(session: Session) -> float | None:
-    """Bytes a second of the device's memory; None: on the CPU, whose the bench measures itself."""
+    """Bytes a second of the device's memory; None: it has no room for that, or is the CPU's."""
     if isinstance(session, DeviceSession):
-        return device_bandwidth(session.row, session.index).bytes_per_second
+        with suppress(SessionError):
+            return device_bandwidth(session.row, session.index).bytes_per_second
     return None
 
 

@@ -58,7 +58,11 @@ def test_graphs_are_those_that_the_installed_onnxruntime_runs(tmp_path, monkeypa
     assert list(dijiang.export(BASE, tmp_path / "int8", precision="int8").manifest.graphs) == ["primitive"]
     monkeypatch.setattr(inference, "version", lambda _: "1.30.0")
     monkeypatch.setattr(inference, "operator_library", refuse)
-    assert list(dijiang.export(BASE, tmp_path / "new", verify=False).manifest.graphs) == ["ort", "primitive"]
+    assert list(dijiang.export(BASE, tmp_path / "new", verify=False).manifest.graphs) == [
+        "ort",
+        "webgpu",
+        "primitive",
+    ]
 
 
 def refuse():
@@ -68,7 +72,11 @@ def refuse():
 @pytest.mark.skipif("native" not in RUNNABLE, reason="no compiled operator")
 @pytest.mark.parametrize(
     ("precision", "graphs"),
-    [("fp32", ["native", "ort", "primitive"]), ("int8", ["native", "ort"]), ("fp16", ["ort"])],
+    [
+        ("fp32", ["native", "ort", "webgpu", "primitive"]),
+        ("int8", ["native", "ort", "webgpu"]),
+        ("fp16", ["ort"]),
+    ],
 )
 def test_default_export_holds_every_graph_that_shares_its_weights(exported, precision, graphs):
     bundle = exported("tiny-python", precision=precision)
