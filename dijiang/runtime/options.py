@@ -71,8 +71,8 @@ class Loading(Checked):
     provider: a row of `recipe.PROVIDERS`, with `:N` for the N-th GPU; `auto`: an engine of the bundle if
     there is a GPU, CUDA if the installed onnxruntime has it, a GPU by WebGPU if it decodes faster than the
     CPU, else the CPU. The one asked for is used, or it is an error.  graph: None: the best of the bundle that
-    runs here.  threads: None: as many as usable
-    cores (`machine.limits`).  cuda_graph: None: where they are proven equal.
+    runs here.  threads: None: as many as usable cores (`machine.limits`).  cuda_graph: None: where they are
+    proven equal.
     """
 
     provider: str = option(AUTO, str, f"{', '.join(PROVIDERS)}, with :N for the N-th GPU; {AUTO}: the best.")
