@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -313,7 +314,23 @@ def test_batch_that_does_not_fit_is_refused_before_it_is_tried(exported, stand_i
         model.forward(np.ones((50, 1), np.int64), model.new_state(50))
 
 
+def test_bundle_that_does_not_fit_is_refused_before_it_is_loaded(exported, plugin, monkeypatch):
+    plugin(CPU)
+    monkeypatch.setattr(webgpu, "available_bytes", lambda: 1 << 20)
+    found = refused(exported("neox-base"))
+    assert "GB of GPU memory, 0.00 GB are free; use a smaller model, precision or batch" in found
+
+
 # Bandwidth.
+
+
+def test_stored_copy_is_the_nodes_that_it_is_said_to_be():
+    graph = onnx.load(copies.COPY).graph
+    assert [(node.op_type, *node.input, *node.output) for node in graph.node] == [
+        ("Neg", "x", "y"),
+        ("Gather", "y", "last", "z"),
+    ]
+    assert [onnx.numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer] == [[-1]]
 
 
 def test_bandwidth_counts_what_its_copies_move(monkeypatch):

@@ -29,8 +29,10 @@ class WebGpu(Device):
 
     def require(self, index: int) -> Any:
         """See `Device.require`."""
+        ort = import_onnxruntime()
+        ort.set_default_logger_severity(FATAL)  # what it says is in the errors that it raises
         adapter(self.name)
-        return import_onnxruntime()
+        return ort
 
     def free(self, index: int) -> int | None:
         """See `Device.free`. WebGPU does not say it; what runs in software has the host's."""
@@ -102,7 +104,6 @@ def _registered() -> Any:
         if here < oldest:
             needed, old = (".".join(map(str, one)) for one in (oldest, here))
             raise SessionError(f"{package} is {old}, WebGPU needs {needed} or newer; pip install -U {package}")
-    ort.set_default_logger_severity(FATAL)  # what it says is in the errors that it raises
     try:
         ort.register_execution_provider_library("webgpu", import_module(MODULE).get_library_path())
     except Exception as error:
