@@ -83,14 +83,16 @@ def test_default_export_holds_every_graph_that_shares_its_weights(exported, prec
     assert list(json.loads((bundle / "dijiang.json").read_text())["graphs"]) == graphs
     alone = exported("tiny-python", precision=precision, graph=graphs[-1])
     assert (bundle / "model.onnx.data").read_bytes() == (alone / "model.onnx.data").read_bytes()
-    ids, logits = np.arange(30)[None], []
+    ids, logits = np.arange(30)[None], {}
     for graph in graphs:
         model = dijiang.load(bundle, graph=graph)
         assert model.graph == graph
-        logits.append(model.forward(ids, model.new_state()))
+        logits[graph] = model.forward(ids, model.new_state())
     assert dijiang.load(bundle).graph == graphs[0]
-    for other in logits[1:]:
-        np.testing.assert_allclose(other, logits[0], atol=1e-4 if precision == "fp32" else 0.05)
+    # Of integers one kind of graph rounds activations, the other does not.
+    first, *others = [found for graph, found in logits.items() if precision == "fp32" or not GRAPHS[graph].exact]
+    for other in others:
+        np.testing.assert_allclose(other, first, atol=1e-4 if precision == "fp32" else 0.05)
 
 
 def test_primitive_graph_uses_standard_nodes_of_opset_17(exported):
