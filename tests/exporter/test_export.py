@@ -22,7 +22,7 @@ from dijiang.models.checkpoint import Checkpoint
 from dijiang.models.initial import write_random
 from dijiang.models.load import load_checkpoint
 from dijiang.models.presets import PRESETS
-from dijiang.recipe import PRECISIONS, Gate, resolve
+from dijiang.recipe import GRAPHS, PRECISIONS, Gate, resolve
 from dijiang.runtime.sessions import inference
 from tests.conftest import EXAMPLES, GOLDEN, RUNNABLE, graphs_of, onnx_file
 
