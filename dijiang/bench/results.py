@@ -48,8 +48,7 @@ def summarise(
         for side in group:
             samples = found.get((side.name, test))
             if samples and samples.turns:
-                known = _rate(samples.provider, samples.facts, rate)
-                done.append((side, result_of(side, test, samples, known, idle)))
+                done.append((side, result_of(side, test, samples, rate, idle)))
             elif samples and samples.disturbed:
                 message = "other processes ran in every repetition; end them and run it again"
                 failed.append(failure(message, side.name, test.label))
@@ -60,9 +59,7 @@ def summarise(
                 message = f"ran on {' and '.join(sorted(used))}: no ratio; use --provider cpu"
                 failed.append(failure(message, group[0].name, test.label))
             else:
-                mine = done[0][1]
-                known = _rate(mine["provider"], mine["session"], rate)
-                ratios.append(ratio_of(*done[0], *other, test, known))
+                ratios.append(ratio_of(*done[0], *other, test, rate))
     return {
         "idle": {"sensor": idle.name, "watts": idle.watts},
         "results": results,
@@ -96,6 +93,7 @@ def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: 
     }
     decode, steps = not test.prompt, np.concatenate([turn.seconds for turn in samples.turns])
     whole = decode and len(steps) == test.tokens * len(totals)
+    bandwidth = _rate(samples.provider, samples.facts, bandwidth)
     bound = decode and bandwidth and side.traffic.weights
     return {
         "model": side.name,
@@ -173,6 +171,7 @@ def ratio_of(ours: Side, mine: Report, other: Side, theirs: Report, test: Test, 
     measured = ratio(seconds[1], seconds[0], paired=paired)
     predicted = limit = None
     depth, weights = _mean_depth(test), ours.traffic.weights
+    bandwidth = _rate(mine["provider"], mine["session"], bandwidth)
     if other.baseline_of and not test.prompt:
         predicted = other.traffic.step(test.batch, depth) / ours.traffic.step(test.batch, depth)
     if bandwidth and weights:
