@@ -10,6 +10,7 @@ import pytest
 import dijiang
 from dijiang.recipe import PROVIDERS
 from dijiang.runtime.sessions import device as cuda
+from dijiang.runtime.step import Step
 from tests import fake_ort
 from tests.conftest import EXAMPLES, RUNNABLE, Golden
 
@@ -120,6 +121,26 @@ def test_token_that_comes_again_is_fed_again_on_both_sides_in_turns(stand_in, ex
     for token in [7, 7, 7, 7, 3, 7, 3, 7]:
         found, expected = (m.forward([[token]], s) for m, s in zip(models, states, strict=True))
         np.testing.assert_allclose(found, expected, atol=GATE)
+
+
+def test_what_an_interrupted_copy_left_on_the_device_is_not_believed(stand_in, exported, monkeypatch):
+    model, cpu = (dijiang.load(exported("neox-base"), provider=name) for name in ("cuda", "cpu"))
+    state, other = model.new_state(), cpu.new_state()
+    step = Step.of(np.array([[5]]), state.position, np.array([[0]]))
+    chosen = int(model.session.run(step, state).tokens[0, 0])  # it lies where the next token is fed
+    cpu.forward([[5]], other)
+    write = onnxruntime.OrtValue.update_inplace
+
+    def interrupted(self, array):
+        write(self, array)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(onnxruntime.OrtValue, "update_inplace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.forward([[chosen - 1]], state)
+    found, expected = model.forward([[chosen]], state), cpu.forward([[chosen]], other)
+    np.testing.assert_allclose(found, expected, atol=GATE)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from .resident import Resident
 #: fit into shared memory, and only the kernels for up to 16 tokens do without (onnxruntime-gpu 1.31.1
 #: takes 16 and refuses 17).
 LARGEST_PREFILL_HEAD, LARGE_HEAD_PIECE = 128, 16
-#: Calls compared before CUDA graphs are trusted: both sides of the states warm up, are captured and are
+#: Calls compared before captured ones are trusted: both sides of the states warm up, are captured and are
 #: replayed. Opening a session costs them with and without graphs, of one token and of a whole piece.
 PROOF_STEPS = 2 * 3
 #: Of onnxruntime's log.
@@ -133,9 +133,10 @@ ORT_TENSORRT_RTX = Device(
 class DeviceSession:
     """A session of an execution provider with memory of its own.
 
-    cuda_graph: whether decode steps and whole pieces of a prompt are replayed CUDA graphs. None asks for
-    them where the provider has them, and keeps them only if they gave the same logits and states as
-    without, bit for bit; True makes a difference an error.
+    cuda_graph: whether decode steps, and whole pieces of a prompt where the row says so, are captured and
+    replayed: as CUDA graphs, or as WebGPU's recorded commands. None asks for that where the provider has
+    it, and keeps it only if it gave the same logits and states as without, bit for bit; True makes a
+    difference an error.
     """
 
     def __init__(
@@ -240,7 +241,7 @@ class DeviceSession:
             self._slots.pop(state.batch, None)
 
     def _graph_difference(self, length: int) -> str:
-        """What CUDA graphs change in a few calls of `length` tokens; empty: nothing, bit for bit."""
+        """What capturing changes in a few calls of `length` tokens; empty: nothing, bit for bit."""
         found = []
         ids = np.arange(PROOF_STEPS * length).reshape(PROOF_STEPS, 1, length) % self.spec.vocab_size
         last, limit = np.array([[length - 1]]), self._bundle.manifest.positions_limit
@@ -315,6 +316,7 @@ class Tensor:
     def update(self, array: np.ndarray) -> None:
         """Write what it does not hold yet: the device's own choice of a token need not come back."""
         if self.known is None or not np.array_equal(self.known, array):
+            self.known = None  # an interrupt in between leaves nobody wrong
             self.write(array)
             self.known = array.copy()
 
