@@ -126,9 +126,10 @@ def test_token_that_comes_again_is_fed_again_on_both_sides_in_turns(stand_in, ex
 def test_what_an_interrupted_copy_left_on_the_device_is_not_believed(stand_in, exported, monkeypatch):
     model, cpu = (dijiang.load(exported("neox-base"), provider=name) for name in ("cuda", "cpu"))
     state, other = model.new_state(), cpu.new_state()
-    step = Step.of(np.array([[5]]), state.position, np.array([[0]]))
-    chosen = int(model.session.run(step, state).tokens[0, 0])  # it lies where the next token is fed
-    cpu.forward([[5]], other)
+    for token in (5, 6, 5):  # both sides have their tensors
+        step = Step.of(np.array([[token]]), state.position, np.array([[0]]))
+        chosen = int(model.session.run(step, state).tokens[0, 0])  # it lies where the next token is fed
+        cpu.forward([[token]], other)
     write = onnxruntime.OrtValue.update_inplace
 
     def interrupted(self, array):
