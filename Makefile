@@ -9,7 +9,7 @@ OLDEST ?= 1.15.0
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc)
 
-.PHONY: test lint docs soak timing kill real rounding oldest demo clean
+.PHONY: test lint docs soak timing gpu kill real rounding oldest demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -34,6 +34,11 @@ soak: $(VENV)/.dev
 
 timing: $(VENV)/.dev
 	$(BIN)/pytest -m timing -s
+
+# The kernels of the WebGPU provider, on Mesa's lavapipe where it can be set up; `pytest -m gpu` takes a GPU. 5 minutes.
+gpu: $(VENV)/.dev
+	tests/gpu/lavapipe.sh .lavapipe > .lavapipe.env || { status=$$?; rm .lavapipe.env; test $$status = 75; }
+	test ! -e .lavapipe.env || env $$(cat .lavapipe.env) $(BIN)/pytest -m gpu
 
 # What is left when a process that writes is killed, 500 times.
 kill: $(VENV)/.dev
@@ -69,4 +74,4 @@ $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* .real demo build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-* .lavapipe .lavapipe.env .real demo build dist *.egg-info

@@ -32,6 +32,7 @@ from dijiang.errors import DijiangError
 from dijiang.machine.describe import describe_machine
 from dijiang.machine.driver import Cuda
 from dijiang.models.presets import PRESETS
+from dijiang.recipe import support
 
 #: Those of the asked numbers first; what does not fit is one line of the report.
 SIZES = [
@@ -143,7 +144,8 @@ def plan_of(options: argparse.Namespace) -> list[tuple[Case, str, str]]:
 
 
 def _place(options: argparse.Namespace, preset: str, precision: str) -> Place:
-    target = "tensorrt" if Place(Path(), preset, precision, options.provider).engine else "cuda"
+    runs = (one.target for one in support() if (one.provider, one.precision) == (options.provider, precision))
+    target = "tensorrt" if Place(Path(), preset, precision, options.provider).engine else next(runs, None) or "cuda"
     return Place(Path(options.cache), preset, precision, options.provider, (("target", target),))
 
 

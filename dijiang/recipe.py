@@ -8,8 +8,8 @@ it does something new, one function. Nothing else compares their names: code ask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -167,8 +167,9 @@ class Graph:
     file: its name in a bundle.  layer: the strategy that writes a layer, see `graph.layers`.
     onnxruntime: oldest version that runs it; integers_from: the same with weights in blocks.
     fused: norms, rotary embedding and activations are ONNX Runtime's own single nodes.  in_place: the
-    new state may be written over the old one.  on_device: a GPU runs every node, none computes shapes on
-    the CPU.  operators: it needs the library that is compiled with dijiang.  types: of its activations.
+    new state may be written over the old one.  exact: norms subtract the mean in nodes of their own, and
+    matmuls of blocks do not round activations.  on_device: a GPU runs every node, none computes shapes on the
+    CPU.  operators: it needs the library that is compiled with dijiang.  types: of its activations.
     """
 
     help: str
@@ -178,6 +179,7 @@ class Graph:
     onnxruntime: tuple[int, int]
     fused: bool = False
     in_place: bool = False
+    exact: bool = False
     on_device: bool = True
     operators: bool = False
     types: tuple[str, ...] = tuple(TYPE_BYTES)
@@ -206,6 +208,16 @@ GRAPHS = {
         fused=True,
         in_place=True,
     ),
+    "webgpu": Graph(
+        "any GPU, by WebGPU: what its kernels compute too coarsely is in other nodes",
+        file="model.webgpu.onnx",
+        layer="dijiang.graph.layers.recurrent:contrib",
+        opset=23,
+        onnxruntime=(1, 30),
+        fused=True,
+        exact=True,
+        types=("fp32",),
+    ),
     "primitive": Graph(
         "basic nodes of opset 17 only, for TensorRT and old onnxruntime",
         file="model.primitive.onnx",
@@ -230,8 +242,10 @@ class Provider:
     """One way to run a bundle.
 
     open: its constructor, called as (bundle, graph, detail, device, options: `runtime.options.Loading`).
-    graphs, schemes, types: what it runs.  detail: what the constructor needs to know.
-    auto: (bundle, name) -> whether `auto` takes it here; None: only when asked for.
+    graphs, schemes: what it runs.  refused: type of activations -> why it does not run that.
+    detail: what the constructor needs to know.
+    auto: (bundle, name) -> whether `auto` takes it here; None: only when asked for.  trial: and only if it is
+    faster than what comes next.  proven: on what its kernels have run for this project; empty: built only.
     numbered: it may be followed by :N.  onnxruntime: it runs graphs with it.
     emulated: verification rounds 16-bit types on it as a GPU would.
     """
@@ -239,26 +253,48 @@ class Provider:
     open: str
     graphs: tuple[str, ...]
     schemes: tuple[str, ...]
-    types: tuple[str, ...] = tuple(TYPE_BYTES)
+    refused: dict[str, str] = field(default_factory=dict)
     detail: str | None = None
     auto: str | None = None
+    trial: bool = False
+    proven: str = ""
     numbered: bool = True
     onnxruntime: bool = True
     emulated: bool = False
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Of activations, that it runs."""
+        return tuple(name for name in TYPE_BYTES if name not in self.refused)
 
 
 SESSIONS = "dijiang.runtime.sessions"
 #: `auto` takes the last that it can.
 PROVIDERS = {
-    # ONNX Runtime has no bfloat16 kernels for the CPU.
     "cpu": Provider(
         f"{SESSIONS}.cpu:open_cpu",
         graphs=tuple(GRAPHS),
         schemes=tuple(SCHEMES),
-        types=("fp32", "fp16"),
+        refused={"bf16": "ONNX Runtime has no bfloat16 kernels for the CPU"},
+        proven="x86-64",
         auto=f"{SESSIONS}.providers:always",
         numbered=False,
         emulated=True,
+    ),
+    "webgpu": Provider(
+        f"{SESSIONS}.device:open_device",
+        graphs=("webgpu",),
+        schemes=("floats", "nbits"),
+        refused={
+            # tiny-python, 1,024 tokens of its text: RMS-relative error 2.5e-3, on the CPU 3.6e-4.
+            "fp16": "it sums in 16 bits: KL 4.8e-05 on the example, allowed 1.0e-05",
+            "bf16": "WebGPU has no bfloat16",
+        },
+        detail=f"{SESSIONS}.webgpu:WEBGPU",
+        auto=f"{SESSIONS}.webgpu:has_gpu",
+        trial=True,
+        proven="Mesa's lavapipe, a Vulkan driver in software (`make gpu`)",
+        numbered=False,
     ),
     "cuda": Provider(
         f"{SESSIONS}.device:open_device",
@@ -309,8 +345,8 @@ class Target:
 TARGETS = {
     "onnxruntime": Target(
         "the CPU; fp32, fp16 and bf16 on GPUs, too",
-        ("native", "ort", "primitive"),
-        {"native": "nbits", "ort": "nbits", "primitive": "dequantize"},
+        ("native", "ort", "webgpu", "primitive"),
+        {"native": "nbits", "ort": "nbits", "webgpu": "nbits", "primitive": "dequantize"},
         others=True,
     ),
     "cuda": Target("int8 and int4 with activations in fp16", ("ort",), {"ort": "nbits_gpu"}),
@@ -454,8 +490,8 @@ def _candidates(row: Precision, goal: Target, graph: str, target: str) -> list[s
         return found
     if row.type not in GRAPHS[graph].types:
         raise ExportError(
-            f"the {graph} graph runs on the CPU, which gains nothing from {row.type}; leave --graph out, "
-            "or export with --precision int8"
+            f"the {graph} graph has activations in {' or '.join(GRAPHS[graph].types)} only, not in {row.type}; "
+            "leave --graph out, or export with --precision int8"
         )
     if graph not in goal.graphs and not goal.others:
         raise ExportError(
@@ -508,3 +544,37 @@ def _tuned(recipe: Recipe, head: str | None, block: int | None, tokens: int | No
         bits = HEADS[head]
         kept = None if bits is None else Blocks(bits, block or BLOCK, ROTATION)
     return replace(recipe, body=body, head=kept, embed=embed, calibration_tokens=tokens)
+
+
+@dataclass(frozen=True)
+class Support:
+    """What becomes of one precision on one provider.
+
+    target: of the export that it takes; None: it is refused.  graphs: of that export, that it runs.
+    why: it is refused.
+    """
+
+    provider: str
+    precision: str
+    target: str | None
+    graphs: tuple[str, ...] = ()
+    why: str = ""
+
+    def __str__(self) -> str:
+        if self.target is None:
+            return f"refused: {self.why}"
+        usual = self.target == next(iter(TARGETS))
+        return ", ".join(self.graphs) + ("" if usual else f" (--target {self.target})")
+
+
+def support() -> Iterator[Support]:
+    """Every provider with every precision."""
+    for provider, row in PROVIDERS.items():
+        for precision, kind in PRECISIONS.items():
+            recipes = {target: resolve(precision, target=target) for target in TARGETS}
+            runs = {t: tuple(g for g in r.graphs if provider in r.providers(g)) for t, r in recipes.items()}
+            target = next((t for t, graphs in runs.items() if graphs), None)
+            if target is None:
+                yield Support(provider, precision, None, why=row.refused[kind.type])
+            else:
+                yield Support(provider, precision, target, runs[target])

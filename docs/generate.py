@@ -1,4 +1,5 @@
-"""Writes recipes.md from the tables of `dijiang.recipe`, and real.md and rounding.md from reports: make docs.
+"""Writes recipes.md and a part of gpu.md from the tables of `dijiang.recipe`, and real.md and rounding.md from
+reports: make docs.
 
 A test compares the pages with what they are made of.
 """
@@ -10,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dijiang.recipe import AUTO, GRAPHS, PRECISIONS, PROVIDERS, SCHEMES, TARGETS, resolve
+from dijiang.recipe import AUTO, GRAPHS, PRECISIONS, PROVIDERS, SCHEMES, TARGETS, resolve, support
 from dijiang.runtime.options import Generation, Loading
 
 HERE = Path(__file__).parent
@@ -112,6 +113,24 @@ def recipes() -> str:
     return "\n".join(parts)
 
 
+#: Marks around the part of gpu.md that is made.
+BEGIN, END = "by `make docs`. -->\n", "<!-- end -->"
+
+
+def gpu() -> str:
+    """The page about GPUs, with what every provider runs."""
+    before, _, rest = (HERE / "gpu.md").read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    rows = []
+    for one in support():
+        proven = PROVIDERS[one.provider].proven
+        how = f"runs, proven on {proven}" if proven else "built, not run"
+        said = ["-", str(one)] if one.target is None else [words(one.graphs), how]
+        rows.append([f"`{one.provider}`", f"`{one.precision}`", f"`{one.target}`" if one.target else "-", *said])
+    made = table(["provider", "precision", "`--target`", "graphs", "state"], rows)
+    return f"{before}{BEGIN}\n{made}\n\n{END}{after}"
+
+
 REAL = """# A real model
 
 This page is made by `make real` and `make docs`. Do not edit it.
@@ -182,9 +201,9 @@ This page is made by `make rounding` and `make docs`. Do not edit it.
 
 `make rounding` takes the weights of SmolLM2-135M-Instruct from the package `{package}`, as they were trained: the
 vanilla Transformer. It is written in the graph that `dijiang bench` compares with, by the writer, the passes and
-the schemes of a bundle. Each row is compared with float32 on {tokens} tokens of English, the head included. The second
-moments of GPTQ come from {calibration} other tokens of the same text. The weights lie on a 4-bit grid of their own.
-For the rows in 4 bits noise of one step of the grid was added first, to what they are compared with, too.
+the schemes of a bundle. Each row is compared with float32 on {tokens} tokens of English, the head included. The
+second moments of GPTQ come from {calibration} other tokens of the same text. The weights lie on a 4-bit grid of
+their own. For the rows in 4 bits noise of one step of the grid was added first, on both sides of the comparison.
 
 Activations are rounded to 8 bits in the same blocks. The head has 8 bits everywhere. The embedding is tied. It is
 stored once where 576 channels are whole blocks.
@@ -219,7 +238,12 @@ def rounding() -> str:
 
 
 #: Page -> what it is made by.
-PAGES = {HERE / "recipes.md": recipes, HERE / "real.md": real, HERE / "rounding.md": rounding}
+PAGES = {
+    HERE / "recipes.md": recipes,
+    HERE / "real.md": real,
+    HERE / "rounding.md": rounding,
+    HERE / "gpu.md": gpu,
+}
 
 if __name__ == "__main__":
     for path, page in PAGES.items():

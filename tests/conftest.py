@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
@@ -139,3 +140,23 @@ def vanilla(edit_tensors):
             del tensors[name]
 
     return edit_tensors("neox-base", unconvert)
+
+
+@pytest.fixture
+def traffic(monkeypatch):
+    """Bytes of every copy to a device's tensors and from them, in order: (direction, bytes)."""
+    seen, value = [], onnxruntime.OrtValue
+    write, read = value.update_inplace, value.numpy
+
+    def count_write(self, array):
+        seen.append(("in", array.nbytes))
+        write(self, array)
+
+    def count_read(self):
+        found = read(self)
+        seen.append(("out", found.nbytes))
+        return found
+
+    monkeypatch.setattr(value, "update_inplace", count_write)
+    monkeypatch.setattr(value, "numpy", count_read)
+    return seen

@@ -100,10 +100,11 @@ MUTATIONS = {
     "the tokens are not copied to the device": Mutation(
         ORT,
         "run",
-        "buffer.write(np.ascontiguousarray(array, np.int64))",
-        "array is step.ids or buffer.write(np.ascontiguousarray(array, np.int64))",
+        "buffer.update(np.ascontiguousarray(array, np.int64))",
+        "array is step.ids or buffer.update(np.ascontiguousarray(array, np.int64))",
         DEVICE,
     ),
+    "what was fed is believed to be there": Mutation(ORT, "run", "binding.tokens.known = None", "pass", DEVICE),
     "no swap is committed on the device": Mutation(ORT, "run", "swap=True", "swap=False", DEVICE),
     "one binding for both sides": Mutation(
         SLOT, "binding", "key = (shape, kept, side)", "key = (shape, kept, 0)", DEVICE

@@ -45,12 +45,15 @@ def test_rows_name_code_that_is_there():
     assert len({row.file for row in GRAPHS.values()}) == len(GRAPHS)
 
 
+ALL = ("native", "ort", "webgpu", "primitive")
+
+
 @pytest.mark.parametrize(
     ("runs", "precision", "graphs"),
     [
-        (("native", "ort", "primitive"), "fp32", ("native", "ort", "primitive")),
-        (("native", "ort", "primitive"), "int8", ("native", "ort")),
-        (("native", "ort", "primitive"), "fp16", ("ort",)),
+        (ALL, "fp32", ALL),
+        (ALL, "int8", ("native", "ort", "webgpu")),
+        (ALL, "fp16", ("ort",)),
         (("ort", "primitive"), "int4", ("ort",)),
         (("primitive",), "fp32", ("primitive",)),
         (("primitive",), "int8", ("primitive",)),

@@ -69,6 +69,11 @@ def summarise(
     }
 
 
+def _rate(provider: str, facts: Report, host: float) -> float:
+    """Bytes a second of the memory that a provider reads; 0: not known."""
+    return host if provider == CPU_PROVIDER else float(facts.get("bandwidth") or 0)
+
+
 def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: Meter) -> Report:
     """One entry of the report's `results`; its fields are described in schema.json."""
     totals, tokens = samples.totals, test.batch * test.tokens
@@ -88,7 +93,8 @@ def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: 
     }
     decode, steps = not test.prompt, np.concatenate([turn.seconds for turn in samples.turns])
     whole = decode and len(steps) == test.tokens * len(totals)
-    bound = decode and samples.provider == CPU_PROVIDER and bandwidth and side.traffic.weights
+    bandwidth = _rate(samples.provider, samples.facts, bandwidth)
+    bound = decode and bandwidth and side.traffic.weights
     return {
         "model": side.name,
         "test": test.name,
@@ -165,6 +171,7 @@ def ratio_of(ours: Side, mine: Report, other: Side, theirs: Report, test: Test, 
     measured = ratio(seconds[1], seconds[0], paired=paired)
     predicted = limit = None
     depth, weights = _mean_depth(test), ours.traffic.weights
+    bandwidth = _rate(mine["provider"], mine["session"], bandwidth)
     if other.baseline_of and not test.prompt:
         predicted = other.traffic.step(test.batch, depth) / ours.traffic.step(test.batch, depth)
     if bandwidth and weights:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,10 +15,13 @@ from typing import Any
 import numpy as np
 
 from ..bundle.opened import Bundle
-from ..errors import InputError
+from ..errors import InputError, SessionError
 from ..machine.sensors import load_nvml
 from ..runtime.generate import decode, greedy, prefill
 from ..runtime.model import Model, load
+from ..runtime.sessions.base import Session
+from ..runtime.sessions.copies import device_bandwidth
+from ..runtime.sessions.device import DeviceSession
 from ..runtime.state import State
 from .matrix import Test
 
@@ -131,6 +135,11 @@ class DijiangSubject(Subject):
             "captured": getattr(session, "cuda_graph", None),
         }
 
+    def prepare(self, tests: Sequence[Test]) -> None:
+        """See Subject.prepare; what it runs on is measured here, as it is no part of loading."""
+        self.facts["bandwidth"] = _bandwidth(self.model.session)
+        super().prepare(tests)
+
     def at(self, batch: int, depth: int, end: int) -> State:
         """See Subject.at; InputError past a tabled model's last position."""
         limit = self.model.manifest.positions_limit
@@ -157,6 +166,14 @@ class DijiangSubject(Subject):
         records = decode(self.model, given, state, greedy(self.model, len(tokens)))
         next(records)  # of the tokens that were given
         return (np.array([record.token for record in step]) for step in records)
+
+
+def _bandwidth(session: Session) -> float | None:
+    """Bytes a second of the device's memory; None: it has no room for that, or is the CPU's."""
+    if isinstance(session, DeviceSession):
+        with suppress(SessionError):
+            return device_bandwidth(session.row, session.index).bytes_per_second
+    return None
 
 
 #: load(path, threads, provider) -> subject; importable by name, as it crosses processes.

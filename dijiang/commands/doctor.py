@@ -20,6 +20,6 @@ def doctor(as_json: bool) -> None:
         click.echo(json.dumps(diagnosis))
         return
     for finding in diagnosis["findings"]:
-        click.echo("{status:8} {name:22} {found}".format(**finding))
+        click.echo("{status:8} {name:27} {found}".format(**finding))
         if finding["next"]:
-            click.echo(f"{'':31} -> {finding['next']}")
+            click.echo(f"{'':36} -> {finding['next']}")

@@ -24,7 +24,8 @@ def run(bundle: Path, prompt: str | None, verbose: bool, as_json: bool, **option
     """Generate text from BUNDLE."""
     from ..runtime.model import load
 
-    model = load(bundle, **{one.name: options.pop(one.name) for one in fields(Loading)})
+    loading = {one.name: options.pop(one.name) for one in fields(Loading)}
+    model = load(bundle, say=lambda text: click.echo(f"[{text}]", err=True), **loading)
     if verbose:
         click.echo(f"[{model.graph} graph on {model.provider}]", err=True)
     if prompt is None and sys.stdin.isatty():

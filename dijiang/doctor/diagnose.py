@@ -12,8 +12,10 @@ from ..machine.bandwidth import Bandwidth, measure_bandwidth
 from ..machine.describe import describe_machine
 from ..machine.memory import parameters_that_fit
 from ..machine.sensors import find_sensors
+from ..recipe import PROVIDERS, named, support
 from ..runtime.operators import find_library, isa
-from ..runtime.sessions.inference import PACKAGES
+from ..runtime.sessions.engines import BACKENDS
+from ..runtime.sessions.inference import CPU_PROVIDER, PACKAGES
 from ..runtime.sessions.preflight import clashing_packages
 from .probes import Probe, probe_providers
 
@@ -35,7 +37,8 @@ def diagnose(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]:
     """Look at the machine, run a tiny session on every provider, measure the memory's bandwidth; JSON-ready."""
     machine, providers, bandwidth = describe_machine(root, nvml), probe_providers(), measure_bandwidth()
     sensors = [sensor.name for sensor in find_sensors(root, nvml)]
-    findings = [*_hardware(machine, bandwidth), *_backends(machine, providers), *_tools(machine, sensors)]
+    findings = [*_hardware(machine, bandwidth), *_backends(machine, providers)]
+    findings += [*_tools(machine, sensors), *_support(machine, providers)]
     return {
         "machine": machine,
         "providers": [asdict(probe) for probe in providers],
@@ -112,6 +115,25 @@ def _backends(machine: dict[str, Any], probes: list[Probe]) -> list[Finding]:
         else:
             command = _next(machine, "LinearAttention")
             findings.append(Finding(name, "ok", "runs, but has no LinearAttention node", command))
+    return findings
+
+
+def _support(machine: dict[str, Any], probes: list[Probe]) -> list[Finding]:
+    """What every provider of dijiang runs, and whether it runs here."""
+    running = {probe.provider for probe in probes if probe.runs}
+    rows: dict[str, list[str]] = {}
+    for one in support():
+        rows.setdefault(one.provider, []).append(f"{one.precision} {one}")
+    findings = []
+    for name, row in PROVIDERS.items():
+        if row.onnxruntime:
+            needs = named(row.detail).name if row.detail else CPU_PROVIDER
+            ready = needs in running
+        else:
+            needs = BACKENDS[name].package
+            ready = bool(machine["gpus"]) and needs in machine["packages"]
+        command = None if ready else _next(machine, needs)
+        findings.append(Finding(f"--provider {name}", "ok" if ready else "missing", "; ".join(rows[name]), command))
     return findings
 
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import SessionError
 from ..runtime.sessions.inference import CPU_PROVIDER, open_inference
-from ..runtime.sessions.preflight import preload_libraries
+from ..runtime.sessions.preflight import preload_libraries, said
+from ..runtime.sessions.webgpu import PACKAGE, WEBGPU, installed
 
 #: Seconds that a provider may take to start: CUDA loads gigabytes the first time.
 TIMEOUT = 120
@@ -38,12 +40,13 @@ class Probe:
 
 
 def probe_providers() -> list[Probe]:
-    """One Probe for each provider that the installed ONNX Runtime lists; empty without one."""
+    """One Probe for each provider that the installed ONNX Runtime lists, and plug-in; empty without one."""
     try:
         import onnxruntime
     except ImportError:
         return []
-    return [probe(name) for name in onnxruntime.get_available_providers() if name != REMOTE]
+    plugins = [WEBGPU.name] if installed(PACKAGE) else []
+    return [probe(name) for name in (*onnxruntime.get_available_providers(), *plugins) if name != REMOTE]
 
 
 def probe(provider: str) -> Probe:
@@ -66,10 +69,13 @@ def _run(model: Path, provider: str) -> str | None:
 
     alone = {} if provider == CPU_PROVIDER else {"session.disable_cpu_ep_fallback": "1"}
     try:
-        session = open_inference(model, provider=provider, entries=alone, severity=4)
+        place = WEBGPU.place(0) if provider == WEBGPU.name else {"provider": provider}
+        session = open_inference(model, entries=alone, severity=4, **place)
         session.run(None, {i.name: np.ones(i.shape, np.float32) for i in session.get_inputs()})
+    except SessionError as error:
+        return str(error)
     except Exception as error:  # onnxruntime's errors share no base class
-        return str(error).strip().splitlines()[0]
+        return said(error)
     used: str = session.get_providers()[0]
     return None if used == provider else f"onnxruntime used {used} instead"
 

@@ -10,6 +10,7 @@ from onnx_ir.passes import InPlacePass, PassManager
 from ..bundle.manifest import TOKENIZER
 from ..graph.layers import Source
 from ..graph.passes import optimise
+from ..graph.passes.gpu import KeepActivations
 from ..graph.passes.order import OrderInitializers
 from ..graph.passes.types import TYPES, SetPrecision
 from ..graph.schemes import Moments, scheme_of
@@ -49,8 +50,10 @@ def step_graph(model: Source, graph: str, recipe: Recipe, moments: Moments | Non
     moments: of `calibrate`; used up on the way. None: weights of few bits go to their nearest codes.
     """
     row = GRAPHS[graph]
-    written = optimise(write_graph(model, graph), skip_norms=row.fused and recipe.type not in TYPES)
-    return store_weights(written, recipe, row, tied=model.spec.tied_embeddings, moments=moments)
+    skip = row.fused and recipe.type not in TYPES
+    written = optimise(write_graph(model, graph), skip_norms=skip, centred=row.exact)
+    stored = store_weights(written, recipe, row, tied=model.spec.tied_embeddings, moments=moments)
+    return KeepActivations()(stored).model if row.exact else stored
 
 
 def store_weights(

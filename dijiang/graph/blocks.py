@@ -84,7 +84,11 @@ def rotary_angles(
     for digit in range(digits):
         place = RADIX**digit
         last = digit == digits - 1
-        index = rest if last else b.op("Mod", rest, b.constant(RADIX, np.int64))
+        index = rest
+        if not last:
+            radix = b.constant(RADIX, np.int64)
+            rest = b.op("Div", index, radix)
+            index = b.op("Sub", index, b.op("Mul", rest, radix))  # GPUs have no Mod of int64
         rows = math.ceil(limit / place) if last and limit is not None else RADIX
         angles = np.outer(np.arange(rows) * float(place), inverse_frequencies(spec))
         tables = (b.constant(f(angles), role=Role.TABLE) for f in (np.cos, np.sin))
@@ -96,8 +100,6 @@ def rotary_angles(
                 b.op("Sub", b.op("Mul", cos, c), b.op("Mul", sin, s)),
                 b.op("Add", b.op("Mul", sin, c), b.op("Mul", cos, s)),
             )
-        if not last:
-            rest = b.op("Div", rest, b.constant(RADIX, np.int64))
     assert cos is not None
     assert sin is not None
     return cos, sin

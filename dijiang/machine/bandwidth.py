@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -58,18 +59,27 @@ def measure_bandwidth(*, threads: int | None = None, size: int | None = None, pa
     return Bandwidth(total / min(seconds), threads, total, tuple(seconds))
 
 
+def timed(run: Callable[[], object], moved: int, passes: int = 10) -> Bandwidth:
+    """Of a call that moves `moved` bytes on a device and returns when it has; the first call warms up."""
+    seconds = []
+    for _ in range(passes + 1):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return Bandwidth(moved / float(np.median(seconds[1:])), 1, moved, tuple(seconds[1:]))
+
+
 def measure_gpu_bandwidth(passes: int = 10) -> Bandwidth:
     """Bytes that the GPU's memory moves: device-to-device copies of 1 GiB, read and written."""
     cuda = Cuda()
     source, target, stream = cuda.allocate(BYTES), cuda.allocate(BYTES), cuda.stream()
-    seconds = []
-    for _ in range(passes + 1):
-        started = time.perf_counter()
+
+    def copies() -> None:
         for _ in range(COPIES):
             cuda.copy(target, source, BYTES, stream)
         cuda.synchronize(stream)
-        seconds.append(time.perf_counter() - started)
+
+    measured = timed(copies, 2 * BYTES * COPIES, passes)
     cuda.free(source)
     cuda.free(target)
-    moved, seconds = 2 * BYTES * COPIES, seconds[1:]  # the first one warms up
-    return Bandwidth(moved / float(np.median(seconds)), 1, moved, tuple(seconds))
+    return measured

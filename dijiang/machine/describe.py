@@ -35,8 +35,8 @@ CPU_FEATURES = {
     "SVE2": "sve2",
 }
 PACKAGES = (
-    *("dijiang", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "onnx", "onnx-ir"),
-    *("torch", "tokenizers", "nvidia-ml-py", "matplotlib"),
+    *("dijiang", "numpy", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-webgpu"),
+    *("tensorrt", "tensorrt-rtx", "onnx", "onnx-ir", "torch", "tokenizers", "nvidia-ml-py", "matplotlib"),
 )
 #: Start of the L4T release -> JetPack. Source: NVIDIA's Jetson Linux archive.
 JETPACKS = {"39.2": "7.2", "38.": "7.0 or 7.1", "36.4": "6.1 or 6.2", "36.3": "6.0", "35.": "5"}

@@ -16,7 +16,7 @@ from .generate import as_ids, generate
 from .options import Generation, Loading
 from .sequence import Record
 from .sessions.base import Session
-from .sessions.providers import open_session
+from .sessions.providers import Say, open_session
 from .state import State
 from .step import Step
 from .text import TextTokenizer
@@ -197,12 +197,13 @@ def _read_tokenizer(bundle: Bundle) -> bytes | None:
         raise BundleError(f"{path}: unreadable ({error.strerror}); copy the bundle again") from error
 
 
-def load(bundle: str | Path, *, check_hashes: bool = True, **loading: Any) -> Model:
+def load(bundle: str | Path, *, check_hashes: bool = True, say: Say = lambda text: None, **loading: Any) -> Model:
     """Load a bundle.
 
     Args:
         bundle: folder written by `dijiang export`.
         check_hashes: compare every file's sha256 with the manifest.
+        say: told why provider `auto` takes what it takes, where a trial decided.
         loading: provider, graph, threads, cuda_graph: see `options.Loading`.
 
     Raises:
@@ -211,4 +212,4 @@ def load(bundle: str | Path, *, check_hashes: bool = True, **loading: Any) -> Mo
     """
     options = Loading.of(loading)
     opened = open_bundle(bundle, check_hashes=check_hashes)
-    return Model(opened, open_session(opened, options))
+    return Model(opened, open_session(opened, options, say))

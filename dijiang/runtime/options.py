@@ -69,9 +69,10 @@ class Loading(Checked):
     """How a bundle is loaded.
 
     provider: a row of `recipe.PROVIDERS`, with `:N` for the N-th GPU; `auto`: an engine of the bundle if
-    there is a GPU, CUDA if the installed onnxruntime has it, else the CPU. The one asked for is used, or
-    it is an error.  graph: None: the best of the bundle that runs here.  threads: None: as many as usable
-    cores (`machine.limits`).  cuda_graph: None: where they are proven equal.
+    there is a GPU, CUDA if the installed onnxruntime has it, a GPU by WebGPU if it decodes faster than the
+    CPU, else the CPU. The one asked for is used, or it is an error.  graph: None: the best of the bundle that
+    runs here.  threads: None: as many as usable cores (`machine.limits`).  cuda_graph: None: where they are
+    proven equal.
     """
 
     provider: str = option(AUTO, str, f"{', '.join(PROVIDERS)}, with :N for the N-th GPU; {AUTO}: the best.")
@@ -86,7 +87,7 @@ class Loading(Checked):
         None, Integral, "Default: all cores it may use.", low=1, high=4096, flags=("-t", "--threads")
     )
     cuda_graph: bool | None = option(
-        None, bool, "Replay decode steps as CUDA graphs; default: where they are proven equal."
+        None, bool, "Replay captured decode steps on a GPU; default: where they are proven equal."
     )
 
 

@@ -185,11 +185,7 @@ class State:
 
     def check(self, spec: ModelSpec, fingerprint: str, user: object = None) -> None:
         """InputError unless a model with this fingerprint can go on from it now."""
-        if self._torn:
-            raise InputError(
-                f"the state was lost in a step that failed ({self._torn}); go on from a clone, a saved "
-                "state or new_state()"
-            )
+        self._require_whole()
         if self.shapes != [(self.batch, *spec.state_shape)] * spec.num_layers:
             raise InputError("the state is of another model, expected new_state() of this one")
         if self.fingerprint != fingerprint:
@@ -202,6 +198,13 @@ class State:
             raise InputError(
                 "the state is in use by a generation that has not ended; end or close that one, or give "
                 "this one state.clone()"
+            )
+
+    def _require_whole(self) -> None:
+        if self._torn:
+            raise InputError(
+                f"the state was lost in a step that failed ({self._torn}); go on from a clone, a saved "
+                "state or new_state()"
             )
 
     def lease(self, user: object) -> None:
@@ -220,6 +223,7 @@ class State:
 
     def bring_home(self) -> None:
         """Copy the numbers back into the arrays, if a keeper holds them."""
+        self._require_whole()
         if self._keeper is not None:
             self._keeper.give_back(self.point.layers, self.point.side)
             self._keeper = None

@@ -156,14 +156,14 @@ def test_noise_is_said():
     assert "17 %" in text or "18 %" in text
 
 
-def runner_result(totals, joules=None, idle=None, provider="CPUExecutionProvider"):
+def runner_result(totals, joules=None, idle=None, provider="CPUExecutionProvider", facts=None):
     from dijiang.bench.measure import Samples, Turn
     from dijiang.bench.results import result_of
     from dijiang.machine.sensors import Meter
 
     side = Side("m", "p", load_bundle, Traffic(weights=10_000_000), {})
     turns = [Turn(i, [t / 4] * 4) for i, t in enumerate(totals)]
-    samples = Samples(1.0, provider, {}, turns, [], {"host": 5}, joules, sum(totals))
+    samples = Samples(1.0, provider, facts or {}, turns, [], {"host": 5}, joules, sum(totals))
     meter = Meter([], seconds=2.0, joules=idle)
     return result_of(side, Test("tg", 4, batch=2), samples, 40e6, meter)
 
@@ -175,6 +175,8 @@ def test_roofline_is_bytes_over_bandwidth_over_time():
 
 def test_a_gpu_is_not_held_against_the_hosts_memory():
     assert runner_result([2.0] * 3, provider="CUDAExecutionProvider")["roofline"] is None
+    known = runner_result([2.0] * 3, provider="CUDAExecutionProvider", facts={"bandwidth": 80e6})["roofline"]
+    assert (known["bandwidth"], known["percent"]) == (80e6, 25.0)
 
 
 def test_energy_is_gross_and_less_idle():

@@ -56,4 +56,5 @@ def test_every_listed_provider_but_the_remote_one_is_tried():
     import onnxruntime
 
     tried = [p.provider for p in probes.probe_providers()]
-    assert tried == [p for p in onnxruntime.get_available_providers() if p != probes.REMOTE]
+    listed = [p for p in onnxruntime.get_available_providers() if p != probes.REMOTE]
+    assert tried == listed + [probes.WEBGPU.name] * bool(probes.installed(probes.PACKAGE))

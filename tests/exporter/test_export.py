@@ -22,7 +22,7 @@ from dijiang.models.checkpoint import Checkpoint
 from dijiang.models.initial import write_random
 from dijiang.models.load import load_checkpoint
 from dijiang.models.presets import PRESETS
-from dijiang.recipe import PRECISIONS, Gate, resolve
+from dijiang.recipe import GRAPHS, PRECISIONS, Gate, resolve
 from dijiang.runtime.sessions import inference
 from tests.conftest import EXAMPLES, GOLDEN, RUNNABLE, graphs_of, onnx_file
 
@@ -58,7 +58,11 @@ def test_graphs_are_those_that_the_installed_onnxruntime_runs(tmp_path, monkeypa
     assert list(dijiang.export(BASE, tmp_path / "int8", precision="int8").manifest.graphs) == ["primitive"]
     monkeypatch.setattr(inference, "version", lambda _: "1.30.0")
     monkeypatch.setattr(inference, "operator_library", refuse)
-    assert list(dijiang.export(BASE, tmp_path / "new", verify=False).manifest.graphs) == ["ort", "primitive"]
+    assert list(dijiang.export(BASE, tmp_path / "new", verify=False).manifest.graphs) == [
+        "ort",
+        "webgpu",
+        "primitive",
+    ]
 
 
 def refuse():
@@ -68,21 +72,27 @@ def refuse():
 @pytest.mark.skipif("native" not in RUNNABLE, reason="no compiled operator")
 @pytest.mark.parametrize(
     ("precision", "graphs"),
-    [("fp32", ["native", "ort", "primitive"]), ("int8", ["native", "ort"]), ("fp16", ["ort"])],
+    [
+        ("fp32", ["native", "ort", "webgpu", "primitive"]),
+        ("int8", ["native", "ort", "webgpu"]),
+        ("fp16", ["ort"]),
+    ],
 )
 def test_default_export_holds_every_graph_that_shares_its_weights(exported, precision, graphs):
     bundle = exported("tiny-python", precision=precision)
     assert list(json.loads((bundle / "dijiang.json").read_text())["graphs"]) == graphs
     alone = exported("tiny-python", precision=precision, graph=graphs[-1])
     assert (bundle / "model.onnx.data").read_bytes() == (alone / "model.onnx.data").read_bytes()
-    ids, logits = np.arange(30)[None], []
+    ids, logits = np.arange(30)[None], {}
     for graph in graphs:
         model = dijiang.load(bundle, graph=graph)
         assert model.graph == graph
-        logits.append(model.forward(ids, model.new_state()))
+        logits[graph] = model.forward(ids, model.new_state())
     assert dijiang.load(bundle).graph == graphs[0]
-    for other in logits[1:]:
-        np.testing.assert_allclose(other, logits[0], atol=1e-4 if precision == "fp32" else 0.05)
+    # Of integers one kind of graph rounds activations, the other does not.
+    first, *others = [found for graph, found in logits.items() if precision == "fp32" or not GRAPHS[graph].exact]
+    for other in others:
+        np.testing.assert_allclose(other, first, atol=1e-4 if precision == "fp32" else 0.05)
 
 
 def test_primitive_graph_uses_standard_nodes_of_opset_17(exported):

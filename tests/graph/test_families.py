@@ -35,6 +35,9 @@ NAMED = {
 }
 
 
+RUNS = [(graph, "cpu") for graph in RUNNABLE]
+
+
 def logits_in_pieces(model, ids, cuts, mask):
     """All logits [B, T, vocab] of ids [B, T] given to the model piece by piece."""
     state, edges = model.new_state(len(ids)), [0, *cuts, ids.shape[1]]
@@ -44,8 +47,8 @@ def logits_in_pieces(model, ids, cuts, mask):
     )
 
 
-def check_every_graph(config, trained, seed, length=17, cuts=(5, 6), padding=4):
-    """The second sequence is shorter and left-padded; the first fills all positions."""
+def check_every_graph(config, trained, seed, length=17, cuts=(5, 6), padding=4, runs=RUNS):
+    """The second sequence is shorter and left-padded; the first fills all positions. runs: (graph, provider)."""
     with tempfile.TemporaryDirectory() as name:
         folder = write(Path(name), config, trained=trained, seed=seed)
         reference = Reference(load_checkpoint(folder))
@@ -56,9 +59,9 @@ def check_every_graph(config, trained, seed, length=17, cuts=(5, 6), padding=4):
         expected = [reference.forward(part) for part in parts]
         assert np.isfinite(expected[0]).all()
         gates = [float32_gate(folder, *pair) for pair in zip(parts, expected, strict=True)]
-        for graph in RUNNABLE:
+        for graph, provider in runs:
             bundle = dijiang.export(folder, Path(name) / graph, graph=graph, verify=False)
-            found = logits_in_pieces(dijiang.load(bundle.path), ids, cuts, mask)
+            found = logits_in_pieces(dijiang.load(bundle.path, provider=provider), ids, cuts, mask)
             assert np.abs(found[0] - expected[0]).max() <= gates[0]
             assert np.abs(found[1, padding:] - expected[1]).max() <= gates[1]
 

@@ -11,6 +11,7 @@ from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
 from dijiang.graph.passes import optimise
 from dijiang.graph.passes.fold import FoldNorms
+from dijiang.graph.passes.gpu import CentreNorms
 from dijiang.graph.passes.merge import DropRejoined, FlattenSplits, MergeOutputs, MergeProjections
 from dijiang.graph.passes.residual import FuseResidualNorms
 from dijiang.graph.passes.types import SetPrecision
@@ -18,7 +19,7 @@ from dijiang.graph.schemes import scheme_of
 from dijiang.graph.writer import write_graph
 from dijiang.models.load import load_checkpoint
 from dijiang.recipe import resolve
-from tests.conftest import GOLDEN, RUNNABLE
+from tests.conftest import GOLDEN, RUNNABLE, onnx_file
 from tests.random_models import write
 
 STEPS = [
@@ -151,3 +152,30 @@ def test_rounding_takes_no_weights_that_were_rounded_before(unfused, step):
     graph = SetPrecision("fp16", fused_norms=True)(unfused("neox-base")).model
     with pytest.raises(PreconditionError, match="weights"):
         step()(graph)
+
+
+@pytest.mark.skipif("webgpu" not in RUNNABLE, reason="onnxruntime is older than 1.30")
+@pytest.mark.parametrize("name", NEOX)
+def test_centred_norms_keep_the_function_and_none_subtracts_the_mean_inside(name):
+    model = load_checkpoint(GOLDEN[name])
+    plain, centred = (
+        optimise(write_graph(model, "webgpu"), skip_norms=True, centred=centred) for centred in (False, True)
+    )
+    for found, wanted in zip(outputs(centred), outputs(plain), strict=True):
+        assert np.abs(found - wanted).max() <= 2e-5 * max(1, np.abs(wanted).max())
+    found, before = kinds(centred), kinds(plain)
+    norms = before["LayerNormalization"] + before["SkipLayerNormalization"]
+    assert found["RMSNormalization"] == found["ReduceMean"] == norms
+    assert found["LayerNormalization"] == found["SkipLayerNormalization"] == 0
+    assert not CentreNorms()(centred).modified
+
+
+@pytest.mark.skipif("webgpu" not in RUNNABLE, reason="onnxruntime is older than 1.30")
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_graph_for_webgpu_does_not_round_activations(exported, precision):
+    bundle = exported("tiny-python", precision=precision)
+    levels = {}
+    for graph in ("ort", "webgpu"):
+        nodes = ir.load(onnx_file(bundle, graph)).graph
+        levels[graph] = {n.attributes["accuracy_level"].as_int() for n in nodes if n.op_type == "MatMulNBits"}
+    assert levels == {"ort": {4}, "webgpu": {0}}

@@ -12,6 +12,7 @@ from dijiang.graph.passes.emulate import Emulate
 from dijiang.graph.passes.types import TYPES
 from dijiang.graph.schemes.dequantize import CODES, block_of, rounded
 from dijiang.parity.emulation import load_emulated
+from dijiang.recipe import GRAPHS
 from tests.conftest import EXAMPLES, GOLDEN, RUNNABLE, onnx_file
 from tests.graph.test_families import NAMED
 from tests.random_models import write
@@ -21,7 +22,7 @@ REFITTED = {8: 1e-3, 4: 0.4}
 TINY = EXAMPLES / "tiny-python"
 ONNX_TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 #: `onnx` shares its blocks with primitive and its attention with ort.
-WRITTEN = [graph for graph in RUNNABLE if graph not in ("onnx", "native")]
+WRITTEN = [graph for graph in RUNNABLE if "fp16" in GRAPHS[graph].types and graph != "onnx"]
 
 
 def options(name):

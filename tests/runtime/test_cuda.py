@@ -8,7 +8,9 @@ import onnxruntime
 import pytest
 
 import dijiang
+from dijiang.recipe import PROVIDERS
 from dijiang.runtime.sessions import device as cuda
+from dijiang.runtime.step import Step
 from tests import fake_ort
 from tests.conftest import EXAMPLES, RUNNABLE, Golden
 
@@ -16,7 +18,7 @@ NEEDS_ORT = pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is old
 
 GATE = 1e-4
 #: A provider with "device memory" that every machine has; `fake_ort` gives it graphs.
-STAND_IN = cuda.Device("CPUExecutionProvider", "nothing", "", memory=None, captures=True)
+STAND_IN = cuda.Device("CPUExecutionProvider", "nothing", "", memory=None, captures="enable_cuda_graph")
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def corrupting(monkeypatch):
     monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", spoilt)
 
 
-@pytest.mark.parametrize("graph", [graph for graph in RUNNABLE if graph != "native"])
+@pytest.mark.parametrize("graph", [graph for graph in PROVIDERS["cuda"].graphs if graph in RUNNABLE])
 @pytest.mark.parametrize("name", ["neox-base", "neox-trained-decay", "neox-sequential-straddle"])
 def test_device_session_meets_published_logits(stand_in, exported, name, graph):
     golden = Golden.load(name)
@@ -88,6 +90,58 @@ def test_greedy_text_is_the_cpus_and_no_logits_are_read(stand_in, exported, monk
             monkeypatch.setattr(cuda.DeviceOutput, "logits", property(lambda _: pytest.fail("logits were read")))
         texts.append("".join(r.text for r in model.generate("def main(", max_tokens=20)))
     assert texts[0] == texts[1]
+
+
+def check_traffic(model, seen):
+    """A greedy step moves the position in and the token id out, 8 bytes each; a chosen token goes in, too."""
+    steps = model.generate([1, 2, 3], max_tokens=50, ignore_eos=True)
+    for _ in range(4):  # both sides have been fed their mask
+        next(steps)
+    for _ in range(20):
+        seen.clear()
+        next(steps)
+        assert seen == [("in", 8), ("out", 8)]
+    sampled = model.generate([1, 2, 3], max_tokens=50, ignore_eos=True, temperature=5.0, seed=1)
+    for _ in range(4):
+        next(sampled)
+    for _ in range(20):
+        seen.clear()
+        next(sampled)
+        assert seen == [("in", 8), ("in", 8), ("out", 4 * model.spec.vocab_size)]
+
+
+def test_greedy_step_moves_sixteen_bytes(stand_in, exported, traffic):
+    check_traffic(dijiang.load(exported("neox-base"), provider="cuda"), traffic)
+
+
+def test_token_that_comes_again_is_fed_again_on_both_sides_in_turns(stand_in, exported):
+    """The device's own choice lies where the token lay that was fed two steps before."""
+    models = [dijiang.load(exported("neox-base"), provider=name) for name in ("cuda", "cpu")]
+    states = [model.new_state() for model in models]
+    for token in [7, 7, 7, 7, 3, 7, 3, 7]:
+        found, expected = (m.forward([[token]], s) for m, s in zip(models, states, strict=True))
+        np.testing.assert_allclose(found, expected, atol=GATE)
+
+
+def test_what_an_interrupted_copy_left_on_the_device_is_not_believed(stand_in, exported, monkeypatch):
+    model, cpu = (dijiang.load(exported("neox-base"), provider=name) for name in ("cuda", "cpu"))
+    state, other = model.new_state(), cpu.new_state()
+    for token in (5, 6, 5):  # both sides have their tensors
+        step = Step.of(np.array([[token]]), state.position, np.array([[0]]))
+        chosen = int(model.session.run(step, state).tokens[0, 0])  # it lies where the next token is fed
+        cpu.forward([[token]], other)
+    write = onnxruntime.OrtValue.update_inplace
+
+    def interrupted(self, array):
+        write(self, array)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(onnxruntime.OrtValue, "update_inplace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.forward([[chosen - 1]], state)
+    found, expected = model.forward([[chosen]], state), cpu.forward([[chosen]], other)
+    np.testing.assert_allclose(found, expected, atol=GATE)
 
 
 @pytest.fixture
@@ -161,7 +215,7 @@ def test_pieces_whose_graphs_change_results_leave_those_of_steps(stand_in, expor
     assert model.session.cuda_graph
     found, wanted = (m.forward(np.arange(12)[None], m.new_state()) for m in (model, expected))
     np.testing.assert_allclose(found, wanted, atol=GATE)
-    with pytest.raises(dijiang.SessionError, match=r"CUDA graphs change the result \(\d+ of \d+"):
+    with pytest.raises(dijiang.SessionError, match=r"captured steps change the result \(\d+ of \d+"):
         dijiang.load(path, provider="cuda", cuda_graph=True)
 
 
@@ -173,7 +227,7 @@ def test_graphs_that_change_results_are_not_used(stand_in, corrupting, exported)
     np.testing.assert_allclose(
         model.forward([[1]], model.new_state()), expected.forward([[1]], expected.new_state()), atol=GATE
     )
-    with pytest.raises(dijiang.SessionError, match=r"CUDA graphs change the result \(\d+ of \d+"):
+    with pytest.raises(dijiang.SessionError, match=r"captured steps change the result \(\d+ of \d+"):
         dijiang.load(path, provider="cuda", cuda_graph=True)
     assert not dijiang.load(path, provider="cuda", cuda_graph=False).session.cuda_graph
 

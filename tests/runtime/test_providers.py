@@ -73,7 +73,7 @@ def test_auto_is_the_cpu_without_a_driver_and_cuda_with_one(exported, monkeypatc
 
 
 def test_bfloat16_on_the_cpu_is_refused(exported):
-    with pytest.raises(dijiang.SessionError, match=r"in bf16 runs on cuda, .*, not on cpu; use --provider"):
+    with pytest.raises(dijiang.SessionError, match=r"in bf16 runs on cuda, .*, not on cpu \(ONNX .*\); use"):
         dijiang.load(exported("neox-base", precision="bf16"), provider="cpu")
 
 

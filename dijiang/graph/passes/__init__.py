@@ -7,14 +7,16 @@ from onnx_ir.passes import InPlacePass, PassManager
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
 from .fold import FoldNorms
+from .gpu import CentreNorms
 from .merge import DropRejoined, FlattenSplits, MergeOutputs, MergeProjections
 from .residual import FuseResidualNorms
 
 
-def optimise(model: ir.Model, *, skip_norms: bool) -> ir.Model:
+def optimise(model: ir.Model, *, skip_norms: bool, centred: bool = False) -> ir.Model:
     """Fewer and larger nodes, the same function; `model` is changed in place.
 
     skip_norms: use ONNX Runtime's node for a residual sum and the norm that reads it.
+    centred: norms subtract the mean in nodes of their own.
 
     Norm weights go into the projections after them, which makes the two norms of a parallel residual
     one; then projections of one input, and those of one sum, become one matmul each.
@@ -27,6 +29,8 @@ def optimise(model: ir.Model, *, skip_norms: bool) -> ir.Model:
         MergeOutputs(),
         DropRejoined(),
     ]
+    if centred:
+        steps.append(CentreNorms())
     if skip_norms:
         steps.append(FuseResidualNorms())
     return PassManager(steps)(model).model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from ...bundle import names
 from ...bundle.opened import Bundle
 from ...errors import SessionError
+from ...machine.driver import Cuda
+from ...machine.memory import LESS, require_gpu_memory, run_bytes
 from ...recipe import GRAPHS, named
 from ..options import Loading
 from ..state import State
@@ -24,7 +27,7 @@ from .resident import Resident
 #: fit into shared memory, and only the kernels for up to 16 tokens do without (onnxruntime-gpu 1.31.1
 #: takes 16 and refuses 17).
 LARGEST_PREFILL_HEAD, LARGE_HEAD_PIECE = 128, 16
-#: Calls compared before CUDA graphs are trusted: both sides of the states warm up, are captured and are
+#: Calls compared before captured ones are trusted: both sides of the states warm up, are captured and are
 #: replayed. Opening a session costs them with and without graphs, of one token and of a whole piece.
 PROOF_STEPS = 2 * 3
 #: Of onnxruntime's log.
@@ -39,8 +42,10 @@ class Device:
 
     name: ONNX Runtime's.  install: how to get it.  library: its file, as in
     libonnxruntime_providers_NAME.so.  memory: where it keeps tensors, in ONNX Runtime's words; None: where
-    the host does.  captures: it has CUDA graphs.  whole: it runs every node, so that one left to the CPU is an
-    error.
+    the host does.  captures: its option that turns graphs of calls on; empty: it has none.
+    pieces: whole pieces of a prompt are captured, too.  whole: it runs every node, so that one left to the
+    CPU is an error.  end: the first position that its arithmetic does not reach.  silent: an allocation
+    that fails raises nothing, so that memory has to be tried.
     options: of the execution provider.
     """
 
@@ -48,8 +53,11 @@ class Device:
     install: str
     library: str
     memory: str | None = "cuda"
-    captures: bool = False
+    captures: str = ""
+    pieces: bool = True
     whole: bool = False
+    end: int | None = None
+    silent: bool = False
     options: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -57,12 +65,58 @@ class Device:
         """Whether its tensors are elsewhere than the host's."""
         return self.memory is not None
 
+    def require(self, index: int) -> Any:
+        """onnxruntime, if it has this provider and the machine the device; else SessionError."""
+        check_single_onnxruntime()
+        ort = import_onnxruntime()
+        if self.name not in ort.get_available_providers():
+            raise SessionError(
+                f"execution provider {self.name} is not available: onnxruntime {ort.__version__} has "
+                f"{', '.join(ort.get_available_providers())}; {self.install}"
+            )
+        if self.has_memory:
+            require_gpu(ort, index, self.library)
+            ort.set_default_logger_severity(FATAL)  # what it says is in the errors that it raises
+        return ort
+
+    def free(self, index: int) -> int | None:
+        """Bytes of the device's memory that are free; None: nobody knows, or it is the host's."""
+        return Cuda(index).gpu.free if self.has_memory else None
+
+    def title(self, index: int) -> str:
+        """What is said to run a model."""
+        return self.name
+
+    def place(self, index: int) -> dict[str, Any]:
+        """Arguments of `open_inference` that choose the device."""
+        return {"provider": self.name, "settings": {"device_id": str(index)} if self.has_memory else {}}
+
+    def open(self, file: Path, index: int, *, graphs: bool = False, whole: bool = True) -> Any:
+        """An onnxruntime session of a graph on this device and on nothing else; SessionError.
+
+        graphs: calls may be captured.  whole: a node that is left to the CPU is an error.
+        """
+        place = self.place(index)
+        captures = {self.captures: str(int(graphs))} if self.captures else {}
+        place["settings"] = place["settings"] | captures | dict(self.options)
+        entries = {"session.disable_cpu_ep_fallback": "1"} if whole and self.whole else {}
+        try:
+            session = open_inference(file, entries=entries, severity=FATAL, **place)
+        except Exception as error:
+            raise explain(error, f"{file}: {self.name} cannot load it") from error
+        used = session.get_providers()[0]
+        if used != self.name:
+            raise SessionError(f"asked for {self.name}, onnxruntime used {used}; {self.install}")
+        return session
+
 
 GPU = "pip install 'dijiang[gpu]' in an environment without onnxruntime"
 #: ONNX Runtime's word for the memory of the host.
 HOST = "cpu"
 #: TF32 rounds float32 matmuls to 10 bits: never behind the graph's back.
-CUDA = Device("CUDAExecutionProvider", GPU, "cuda", captures=True, whole=True, options=(("use_tf32", "0"),))
+CUDA = Device(
+    "CUDAExecutionProvider", GPU, "cuda", captures="enable_cuda_graph", whole=True, options=(("use_tf32", "0"),)
+)
 ORT_TENSORRT = Device(
     "TensorrtExecutionProvider",
     f"{GPU}, and TensorRT's own libraries",
@@ -79,9 +133,10 @@ ORT_TENSORRT_RTX = Device(
 class DeviceSession:
     """A session of an execution provider with memory of its own.
 
-    cuda_graph: whether decode steps and whole pieces of a prompt are replayed CUDA graphs. None asks for
-    them where the provider has them, and keeps them only if they gave the same logits and states as
-    without, bit for bit; True makes a difference an error.
+    cuda_graph: whether decode steps, and whole pieces of a prompt where the row says so, are captured and
+    replayed: as CUDA graphs, or as WebGPU's recorded commands. None asks for that where the provider has
+    it, and keeps it only if it gave the same logits and states as without, bit for bit; True makes a
+    difference an error.
     """
 
     def __init__(
@@ -96,25 +151,32 @@ class DeviceSession:
         self.graph = graph
         self._bundle, self.row, self.index = bundle, row, device
         self.spec = bundle.manifest.spec
-        self.ort = self._import()
+        self.ort = row.require(device)
+        self.require_room(str(bundle.path), run_bytes(bundle.data_bytes, 2 * self.spec.state_bytes))
         if cuda_graph and not row.captures:
-            raise SessionError(f"provider {row.name} has no CUDA graphs; leave --cuda-graph out")
+            raise SessionError(f"provider {row.name} captures no steps; leave --cuda-graph out")
         #: Tokens of the calls that are captured.
         self._captured: frozenset[int] = frozenset()
-        graphs = row.captures and cuda_graph is not False
+        graphs = bool(row.captures) and cuda_graph is not False
         self._open(graphs=graphs)
         if graphs:
             self._prove(insist=bool(cuda_graph))
 
+    def require_room(self, what: str, need: int) -> None:
+        """SessionError if the device is known to have less than `need` bytes left."""
+        free = self.row.free(self.index)
+        if free is not None:
+            require_gpu_memory(what, need, free)
+
     def _prove(self, *, insist: bool) -> None:
         """Capture decode steps and whole pieces, each if that changes nothing."""
-        lengths, proven = sorted({1, self.longest}), set()
+        lengths, proven = sorted({1, self.longest} if self.row.pieces else {1}), set()
         for length in lengths:
             difference = self._graph_difference(length)
             if not difference:
                 proven.add(length)
             elif insist:
-                raise SessionError(f"CUDA graphs change the result ({difference}); use --no-cuda-graph")
+                raise SessionError(f"captured steps change the result ({difference}); use --no-cuda-graph")
         if len(proven) < len(lengths):  # a capture that failed may have left the session unusable
             self._open(graphs=bool(proven))
         self._captured = frozenset(proven)
@@ -130,41 +192,14 @@ class DeviceSession:
         on_device = GRAPHS[self.graph].on_device
         return LARGE_HEAD_PIECE if on_device and self.spec.head_size > LARGEST_PREFILL_HEAD else PIECE
 
-    def _import(self) -> Any:
-        check_single_onnxruntime()
-        ort, row = import_onnxruntime(), self.row
-        if row.name not in ort.get_available_providers():
-            raise SessionError(
-                f"execution provider {row.name} is not available: onnxruntime {ort.__version__} has "
-                f"{', '.join(ort.get_available_providers())}; {row.install}"
-            )
-        if row.has_memory:
-            require_gpu(ort, self.index, row.library, self._bundle, 2 * self.spec.state_bytes)
-            ort.set_default_logger_severity(FATAL)  # what it says is in the errors that it raises
-        return ort
-
     def _open(self, *, graphs: bool) -> None:
-        """Load the graph and assert that what was asked for runs it."""
-        row, file = self.row, self._bundle.graph_file(self.graph)
+        """Load the graph; what was open before is dropped."""
         # A graph that computes shapes on the CPU cannot do without it; of the others a node left there
         # is an error.
-        whole = row.whole and GRAPHS[self.graph].on_device
-        settings = {"device_id": str(self.index)} if row.has_memory else {}
-        if row.captures:
-            settings["enable_cuda_graph"] = str(int(graphs))
-        try:
-            self._session = open_inference(
-                file,
-                provider=row.name,
-                settings=settings | dict(row.options),
-                entries={"session.disable_cpu_ep_fallback": "1"} if whole else {},
-                severity=FATAL,
-            )
-        except Exception as error:
-            raise explain(error, f"{file}: {row.name} cannot load it") from error
-        self.provider = str(self._session.get_providers()[0])
-        if self.provider != row.name:
-            raise SessionError(f"asked for {row.name}, onnxruntime used {self.provider}; {row.install}")
+        whole = GRAPHS[self.graph].on_device
+        file = self._bundle.graph_file(self.graph)
+        self._session = self.row.open(file, self.index, graphs=graphs, whole=whole)
+        self.provider = self.row.title(self.index)
         self._slots: dict[int, _Slot] = {}
         self._graphs = 0
 
@@ -173,24 +208,40 @@ class DeviceSession:
         return Step.single(state.batch)
 
     def run(self, step: Step, state: State) -> DeviceOutput:
-        """See Session.run."""
+        """See Session.run. If it fails, the state is as it was before, or refused from then on."""
+        end = self.row.end
+        if end is not None and step.positions.max() >= end:
+            raise SessionError(
+                f"position {step.positions.max()} is past {end - 1}, the last that {self.provider} computes "
+                "right; use --provider cpu, or start a new state"
+            )
         try:
             if state.batch not in self._slots:
                 self._slots[state.batch] = _Slot(self, state)
             slot = self._slots[state.batch]
             binding = slot.binding(step.ids.shape, step.kept.shape, slot.resident.take(state))
             for buffer, array in zip(binding.inputs, step.arrays.values(), strict=True):
-                buffer.write(np.ascontiguousarray(array, np.int64))
+                buffer.update(np.ascontiguousarray(array, np.int64))
+            binding.tokens.known = None
             self._session.run_with_iobinding(binding.io, binding.options)
-        except SessionError:
-            raise
         except Exception as error:
+            self._save(state)
+            if isinstance(error, SessionError):
+                raise
             raise explain(error, f"{self.provider} failed in a step of {step.ids.shape[1]} tokens") from error
         state.commit(state.after(step, swap=True))
         return DeviceOutput(binding)
 
+    def _save(self, state: State) -> None:
+        """Bring the state home after a step that failed; what the device has lost is refused from now on."""
+        try:
+            state.bring_home()
+        except SessionError:
+            state.tear("the device has lost its numbers")
+            self._slots.pop(state.batch, None)
+
     def _graph_difference(self, length: int) -> str:
-        """What CUDA graphs change in a few calls of `length` tokens; empty: nothing, bit for bit."""
+        """What capturing changes in a few calls of `length` tokens; empty: nothing, bit for bit."""
         found = []
         ids = np.arange(PROOF_STEPS * length).reshape(PROOF_STEPS, 1, length) % self.spec.vocab_size
         last, limit = np.array([[length - 1]]), self._bundle.manifest.positions_limit
@@ -211,6 +262,10 @@ class DeviceSession:
             found.append([*logits, *state.layers])
         changed = sum(not np.array_equal(a, b, equal_nan=True) for a, b in zip(*found, strict=True))
         return f"{changed} of {len(found[0])} results" if changed else ""
+
+    def tensor(self, shape: tuple[int, ...], dtype: Any) -> Tensor:
+        """A new tensor on the device."""
+        return Tensor(self.ort, self.row, self.index, shape, dtype)
 
     def new_graph(self) -> int:
         """The next free graph id; 0 is onnxruntime's own."""
@@ -236,27 +291,51 @@ class DeviceOutput:
     @cached_property
     def tokens(self) -> np.ndarray:
         """See Output.tokens."""
-        return self._binding.tokens.numpy()
+        tokens = self._binding.tokens
+        tokens.known = found = tokens.numpy()
+        return found
 
 
-class _Tensor:
-    """An OrtValue in the provider's memory."""
+class Tensor:
+    """An OrtValue in a device's memory.
 
-    def __init__(self, session: DeviceSession, shape: tuple[int, ...], dtype: Any) -> None:
-        row = session.row
-        self.value = session.ort.OrtValue.ortvalue_from_shape_and_type(
-            list(shape), dtype, row.memory or HOST, session.index if row.has_memory else 0
-        )
+    known: what the host knows to be in it; None: nothing.
+    """
+
+    def __init__(self, ort: Any, row: Device, index: int, shape: tuple[int, ...], dtype: Any) -> None:
+        self.known: np.ndarray | None = None
+        place = (row.memory, index) if row.has_memory else (HOST, 0)
+        try:
+            self.value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, *place)
+        except Exception as error:
+            raise explain(error, f"{row.name} has no memory for a tensor of {list(shape)}") from error
 
     def write(self, array: np.ndarray) -> None:
         self.value.update_inplace(array)
 
+    def update(self, array: np.ndarray) -> None:
+        """Write what it does not hold yet: the device's own choice of a token need not come back."""
+        if self.known is None or not np.array_equal(self.known, array):
+            self.known = None  # an interrupt in between leaves nobody wrong
+            self.write(array)
+            self.known = array.copy()
+
     def read(self, array: np.ndarray) -> None:
-        array[...] = self.value.numpy()
+        array[...] = self.numpy()
+
+    def prove(self) -> None:
+        """SessionError unless it holds what is written."""
+        ones = np.ones(self.value.shape(), np.float32)
+        self.write(ones)
+        if not np.array_equal(self.numpy(), ones):
+            raise SessionError(f"the device has no memory for {ones.nbytes:,} bytes more; {LESS}")
 
     def numpy(self) -> np.ndarray:
         """A copy on the host."""
-        data: np.ndarray = self.value.numpy()
+        try:
+            data: np.ndarray = self.value.numpy()
+        except Exception as error:
+            raise explain(error, "the device does not give its numbers back") from error
         return data
 
 
@@ -265,8 +344,13 @@ class _Slot:
 
     def __init__(self, session: DeviceSession, state: State) -> None:
         self._session = session
-        sets = [[_Tensor(session, shape, np.float32) for shape in state.shapes] for _ in range(2)]
+        session.require_room(f"a state of batch {state.batch}", 2 * state.nbytes)
+        sets = [[session.tensor(shape, np.float32) for shape in state.shapes] for _ in range(2)]
+        for tensor in [*sets[0], *sets[1]] if session.row.silent else ():
+            tensor.prove()
         self.resident = Resident((sets[0], sets[1]))
+        #: Of decode steps: what one side chooses is what the other is fed.
+        self.ids = [session.tensor((state.batch, 1), np.int64) for _ in range(2)]
         self._bindings: dict[tuple[Any, ...], _Binding] = {}
 
     def binding(self, shape: tuple[int, ...], kept: tuple[int, ...], side: int) -> _Binding:
@@ -276,7 +360,7 @@ class _Slot:
             self._bindings = {
                 k: b for k, b in self._bindings.items() if k[0][1] == 1 or b.graph != NO_GRAPH or k[:2] == key[:2]
             }
-            self._bindings[key] = _Binding(self._session, self.resident, shape, kept, side)
+            self._bindings[key] = _Binding(self._session, self, shape, kept, side)
         return self._bindings[key]
 
 
@@ -286,14 +370,17 @@ class _Binding:
     def __init__(
         self,
         session: DeviceSession,
-        resident: Resident[_Tensor],
+        slot: _Slot,
         shape: tuple[int, ...],
         kept: tuple[int, ...],
         side: int,
     ) -> None:
-        self.inputs = [_Tensor(session, size, np.int64) for size in (shape, shape, shape, kept)]
-        self.logits = _Tensor(session, (*kept, session.spec.vocab_size), np.float32)
-        self.tokens = _Tensor(session, kept, np.int64)
+        ids, *others = (session.tensor(size, np.int64) for size in (shape, shape, shape, kept))
+        self.tokens = session.tensor(kept, np.int64)
+        if shape[1] == 1:
+            ids, self.tokens = slot.ids[side], slot.ids[1 - side]
+        self.inputs, resident = [ids, *others], slot.resident
+        self.logits = session.tensor((*kept, session.spec.vocab_size), np.float32)
         self.io = session._session.io_binding()
         for name, tensor in zip(names.INPUTS, self.inputs, strict=True):
             self.io.bind_ortvalue_input(name, tensor.value)

@@ -33,6 +33,11 @@ class Backend:
     profiles: tuple[tuple[int, int | None, int | None], ...]
 
     @property
+    def package(self) -> str:
+        """Its name on PyPI."""
+        return self.module.replace("_", "-")
+
+    @property
     def title(self) -> str:
         """Its name in messages."""
         return "TensorRT-RTX" if self.gpus else "TensorRT"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -82,6 +83,7 @@ def open_inference(
     operators: bool = False,
     threads: int | None = None,
     provider: str = CPU_PROVIDER,
+    devices: Sequence[Any] = (),
     settings: dict[str, str] | None = None,
     entries: dict[str, str] | None = None,
     severity: int = 3,
@@ -93,6 +95,7 @@ def open_inference(
         operators: register those of ours.
         threads: None: as many as usable cores.
         provider, settings: ONNX Runtime's execution provider and its options; no other is used.
+        devices: of a provider that is a plug-in, in the place of its name.
         entries: further session options.
         severity: of what it logs; 4 is nothing but fatal errors.
 
@@ -112,6 +115,9 @@ def open_inference(
     if operators:
         options.register_custom_ops_library(str(operator_library()))
     source = graph if isinstance(graph, bytes) else str(graph)
+    if devices:
+        options.add_provider_for_devices(devices, settings or {})
+        return ort.InferenceSession(source, sess_options=options)
     return ort.InferenceSession(
         source, sess_options=options, providers=[(provider, settings or {})], enable_fallback=0
     )

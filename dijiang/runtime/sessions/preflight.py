@@ -11,16 +11,18 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ...bundle.opened import Bundle
 from ...errors import SessionError
 from ...machine.driver import Cuda
-from ...machine.memory import LESS, require_gpu_memory, run_bytes
+from ...machine.memory import LESS
 from .inference import PACKAGES
 
 #: What onnxruntime says -> what to do about it.
 ADVICE = (
     ("out of memory", LESS),
     ("Failed to allocate", LESS),
+    ("No supported adapters", "install the GPU's Vulkan driver (vulkaninfo shows it)"),
+    ("device is lost", "the GPU's driver gave up (its log says why): load the bundle again"),
+    ("device lost", "the GPU's driver gave up (its log says why): load the bundle again"),
     ("driver version is insufficient", "install a newer NVIDIA driver (nvidia-smi shows this one)"),
     ("no CUDA-capable device", "check nvidia-smi and CUDA_VISIBLE_DEVICES"),
     ("libcuda.so", "install the NVIDIA driver (nvidia-smi shows it)"),
@@ -32,6 +34,10 @@ ADVICE = (
     ("cannot open shared object", "install CUDA and cuDNN: pip install 'onnxruntime-gpu[cuda,cudnn]'"),
     ("require cuDNN", "install CUDA and cuDNN: pip install 'onnxruntime-gpu[cuda,cudnn]'"),
 )
+
+
+#: Before this a plug-in's error says where in onnxruntime it was passed on.
+PASSED_ON = " was false. "
 
 
 def clashing_packages(find: Callable[[str], Distribution] = distribution) -> list[str]:
@@ -103,6 +109,12 @@ def check_driver(ort: Any, driver: str) -> None:
         )
 
 
+def said(error: Exception) -> str:
+    """What an error of onnxruntime says, in one line; of a plug-in's, what it says itself."""
+    text = " ".join(str(error).split())
+    return text.rpartition(PASSED_ON)[2][:200]
+
+
 def explain(error: Exception, what: str) -> SessionError:
     """One line for an error of onnxruntime, whose errors share no base class."""
     text = " ".join(str(error).split())
@@ -110,16 +122,15 @@ def explain(error: Exception, what: str) -> SessionError:
         (known for part, known in ADVICE if part.lower() in text.lower()),
         "see dijiang doctor, or use --provider cpu",
     )
-    return SessionError(f"{what} ({text[:200]}); {advice}")
+    return SessionError(f"{what} ({said(error)}); {advice}")
 
 
-def require_gpu(ort: Any, index: int, library: str, bundle: Bundle, states: int) -> None:
-    """Driver, GPU, libraries and memory for a bundle, or one SessionError.
+def require_gpu(ort: Any, index: int, library: str) -> None:
+    """Driver, GPU and libraries, or one SessionError.
 
     Args:
         index: of the GPU.
         library: of the execution provider; see `load_provider_library`.
-        states: bytes that the session will keep for them on the GPU.
     """
     gpu = Cuda(index).gpu
     check_driver(ort, gpu.driver)
@@ -128,5 +139,3 @@ def require_gpu(ort: Any, index: int, library: str, bundle: Bundle, states: int)
         load_provider_library(ort, library)
     except OSError as error:
         raise explain(error, f"onnxruntime {ort.__version__} cannot load its {library} provider") from error
-    need = run_bytes(bundle.data_bytes, states)
-    require_gpu_memory(str(bundle.path), need, gpu.free)

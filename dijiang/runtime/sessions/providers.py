@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...bundle.opened import Bundle
 from ...errors import DijiangError, SessionError
 from ...machine.driver import Cuda
@@ -11,6 +13,9 @@ from .base import Session
 from .device import Device
 from .inference import import_onnxruntime, why_not
 from .preflight import check_single_onnxruntime
+from .trial import decode_rate
+
+Say = Callable[[str], None]
 
 
 def always(bundle: Bundle, name: str) -> bool:
@@ -40,20 +45,51 @@ def _has_gpu() -> bool:
     return True
 
 
-def open_session(bundle: Bundle, options: Loading) -> Session:
-    """The session that was asked for; SessionError if it is not to be had: never another one."""
-    name, device = parse(bundle, options.provider)
+def open_session(bundle: Bundle, options: Loading, say: Say = lambda text: None) -> Session:
+    """The session that was asked for; SessionError if it is not to be had: never another one.
+
+    say: told why `auto` takes what it takes, where that was not clear before.
+    """
+    if options.provider == AUTO:
+        return _first(bundle, _able(bundle, options.graph), options, say)
+    return _open(bundle, *parse(bundle, options.provider), options)
+
+
+def _open(bundle: Bundle, name: str, device: int, options: Loading) -> Session:
     row, chosen = PROVIDERS[name], choose_graph(bundle, name, options.graph)
     session: Session = named(row.open)(bundle, chosen, row.detail or name, device, options)
     return session
+
+
+def _first(bundle: Bundle, names: list[str], options: Loading, say: Say) -> Session:
+    """The session of the first of several providers; if it is on trial, the faster one of it and the next."""
+    name, *others = names
+    if not PROVIDERS[name].trial:
+        return _open(bundle, name, 0, options)
+    try:
+        session = _open(bundle, name, 0, options)
+        rate = decode_rate(session, bundle)
+    except SessionError as error:
+        say(f"{AUTO}: {others[0]}, for {name} is not to be had: {error}")
+        return _first(bundle, others, options, say)
+    rival = _first(bundle, others, options, say)
+    found = decode_rate(rival, bundle)
+    best, chosen = (session, name) if rate > found else (rival, others[0])
+    say(f"{AUTO}: {chosen}, for in a trial {name} decodes {rate:,.0f} tokens/s, {others[0]} {found:,.0f}")
+    return best
+
+
+def _able(bundle: Bundle, graph: str | None = None) -> list[str]:
+    """Providers that `auto` may take here, the best first; a graph that was asked for is run by them."""
+    rows = [(name, row.auto, row.graphs) for name, row in reversed(PROVIDERS.items()) if row.auto is not None]
+    return [name for name, takes, runs in rows if graph in (None, *runs) and named(takes)(bundle, name)]
 
 
 def parse(bundle: Bundle, provider: str) -> tuple[str, int]:
     """Name and device index of NAME[:DEVICE]; `auto` looks at what is there."""
     name, colon, index = provider.partition(":")
     if provider == AUTO:
-        rows = [(name, row.auto) for name, row in reversed(PROVIDERS.items()) if row.auto is not None]
-        return next(name for name, takes in rows if named(takes)(bundle, name)), 0
+        return _able(bundle)[0], 0
     if name not in PROVIDERS or (colon and not index.isdecimal()):
         raise SessionError(
             f"execution provider {provider!r} is not available, expected auto or one of "
@@ -96,9 +132,10 @@ def choose_graph(bundle: Bundle, provider: str, graph: str | None = None) -> str
 def _refusal(bundle: Bundle, graphs: list[str], provider: str) -> str:
     recipe = bundle.manifest.recipe
     runs = dict.fromkeys(p for name in graphs for p in recipe.providers(name))
+    reason = PROVIDERS[provider].refused.get(recipe.type, "")
     return (
-        f"{bundle.path}: its {' and '.join(graphs)} graph in {recipe.precision} runs on "
-        f"{', '.join(runs)}, not on {provider}; use --provider {next(iter(runs), 'cpu')}, or "
+        f"{bundle.path}: its {' and '.join(graphs)} graph in {recipe.precision} runs on {', '.join(runs)}, not on "
+        f"{provider}{reason and f' ({reason})'}; use --provider {next(iter(runs), 'cpu')}, or "
         f"{_export_for(recipe.precision, provider)}"
     )
 
