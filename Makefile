@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 OLDEST ?= 1.15.0
 
 # Compiled at installation.
-NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc)
+NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
 .PHONY: test lint docs soak timing gpu kill real rounding oldest demo clean
 

@@ -41,7 +41,9 @@ def precisions() -> str:
     rows = []
     for name, row in PRECISIONS.items():
         parts = [(part, getattr(row, part)) for part in ("body", "head", "embed")]
-        blocks = ", ".join(f"{part} {b.bits} bits in blocks of {b.block}" for part, b in parts if b)
+        blocks = ", ".join(
+            f"{part} {b.bits} bits in blocks of {b.block}{', rotated' * bool(b.rotation)}" for part, b in parts if b
+        )
         gates = ", ".join(f"{gate.metric} {gate.bound:g}" for gate in row.gates)
         size = f"{row.weight_bytes:.3g}"
         rows.append([f"`{name}`", row.help, row.type, blocks or "-", size, gates])

@@ -1,5 +1,5 @@
 // The library's plain C interface, which Python reads by ctypes (dijiang/runtime/operators.py), so that
-// nothing that C++ knows is written down twice. RegisterCustomOps, for ONNX Runtime, is in operator.cc.
+// nothing that C++ knows is written down twice. RegisterCustomOps, for ONNX Runtime, is in registration.cc.
 #include <cstdint>
 #include <cstring>
 #include <memory>

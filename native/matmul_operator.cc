@@ -1,6 +1,8 @@
 // Domain `dijiang`, type `MatMul`: x [.., K], codes and scales as MatMulNBits has them, bias.
+#include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <initializer_list>
 #include <mutex>
 #include <new>
 #include <vector>
@@ -53,11 +55,23 @@ struct MatMulKernel {
     return nullptr;
   }
 
+  // Whether input `index` has these dimensions.
+  ort::Status* expect(const ort::Context* context, size_t index, std::initializer_list<int64_t> expected) const {
+    constexpr const char* kShapes = "MatMul: shapes of codes, scales and bias do not fit K and N";
+    const ort::Value* value;
+    CHECK(api.input(context, index, &value));
+    int64_t found[3];
+    CHECK(dims(api, value, found, expected.size(), kShapes));
+    return std::equal(expected.begin(), expected.end(), found) ? nullptr : api.fail(kShapes);
+  }
+
   // Packs once, in the first run, on all threads: codes and scales are constants of the graph.
   ort::Status* pack(ort::Context* context, const uint8_t* codes, const float* scales) {
     if (!is_packed.load(std::memory_order_acquire)) {
       const std::lock_guard<std::mutex> lock(packing);
       if (!is_packed.load(std::memory_order_relaxed)) {
+        CHECK(expect(context, 1, {weights.outputs, weights.blocks(), weights.block * weights.bits / 8}));
+        CHECK(expect(context, 2, {weights.outputs, weights.blocks()}));
         const size_t bytes = weights.tiles() * weights.tile_bytes();
         data.reset(static_cast<uint8_t*>(::operator new(bytes, kAligned, std::nothrow)));
         if (!data) return api.fail("MatMul: no memory for the packed weights");
@@ -96,6 +110,7 @@ struct MatMulKernel {
     int64_t shape[3];
     CHECK(dims(api, input, shape, 3, "MatMul: rank of the input, expected 3"));
     if (shape[2] != weights.inputs) return api.fail("MatMul: width of the input, expected K");
+    if (m.bias) CHECK(expect(context, 3, {weights.outputs}));
     CHECK(pack(context, codes, scales));
     m.rows = shape[0] * shape[1];
     shape[2] = weights.outputs;

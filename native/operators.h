@@ -28,9 +28,10 @@ template <class T>
 ort::Status* data_of(const ort::Api& api, const ort::Context* context, size_t index, T** out) {
   const ort::Value* value;
   CHECK(api.input(context, index, &value));
-  *out = nullptr;
-  return value ? api.data(const_cast<ort::Value*>(value), const_cast<void**>(reinterpret_cast<const void* const*>(out)))
-               : nullptr;
+  void* data = nullptr;
+  if (value) CHECK(api.data(const_cast<ort::Value*>(value), &data));
+  *out = static_cast<T*>(data);
+  return nullptr;
 }
 
 // An operator of the CPU: Kernel has `kName`, `kInputs`, `kOptionalFrom`, `kOutputs`, `type(input)`, a

@@ -93,6 +93,8 @@ WRONG = {
     "long-block": ({"block_size": 512}, "do not go together"),
     "rotation": ({"rotation": 256}, "do not go together"),
     "width": ({"K": 192}, "width of the input, expected K"),
+    "outputs": ({"N": 160}, "shapes of codes, scales and bias do not fit K and N"),
+    "finer-blocks": ({"block_size": 16}, "shapes of codes, scales and bias do not fit K and N"),
 }
 
 
