@@ -41,8 +41,13 @@ def read_json(path: Path) -> Any:
         raise ValueError("not a regular file")
     if found.st_size > JSON_BYTES:
         raise ValueError(f"{found.st_size} bytes, expected at most {JSON_BYTES}")
+    return parse_json(path.read_bytes())
+
+
+def parse_json(data: bytes) -> Any:
+    """The value that JSON in UTF-8 stands for; ValueError if it is none, or too deep."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(data.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -13,7 +13,7 @@ import numpy as np
 from .. import files
 from ..errors import CheckpointError
 from .binding import Shape
-from .tensor_files import FLOATS, SafetensorsFile, TensorFile, TorchFile
+from .tensor_files import SafetensorsFile, TensorFile, TorchFile
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -141,19 +141,18 @@ class Checkpoint:
         Raises:
             CheckpointError: its dtype is none of FLOATS.
         """
-        tensor = self._hashed(name)
-        if tensor.dtype.name not in FLOATS:
-            raise self._owner[self.prefix + name].unreadable(name, tensor.dtype)
-        return tensor
+        file = self._owner[self.prefix + name]
+        return file.typed(self.prefix + name, self._hashed(name))
 
     def _hashed(self, name: str) -> np.ndarray:
-        tensor = self._owner[self.prefix + name].read(self.prefix + name)
+        """The bytes of a tensor, which are hashed when they are first read."""
+        raw = self._owner[self.prefix + name].raw(self.prefix + name)
         with self._registering:
             if name not in self._hashes:
                 if self._hashes:
                     self._hashes[next(reversed(self._hashes))].result()  # one tensor is held for it
-                self._hashes[name] = self._hashing.submit(_sha256, tensor)
-        return tensor
+                self._hashes[name] = self._hashing.submit(_sha256, raw)
+        return raw
 
     def sha256(self) -> str:
         """Hash over config.json and `tensors_sha256`."""
@@ -179,5 +178,5 @@ class Checkpoint:
             digest.update(f"{self.prefix}{name} {list(shape)} {self._hashes[name].result()}\n".encode())
 
 
-def _sha256(tensor: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(tensor).view(np.uint8).data).hexdigest()
+def _sha256(raw: np.ndarray) -> str:
+    return hashlib.sha256(raw.data).hexdigest()

@@ -162,7 +162,7 @@ def test_integer_weights_are_refused(edit_tensors):
         tensors[UP] = tensors[UP].astype(np.int8)
 
     model = load_checkpoint(edit_tensors("neox-base", quantize))
-    with pytest.raises(dijiang.CheckpointError, match="has dtype int8, expected float32"):
+    with pytest.raises(dijiang.CheckpointError, match="has dtype I8, expected float32"):
         model.weights["layers.0.mlp_up.weight"]
 
 
