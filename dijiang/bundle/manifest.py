@@ -16,10 +16,8 @@ FORMAT_VERSION = 2
 MANIFEST = "dijiang.json"
 DATA = "model.onnx.data"
 PARITY = "parity.json"
-TOKENIZER = "tokenizer.json"
-#: Copied from the checkpoint where present.
+#: Copied from the checkpoint where present, beside the tokenizer.
 TOKENIZER_FILES = (
-    TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",

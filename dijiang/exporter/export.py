@@ -13,23 +13,22 @@ import onnx_ir as ir
 from ..bundle.integrity import record_file
 from ..bundle.manifest import (
     MANIFEST,
-    TOKENIZER,
     TOKENIZER_FILES,
     GraphRecord,
     Manifest,
     fingerprint_of,
 )
 from ..bundle.opened import Bundle, open_bundle, read_manifest
-from ..errors import BundleError, CheckpointError, ExportError, InputError
-from ..files import check_output, new_folder, refuse_foreign
+from ..errors import CheckpointError, ExportError, InputError
+from ..files import check_output, new_folder, read_regular, refuse_foreign
 from ..graph.reads import parameter_reads
 from ..hidden import sweep
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
+from ..models.tokenizer import TOKENIZER, find_tokenizer
 from ..parity.verify import verify as compare
 from ..progress import Progress, silent
 from ..recipe import AUTO, GRAPHS, Recipe, resolve
 from ..runtime.sessions.inference import import_onnxruntime, runs_here, why_not
-from ..runtime.text import TextTokenizer
 from ..version import __version__
 from . import pipeline
 from .plan import Plan, plan_export
@@ -96,9 +95,9 @@ def export(
     folder = Path(output)
     check_target(folder, [Path(path) for path in (checkpoint, text) if path is not None], force=force)
     model = load_checkpoint(checkpoint, decay=decay, repair_decay=repair_decay)
-    _check_tokenizer(model)
+    tokenizer = find_tokenizer(model.path, model.spec.vocab_size)
     if verify:
-        _check_verifiable(model, recipe, text)
+        _check_verifiable(model, recipe, text, readable=tokenizer is not None)
     recipe = pipeline.fitted(recipe, model)
     graphs = {name: pipeline.step_graph(model, name, recipe) for name in recipe.graphs}
     with new_folder(folder, ExportError, foreign=foreign if force else None) as partial:
@@ -115,6 +114,8 @@ def export(
             first = recipe.graphs[0]
             graphs[first] = pipeline.step_graph(model, first, recipe, moments)
         _save(graphs, partial, plan, progress)
+        if tokenizer is not None:
+            (partial / TOKENIZER).write_bytes(tokenizer)
         for name in TOKENIZER_FILES:
             if (source := model.path / name).is_file():
                 (partial / name).write_bytes(_bytes_of(source))
@@ -137,9 +138,9 @@ def export(
 
 def _bytes_of(file: Path) -> bytes:
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{file}: unreadable ({error.strerror or error}); make it readable") from error
+        return read_regular(file)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: unreadable ({error}); make it readable") from error
 
 
 def check_target(target: Path, inputs: Iterable[Path], *, force: bool) -> None:
@@ -168,24 +169,7 @@ def foreign(folder: Path) -> list[str]:
         return sorted(one.name for one in found if one.name not in listed or one.is_dir(follow_symlinks=False))
 
 
-def _check_tokenizer(model: DijiangModel) -> None:
-    """CheckpointError if there is a tokenizer that cannot be opened, or that is another model's."""
-    file = model.path / TOKENIZER
-    if not file.is_file():
-        return
-    try:
-        beyond = TextTokenizer.read(file).beyond(model.spec.vocab_size)
-    except (BundleError, OSError) as error:
-        raise CheckpointError(str(error)) from error
-    if beyond:
-        token, number = max(beyond.items(), key=lambda pair: pair[1])
-        raise CheckpointError(
-            f"{file}: the token {token!r} has the id {number}, but the model has {model.spec.vocab_size} tokens; "
-            "it is the tokenizer of another model"
-        )
-
-
-def _check_verifiable(model: DijiangModel, recipe: Recipe, text: str | Path | None) -> None:
+def _check_verifiable(model: DijiangModel, recipe: Recipe, text: str | Path | None, *, readable: bool) -> None:
     """Everything that could stop a verification, before minutes are spent on the bundle."""
     import_onnxruntime()
     for graph in recipe.graphs:
@@ -194,7 +178,7 @@ def _check_verifiable(model: DijiangModel, recipe: Recipe, text: str | Path | No
                 f"the {graph} graph does not run here, so the bundle cannot be verified: {reason}; "
                 "or use --no-verify"
             )
-    if text is not None and not (model.path / TOKENIZER).is_file():
+    if text is not None and not readable:
         raise InputError(f"{model.path}: no {TOKENIZER} to read {text} with; verify without --text")
     if text is not None and not Path(text).is_file():
         raise InputError(f"{text}: cannot be read (no such file); give a UTF-8 text file")

@@ -16,6 +16,7 @@ from .checkpoint import Checkpoint
 from .initial import first_values
 from .load import family_of, ignored_by, is_vanilla, named_as_in, read_spec
 from .store import nbytes, write_checkpoint
+from .tokenizer import find_tokenizer
 from .weights import check_tensors, is_decay_table, read_finite
 
 #: Files of a checkpoint that stay as they are.
@@ -83,6 +84,7 @@ def convert(
     kept = {old: new for old, new in stored.items() if not new.endswith(ADDED)}
     check_tensors(source, {old: wanted[new] for old, new in kept.items()}, ignored_by(family, spec))
     added = {name: shape for name, shape in wanted.items() if name.endswith(ADDED)}
+    find_tokenizer(source.path, spec.vocab_size)
     dtype = source.read(next(iter(kept))).dtype
     write_checkpoint(
         Path(output),

@@ -14,7 +14,7 @@ import weakref
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import is_zipfile
 
 import numpy as np
@@ -179,11 +179,16 @@ class TorchFile(TensorFile):
             ) from error
         except Exception as error:  # whatever a damaged pickle makes of torch's functions
             raise self._damaged(error) from error
-        self._tensors = self._state_dict(found)
-        self.shapes = {n: tuple(t.shape) for n, t in self._tensors.items()}
-        for name, tensor in self._tensors.items():
+        self._places: dict[str, _Place | None] = {}
+        self._loaded = self._state_dict(found)
+        for name, tensor in self._loaded.items():
             kind = " ".join(str(k).removeprefix("torch.") for k in (tensor.dtype, tensor.layout))
             self.dtypes[name] = kind.removesuffix(" strided")
+            self.shapes[name] = tuple(tensor.shape)
+            if placed:
+                self._places[name] = _place_of(tensor)
+        if placed:
+            self._loaded.clear()  # tensors without data, which only one thread may ask
 
     def _state_dict(self, found: Any) -> dict[str, Any]:
         """The one dict of tensors in what was saved: itself, or an entry beside epochs and optimizers."""
@@ -204,21 +209,46 @@ class TorchFile(TensorFile):
         raise CheckpointError(f"{self.path}: not one dict of tensors ({kinds}); save model.state_dict()")
 
     def raw(self, name: str) -> np.ndarray:
-        import torch
-
-        tensor = self._tensors[name].detach()
-        if tensor.layout is not torch.strided or tensor.is_quantized:
-            return np.empty(0, np.uint8)  # no bytes of its own; it is refused as a weight
-        place = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+        place = self._places[name] if self._places else _loaded_bytes(self._loaded[name])
         if place is None:
-            bits: np.ndarray = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-            return bits
-        size = tensor.element_size()
-        if tensor.numel() * size > self.size:
-            raise self._damaged(f"{name} {list(tensor.shape)} in {self.size} bytes")
-        reach = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-        count = reach if tensor.numel() else 0
-        data = self._bytes_at(place + tensor.storage_offset() * size, count * size).view(f"V{size}")
-        strides = [step * size for step in tensor.stride()]
-        spread = np.ndarray(tuple(tensor.shape), data.dtype, data, strides=strides)
+            return np.empty(0, np.uint8)  # no bytes of its own; it is refused as a weight
+        if isinstance(place, np.ndarray):
+            return place
+        shape, size = self.shapes[name], place.size
+        if math.prod(shape) * size > self.size:
+            raise self._damaged(f"{name} {list(shape)} in {self.size} bytes")
+        reach = 1 + sum((n - 1) * step for n, step in zip(shape, place.steps, strict=True))
+        data = self._bytes_at(place.start, reach * size if math.prod(shape) else 0).view(f"V{size}")
+        spread = np.ndarray(shape, data.dtype, data, strides=[step * size for step in place.steps])
         return np.ascontiguousarray(spread).reshape(-1).view(np.uint8)
+
+
+class _Place(NamedTuple):
+    """Where a tensor lies in a zip: first byte, bytes of a number, and steps between numbers along each axis."""
+
+    start: int
+    size: int
+    steps: tuple[int, ...]
+
+
+def _has_bytes(tensor: Any) -> bool:
+    import torch
+
+    return tensor.layout is torch.strided and not tensor.is_quantized
+
+
+def _place_of(tensor: Any) -> _Place | None:
+    if not _has_bytes(tensor):
+        return None
+    size = tensor.element_size()
+    start = tensor.untyped_storage()._checkpoint_offset + tensor.storage_offset() * size
+    return _Place(start, size, tuple(tensor.stride()))
+
+
+def _loaded_bytes(tensor: Any) -> np.ndarray | None:
+    import torch
+
+    if not _has_bytes(tensor):
+        return None
+    bits: np.ndarray = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return bits

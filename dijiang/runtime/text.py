@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import BundleError, DijiangError, InputError
+from ..errors import BundleError, InputError
+from ..models.tokenizer import open_tokenizer, patiently, reported
 
 #: What stands for bytes that are no character, or not one yet.
 REPLACEMENT = "\ufffd"
 #: Texts before a continuation, tried in turn: what a tokenizer puts at the start of any text lands there.
 ANCHORS = ("\n", ".", "a")
-#: How a file begins that Git LFS did not fetch.
-POINTER = b"version https://git-lfs"
-
-
-@contextmanager
-def _reported(error_of: Callable[[BaseException], DijiangError]) -> Iterator[None]:
-    """What tokenizers raises, as our error: bare Exception, or a panic of Rust, which is a BaseException."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise error_of(error) from error
-        raise
 
 
 class TextTokenizer:
     """tokenizer.json by Hugging Face tokenizers; `data`: its bytes, as they were checked."""
 
-    def __init__(self, data: bytes, path: Path) -> None:
-        from tokenizers import Tokenizer
-
-        if data.startswith(POINTER):
-            raise BundleError(f"{path}: a pointer of Git LFS, not a tokenizer; run git lfs pull")
-        with _reported(lambda e: BundleError(f"{path}: not a tokenizer ({e}); download it again")):
-            self._tokenizer = Tokenizer.from_str(data.decode("utf-8"))
-        # A file may hold what its training cut and padded texts to.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+    def __init__(self, data: bytes, path: Path | None) -> None:
+        self._tokenizer = open_tokenizer(data, path, BundleError)
         added = self._tokenizer.get_added_tokens_decoder()
         self.special = frozenset(token for token, what in added.items() if what.special)
 
@@ -47,14 +26,6 @@ class TextTokenizer:
     def read(cls, path: Path) -> TextTokenizer:
         """From a file; BundleError if it is not a tokenizer."""
         return cls(path.read_bytes(), path)
-
-    def beyond(self, vocab_size: int) -> dict[str, int]:
-        """Ordinary tokens that a model of this vocabulary does not have, and their ids.
-
-        Added tokens are not among them: [PAD] often has the id after the last one, and no text gives it.
-        """
-        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=False)
-        return {token: number for token, number in vocabulary.items() if number >= vocab_size}
 
     def encode(self, text: str, *, start: bool = True) -> list[int]:
         """Token ids of all of the text.
@@ -72,14 +43,21 @@ class TextTokenizer:
         return self._ids(text)
 
     def _ids(self, text: str, *, special: bool = False) -> list[int]:
-        advice = "give text in UTF-8 and without lone surrogates, or a tokenizer that reads it"
-        with _reported(lambda e: InputError(f"the tokenizer cannot read the text ({e}); {advice}")):
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
-        return ids
+        def unread(reason: object) -> InputError:
+            advice = "give text in UTF-8 and without lone surrogates, or a tokenizer that reads it"
+            return InputError(f"the tokenizer cannot read the text ({reason}); {advice}")
+
+        def encode() -> list[int]:  # a batch does not hold the interpreter's lock
+            ids: list[int] = self._tokenizer.encode_batch([text], add_special_tokens=special)[0].ids
+            return ids
+
+        with reported(unread):
+            return patiently(encode, len(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        with reported(lambda e: InputError(f"the tokenizer cannot decode token ids ({e}); use another tokenizer")):
+            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def stream(self, context: Sequence[int] = (), open: int | None = None) -> TextStream:
