@@ -328,28 +328,33 @@ def file_of(folder: Path, one: list[Any]) -> Path | None:
     return found[0] if found else None
 
 
-def set_json(file: Path, path: list[Any], new: Any) -> None:
+def edit_json(file: Path, change: Callable[[Any], None]) -> None:
+    """Change what a file of JSON holds, unless an earlier edit left none."""
     try:
         whole = json.loads(file.read_text())
-    except (ValueError, RecursionError):  # an earlier edit
+        change(whole)
+        file.write_text(json.dumps(whole))
+    except (ValueError, RecursionError):
         return
-    at = whole
-    for step in path[:-1]:
-        at = at.get(step) if isinstance(at, dict) else None
-    if isinstance(at, dict):
-        at[path[-1] if isinstance(path[-1], str) else nth(at, path[-1])] = new
-    file.write_text(json.dumps(whole))
+
+
+def set_json(file: Path, path: list[Any], new: Any) -> None:
+    def change(at: Any) -> None:
+        for step in path[:-1]:
+            at = at.get(step) if isinstance(at, dict) else None
+        if isinstance(at, dict):
+            at[path[-1] if isinstance(path[-1], str) else nth(at, path[-1])] = new
+
+    edit_json(file, change)
 
 
 def unset_json(file: Path, number: int) -> None:
-    whole = json.loads(file.read_text())
-    whole.pop(nth(whole, number), None)
-    file.write_text(json.dumps(whole))
+    edit_json(file, lambda whole: whole.pop(nth(whole, number), None))
 
 
 def raw_json(file: Path, kind: str) -> None:
     """What json.dumps would not write."""
-    text = file.read_text().rstrip()
+    text = file.read_text(errors="replace").rstrip()
     tails = {"digits": "9" * 5001, "lists": "[" * 5000 + "]" * 5000, "objects": '{"a":' * 5000 + "1" + "}" * 5000}
     tails |= {"1e400": "1e400", "-Infinity": "-Infinity", "twice": '1, "model_type": "opt"', "nothing": ""}
     if kind == "bytes":
@@ -375,7 +380,10 @@ def header(file: Path, number: int, key: str, new: Any) -> None:
     length = int.from_bytes(data[:8], "little")
     if file.suffix != ".safetensors" or length > len(data):
         return
-    entries = json.loads(data[8 : 8 + length])
+    try:
+        entries = json.loads(data[8 : 8 + length])
+    except (ValueError, RecursionError):
+        return
     name = nth(entries, number)
     if key and isinstance(entries.get(name), dict):
         entries[name][key] = new

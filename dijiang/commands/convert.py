@@ -34,6 +34,7 @@ def convert(vanilla: Path, output: Path, as_json: bool, progress: bool | None, *
             ("family", done.family),
             ("parameters kept", f"{done.kept:,}"),
             ("parameters added", f"{done.added:,}, untrained"),
+            *(("note", text) for text in done.notes),
             ("next", NEXT),
         ]
     )

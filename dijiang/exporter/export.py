@@ -225,6 +225,6 @@ def _manifest(
             "python": platform.python_version(),
             **{package: version(package) for package in ("numpy", "onnx", "onnx-ir")},
         },
-        warnings=tuple(note for d in model.decays for note in d.notes),
+        warnings=(*checkpoint.notes, *(note for d in model.decays for note in d.notes)),
         files={file.name: record_file(file) for file in sorted(folder.iterdir())},
     )

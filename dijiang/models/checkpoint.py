@@ -80,7 +80,11 @@ class Checkpoint:
             raise CheckpointError(f"{path}: not a folder; give the folder of a checkpoint")
         self.config = read_json(self.path / "config.json")
         self.generation = self._generation()
+        #: What was done to read it, a line each.
+        self.notes: list[str] = []
         self._owner = self._owners()
+        for file in dict.fromkeys(self._owner.values()):
+            self.notes += file.notes
         packed = next((name for name in self._owner if name.endswith(PACKED)), None)
         quantized = self.config.get("quantization_config")
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
@@ -91,6 +95,8 @@ class Checkpoint:
             )
         #: What every name in the files begins with beside the model's own names; tensors are named without.
         self.prefix = _common_prefix(list(self._owner))
+        if self.prefix:
+            self.notes.append(f"every tensor's name begins with {self.prefix!r}, which is no part of it")
         self.shapes: dict[str, Shape] = {
             name.removeprefix(self.prefix): file.shapes[name] for name, file in self._owner.items()
         }
@@ -133,6 +139,9 @@ class Checkpoint:
         lacking = [f"{name} in {shard}" for name, shard in where.items() if name not in files[shard].shapes]
         if lacking:
             raise CheckpointError(f"{self.path}: {index} names {lacking[0]}, which is not there; download it again")
+        stale = sum(where.get(name) != shard for shard, file in files.items() for name in file.shapes)
+        if stale:
+            self.notes.append(f"{stale} tensors are not read: {index} names other files for them, or none")
         return {name: files[shard] for name, shard in where.items()}
 
     def read(self, name: str) -> np.ndarray:

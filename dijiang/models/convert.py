@@ -38,12 +38,16 @@ NEXT = "fine-tune it with D1 and D2 frozen (examples/finetune.md): until then it
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion wrote: parameters of the family kept, and new ones (D1 and D2 left out)."""
+    """What a conversion wrote: parameters of the family kept, and new ones (D1 and D2 left out).
+
+    notes: what was done to read the vanilla checkpoint, a line each.
+    """
 
     path: Path
     family: str
     kept: int
     added: int
+    notes: tuple[str, ...]
 
 
 def convert(
@@ -99,6 +103,7 @@ def convert(
         spec.family,
         kept=sum(math.prod(wanted[name]) for name in kept.values()),
         added=sum(math.prod(shape) for name, shape in added.items() if not is_decay_table(name)),
+        notes=tuple(source.notes),
     )
 
 

@@ -38,10 +38,14 @@ class TensorFile(ABC):
     """One file of tensors: shapes without data, and one tensor at a time.
 
     shapes, dtypes: of every tensor, by name; a dtype has its NumPy name if it is one of FLOATS.
+    notes: what was done to read it.
     """
+
+    kind = "tensor"
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.notes: list[str] = []
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, str] = {}
         try:
@@ -90,8 +94,6 @@ class TensorFile(ABC):
     def _damaged(self, reason: object) -> CheckpointError:
         words = " ".join(str(reason).split()) or type(reason).__name__
         return CheckpointError(f"{self.path}: not a whole {self.kind} file ({words[:200]}); download it again")
-
-    kind = "tensor"
 
 
 def numpy_float(name: str, path: Path) -> np.dtype:
@@ -204,6 +206,7 @@ class TorchFile(TensorFile):
         if whole and len(whole) == len(found):
             return whole
         if len(inside) == 1:
+            self.notes.append(f"of {self.path.name}, only {next(iter(inside))!r} is read")
             return next(iter(inside.values()))
         kinds = ", ".join(sorted(inside)) or type(found).__name__
         raise CheckpointError(f"{self.path}: not one dict of tensors ({kinds}); save model.state_dict()")

@@ -45,9 +45,7 @@ def test_file_of_the_checkpoint_that_cannot_be_read_is_named(copy_of, tmp_path, 
         return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(
-        dijiang.CheckpointError, match=r"special_tokens_map\.json: unreadable \(.*Permission denied\)"
-    ):
+    with pytest.raises(dijiang.CheckpointError, match=r"special_tokens_map\.json: unreadable \(.*denied\)"):
         dijiang.export(folder, tmp_path / "b", verify=False)
     assert not (tmp_path / "b").exists()
 
