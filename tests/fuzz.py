@@ -41,6 +41,8 @@ from dijiang.models.convert import convert
 from dijiang.models.load import load_checkpoint
 from dijiang.version import __version__
 from tests.random_models import write
+from tests.random_tokenizers import KINDS, sequence, streamed
+from tests.random_tokenizers import tokenizer as tokenizer_of
 
 #: A case may take so many seconds of a processor, and a resident set of so many megabytes.
 SECONDS, MEGABYTES = 5, 1000
@@ -543,6 +545,16 @@ def run_cases(cases: Iterator[tuple[int, Case]], say: Callable[[str], None] = la
     }
 
 
+def stream_texts(seed: int, cases: int) -> dict[str, Any]:
+    """Random tokens of every kind of tokenizer: those whose streamed text is not their decoded text."""
+    wrong = {}
+    for kind in KINDS:
+        draw = random.Random(f"{seed} {kind}")
+        drawn = (sequence(kind, draw) for _ in range(cases))
+        wrong[kind] = [ids for ids in drawn if streamed(kind, ids) != tokenizer_of(kind).decode(ids)]
+    return {"sequences_of_each_kind": cases, "streamed_otherwise": wrong}
+
+
 def main() -> None:
     """Run as many cases as asked for, and say what was found; exit 1 if anything was."""
     parser = argparse.ArgumentParser()
@@ -557,7 +569,7 @@ def main() -> None:
         lambda text: print(text, file=sys.stderr, flush=True),
     )
     facts = {"dijiang": __version__, "seed": options.seed, "first": options.first, "cases": options.cases}
-    text = json.dumps(facts | report, indent=1)
+    text = json.dumps(facts | report | stream_texts(options.seed, options.cases), indent=1)
     print(text)
     if options.output is not None:
         options.output.write_text(text + "\n")

@@ -90,13 +90,18 @@ TEXT = click.option(
 )
 
 
+def printable(text: str) -> str:
+    """Text of any origin for a terminal: control characters, which could command it, are shown as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def print_table(rows: Iterable[tuple[str, str]]) -> None:
     """Names and values in two columns, on stdout."""
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(name, printable(value))
     console().print(table)
 
 

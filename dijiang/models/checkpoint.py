@@ -144,6 +144,10 @@ class Checkpoint:
             self.notes.append(f"{stale} tensors are not read: {index} names other files for them, or none")
         return {name: files[shard] for name, shard in where.items()}
 
+    def require_float(self, name: str) -> None:
+        """CheckpointError if a tensor has a dtype that no weight has; nothing is read."""
+        self._owner[self.prefix + name].require_float(self.prefix + name)
+
     def read(self, name: str) -> np.ndarray:
         """One tensor in its stored dtype; KeyError for an unknown name is our own bug.
 

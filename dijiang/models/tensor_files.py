@@ -62,17 +62,17 @@ class TensorFile(ABC):
     def raw(self, name: str) -> np.ndarray:
         """The bytes of a tensor in C order: [nbytes] uint8."""
 
-    def typed(self, name: str, raw: np.ndarray) -> np.ndarray:
-        """The tensor whose bytes were read.
-
-        Raises:
-            CheckpointError: its dtype is none of FLOATS.
-        """
+    def require_float(self, name: str) -> None:
+        """CheckpointError if the dtype of a tensor is none of FLOATS."""
         if self.dtypes[name] not in FLOATS:
             raise CheckpointError(
                 f"{self.path.parent}: {name} has dtype {self.dtypes[name]}, expected float32, float16 or "
                 "bfloat16; start from the unquantized checkpoint"
             )
+
+    def typed(self, name: str, raw: np.ndarray) -> np.ndarray:
+        """The tensor whose bytes were read; CheckpointError as `require_float`."""
+        self.require_float(name)
         return raw.view(numpy_float(self.dtypes[name], self.path)).reshape(self.shapes[name])
 
     def _bytes_at(self, start: int, count: int) -> np.ndarray:

@@ -21,6 +21,11 @@ class TextTokenizer:
         self._tokenizer = open_tokenizer(data, path, BundleError)
         added = self._tokenizer.get_added_tokens_decoder()
         self.special = frozenset(token for token, what in added.items() if what.special)
+        decoder = self._tokenizer.decoder
+        fallback = decoder is not None and b"ByteFallback" in decoder.__getstate__()
+        names = [f"<0x{byte:02X}>" for byte in range(256)] if fallback else []
+        #: Tokens of one byte each that LLaMA's decoder reads with all the bytes beside them, or as no character.
+        self.bytes = frozenset(map(self._tokenizer.token_to_id, names)) - {None}
 
     @classmethod
     def read(cls, path: Path) -> TextTokenizer:
@@ -44,8 +49,14 @@ class TextTokenizer:
 
     def _ids(self, text: str, *, special: bool = False) -> list[int]:
         def unread(reason: object) -> InputError:
-            advice = "give text in UTF-8 and without lone surrogates, or a tokenizer that reads it"
-            return InputError(f"the tokenizer cannot read the text ({reason}); {advice}")
+            return InputError(f"the tokenizer cannot read the text ({reason}); give a tokenizer that reads it")
+
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # a lone surrogate, which also stands for a byte that was no UTF-8
+            raise InputError(
+                f"character {error.start} of the text, {text[error.start]!r}, is no Unicode; give text in UTF-8"
+            ) from None
 
         def encode() -> list[int]:  # a batch does not hold the interpreter's lock
             ids: list[int] = self._tokenizer.encode_batch([text], add_special_tokens=special)[0].ids
@@ -100,7 +111,8 @@ class TextStream:
             return ""
         self._open.append(token)
         text = self._following()
-        if text.endswith(REPLACEMENT) and len(self._open) < self.WAITING:
+        waits = token in self._tokenizer.bytes or text.endswith(REPLACEMENT)
+        if waits and len(self._open) < self.WAITING:
             return ""
         self._close()
         return text
@@ -116,8 +128,8 @@ class TextStream:
         whole = self._tokenizer.decode(self._known + self._open)
         if whole.startswith(self._base):
             return whole[len(self._base) :]
-        # LLaMA's decoder reads consecutive bytes as one: a byte that fits no character takes back those
-        # before it. They have been given out, so the open ones are read alone.
+        # A byte that fits no character takes back those before it. Of a prompt, or of more than WAITING bytes,
+        # they have been given out, so the open ones are read alone.
         return self._tokenizer.decode(self._open)
 
     def _close(self) -> None:
