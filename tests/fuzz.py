@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -287,11 +288,17 @@ def wrap(tensors: dict[str, torch.Tensor], kind: str) -> Any:
         "list": lambda: list(tensors.values()),
         "none": lambda: None,
         "sparse": lambda: tensors | {first: torch.ones(4, 4).to_sparse()},
-        "quantized": lambda: tensors | {first: torch.quantize_per_tensor(torch.ones(4, 4), 0.1, 0, torch.qint8)},
+        "quantized": lambda: tensors | {first: quantized()},
         "object": lambda: tensors | {first: Path("x")},
         "strided": lambda: tensors | {first: one.t().contiguous().t() if one.ndim == 2 else one.expand(one.shape)},
     }
     return forms[kind]()
+
+
+def quantized() -> torch.Tensor:
+    with warnings.catch_warnings():  # deprecated, and in many files
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(torch.ones(4, 4), 0.1, 0, torch.qint8)
 
 
 def write_tensors(folder: Path, tensors: dict[str, Any], layout: str, wraps: list[str]) -> None:
@@ -304,8 +311,8 @@ def write_tensors(folder: Path, tensors: dict[str, Any], layout: str, wraps: lis
             save_file({n: np.ascontiguousarray(t) for n, t in part.items()}, file)
             return
         saved: Any = {n: as_torch(t) for n, t in part.items()}
-        for kind in wraps:
-            saved = wrap(saved, kind) if isinstance(saved, dict) else saved
+        for kind in wraps[:1]:
+            saved = wrap(saved, kind)
         torch.save(saved, file, _use_new_zipfile_serialization="legacy" not in layout)
 
     if "shards" not in layout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -59,6 +60,13 @@ def _common_prefix(names: list[str]) -> str:
     if not prefix or (prefix == "model." and not any(name.startswith(INSIDE) for name in rest)):
         return ""
     return prefix + _common_prefix(rest)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; False for a name that no file can have."""
+    with suppress(OSError, ValueError):
+        return path.is_file()
+    return False
 
 
 class Checkpoint:
@@ -131,7 +139,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: {index} has no weight_map of names to files; download it again")
         shards = sorted(set(where.values()))
         outside = [s for s in shards if Path(s).name != s]
-        absent = [s for s in shards if not (self.path / s).is_file()]
+        absent = [s for s in shards if not _is_file(self.path / s)]
         if outside or absent:
             what = f"leave the folder: {', '.join(outside)}" if outside else f"are missing: {', '.join(absent)}"
             raise CheckpointError(f"{self.path}: shards named in {index} {what}; download them again")
