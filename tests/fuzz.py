@@ -471,6 +471,7 @@ def worker(pipe: Any, folder: Path) -> None:
     """Cases as they come; of each (outcome or None, what was found, processor seconds, largest resident set)."""
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
     sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    warnings.simplefilter("error")  # a warning is no line of ours either
     while (case := pipe.recv()) is not None:
         place = Path(tempfile.mkdtemp(dir=folder))
         outcome, found, start = None, "", time.process_time()
