@@ -17,11 +17,13 @@ import resource
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -472,6 +474,7 @@ def worker(pipe: Any, folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
     sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     warnings.simplefilter("error")  # a warning is no line of ours either
+    warnings.simplefilter("ignore", RuntimeWarning)  # sums of weights of 1e38
     while (case := pipe.recv()) is not None:
         place = Path(tempfile.mkdtemp(dir=folder))
         outcome, found, start = None, "", time.process_time()
@@ -495,7 +498,9 @@ class Worker:
         context = multiprocessing.get_context("fork")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=worker, args=(theirs, self.folder), daemon=True)
-        self.process.start()
+        with warnings.catch_warnings():  # Python 3.12 warns of forks beside threads; these only wait
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.process.start()
         theirs.close()
         self.cases = 0
 
@@ -529,26 +534,40 @@ class Worker:
         self.process.join()
 
 
-def run_cases(cases: Iterator[tuple[int, Case]], say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Run cases one after another; the report."""
+def run_cases(
+    cases: Iterator[tuple[int, Case]], say: Callable[[str], None] = lambda _: None, workers: int = 1
+) -> dict[str, Any]:
+    """Run cases, in so many processes side by side; the report."""
     outcomes: Counter[str] = Counter()
-    findings, slowest, largest = [], 0.0, 0
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-        one = Worker(Path(name))
-        for number, case in cases:
+    findings: list[dict[str, Any]] = []
+    slowest, largest, lock = [0.0], [0], threading.Lock()
+
+    def work(one: Worker) -> None:
+        while True:
+            with lock:
+                number, case = next(cases, (0, None))
+            if case is None:
+                return
             outcome, found, seconds, peak = one.run(case)
-            outcomes[f"{case['verb']}: {outcome}"] += 1
-            slowest, largest = max(slowest, seconds), max(largest, peak)
-            if found:
-                findings.append({"number": number, "outcome": outcome, "found": found, "case": case})
-                say(json.dumps(findings[-1]))
-            if number % 500 == 499:
-                say(f"{number + 1} cases, {len(findings)} findings")
-        one.end()
+            with lock:
+                outcomes[f"{case['verb']}: {outcome}"] += 1
+                slowest[0], largest[0] = max(slowest[0], seconds), max(largest[0], peak)
+                if found:
+                    findings.append({"number": number, "outcome": outcome, "found": found, "case": case})
+                    say(json.dumps(findings[-1]))
+                if outcomes.total() % 500 == 0:
+                    say(f"{outcomes.total()} cases, {len(findings)} findings")
+
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+        made = [Worker(Path(name)) for _ in range(workers)]
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(work, made))
+        for one in made:
+            one.end()
     return {
         "outcomes": dict(sorted(outcomes.items())),
-        "slowest_seconds": round(slowest, 2),
-        "largest_megabytes": round(largest / 1e6),
+        "slowest_seconds": round(slowest[0], 2),
+        "largest_megabytes": round(largest[0] / 1e6),
         "findings": findings,
     }
 
@@ -569,12 +588,14 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     numbers = range(options.first, options.first + options.cases)
     report = run_cases(
         ((number, draw_case(options.seed, number)) for number in numbers),
         lambda text: print(text, file=sys.stderr, flush=True),
+        options.workers,
     )
     facts = {"dijiang": __version__, "seed": options.seed, "first": options.first, "cases": options.cases}
     text = json.dumps(facts | report | stream_texts(options.seed, options.cases), indent=1)

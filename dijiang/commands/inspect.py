@@ -14,11 +14,11 @@ from ..bundle.sizes import sizes
 from ..models.config import brief
 from ..runtime.sessions.engines import EngineRecord
 from ..runtime.sessions.inference import why_not
-from . import BUNDLE, JSON, print_table
+from . import JSON, model_folder, print_table
 
 
 @click.command()
-@BUNDLE
+@model_folder("bundle")
 @JSON
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show what BUNDLE holds; reads and checks every file."""

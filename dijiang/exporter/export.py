@@ -31,6 +31,7 @@ from ..recipe import AUTO, GRAPHS, Recipe, resolve
 from ..runtime.sessions.inference import import_onnxruntime, runs_here, why_not
 from ..version import __version__
 from . import pipeline
+from .card import CARD, model_card
 from .plan import Plan, plan_export
 from .save import data_bytes, save_graphs
 
@@ -121,6 +122,7 @@ def export(
                 (partial / name).write_bytes(_bytes_of(source))
         mode = "repaired" if repair_decay else decay
         manifest = _manifest(model, partial, recipe, graphs, mode)
+        (partial / CARD).write_text(model_card(manifest), encoding="utf-8")
         bundle = Bundle(partial, manifest).with_manifest(manifest)
         del graphs
         if verify:
@@ -227,4 +229,5 @@ def _manifest(
         },
         warnings=(*checkpoint.notes, *(note for d in model.decays for note in d.notes)),
         files={file.name: record_file(file) for file in sorted(folder.iterdir())},
+        reports=(CARD,),
     )
