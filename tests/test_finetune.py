@@ -177,3 +177,15 @@ def test_packed_texts_lose_no_token():
     batches = list(finetune.packed(iter(texts), lambda text: [ord(c) for c in text], batch=2, length=2))
     assert "".join(chr(c) for batch in batches for c in batch.flatten().tolist()) == "abcdefghijklmnopqr"
     assert [tuple(batch.shape) for batch in batches] == [(2, 3)] * 3
+
+
+def test_the_page_shows_the_stored_runs_and_the_teacher_wins_each():
+    root = EXAMPLES.parent
+    report = json.loads((root / "benchmarks" / "results" / "distillation.json").read_text())
+    last = {(run["kind"], run["seed"]): run["rows"][-1] for run in report["runs"]}
+    assert {(row[0], row[1]) for row in last.values()} == {(400, 204_800)}
+    page = (EXAMPLES / "finetune.md").read_text()
+    for kind, words in (("plain", "alone"), ("taught", "by its teacher")):
+        losses = " | ".join(f"{last[kind, seed][3]:.3f}" for seed in range(3))
+        assert f"| {words}, after 204,800 tokens | {losses} |" in page
+    assert all(last["taught", seed][3] < last["plain", seed][3] for seed in range(3))

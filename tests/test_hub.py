@@ -177,7 +177,6 @@ REFUSED = {
     "no revision": (("org/model", "--revision", "gone"), {}, "no such folder, and the Hub does not give it"),
     "no access": (("org/private",), {}, "no such folder, and the Hub does not give it"),
     "offline": (("org/other",), {"HF_HUB_OFFLINE": "1"}, "no such folder, and the Hub does not give it"),
-    "no name": (("../org/model",), {}, "no dijiang.json, so not a bundle"),
 }
 
 
