@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import is_zipfile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 
@@ -169,7 +169,7 @@ class TorchFile(TensorFile):
                 f"{path}: a PyTorch file needs torch; pip install 'dijiang[torch]', "
                 "or save the checkpoint as safetensors"
             ) from None
-        placed = hasattr(torch.UntypedStorage, "_checkpoint_offset") and is_zipfile(path)
+        placed = hasattr(torch.UntypedStorage, "_checkpoint_offset") and _is_plain_zip(path)
         try:
             with warnings.catch_warnings(), FakeTensorMode() if placed else nullcontext():
                 warnings.simplefilter("ignore")  # of pickle protocols: what was read is judged below
@@ -224,6 +224,17 @@ class TorchFile(TensorFile):
         data = self._bytes_at(place.start, reach * size if math.prod(shape) else 0).view(f"V{size}")
         spread = np.ndarray(shape, data.dtype, data, strides=[step * size for step in place.steps])
         return np.ascontiguousarray(spread).reshape(-1).view(np.uint8)
+
+
+def _is_plain_zip(path: Path) -> bool:
+    """Whether tensors lie in a zip as they are in memory: neither packed nor with the other order of bytes."""
+    try:
+        with ZipFile(path) as archive:
+            entries = archive.infolist()
+            orders = {archive.read(entry) for entry in entries if entry.filename.endswith("/byteorder")}
+            return orders <= {b"little"} and all(entry.compress_type == ZIP_STORED for entry in entries)
+    except (BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError):
+        return False  # torch says what is wrong with it
 
 
 class _Place(NamedTuple):

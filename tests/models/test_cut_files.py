@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -73,3 +74,13 @@ def test_strided_tensors_of_a_zip_are_read_as_torch_reads_them(tmp_path):
         found = checkpoint.read(name)
         assert found.shape == tuple(tensor.shape)
         assert found.astype("f4").tolist() == tensor.float().tolist()
+
+
+def test_zip_that_another_tool_packed_is_read_by_torch(tmp_path):
+    tensors = {"weight": torch.arange(4096, dtype=torch.float32).reshape(64, 64)}
+    torch.save(tensors, tmp_path / "plain")
+    with ZipFile(tmp_path / "plain") as plain, ZipFile(tmp_path / "pytorch_model.bin", "w", ZIP_DEFLATED) as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry))
+    (tmp_path / "config.json").write_text("{}")
+    assert Checkpoint(tmp_path).read("weight").tolist() == tensors["weight"].tolist()
