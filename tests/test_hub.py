@@ -127,7 +127,7 @@ def cli(hub, tmp_path):
     return run
 
 
-def test_bundle_runs_by_its_name_and_then_without_the_hub(cli, hub):
+def test_bundle_runs_by_its_name_and_then_without_the_hub(cli, hub, tmp_path):
     first = cli("run", "org/bundle", "-p", "def main(", "-n", "4", "--json")
     assert first.returncode == 0, first.stderr
     asked = len(hub.asked)
@@ -136,6 +136,11 @@ def test_bundle_runs_by_its_name_and_then_without_the_hub(cli, hub):
     again = cli("run", "org/bundle", "-p", "def main(", "-n", "4", "--json")
     assert json.loads(again.stdout)["text"] == json.loads(first.stdout)["text"]
     assert len(hub.asked) == asked
+    (snapshot,) = (tmp_path / "home" / "hub" / "models--org--bundle" / "snapshots").iterdir()
+    (snapshot / "model.onnx.data").unlink()  # as a download that was interrupted leaves it
+    hub.broken = False
+    assert cli("inspect", "org/bundle").returncode == 0
+    assert (snapshot / "model.onnx.data").exists()
 
 
 def test_checkpoint_is_exported_by_its_name_and_revision(cli, tmp_path):

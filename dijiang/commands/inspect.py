@@ -79,9 +79,7 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
 
 def _sampling_line(found: dict[str, Any]) -> str:
     """The defaults of a checkpoint's authors; `run` has its own."""
-    return (
-        ", ".join(f"{name} {brief(value)}" for name, value in found.items()) + ": its authors' choice, see run -h"
-    )
+    return ", ".join(f"{name} {brief(value)}" for name, value in found.items()) + " (its authors' choice)"
 
 
 def _graph_line(bundle: Bundle, name: str) -> str:

@@ -47,7 +47,9 @@ def save_model(graph: ir.Model, file: Path, external_data: str | None = None) ->
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, DijiangError):
             cause = cause.__cause__
-        raise cause or error from error
+        if cause is None:
+            raise
+        raise cause from error
 
 
 def save_graphs(graphs: Mapping[str, ir.Model], folder: Path, writers: int, through: Callable[[int], None]) -> None:
