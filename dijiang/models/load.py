@@ -165,18 +165,17 @@ def named_as_in(checkpoint: Checkpoint, family: Family, bindings: Bindings) -> B
     if not any(name.startswith(family.prefix) for name in checkpoint.shapes):
         bindings = without_prefix(bindings, family.prefix)
     table, head = bindings["embed.weight"][0].source, bindings["head.weight"][0].source
-    stored = next((name for name in family.heads if name in checkpoint.shapes), None)
-    if stored is None:
-        return bindings
+    stored = [name for name in family.heads if name in checkpoint.shapes]
     if table != head:
-        return renamed(bindings, head, stored)
-    if table not in checkpoint.shapes:
-        return renamed(bindings, table, stored)
-    if not np.array_equal(checkpoint.read(table), checkpoint.read(stored)):
-        raise CheckpointError(
-            f"{checkpoint.path}: {stored} is not {table}, although config.json says tie_word_embeddings: "
-            "set it to false, or remove the tensor"
-        )
+        return renamed(bindings, head, stored[0]) if stored else bindings
+    if stored and table not in checkpoint.shapes:
+        return renamed(bindings, table, stored[0])
+    for name in stored:
+        if not np.array_equal(checkpoint.read(table), checkpoint.read(name)):
+            raise CheckpointError(
+                f"{checkpoint.path}: {name} is not {table}, although config.json says tie_word_embeddings: "
+                "set it to false, or remove the tensor"
+            )
     return bindings
 
 
