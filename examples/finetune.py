@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,9 @@ class Dijiang(nn.Module):
         if spec.learned_positions:
             x = x + w["positions.weight"][:length]
         turn = self.turn(length, x.dtype)
+        block = partial(recomputed, self.layer, use_reentrant=False) if self.recompute else self.layer
         for layer in range(spec.num_layers):
-            x = (
-                recomputed(self.layer, layer, x, turn, use_reentrant=False)
-                if self.recompute
-                else (self.layer(layer, x, turn))
-            )
+            x = block(layer, x, turn)
         if spec.final_norm:
             x = self.norm(w, "final_norm", x)
         if spec.embedding_size is not None:
@@ -218,9 +216,11 @@ def read_text(args: argparse.Namespace, tokenizer: Path) -> tuple[Batches, np.nd
         return lambda start: drawn(ids, args, start), held_out
     encode = encoder(tokenizer)
     held = [token for text in islice(lines_of(args.text, True), 1000) for token in encode(text)]
-    return lambda start: islice(
-        packed(lines_of(args.text, False), encode, args.batch, args.length), start, None
-    ), np.array(held)
+
+    def batches(start: int) -> Iterator[Tensor]:
+        return islice(packed(lines_of(args.text, False), encode, args.batch, args.length), start, None)
+
+    return batches, np.array(held)
 
 
 def loss_of(model: nn.Module, batch: Tensor) -> Tensor:
