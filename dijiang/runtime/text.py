@@ -89,8 +89,9 @@ class TextStream:
 
     #: Tokens before a new one that decide how it reads: its leading space, a character of bytes.
     CONTEXT = 16
-    #: Tokens that may wait for the end of a character: a model can go on writing bytes that are none.
-    WAITING = 32
+    #: Tokens that may wait for the end of a character: a model can go on writing bytes that are none. A state
+    #: keeps the last 64 ids: these and the context.
+    WAITING = 48
 
     def __init__(self, tokenizer: TextTokenizer, context: Sequence[int] = (), open: int | None = None) -> None:
         self._tokenizer = tokenizer
