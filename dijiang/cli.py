@@ -6,13 +6,16 @@ line), 2 wrong usage, 130 interrupted, 143 terminated.
 
 from __future__ import annotations
 
+import io
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
 
 import click
 
+from .commands import printable
 from .commands.bench import bench
 from .commands.build import build
 from .commands.convert import convert
@@ -32,16 +35,20 @@ INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 class OneLineErrors(click.Group):
     """A group whose commands report a DijiangError as one line and exit with 1.
 
-    SIGTERM ends a command as Ctrl-C does, so that nothing half-written is left.
+    SIGTERM ends a command as Ctrl-C does, so that nothing half-written is left. What an output cannot show is
+    written as an escape; input that is no text reaches the command, which says so.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
+        for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors=errors)
         try:
             return super().invoke(ctx)
         except DijiangError as error:
-            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            click.echo(f"Error: {printable(' '.join(str(error).split()))}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("Interrupted", err=True)

@@ -5,6 +5,7 @@ DijiangError
 │   └── DecayError     D1/D2 tables that cannot be used as they are
 ├── ExportError        the output cannot be written, or the options do not fit the model
 ├── BundleError        a bundle that is damaged, incomplete or of another version
+├── HubError           a model of the Hub that is not there or cannot be fetched
 ├── SessionError       the backend or execution provider asked for is not the one to be had
 ├── InputError         token ids, prompts, positions or sampling options out of range
 ├── ParityError        a bundle that differs from its checkpoint by more than its gate
@@ -32,6 +33,10 @@ class ExportError(DijiangError):
 
 class BundleError(DijiangError):
     """A bundle whose manifest or files are not what they should be."""
+
+
+class HubError(DijiangError):
+    """A repository of the Hub that cannot be fetched."""
 
 
 class SessionError(DijiangError):

@@ -29,20 +29,35 @@ SPACE = "free some space, or choose a folder that is yours"
 JSON_BYTES = 64 << 20
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file, whoever wrote it.
+def read_regular(path: Path) -> bytes:
+    """All bytes of a file that is neither a pipe nor a device, and no larger than JSON_BYTES.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is no regular file, no UTF-8, no JSON, or too large or too deep.
+        ValueError: it is no regular file, or too large.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("not a regular file")
     if found.st_size > JSON_BYTES:
         raise ValueError(f"{found.st_size} bytes, expected at most {JSON_BYTES}")
+    return path.read_bytes()
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file, whoever wrote it.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: as `read_regular`, or no UTF-8, no JSON, or too deep.
+    """
+    return parse_json(read_regular(path))
+
+
+def parse_json(data: bytes) -> Any:
+    """The value that JSON in UTF-8 stands for; ValueError if it is none, or too deep."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(data.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -2,7 +2,7 @@
 
     python examples/pretrain_vanilla.py TEXT_FOLDER -o OUTPUT --suffix .py
 
-Shape and tokenizer are those of examples/tiny-python. Needs `pip install transformers`.
+The tokenizer is that of examples/tiny-python, and so is the shape unless told otherwise. Needs transformers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from finetune import arguments, read_ids, run
+from finetune import arguments, read_text, run
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -32,14 +32,17 @@ class Logits(nn.Module):
 
 def main() -> None:
     parser = arguments(__doc__)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--hidden", type=int, default=192, help="channels; six heads")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     config = json.loads((SHAPE / "config.json").read_text())
     for key in ("auto_map", "torch_dtype", "transformers_version"):
         del config[key]
-    model = GPTNeoXForCausalLM(GPTNeoXConfig(**config))
-    ids, held_out = read_ids(args.text, args.suffix, SHAPE / "tokenizer.json")
-    run(Logits(model), ids, held_out, args)
+    sizes = {"num_hidden_layers": args.layers, "hidden_size": args.hidden, "intermediate_size": 4 * args.hidden}
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(**config | sizes))
+    batches, held_out = read_text(args, SHAPE / "tokenizer.json")
+    run(Logits(model).to(args.device), batches, held_out, args)
     model.save_pretrained(args.output)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(SHAPE / name, args.output / name)

@@ -1,6 +1,7 @@
 """The fine-tuning example: the module is the reference, and training leaves the decay alone."""
 
 import importlib.util
+import json
 import shutil
 import sys
 import tempfile
@@ -9,13 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 import dijiang
+from dijiang.models.convert import convert
 from dijiang.models.load import load_checkpoint
 from dijiang.models.reference import Reference
 from tests.conftest import EXAMPLES, GOLDEN
+from tests.fuzz import tokenizer as small_tokenizer
 from tests.random_models import POSITIONS, configs, write
 
 SPEC = importlib.util.spec_from_file_location("finetune", EXAMPLES / "finetune.py")
@@ -54,7 +59,7 @@ def test_script_trains_and_writes_a_checkpoint_that_exports(tmp_path, monkeypatc
     finetune.main()
     rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()]
     assert [row[0] for row in rows] == ["step", "0", "2", "4"]
-    assert float(rows[-1][2]) < float(rows[1][2]) - 0.1
+    assert float(rows[-1][3]) < float(rows[1][3]) - 0.1
     before, after = load_checkpoint(checkpoint), load_checkpoint(tmp_path / "out")
     for name in before.weights:
         same = np.array_equal(before.weights[name].astype(np.float32), after.weights[name])
@@ -63,3 +68,124 @@ def test_script_trains_and_writes_a_checkpoint_that_exports(tmp_path, monkeypatc
     assert dijiang.export(tmp_path / "out", tmp_path / "b", verify=False).manifest.positions_limit is None
     with pytest.raises(SystemExit, match="never overwritten"):
         finetune.main()
+
+
+SMALL = {"model_type": "gpt_neox", "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2} | {
+    "num_attention_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """script(name, *options): the tensors that the script writes for a small converted model and its teacher."""
+    vanilla = tmp_path / "vanilla"
+    model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**SMALL))
+    model.save_pretrained(vanilla)
+    (vanilla / "tokenizer.json").write_text(small_tokenizer())
+    convert(vanilla, tmp_path / "converted")
+    with (tmp_path / "text.jsonl").open("w") as stream:
+        for number in range(400):
+            stream.write(json.dumps({"text": f"def f{number}(x):\n    return x + {number}\n"}) + "\n")
+
+    def run(name, *options):
+        paths = [tmp_path / "text.jsonl", "--checkpoint", tmp_path / "converted", "-o", tmp_path / name]
+        short = ["--steps", 4, "--batch", 4, "--length", 16, "--report", 2, "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", ["finetune.py", *map(str, [*paths, *short, *options])])
+        finetune.main()
+        return load_file(tmp_path / name / "model.safetensors")
+
+    return run
+
+
+def near(found, expected, atol=0.0):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(found[name], tensor, rtol=0, atol=atol, err_msg=name)
+
+
+def test_training_that_was_interrupted_goes_on_as_if_it_was_not(script, tmp_path, monkeypatch):
+    whole, calls, measure = script("whole"), [], finetune.held_out_loss
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    options = ("--state", tmp_path / "state.pt", "--log", tmp_path / "log.csv")
+    monkeypatch.setattr(finetune, "held_out_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        script("again", *options)
+    assert not (tmp_path / "again").exists()
+    near(script("again", *options), whole)
+    rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()]
+    assert [row[:2] for row in rows] == [["step", "tokens"], ["0", "0"], ["2", "128"], ["4", "256"]]
+
+
+def test_small_batches_that_accumulate_and_layers_that_are_recomputed_give_the_same_model(script):
+    near(script("parts", "--batch", 2, "--accumulate", 2, "--recompute"), script("whole"), atol=1e-5)
+
+
+def test_teacher_trains_attention_alone_first_and_then_all(script, tmp_path):
+    start = load_file(tmp_path / "converted" / "model.safetensors")
+    options = ("--teacher", tmp_path / "vanilla", "--align")
+    aligned, all_of_it = script("aligned", *options, 1.0), script("taught", *options, 0.5)
+    for name, tensor in start.items():
+        frozen = name.endswith(finetune.FROZEN)
+        assert np.array_equal(tensor, aligned[name]) == (frozen or ".attention." not in name), name
+        assert np.array_equal(tensor, all_of_it[name]) == frozen, name
+    teacher = finetune.Teacher(tmp_path / "vanilla", torch.device("cpu"), torch.float32)
+    batch = torch.arange(34).view(2, 17)
+    before, after = (
+        finetune.attention_loss(finetune.Dijiang(tmp_path / name), teacher, batch)
+        for name in ("converted", "aligned")
+    )
+    assert after < before
+
+
+def test_teacher_sees_the_attention_of_every_family(tmp_path):
+    sizes = {"vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    opt = transformers.OPTConfig(**sizes, ffn_dim=12, word_embed_proj_dim=16, max_position_embeddings=32)
+    llama = transformers.LlamaConfig(**sizes, intermediate_size=12, max_position_embeddings=32)
+    for config in (opt, llama):
+        folder = tmp_path / config.model_type
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        convert(folder, folder / "converted")
+        teacher = finetune.Teacher(folder, torch.device("cpu"), torch.float32)
+        logits, seen = teacher(torch.arange(12).view(1, 12))
+        assert logits.shape == (1, 12, 61)
+        assert [x.shape for layer in seen for x in layer] == [(1, 12, 16)] * 4
+        loss = finetune.attention_loss(
+            finetune.Dijiang(folder / "converted"), teacher, torch.arange(13).view(1, 13)
+        )
+        assert torch.isfinite(loss)
+
+
+def test_bfloat16_is_near_float32(tmp_path):
+    model = finetune.Dijiang(write(tmp_path, SMALL, seed=3))
+    ids = torch.arange(40).view(2, 20)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rounded = model(ids).float()
+    exact = model(ids).detach()
+    assert 0 < (rounded - exact).norm() / exact.norm() < 0.02
+
+
+def test_packed_texts_lose_no_token():
+    texts = ["abc", "", "defgh", "ij", "klmnopqrs"]
+    batches = list(finetune.packed(iter(texts), lambda text: [ord(c) for c in text], batch=2, length=2))
+    assert "".join(chr(c) for batch in batches for c in batch.flatten().tolist()) == "abcdefghijklmnopqr"
+    assert [tuple(batch.shape) for batch in batches] == [(2, 3)] * 3
+
+
+def test_the_page_shows_the_stored_runs_and_the_teacher_wins_each():
+    root = EXAMPLES.parent
+    report = json.loads((root / "benchmarks" / "results" / "distillation.json").read_text())
+    last = {(run["kind"], run["seed"]): run["rows"][-1] for run in report["runs"]}
+    assert {(row[0], row[1]) for row in last.values()} == {(400, 204_800)}
+    page = (EXAMPLES / "finetune.md").read_text()
+    for kind, words in (("plain", "alone"), ("taught", "by its teacher")):
+        losses = " | ".join(f"{last[kind, seed][3]:.3f}" for seed in range(3))
+        assert f"| {words}, after 204,800 tokens | {losses} |" in page
+    assert all(last["taught", seed][3] < last["plain", seed][3] for seed in range(3))

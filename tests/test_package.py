@@ -69,6 +69,7 @@ def test_public_names_are_these():
         "DecayError",
         "DijiangError",
         "ExportError",
+        "HubError",
         "InputError",
         "Model",
         "ModelSpec",

@@ -16,14 +16,15 @@ FORMAT_VERSION = 2
 MANIFEST = "dijiang.json"
 DATA = "model.onnx.data"
 PARITY = "parity.json"
-TOKENIZER = "tokenizer.json"
-#: Copied from the checkpoint where present.
+GENERATION = "generation_config.json"
+#: Defaults of a checkpoint's authors in it.
+SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+#: Copied from the checkpoint where present, beside the tokenizer.
 TOKENIZER_FILES = (
-    TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
-    "generation_config.json",
+    GENERATION,
 )
 AGAIN = "export the checkpoint again"
 #: Fields of a ModelSpec that decide what a state means, beside the weights.

@@ -12,7 +12,7 @@ from ..errors import BundleError
 from ..files import read_json, write_file
 from ..hidden import locked, recover
 from .integrity import check_file
-from .manifest import DATA, MANIFEST, PARITY, Manifest
+from .manifest import AGAIN, DATA, GENERATION, MANIFEST, PARITY, SAMPLING, Manifest
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,17 @@ class Bundle:
         except (OSError, ValueError) as error:
             raise BundleError(f"{path}: unreadable ({error}); run dijiang verify again") from error
         return report
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What generation_config.json of the checkpoint says about sampling; it is shown, not used."""
+        if GENERATION not in self.manifest.files:
+            return {}
+        try:
+            found = read_json(self.path / GENERATION)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{self.path / GENERATION}: unreadable ({error}); {AGAIN}") from error
+        return {name: found[name] for name in SAMPLING if isinstance(found, dict) and name in found}
 
     @property
     def passed(self) -> bool | None:

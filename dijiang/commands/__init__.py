@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, fields
@@ -74,6 +75,34 @@ def _option(one: Field[Any]) -> Callable[[Any], Any]:
 
 #: Kind of an option -> how the command line reads it.
 TYPES: dict[type, type] = {Real: float, Integral: int, str: str}
+REVISION = "dijiang.revision"
+
+
+class ModelFolder(click.Path):
+    """A folder, or the name of a repository of the Hub, which becomes a folder of its cache."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The folder; HubError if the Hub does not give it."""
+        from ..hub import folder_of
+
+        given = os.fsdecode(super().convert(value, param, ctx))
+        return folder_of(given, ctx.meta.get(REVISION) if ctx else None)
+
+
+def model_folder(name: str) -> Callable[[Any], Any]:
+    """An argument that is a ModelFolder, and its --revision."""
+
+    def remember(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+        ctx.meta[REVISION] = value
+
+    def declare(command: Any) -> Any:
+        text = "Branch, tag or commit of a model of the Hub, which is given as ORG/NAME."
+        option = click.option("--revision", is_eager=True, expose_value=False, callback=remember, help=text)
+        return click.argument(name, type=ModelFolder())(option(command))
+
+    return declare
+
+
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 GRAPH = click.option(
     "--graph", "--dialect", type=click.Choice(list(GRAPHS)), help="Only this one of the bundle's graphs."
@@ -90,13 +119,18 @@ TEXT = click.option(
 )
 
 
+def printable(text: str) -> str:
+    """Text of any origin for a terminal: control characters, which could command it, are shown as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def print_table(rows: Iterable[tuple[str, str]]) -> None:
     """Names and values in two columns, on stdout."""
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(name, printable(value))
     console().print(table)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from . import JSON, PROGRESS, print_table
+from . import JSON, PROGRESS, model_folder, print_table
 
 
 @click.command()
-@click.argument("vanilla", type=click.Path(path_type=Path))
+@model_folder("vanilla")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn.")
 @PROGRESS
@@ -34,6 +34,7 @@ def convert(vanilla: Path, output: Path, as_json: bool, progress: bool | None, *
             ("family", done.family),
             ("parameters kept", f"{done.kept:,}"),
             ("parameters added", f"{done.added:,}, untrained"),
+            *(("note", text) for text in done.notes),
             ("next", NEXT),
         ]
     )

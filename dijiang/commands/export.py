@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from ..recipe import GRAPHS, HEADS, PRECISIONS, TARGETS
-from . import JSON, PROGRESS, TEXT, THREADS, row_option
+from . import JSON, PROGRESS, TEXT, THREADS, model_folder, row_option
 from .inspect import show_bundle
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@model_folder("checkpoint")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder.")
 @row_option("--precision", rows=PRECISIONS, default="fp32")
 @click.option("--head-precision", type=click.Choice(list(HEADS)), help="Default: 8 bits if quantized.")

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ..bundle.opened import Bundle, open_bundle
 from ..bundle.sizes import sizes
+from ..models.config import brief
 from ..runtime.sessions.engines import EngineRecord
 from ..runtime.sessions.inference import why_not
-from . import BUNDLE, JSON, print_table
+from . import JSON, model_folder, print_table
 
 
 @click.command()
-@BUNDLE
+@model_folder("bundle")
 @JSON
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show what BUNDLE holds; reads and checks every file."""
@@ -33,7 +35,9 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
     if as_json:
         click.echo(
             json.dumps(
-                asdict(manifest) | {"bytes": bundle.nbytes, "path": str(bundle.path), "sizes": asdict(found)}
+                asdict(manifest)
+                | {"bytes": bundle.nbytes, "path": str(bundle.path), "sizes": asdict(found)}
+                | {"sampling": bundle.sampling}
             )
         )
         return
@@ -47,6 +51,8 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
                 f"{spec.family}, {spec.num_layers} layers of {spec.hidden_size}, {spec.num_heads} heads",
             ),
             ("vocabulary", f"{spec.vocab_size:,}"),
+            ("end tokens", ", ".join(map(str, spec.eos_token_ids)) or "none: text ends with --max-tokens"),
+            *([("sampling", _sampling_line(bundle.sampling))] if bundle.sampling else []),
             ("precision", manifest.recipe.precision),
             *(("graph", _graph_line(bundle, name)) for name in manifest.graphs),
             ("parameters", f"{found.parameters:,}"),
@@ -69,6 +75,11 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
             ("written by", ", ".join(f"{name} {v}" for name, v in manifest.versions.items())),
         ]
     )
+
+
+def _sampling_line(found: dict[str, Any]) -> str:
+    """The defaults of a checkpoint's authors; `run` has its own."""
+    return ", ".join(f"{name} {brief(value)}" for name, value in found.items()) + " (its authors' choice)"
 
 
 def _graph_line(bundle: Bundle, name: str) -> str:

@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from ..runtime.options import Generation, Loading
-from . import BUNDLE, JSON, options_of
+from . import JSON, model_folder, options_of
 
 
 @click.command()
-@BUNDLE
+@model_folder("bundle")
 @click.option("-p", "--prompt", help="Text to continue; default: standard input.")
 @options_of(Generation, Loading)
 @click.option("-v", "--verbose", is_flag=True, help="Say which graph runs, and on what.")

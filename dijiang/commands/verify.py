@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..bundle.opened import open_bundle
-from . import BUNDLE, GRAPH, JSON, PROGRESS, TEXT, THREADS, print_table
+from ..hub import is_snapshot
+from . import GRAPH, JSON, PROGRESS, TEXT, THREADS, ModelFolder, model_folder, print_table
 from .inspect import NOT_JUDGED, VERDICTS
 
 if TYPE_CHECKING:
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@BUNDLE
-@click.option("--against", type=click.Path(path_type=Path), required=True, help="Its checkpoint.")
+@model_folder("bundle")
+@click.option("--against", type=ModelFolder(), required=True, help="Its checkpoint.")
 @TEXT
 @click.option("--tokens", type=click.IntRange(2), help="At most; default: what suits the model's size.")
-@click.option("--store/--no-store", default=True, show_default=True, help="Keep the report in BUNDLE.")
+@click.option(
+    "--store/--no-store", default=True, show_default=True, help="Keep the report in BUNDLE, unless it is the Hub's."
+)
 @click.option(
     "--provider",
     default="cpu",
@@ -56,7 +59,7 @@ def verify(bundle: Path, against: Path, store: bool, as_json: bool, progress: bo
             rows.append(("warning", warning))
         rows.append(("result", (VERDICTS | {None: NOT_JUDGED})[report.passed]))
         print_table(rows)
-    if store:
+    if store and not is_snapshot(bundle):
         store_report(open_bundle(bundle, check_hashes=False), report)
     report.require()
 

@@ -17,6 +17,7 @@ from ..graph.passes.linear import linears
 from ..graph.schemes import Moments
 from ..progress import Progress, silent
 from ..runtime.sessions.inference import open_inference
+from .save import save_model
 
 #: Tokens of a drawn sequence, and sequences drawn side by side.
 LENGTH, BATCH = 256, 64
@@ -82,7 +83,7 @@ class _Float32:
     """The float32 graph in a session of its own, fed and read by name."""
 
     def __init__(self, graph: ir.Model, folder: Path) -> None:
-        ir.save(graph, folder / "model.onnx", external_data="model.onnx.data")
+        save_model(graph, folder / "model.onnx", "model.onnx.data")
         self._session = open_inference(folder / "model.onnx")
         self._states = {i.name: i.shape for i in self._session.get_inputs() if "recurrent_state" in i.name}
         self.next_states = [names.present_state(layer) for layer in range(len(self._states))]

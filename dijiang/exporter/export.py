@@ -13,25 +13,27 @@ import onnx_ir as ir
 from ..bundle.integrity import record_file
 from ..bundle.manifest import (
     MANIFEST,
-    TOKENIZER,
     TOKENIZER_FILES,
     GraphRecord,
     Manifest,
     fingerprint_of,
 )
 from ..bundle.opened import Bundle, open_bundle, read_manifest
-from ..errors import BundleError, CheckpointError, ExportError, InputError
-from ..files import check_output, new_folder, refuse_foreign
+from ..errors import CheckpointError, ExportError, InputError
+from ..files import check_output, new_folder, read_regular, refuse_foreign
 from ..graph.reads import parameter_reads
 from ..hidden import sweep
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
+from ..models.tokenizer import TOKENIZER, find_tokenizer
 from ..parity.verify import verify as compare
+from ..parity.windows import read_ids
 from ..progress import Progress, silent
 from ..recipe import AUTO, GRAPHS, Recipe, resolve
 from ..runtime.sessions.inference import import_onnxruntime, runs_here, why_not
 from ..runtime.text import TextTokenizer
 from ..version import __version__
 from . import pipeline
+from .card import CARD, model_card
 from .plan import Plan, plan_export
 from .save import data_bytes, save_graphs
 
@@ -99,11 +101,11 @@ def export(
         folder, [Path(path) for path in (checkpoint, text, calibration_text) if path is not None], force=force
     )
     model = load_checkpoint(checkpoint, decay=decay, repair_decay=repair_decay)
-    _check_tokenizer(model)
+    tokenizer = find_tokenizer(model.path, model.spec.vocab_size)
     if verify:
         _check_verifiable(recipe)
     for file in (text if verify else None, calibration_text):
-        _check_text(model, file)
+        _check_text(model, file, readable=tokenizer is not None)
     recipe = pipeline.fitted(recipe, model)
     graphs = {name: pipeline.step_graph(model, name, recipe) for name in recipe.graphs}
     with new_folder(folder, ExportError, foreign=foreign if force else None) as partial:
@@ -116,15 +118,22 @@ def export(
         )
         plan.require(partial)
         if recipe.calibration_tokens:
-            moments = pipeline.calibrate(model, recipe, calibration_text, progress)
+            ids = None
+            if calibration_text is not None and tokenizer is not None:
+                reader = TextTokenizer(tokenizer, model.path / TOKENIZER)
+                ids = read_ids(reader, Path(calibration_text), recipe.calibration_tokens)
+            moments = pipeline.calibrate(model, recipe, ids, progress)
             first = recipe.graphs[0]
             graphs[first] = pipeline.step_graph(model, first, recipe, moments)
         _save(graphs, partial, plan, progress)
+        if tokenizer is not None:
+            (partial / TOKENIZER).write_bytes(tokenizer)
         for name in TOKENIZER_FILES:
             if (source := model.path / name).is_file():
                 (partial / name).write_bytes(_bytes_of(source))
         mode = "repaired" if repair_decay else decay
         manifest = _manifest(model, partial, recipe, graphs, mode)
+        (partial / CARD).write_text(model_card(manifest), encoding="utf-8")
         bundle = Bundle(partial, manifest).with_manifest(manifest)
         del graphs
         if verify:
@@ -142,9 +151,9 @@ def export(
 
 def _bytes_of(file: Path) -> bytes:
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{file}: unreadable ({error.strerror or error}); make it readable") from error
+        return read_regular(file)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: unreadable ({error}); make it readable") from error
 
 
 def check_target(target: Path, inputs: Iterable[Path], *, force: bool) -> None:
@@ -173,23 +182,6 @@ def foreign(folder: Path) -> list[str]:
         return sorted(one.name for one in found if one.name not in listed or one.is_dir(follow_symlinks=False))
 
 
-def _check_tokenizer(model: DijiangModel) -> None:
-    """CheckpointError if there is a tokenizer that cannot be opened, or that is another model's."""
-    file = model.path / TOKENIZER
-    if not file.is_file():
-        return
-    try:
-        beyond = TextTokenizer.read(file).beyond(model.spec.vocab_size)
-    except (BundleError, OSError) as error:
-        raise CheckpointError(str(error)) from error
-    if beyond:
-        token, number = max(beyond.items(), key=lambda pair: pair[1])
-        raise CheckpointError(
-            f"{file}: the token {token!r} has the id {number}, but the model has {model.spec.vocab_size} tokens; "
-            "it is the tokenizer of another model"
-        )
-
-
 def _check_verifiable(recipe: Recipe) -> None:
     """Everything that could stop a verification, before minutes are spent on the bundle."""
     import_onnxruntime()
@@ -201,11 +193,11 @@ def _check_verifiable(recipe: Recipe) -> None:
             )
 
 
-def _check_text(model: DijiangModel, text: str | Path | None) -> None:
+def _check_text(model: DijiangModel, text: str | Path | None, *, readable: bool) -> None:
     """InputError if a file is asked for and cannot be read as tokens."""
     if text is None:
         return
-    if not (model.path / TOKENIZER).is_file():
+    if not readable:
         raise InputError(f"{model.path}: no {TOKENIZER} to read {text} with; leave the text out")
     if not Path(text).is_file():
         raise InputError(f"{text}: cannot be read (no such file); give a UTF-8 text file")
@@ -252,6 +244,7 @@ def _manifest(
             "python": platform.python_version(),
             **{package: version(package) for package in ("numpy", "onnx", "onnx-ir")},
         },
-        warnings=tuple(note for d in model.decays for note in d.notes),
+        warnings=(*checkpoint.notes, *(note for d in model.decays for note in d.notes)),
         files={file.name: record_file(file) for file in sorted(folder.iterdir())},
+        reports=(CARD,),
     )

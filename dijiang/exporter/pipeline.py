@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassManager
 
-from ..bundle.manifest import TOKENIZER
 from ..graph.layers import Source
 from ..graph.passes import optimise
 from ..graph.passes.gpu import KeepActivations
@@ -16,10 +14,8 @@ from ..graph.passes.types import TYPES, SetPrecision
 from ..graph.schemes import Moments, scheme_of
 from ..graph.writer import write_graph
 from ..models.load import DijiangModel
-from ..parity.windows import read_ids
 from ..progress import Progress, silent
 from ..recipe import GRAPHS, Blocks, Graph, Recipe
-from ..runtime.text import TextTokenizer
 from .calibration import default_tokens, second_moments
 
 #: Share of the parameters from which on the embedding takes part in rounding to few bits. A step reads one
@@ -67,12 +63,11 @@ def store_weights(
 
 
 def calibrate(
-    model: DijiangModel, recipe: Recipe, text: str | Path | None = None, progress: Progress = silent
+    model: DijiangModel, recipe: Recipe, text: np.ndarray | None = None, progress: Progress = silent
 ) -> Moments:
-    """Second moments of every projection's inputs, on a file, or on text that the float32 model draws."""
+    """Second moments of every projection's inputs, on token ids, or on text that the float32 model draws."""
     # Operators of ours have the same projections around them as the nodes they stand for.
     name = next(name for name in (*recipe.graphs, *GRAPHS) if not GRAPHS[name].operators)
     graph = optimise(write_graph(model, name), skip_norms=False)
     tokens, limit = recipe.calibration_tokens or 0, model.positions_limit
-    read = None if text is None else read_ids(TextTokenizer.read(model.path / TOKENIZER), Path(text), tokens)
-    return second_moments(graph, tokens, limit, model.spec.vocab_size, read, progress)
+    return second_moments(graph, tokens, limit, model.spec.vocab_size, text, progress)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.external_data import CallbackInfo, convert_tensors_to_external
+from onnx_ir.serde import SerdeError
 
 from ..bundle.manifest import DATA
+from ..errors import DijiangError
 from ..recipe import GRAPHS
 
 #: Larger tensors are in the data file, so that a graph is some kilobytes.
@@ -34,6 +36,22 @@ def data_bytes(graphs: Mapping[str, ir.Model]) -> int:
     return sum(tensor.nbytes for tensor in shared_tensors(graphs).values())
 
 
+def save_model(graph: ir.Model, file: Path, external_data: str | None = None) -> None:
+    """Write a graph; what a weight is refused for, while it is read, is the error as it was.
+
+    external_data: file beside it for its weights; None: they are in the graph.
+    """
+    try:
+        ir.save(graph, file, external_data=external_data)
+    except SerdeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, DijiangError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from error
+
+
 def save_graphs(graphs: Mapping[str, ir.Model], folder: Path, writers: int, through: Callable[[int], None]) -> None:
     """Write data and graphs; each tensor is computed when its turn comes, and dropped.
 
@@ -56,4 +74,4 @@ def save_graphs(graphs: Mapping[str, ir.Model], folder: Path, writers: int, thro
             if key not in stored and value.const_value is not None:
                 stored[key] = ir.tensor(value.const_value.numpy(), value.dtype, name=key)
             value.const_value = stored.get(key)
-        ir.save(graph, folder / GRAPHS[name].file)
+        save_model(graph, folder / GRAPHS[name].file)

@@ -89,6 +89,14 @@ def without_prefix(bindings: Bindings, prefix: str) -> Bindings:
     }
 
 
+def renamed(bindings: Bindings, old: str, new: str) -> Bindings:
+    """The table with another name for one tensor."""
+    return {
+        name: tuple(replace(part, source=new) if part.source == old else part for part in parts)
+        for name, parts in bindings.items()
+    }
+
+
 def shapes(bindings: Bindings) -> dict[str, Shape]:
     """Shape of every tensor of the checkpoint, by its name there."""
     return {part.source: part.shape for parts in bindings.values() for part in parts}

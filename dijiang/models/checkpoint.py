@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from .. import files
 from ..errors import CheckpointError
 from .binding import Shape
-from .tensor_files import FLOATS, SafetensorsFile, TensorFile, TorchFile
+from .tensor_files import SafetensorsFile, TensorFile, TorchFile
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -61,6 +62,13 @@ def _common_prefix(names: list[str]) -> str:
     return prefix + _common_prefix(rest)
 
 
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; False for a name that no file can have."""
+    with suppress(OSError, ValueError):
+        return path.is_file()
+    return False
+
+
 class Checkpoint:
     """A checkpoint folder: `config`, tensor `shapes`, and `read(name)`.
 
@@ -80,7 +88,11 @@ class Checkpoint:
             raise CheckpointError(f"{path}: not a folder; give the folder of a checkpoint")
         self.config = read_json(self.path / "config.json")
         self.generation = self._generation()
+        #: What was done to read it, a line each.
+        self.notes: list[str] = []
         self._owner = self._owners()
+        for file in dict.fromkeys(self._owner.values()):
+            self.notes += file.notes
         packed = next((name for name in self._owner if name.endswith(PACKED)), None)
         quantized = self.config.get("quantization_config")
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
@@ -91,6 +103,8 @@ class Checkpoint:
             )
         #: What every name in the files begins with beside the model's own names; tensors are named without.
         self.prefix = _common_prefix(list(self._owner))
+        if self.prefix:
+            self.notes.append(f"every tensor's name begins with {self.prefix!r}, which is no part of it")
         self.shapes: dict[str, Shape] = {
             name.removeprefix(self.prefix): file.shapes[name] for name, file in self._owner.items()
         }
@@ -125,7 +139,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: {index} has no weight_map of names to files; download it again")
         shards = sorted(set(where.values()))
         outside = [s for s in shards if Path(s).name != s]
-        absent = [s for s in shards if not (self.path / s).is_file()]
+        absent = [s for s in shards if not _is_file(self.path / s)]
         if outside or absent:
             what = f"leave the folder: {', '.join(outside)}" if outside else f"are missing: {', '.join(absent)}"
             raise CheckpointError(f"{self.path}: shards named in {index} {what}; download them again")
@@ -133,7 +147,14 @@ class Checkpoint:
         lacking = [f"{name} in {shard}" for name, shard in where.items() if name not in files[shard].shapes]
         if lacking:
             raise CheckpointError(f"{self.path}: {index} names {lacking[0]}, which is not there; download it again")
+        stale = sum(where.get(name) != shard for shard, file in files.items() for name in file.shapes)
+        if stale:
+            self.notes.append(f"{stale} tensors are not read: {index} names other files for them, or none")
         return {name: files[shard] for name, shard in where.items()}
+
+    def require_float(self, name: str) -> None:
+        """CheckpointError if a tensor has a dtype that no weight has; nothing is read."""
+        self._owner[self.prefix + name].require_float(self.prefix + name)
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in its stored dtype; KeyError for an unknown name is our own bug.
@@ -141,19 +162,18 @@ class Checkpoint:
         Raises:
             CheckpointError: its dtype is none of FLOATS.
         """
-        tensor = self._hashed(name)
-        if tensor.dtype.name not in FLOATS:
-            raise self._owner[self.prefix + name].unreadable(name, tensor.dtype)
-        return tensor
+        file = self._owner[self.prefix + name]
+        return file.typed(self.prefix + name, self._hashed(name))
 
     def _hashed(self, name: str) -> np.ndarray:
-        tensor = self._owner[self.prefix + name].read(self.prefix + name)
+        """The bytes of a tensor, which are hashed when they are first read."""
+        raw = self._owner[self.prefix + name].raw(self.prefix + name)
         with self._registering:
             if name not in self._hashes:
                 if self._hashes:
                     self._hashes[next(reversed(self._hashes))].result()  # one tensor is held for it
-                self._hashes[name] = self._hashing.submit(_sha256, tensor)
-        return tensor
+                self._hashes[name] = self._hashing.submit(_sha256, raw)
+        return raw
 
     def sha256(self) -> str:
         """Hash over config.json and `tensors_sha256`."""
@@ -179,5 +199,5 @@ class Checkpoint:
             digest.update(f"{self.prefix}{name} {list(shape)} {self._hashes[name].result()}\n".encode())
 
 
-def _sha256(tensor: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(tensor).view(np.uint8).data).hexdigest()
+def _sha256(raw: np.ndarray) -> str:
+    return hashlib.sha256(raw.data).hexdigest()

@@ -16,6 +16,7 @@ from .checkpoint import Checkpoint
 from .initial import first_values
 from .load import family_of, ignored_by, is_vanilla, named_as_in, read_spec
 from .store import nbytes, write_checkpoint
+from .tokenizer import find_tokenizer
 from .weights import check_tensors, is_decay_table, read_finite
 
 #: Files of a checkpoint that stay as they are.
@@ -37,12 +38,16 @@ NEXT = "fine-tune it with D1 and D2 frozen (examples/finetune.md): until then it
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion wrote: parameters of the family kept, and new ones (D1 and D2 left out)."""
+    """What a conversion wrote: parameters of the family kept, and new ones (D1 and D2 left out).
+
+    notes: what was done to read the vanilla checkpoint, a line each.
+    """
 
     path: Path
     family: str
     kept: int
     added: int
+    notes: tuple[str, ...]
 
 
 def convert(
@@ -83,6 +88,7 @@ def convert(
     kept = {old: new for old, new in stored.items() if not new.endswith(ADDED)}
     check_tensors(source, {old: wanted[new] for old, new in kept.items()}, ignored_by(family, spec))
     added = {name: shape for name, shape in wanted.items() if name.endswith(ADDED)}
+    find_tokenizer(source.path, spec.vocab_size)
     dtype = source.read(next(iter(kept))).dtype
     write_checkpoint(
         Path(output),
@@ -97,6 +103,7 @@ def convert(
         spec.family,
         kept=sum(math.prod(wanted[name]) for name in kept.values()),
         added=sum(math.prod(shape) for name, shape in added.items() if not is_decay_table(name)),
+        notes=tuple(source.notes),
     )
 
 

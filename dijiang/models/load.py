@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from . import gpt_neox, llama, opt
-from .binding import Bindings, shapes, without_prefix
+from .binding import Bindings, renamed, shapes, without_prefix
 from .checkpoint import Checkpoint
 from .config import brief
 from .decay import Decay, analyse, position_limit, without_tables
@@ -26,15 +26,15 @@ DecayMode = Literal["exact", "analytic"]
 class Family:
     """What a family file provides.
 
-    prefix: of the base model's tensors; files saved from the base model alone lack it.  head: the
-    tensor of an untied head.  ignored: ends of names that carry nothing.  published_config: the
-    config.json of a converted checkpoint, from the vanilla one's.
+    prefix: of the base model's tensors; files saved from the base model alone lack it.  heads: legal
+    names of an untied head, the first as the bindings have it.  ignored: ends of names that carry
+    nothing.  published_config: the config.json of a converted checkpoint, from the vanilla one's.
     """
 
     spec: Callable[[dict[str, Any]], ModelSpec]
     bindings: Callable[[ModelSpec], Bindings]
     prefix: str
-    head: str
+    heads: tuple[str, ...]
     ignored: tuple[str, ...] = ()
     published_config: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
@@ -45,12 +45,12 @@ FAMILIES = {
         gpt_neox.spec,
         gpt_neox.bindings,
         "gpt_neox.",
-        "embed_out.weight",
+        ("embed_out.weight", "lm_head.weight"),  # transformers 5 calls it so in memory
         gpt_neox.IGNORED,
         gpt_neox.published_config,
     ),
-    "llama": Family(llama.spec, llama.bindings, "model.", "lm_head.weight", llama.IGNORED),
-    "opt": Family(opt.spec, opt.bindings, "model.", "lm_head.weight", opt.IGNORED),
+    "llama": Family(llama.spec, llama.bindings, "model.", ("lm_head.weight",), llama.IGNORED),
+    "opt": Family(opt.spec, opt.bindings, "model.", ("lm_head.weight",), opt.IGNORED),
 }
 
 
@@ -156,7 +156,8 @@ def is_vanilla(checkpoint: Checkpoint) -> bool:
 def named_as_in(checkpoint: Checkpoint, family: Family, bindings: Bindings) -> Bindings:
     """The bindings as the checkpoint names its tensors.
 
-    Without the family's prefix if no tensor has it. A tied table may be stored under the head's name only.
+    Without the family's prefix if no tensor has it. The head may have any of its legal names, and a tied table
+    the head's name only.
 
     Raises:
         CheckpointError: config.json says that the head is the embedding, and the file's head is another.
@@ -164,24 +165,23 @@ def named_as_in(checkpoint: Checkpoint, family: Family, bindings: Bindings) -> B
     if not any(name.startswith(family.prefix) for name in checkpoint.shapes):
         bindings = without_prefix(bindings, family.prefix)
     table, head = bindings["embed.weight"][0].source, bindings["head.weight"][0].source
-    if table != head or family.head not in checkpoint.shapes:
-        return bindings
-    if table not in checkpoint.shapes:
-        return {
-            name: tuple(replace(p, source=family.head) if p.source == table else p for p in parts)
-            for name, parts in bindings.items()
-        }
-    if not np.array_equal(checkpoint.read(table), checkpoint.read(family.head)):
-        raise CheckpointError(
-            f"{checkpoint.path}: {family.head} is not {table}, although config.json says tie_word_embeddings: "
-            "set it to false, or remove the tensor"
-        )
+    stored = [name for name in family.heads if name in checkpoint.shapes]
+    if table != head:
+        return renamed(bindings, head, stored[0]) if stored else bindings
+    if stored and table not in checkpoint.shapes:
+        return renamed(bindings, table, stored[0])
+    for name in stored:
+        if not np.array_equal(checkpoint.read(table), checkpoint.read(name)):
+            raise CheckpointError(
+                f"{checkpoint.path}: {name} is not {table}, although config.json says tie_word_embeddings: "
+                "set it to false, or remove the tensor"
+            )
     return bindings
 
 
 def ignored_by(family: Family, spec: ModelSpec) -> tuple[str, ...]:
     """Ends of names that carry nothing; a tied model's file may repeat its embedding as the head."""
-    return (*family.ignored, family.head) if spec.tied_embeddings else family.ignored
+    return (*family.ignored, *family.heads) if spec.tied_embeddings else family.ignored
 
 
 def read_spec(family: Family, checkpoint: Checkpoint) -> ModelSpec:

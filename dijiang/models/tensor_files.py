@@ -1,50 +1,105 @@
-"""Files of tensors as people have them: shapes without data, and one tensor at a time."""
+"""Files of tensors as people have them: shapes without data, and one tensor at a time.
+
+Nothing is mapped: a file that is cut while it is read gives an error, not SIGBUS.
+"""
 
 from __future__ import annotations
 
+import math
+import os
 import pickle
+import stat
 import warnings
+import weakref
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
-from zipfile import is_zipfile
+from typing import Any, NamedTuple
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 
 from ..errors import CheckpointError
+from ..files import parse_json
 from .binding import Shape
 
 #: NumPy names of what weights can be; others are refused when they are read as weights.
 FLOATS = ("float32", "float16", "bfloat16", "float64")
-#: What safetensors calls a type that NumPy has only through ml_dtypes.
-BFLOAT16 = "BF16"
+BFLOAT16 = "bfloat16"
+#: What safetensors calls them.
+SAFETENSORS = {"F32": "float32", "F16": "float16", "BF16": BFLOAT16, "F64": "float64"}
+#: Bytes of a larger header of a safetensors file are none; safetensors has the same bound.
+HEADER_BYTES = 100_000_000
+#: Bytes that the system gives at once; Linux gives 2 GiB at most.
+PIECE = 1 << 30
 
 
 class TensorFile(ABC):
-    """One file of tensors: shapes without data, and one tensor at a time."""
+    """One file of tensors: shapes without data, and one tensor at a time.
+
+    shapes, dtypes: of every tensor, by name; a dtype has its NumPy name if it is one of FLOATS.
+    notes: what was done to read it.
+    """
+
+    kind = "tensor"
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.notes: list[str] = []
         self.shapes: dict[str, Shape] = {}
+        self.dtypes: dict[str, str] = {}
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
+        except OSError as error:
+            raise self._damaged(error.strerror or str(error)) from error
+        weakref.finalize(self, os.close, self._descriptor)
+        found = os.fstat(self._descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise self._damaged("not a regular file")
+        self.size = found.st_size
 
     @abstractmethod
-    def read(self, name: str) -> np.ndarray:
-        """A tensor in its stored dtype (float32, float16, ml_dtypes.bfloat16).
+    def raw(self, name: str) -> np.ndarray:
+        """The bytes of a tensor in C order: [nbytes] uint8."""
 
-        Raises:
-            CheckpointError: NumPy has no such dtype.
-        """
+    def require_float(self, name: str) -> None:
+        """CheckpointError if the dtype of a tensor is none of FLOATS."""
+        if self.dtypes[name] not in FLOATS:
+            raise CheckpointError(
+                f"{self.path.parent}: {name} has dtype {self.dtypes[name]}, expected float32, float16 or "
+                "bfloat16; start from the unquantized checkpoint"
+            )
 
-    def unreadable(self, name: str, dtype: object) -> CheckpointError:
-        """The error for a tensor of a dtype that is none of FLOATS."""
-        return CheckpointError(
-            f"{self.path.parent}: {name} has dtype {dtype}, expected float32, float16 or bfloat16; "
-            "start from the unquantized checkpoint"
-        )
+    def typed(self, name: str, raw: np.ndarray) -> np.ndarray:
+        """The tensor whose bytes were read; CheckpointError as `require_float`."""
+        self.require_float(name)
+        return raw.view(numpy_float(self.dtypes[name], self.path)).reshape(self.shapes[name])
+
+    def _bytes_at(self, start: int, count: int) -> np.ndarray:
+        """[count] uint8 from a place in the file; CheckpointError if they are not there, or no longer."""
+        if not 0 <= start <= start + count <= self.size:
+            raise self._damaged(f"bytes {start} to {start + count} of {self.size}")
+        data = np.empty(count, np.uint8)
+        done = 0
+        while done < count:
+            try:
+                read = os.preadv(self._descriptor, [data[done : done + PIECE].data], start + done)
+            except OSError as error:
+                raise self._damaged(error.strerror or str(error)) from error
+            if not read:
+                raise self._damaged(f"it was cut at byte {start + done} while it was read")
+            done += read
+        return data
+
+    def _damaged(self, reason: object) -> CheckpointError:
+        words = " ".join(str(reason).split()) or type(reason).__name__
+        return CheckpointError(f"{self.path}: not a whole {self.kind} file ({words[:200]}); download it again")
 
 
-def import_bfloat16(path: Path) -> np.dtype:
-    """NumPy's bfloat16, which it has once ml_dtypes was imported; CheckpointError where that is missing."""
+def numpy_float(name: str, path: Path) -> np.dtype:
+    """One of FLOATS; CheckpointError where it needs ml_dtypes and that is missing."""
+    if name != BFLOAT16:
+        return np.dtype(name)
     try:
         import ml_dtypes
     except ImportError:
@@ -53,58 +108,89 @@ def import_bfloat16(path: Path) -> np.dtype:
 
 
 class SafetensorsFile(TensorFile):
-    """A memory-mapped .safetensors file."""
+    """A .safetensors file: eight bytes that say how long its header is, the header in JSON, the tensors."""
+
+    kind = "safetensors"
 
     def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
         super().__init__(path)
-        self._refusals = (TypeError, AttributeError, SafetensorError)  # how a dtype is unknown
+        length = int.from_bytes(self._bytes_at(0, 8).tobytes(), "little")
+        if length > HEADER_BYTES:
+            raise self._damaged(f"a header of {length} bytes")
         try:
-            self._file = safe_open(str(path), framework="np")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a whole safetensors file ({error}); download it again") from error
-        names = self._file.keys()
-        slices = {name: self._file.get_slice(name) for name in names}
-        self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-        self._dtypes = {name: str(part.get_dtype()) for name, part in slices.items()}
-        if BFLOAT16 in self._dtypes.values():
-            import_bfloat16(path)  # NumPy knows the name from then on
+            header = parse_json(self._bytes_at(8, length).tobytes())
+            header.pop("__metadata__", None)
+            self.shapes = {name: _shape(entry["shape"]) for name, entry in header.items()}
+            self.dtypes = {n: SAFETENSORS.get(entry["dtype"], str(entry["dtype"])) for n, entry in header.items()}
+            spans = {name: _shape(entry["data_offsets"]) for name, entry in header.items()}
+            spans = {name: (begin, end) for name, (begin, end) in spans.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._damaged(f"its header: {error}") from error
+        end = 0
+        for begin, following in sorted(spans.values()):
+            if begin != end or following < begin:
+                raise self._damaged(f"its tensors leave or share bytes from {min(begin, end)} on")
+            end = following
+        if 8 + length + end != self.size:
+            raise self._damaged(f"{self.size} bytes, its header says {8 + length + end}")
+        for name, dtype in self.dtypes.items():
+            count = spans[name][1] - spans[name][0]
+            if dtype in FLOATS and math.prod(self.shapes[name]) * numpy_float(dtype, path).itemsize != count:
+                raise self._damaged(f"{name} {list(self.shapes[name])} of {dtype} in {count} bytes")
+        self._spans = {name: (8 + length + begin, end - begin) for name, (begin, end) in spans.items()}
 
-    def read(self, name: str) -> np.ndarray:
-        try:
-            tensor: np.ndarray = self._file.get_tensor(name)
-        except self._refusals as error:
-            raise self.unreadable(name, self._dtypes[name]) from error
-        return tensor
+    def raw(self, name: str) -> np.ndarray:
+        return self._bytes_at(*self._spans[name])
+
+
+def _shape(value: Any) -> Shape:
+    """A list of counts; ValueError for anything else."""
+    if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 1 << 62 for n in value):
+        raise ValueError(f"{str(value)[:60]}, expected a list of counts")
+    return tuple(value)
 
 
 class TorchFile(TensorFile):
-    """A pytorch_model.bin, read with `weights_only=True`: code inside a pickle never runs."""
+    """A pytorch_model.bin, read with `weights_only=True`: code inside a pickle never runs.
+
+    Of a zip only the names are read, and where each tensor lies. The format before PyTorch 1.6 has no
+    such places: its tensors are read when it is opened.
+    """
+
+    kind = "PyTorch"
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
             import torch
+            from torch._subclasses.fake_tensor import FakeTensorMode
         except ImportError:
             raise CheckpointError(
                 f"{path}: a PyTorch file needs torch; pip install 'dijiang[torch]', "
                 "or save the checkpoint as safetensors"
             ) from None
+        placed = hasattr(torch.UntypedStorage, "_checkpoint_offset") and _is_plain_zip(path)
         try:
-            with warnings.catch_warnings():  # of pickle protocols: what was read is judged below
-                warnings.simplefilter("ignore")
-                found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+            with warnings.catch_warnings(), FakeTensorMode() if placed else nullcontext():
+                warnings.simplefilter("ignore")  # of pickle protocols: what was read is judged below
+                found = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
                 f"{path}: the pickle holds more than tensors, and code in it is never run; "
                 "save the checkpoint as safetensors"
             ) from error
-        except (RuntimeError, OSError, EOFError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(f"{path}: not a whole PyTorch file ({reason}); download it again") from error
-        self._tensors = self._state_dict(found)
-        self.shapes = {n: tuple(t.shape) for n, t in self._tensors.items()}
+        except Exception as error:  # whatever a damaged pickle makes of torch's functions
+            raise self._damaged(error) from error
+        self._places: dict[str, _Place | None] = {}
+        self._loaded = self._state_dict(found)
+        for name, tensor in self._loaded.items():
+            kind = " ".join(str(k).removeprefix("torch.") for k in (tensor.dtype, tensor.layout))
+            self.dtypes[name] = kind.removesuffix(" strided")
+            self.shapes[name] = tuple(tensor.shape)
+            if placed:
+                self._places[name] = _place_of(tensor)
+        if placed:
+            self._loaded.clear()  # tensors without data, which only one thread may ask
 
     def _state_dict(self, found: Any) -> dict[str, Any]:
         """The one dict of tensors in what was saved: itself, or an entry beside epochs and optimizers."""
@@ -120,20 +206,64 @@ class TorchFile(TensorFile):
         if whole and len(whole) == len(found):
             return whole
         if len(inside) == 1:
+            self.notes.append(f"of {self.path.name}, only {next(iter(inside))!r} is read")
             return next(iter(inside.values()))
         kinds = ", ".join(sorted(inside)) or type(found).__name__
         raise CheckpointError(f"{self.path}: not one dict of tensors ({kinds}); save model.state_dict()")
 
-    def read(self, name: str) -> np.ndarray:
-        import torch
+    def raw(self, name: str) -> np.ndarray:
+        place = self._places[name] if self._places else _loaded_bytes(self._loaded[name])
+        if place is None:
+            return np.empty(0, np.uint8)  # no bytes of its own; it is refused as a weight
+        if isinstance(place, np.ndarray):
+            return place
+        shape, size = self.shapes[name], place.size
+        if math.prod(shape) * size > self.size:
+            raise self._damaged(f"{name} {list(shape)} in {self.size} bytes")
+        reach = 1 + sum((n - 1) * step for n, step in zip(shape, place.steps, strict=True))
+        data = self._bytes_at(place.start, reach * size if math.prod(shape) else 0).view(f"V{size}")
+        spread = np.ndarray(shape, data.dtype, data, strides=[step * size for step in place.steps])
+        return np.ascontiguousarray(spread).reshape(-1).view(np.uint8)
 
-        tensor = self._tensors[name].detach()
-        if tensor.dtype == torch.bfloat16:
-            bits: np.ndarray = tensor.contiguous().view(torch.uint16).numpy()
-            return bits.view(import_bfloat16(self.path))
-        try:
-            array: np.ndarray = tensor.numpy()
-        except (TypeError, RuntimeError) as error:  # float8, quantized, sparse
-            kind = " ".join(str(k).removeprefix("torch.") for k in (tensor.dtype, tensor.layout))
-            raise self.unreadable(name, kind.removesuffix(" strided")) from error
-        return array
+
+def _is_plain_zip(path: Path) -> bool:
+    """Whether tensors lie in a zip as they are in memory: neither packed nor with the other order of bytes."""
+    try:
+        with ZipFile(path) as archive:
+            entries = archive.infolist()
+            orders = {archive.read(entry) for entry in entries if entry.filename.endswith("/byteorder")}
+            return orders <= {b"little"} and all(entry.compress_type == ZIP_STORED for entry in entries)
+    except (BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError):
+        return False  # torch says what is wrong with it
+
+
+class _Place(NamedTuple):
+    """Where a tensor lies in a zip: first byte, bytes of a number, and steps between numbers along each axis."""
+
+    start: int
+    size: int
+    steps: tuple[int, ...]
+
+
+def _has_bytes(tensor: Any) -> bool:
+    import torch
+
+    return tensor.layout is torch.strided and not tensor.is_quantized
+
+
+def _place_of(tensor: Any) -> _Place | None:
+    if not _has_bytes(tensor):
+        return None
+    size = tensor.element_size()
+    start = tensor.untyped_storage()._checkpoint_offset + tensor.storage_offset() * size
+    return _Place(start, size, tuple(tensor.stride()))
+
+
+def _loaded_bytes(tensor: Any) -> np.ndarray | None:
+    import torch
+
+    if not _has_bytes(tensor):
+        return None
+    ordered = tensor.detach().clone(memory_format=torch.contiguous_format)  # one number may have any step
+    bits: np.ndarray = ordered.reshape(-1).view(torch.uint8).numpy()
+    return bits

@@ -107,6 +107,8 @@ class Weights(Mapping[str, Array]):
 def check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Shape], ignored: tuple[str, ...]) -> None:
     """Compare the checkpoint's tensors with the wanted ones; report every difference in one error.
 
+    A tensor of a dtype that no weight has is an error of its own.
+
     Args:
         wanted: shape of each tensor, by its name in the checkpoint.
         ignored: ends of the names of tensors that carry nothing.
@@ -133,3 +135,5 @@ def check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Shape], ignored: 
             f"{checkpoint.path}: tensors do not fit config.json: {'; '.join(problems)}; "
             "fix config.json or re-download the weights"
         )
+    for name in wanted:
+        checkpoint.require_float(name)

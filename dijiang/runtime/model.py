@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.manifest import TOKENIZER
 from ..bundle.opened import Bundle, open_bundle
 from ..errors import BundleError, InputError
+from ..models.tokenizer import TOKENIZER
 from .generate import as_ids, generate
 from .options import Generation, Loading
 from .sequence import Record

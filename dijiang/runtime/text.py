@@ -2,59 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import BundleError, DijiangError, InputError
+from ..errors import BundleError, InputError
+from ..models.tokenizer import open_tokenizer, patiently, reported
 
 #: What stands for bytes that are no character, or not one yet.
 REPLACEMENT = "\ufffd"
 #: Texts before a continuation, tried in turn: what a tokenizer puts at the start of any text lands there.
 ANCHORS = ("\n", ".", "a")
-#: How a file begins that Git LFS did not fetch.
-POINTER = b"version https://git-lfs"
-
-
-@contextmanager
-def _reported(error_of: Callable[[BaseException], DijiangError]) -> Iterator[None]:
-    """What tokenizers raises, as our error: bare Exception, or a panic of Rust, which is a BaseException."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise error_of(error) from error
-        raise
 
 
 class TextTokenizer:
     """tokenizer.json by Hugging Face tokenizers; `data`: its bytes, as they were checked."""
 
-    def __init__(self, data: bytes, path: Path) -> None:
-        from tokenizers import Tokenizer
-
-        if data.startswith(POINTER):
-            raise BundleError(f"{path}: a pointer of Git LFS, not a tokenizer; run git lfs pull")
-        with _reported(lambda e: BundleError(f"{path}: not a tokenizer ({e}); download it again")):
-            self._tokenizer = Tokenizer.from_str(data.decode("utf-8"))
-        # A file may hold what its training cut and padded texts to.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+    def __init__(self, data: bytes, path: Path | None) -> None:
+        self._tokenizer = open_tokenizer(data, path, BundleError)
         added = self._tokenizer.get_added_tokens_decoder()
         self.special = frozenset(token for token, what in added.items() if what.special)
+        decoder = self._tokenizer.decoder
+        fallback = decoder is not None and b"ByteFallback" in decoder.__getstate__()
+        names = [f"<0x{byte:02X}>" for byte in range(256)] if fallback else []
+        #: Tokens of one byte each that LLaMA's decoder reads with all the bytes beside them, or as no character.
+        self.bytes = frozenset(map(self._tokenizer.token_to_id, names)) - {None}
 
     @classmethod
     def read(cls, path: Path) -> TextTokenizer:
         """From a file; BundleError if it is not a tokenizer."""
         return cls(path.read_bytes(), path)
-
-    def beyond(self, vocab_size: int) -> dict[str, int]:
-        """Ordinary tokens that a model of this vocabulary does not have, and their ids.
-
-        Added tokens are not among them: [PAD] often has the id after the last one, and no text gives it.
-        """
-        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=False)
-        return {token: number for token, number in vocabulary.items() if number >= vocab_size}
 
     def encode(self, text: str, *, start: bool = True) -> list[int]:
         """Token ids of all of the text.
@@ -72,14 +48,27 @@ class TextTokenizer:
         return self._ids(text)
 
     def _ids(self, text: str, *, special: bool = False) -> list[int]:
-        advice = "give text in UTF-8 and without lone surrogates, or a tokenizer that reads it"
-        with _reported(lambda e: InputError(f"the tokenizer cannot read the text ({e}); {advice}")):
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
-        return ids
+        def unread(reason: object) -> InputError:
+            return InputError(f"the tokenizer cannot read the text ({reason}); give a tokenizer that reads it")
+
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # a lone surrogate, which also stands for a byte that was no UTF-8
+            raise InputError(
+                f"character {error.start} of the text, {text[error.start]!r}, is no Unicode; give text in UTF-8"
+            ) from None
+
+        def encode() -> list[int]:  # a batch does not hold the interpreter's lock
+            ids: list[int] = self._tokenizer.encode_batch([text], add_special_tokens=special)[0].ids
+            return ids
+
+        with reported(unread):
+            return patiently(encode, len(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        with reported(lambda e: InputError(f"the tokenizer cannot decode token ids ({e}); use another tokenizer")):
+            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def stream(self, context: Sequence[int] = (), open: int | None = None) -> TextStream:
@@ -100,8 +89,9 @@ class TextStream:
 
     #: Tokens before a new one that decide how it reads: its leading space, a character of bytes.
     CONTEXT = 16
-    #: Tokens that may wait for the end of a character: a model can go on writing bytes that are none.
-    WAITING = 32
+    #: Tokens that may wait for the end of a character: a model can go on writing bytes that are none. A state
+    #: keeps the last 64 ids: these and the context.
+    WAITING = 48
 
     def __init__(self, tokenizer: TextTokenizer, context: Sequence[int] = (), open: int | None = None) -> None:
         self._tokenizer = tokenizer
@@ -122,7 +112,8 @@ class TextStream:
             return ""
         self._open.append(token)
         text = self._following()
-        if text.endswith(REPLACEMENT) and len(self._open) < self.WAITING:
+        waits = token in self._tokenizer.bytes or text.endswith(REPLACEMENT)
+        if waits and len(self._open) < self.WAITING:
             return ""
         self._close()
         return text
@@ -138,8 +129,8 @@ class TextStream:
         whole = self._tokenizer.decode(self._known + self._open)
         if whole.startswith(self._base):
             return whole[len(self._base) :]
-        # LLaMA's decoder reads consecutive bytes as one: a byte that fits no character takes back those
-        # before it. They have been given out, so the open ones are read alone.
+        # A byte that fits no character takes back those before it. Of a prompt, or of more than WAITING bytes,
+        # they have been given out, so the open ones are read alone.
         return self._tokenizer.decode(self._open)
 
     def _close(self) -> None:

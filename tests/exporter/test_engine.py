@@ -86,7 +86,7 @@ def test_engine_is_replaced_by_the_next_build(primitive):
     assert record == built.manifest.engines["tensorrt_rtx"]
     assert (record["gpus"], record["batch"], record["longest"]) == (["sm89"], 3, 64)
     third = dijiang.build(bundle, backend="tensorrt_rtx", gpus=["sm86"])
-    assert {path.name for path in bundle.iterdir()} == {"dijiang.json", *third.manifest.files}
+    assert {path.name for path in bundle.iterdir()} == {"dijiang.json", "README.md", *third.manifest.files}
     assert dijiang.export(GOLDEN["neox-base"], bundle, verify=False, force=True).manifest.engines == {}
 
 

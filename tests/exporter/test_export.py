@@ -37,7 +37,8 @@ def test_bundle_holds_what_its_manifest_says(tmp_path):
     bundle = dijiang.export(EXAMPLES / "tiny-python", tmp_path / "b", verify=False)
     manifest = json.loads((tmp_path / "b" / "dijiang.json").read_text())
     assert left_in(tmp_path) == ["b"]
-    assert set(left_in(tmp_path / "b")) == {*manifest["files"], "dijiang.json"}
+    assert manifest["reports"] == ["README.md"]
+    assert set(left_in(tmp_path / "b")) == {*manifest["files"], "README.md", "dijiang.json"}
     graphs = [graph["file"] for graph in manifest["graphs"].values()]
     assert {"tokenizer.json", *graphs, "model.onnx.data"} <= set(manifest["files"])
     assert bundle.manifest.spec.state_bytes == 147456

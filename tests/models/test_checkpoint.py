@@ -161,9 +161,21 @@ def test_integer_weights_are_refused(edit_tensors):
     def quantize(tensors):
         tensors[UP] = tensors[UP].astype(np.int8)
 
-    model = load_checkpoint(edit_tensors("neox-base", quantize))
-    with pytest.raises(dijiang.CheckpointError, match="has dtype int8, expected float32"):
-        model.weights["layers.0.mlp_up.weight"]
+    with pytest.raises(dijiang.CheckpointError, match="has dtype I8, expected float32"):
+        load_checkpoint(edit_tensors("neox-base", quantize))
+
+
+def test_weight_that_is_refused_when_the_graph_is_saved_is_our_error(edit_tensors, tmp_path):
+    """A small one is read by the library that writes graphs, which has errors of its own."""
+
+    def damage(tensors):
+        tensors["gpt_neox.layers.0.input_layernorm.weight"][0] = np.nan
+
+    folder = edit_tensors("neox-base", damage)
+    for options in ({}, {"precision": "int4", "calibration_tokens": 64}):
+        with pytest.raises(dijiang.CheckpointError, match=r"input_layernorm\.weight holds NaN or inf"):
+            dijiang.export(folder, tmp_path / "b", verify=False, **options)
+        assert not (tmp_path / "b").exists()
 
 
 def test_packed_weights_are_told_apart(edit_tensors):

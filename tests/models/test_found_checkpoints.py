@@ -8,6 +8,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import dijiang
+from dijiang.cli import main
 from dijiang.models.checkpoint import Checkpoint
 from dijiang.models.convert import convert
 from dijiang.models.load import load_checkpoint
@@ -46,6 +47,8 @@ def test_weights_beside_the_training_state_are_found(unsaved, wrapper):
     folder, tensors = unsaved
     torch.save(WRAPPED[wrapper](tensors), folder / "pytorch_model.bin")
     same(folder)
+    entry = "module" if wrapper == "deepspeed" else "state_dict"
+    assert Checkpoint(folder).notes == [f"of pytorch_model.bin, only {entry!r} is read"]
 
 
 def test_two_dicts_of_tensors_are_one_line(unsaved):
@@ -67,6 +70,10 @@ def test_a_prefix_before_every_name_is_no_part_of_the_names(unsaved, prefix):
     folder, tensors = unsaved
     torch.save({prefix + n: t for n, t in tensors.items()}, folder / "pytorch_model.bin")
     same(folder)
+    note = f"every tensor's name begins with {prefix!r}, which is no part of it"
+    assert Checkpoint(folder).notes == [note]
+    bundle = dijiang.export(folder, folder / "bundle", verify=False, graph="primitive")
+    assert bundle.manifest.warnings == (note,)
 
 
 def test_model_inside_of_a_model_has_its_own_names_and_a_tied_one_keeps_its_prefix(unsaved, tmp_path):
@@ -89,6 +96,39 @@ def test_tensors_of_a_stale_shard_are_not_read(unsaved):
     save_file(owner | {foreign: np.zeros_like(tensors[foreign])}, folder / shards[0])
     save_file({"other.weight": np.zeros(3, "f4")}, folder / "model-00001-of-00002.safetensors")
     same(folder)
+    note = "1 tensors are not read: model.safetensors.index.json names other files for them, or none"
+    assert Checkpoint(folder).notes == [note]
+
+
+def test_what_was_done_to_read_a_checkpoint_stands_in_the_report_of_convert(vanilla, tmp_path, capsys):
+    tensors = load_file(vanilla / "model.safetensors")
+    save_file({f"module.{n}": t for n, t in tensors.items()}, vanilla / "model.safetensors")
+    main(["convert", str(vanilla), "-o", str(tmp_path / "new")], standalone_mode=False)
+    assert "every tensor's name begins with 'module.', which is no part of it" in capsys.readouterr().out
+
+
+def test_head_of_gpt_neox_may_have_the_name_that_transformers_5_has_in_memory(unsaved):
+    folder, tensors = unsaved
+    tensors["lm_head.weight"] = tensors.pop("embed_out.weight")
+    torch.save(tensors, folder / "pytorch_model.bin")
+    same(folder)
+
+
+def test_converted_head_has_its_published_name(vanilla, tmp_path):
+    found = load_file(vanilla / "model.safetensors")
+    found["lm_head.weight"] = found.pop("embed_out.weight")
+    save_file(found, vanilla / "model.safetensors")
+    convert(vanilla, tmp_path / "new")
+    written = load_file(tmp_path / "new" / "model.safetensors")
+    np.testing.assert_array_equal(written["embed_out.weight"], found["lm_head.weight"])
+    assert "lm_head.weight" not in written
+
+
+def test_both_names_of_the_head_at_once_are_one_line(unsaved):
+    folder, tensors = unsaved
+    torch.save(tensors | {"lm_head.weight": tensors["embed_out.weight"] + 1}, folder / "pytorch_model.bin")
+    with pytest.raises(dijiang.CheckpointError, match=r"1 unexpected: lm_head\.weight"):
+        load_checkpoint(folder)
 
 
 DAMAGED = {
@@ -160,6 +200,21 @@ def test_end_tokens_of_the_generation_config_go_first(edit_config, ends, expecte
     folder = edit_config("neox-base", eos_token_id=5)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends, "temperature": 0.7}))
     assert load_checkpoint(folder).spec.eos_token_ids == expected
+
+
+def test_end_tokens_and_sampling_of_the_authors_are_shown(edit_config, tmp_path, capsys):
+    folder = edit_config("neox-base", eos_token_id=5)
+    sampling = {"temperature": 0.7, "top_p": 0.9, "do_sample": True}
+    stored = sampling | {"eos_token_id": [7, 9], "transformers_version": "5"}
+    (folder / "generation_config.json").write_text(json.dumps(stored))
+    bundle = dijiang.export(folder, tmp_path / "b", verify=False, graph="primitive")
+    assert bundle.sampling == sampling
+    main(["inspect", str(bundle.path)], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "7, 9" in shown
+    assert "do_sample True, temperature 0.7, top_p 0.9" in shown
+    main(["inspect", str(bundle.path), "--json"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out)["sampling"] == sampling
 
 
 @pytest.mark.parametrize("wrong", ["</s>", [1, "x"], True, 1.5, {"id": 1}])

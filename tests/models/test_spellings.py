@@ -1,6 +1,7 @@
 """Configs in every spelling: ours and transformers' reading are the same."""
 
 import numpy as np
+import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,10 +9,12 @@ from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbeddin
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from dijiang.models import gpt_neox, llama
+from dijiang.models.load import FAMILIES
 from dijiang.models.rotary import inverse_frequencies
 
 #: transformers takes the powers in float32.
 RTOL = 1e-6
+ACTS = [("hidden_act",), ("activation_function",)]
 SIZES = {"hidden_size": 96, "num_attention_heads": 3, "intermediate_size": 8, "num_hidden_layers": 1}
 SIZES |= {"vocab_size": 7, "max_position_embeddings": 24}
 BASES = st.sampled_from([10000.0, 500.0, 1e6, 10000])
@@ -66,3 +69,16 @@ def test_gpt_neox(config):
     published = gpt_neox.published_config(config)
     assert published["rotary_pct"] == theirs.rope_parameters["partial_rotary_factor"]
     assert published["rotary_emb_base"] == theirs.rope_parameters["rope_theta"]
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "llama", "opt"])
+@pytest.mark.parametrize(
+    "keys", [("hidden_act",), ("activation_function",), ("hidden_act", "activation_function"), ()]
+)
+def test_each_family_reads_its_own_name_of_the_activation(family, keys):
+    theirs_of = {"gpt_neox": transformers.GPTNeoXConfig, "llama": transformers.LlamaConfig}
+    theirs_of["opt"] = transformers.OPTConfig
+    config = SIZES | {"ffn_dim": 8} | dict(zip(keys, ("silu", "relu"), strict=False))
+    theirs = theirs_of[family](**config)
+    own = "activation_function" if family == "opt" else "hidden_act"
+    assert FAMILIES[family].spec(config | {"word_embed_proj_dim": 96}).activation == getattr(theirs, own)

@@ -140,7 +140,7 @@ def test_the_largest_options_are_taken(model):
         (PROMPT, {"topk": 3}, "option 'topk' is unknown, expected one of max_tokens"),
         (None, {}, "nothing to go on from"),
         ([[1, 2], [3]], {}, "ids are no array"),
-        ("lone \ud800 surrogate", {}, "cannot read the text"),
+        ("lone \ud800 surrogate", {}, r"character 5 of the text, .*, is no Unicode; give text in UTF-8"),
     ],
 )
 def test_bad_options_are_refused_before_the_first_record(model, prompt, options, message):

@@ -1,6 +1,7 @@
 """Streaming text: whole characters only, stop strings across token borders."""
 
 import json
+import random
 import time
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from tokenizers import Tokenizer, decoders, models
 import dijiang
 from dijiang.runtime.text import StopStrings, TextTokenizer
 from tests.conftest import EXAMPLES, with_start_token
+from tests.random_tokenizers import KINDS, sequence, streamed
+from tests.random_tokenizers import tokenizer as tokenizer_of
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +81,19 @@ def test_bytes_that_are_no_character_stop_no_stream(byte_fallback, ids):
     assert "�" in whole or "x" + text == whole
 
 
-def test_a_stream_goes_on_after_bytes_that_take_back_what_was_read(byte_fallback):
-    stream, ids = byte_fallback.stream(), [256, 0xC9, 0x94, 0x85, 258, 257]
-    assert [stream.push(token) for token in ids] == ["x", "", "ɔ", "", "� z", "y"]
-    assert byte_fallback.decode(ids) == "x��� zy"
+def test_bytes_wait_for_their_end_because_one_that_fits_no_character_takes_back_the_others(byte_fallback):
+    stream, ids = byte_fallback.stream(), [256, 0xC9, 0x94, 0x85, 258, 0xC9, 0x94, 257]
+    assert [stream.push(token) for token in ids] == ["x", "", "", "", "��� z", "", "", "ɔy"]
+    assert byte_fallback.decode(ids) == "x��� zɔy"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_streamed_text_is_decoded_text_of_every_kind_of_tokenizer(kind):
+    """`make fuzz` does ten thousand of each."""
+    draw = random.Random(kind)
+    for _ in range(200):
+        ids = sequence(kind, draw)
+        assert streamed(kind, ids) == tokenizer_of(kind).decode(ids), ids
 
 
 def test_what_never_becomes_a_character_does_not_pile_up(tokenizer, byte_fallback):
@@ -167,3 +179,41 @@ def test_text_that_the_tokenizer_dies_of_is_one_error(case):
     with pytest.raises(dijiang.InputError, match="the tokenizer cannot read the text"):
         TextTokenizer(UNREADABLE[case], Path("t.json")).encode("a" * 28 + "!")
     assert time.monotonic() - start < 5
+
+
+def replace(pattern, content):
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+EXPLOSIVE = {
+    "one rule": {"normalizer": replace({"String": "a"}, "b" * 5000)},
+    "rules in turn": {
+        "normalizer": {"type": "Sequence", "normalizers": [replace({"String": "a"}, "aaaaaaaaaa")] * 9},
+    },
+    "expressions": {"normalizer": {"type": "Sequence", "normalizers": [replace({"Regex": ".?"}, "a" * 40)] * 2}},
+    "decoder": {"decoder": {"type": "Sequence", "decoders": [replace({"String": "a"}, "a" * 101)] * 2}},
+}
+
+
+@pytest.mark.parametrize("case", EXPLOSIVE)
+def test_rules_that_make_thousands_of_characters_of_one_are_refused(case):
+    with pytest.raises(dijiang.BundleError, match=r"its rules make up to .* characters of one") as caught:
+        TextTokenizer(made(**EXPLOSIVE[case]), Path("t.json"))
+    assert "\n" not in str(caught.value)
+
+
+def test_rules_that_shorten_a_text_or_keep_its_length_are_no_explosion():
+    rules = [replace({"String": "''"}, '"'), replace({"String": " "}, "▁"), replace({"Regex": " {2,}"}, "▁")]
+    part = {"type": "Sequence", "normalizers": [*rules * 3, {"type": "Prepend", "prepend": "▁"}]}
+    assert TextTokenizer(made(normalizer=part), None).encode("a") == [0]
+
+
+def test_expression_that_is_slow_but_never_too_slow_for_the_library_is_stopped(monkeypatch):
+    """Each piece of the text stays below the bound of the library."""
+    monkeypatch.setattr("dijiang.models.tokenizer.PATIENCE", 0.3)
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}
+    slow = TextTokenizer(made(pre_tokenizer=split), None)
+    start = time.monotonic()
+    with pytest.raises(dijiang.InputError, match=r"cannot read the text \(it took more than 0 s\)"):
+        slow.encode(("a" * 20 + "-") * 60)
+    assert time.monotonic() - start < 3

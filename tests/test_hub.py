@@ -1,0 +1,231 @@
+"""Models by their names on the Hub, against a server of our own that speaks its interface."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from click.testing import CliRunner
+
+import dijiang
+from dijiang.cli import main
+from dijiang.hub import folder_of
+from tests.conftest import GOLDEN
+
+COMMIT, OLD = "a" * 40, "b" * 40
+SHORT = ("--no-verify", "--graph", "primitive", "--json")
+
+
+class Hub(ThreadingHTTPServer):
+    """Repositories (name, commit) -> files; `asked`: the paths of all requests. None: it answers 500."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.repositories, self.asked, self.private, self.broken = {}, [], set(), False
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def add(self, name, folder, commit=COMMIT):
+        self.repositories[name, commit] = {
+            file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()
+        }
+
+
+class Handler(BaseHTTPRequestHandler):
+    """What snapshot_download asks for: the commit, the list of files, the head and the body of each."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, status, body=b"", **headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_GET(self):
+        path = unquote(urlsplit(self.path).path)
+        self.server.asked.append(path)
+        if self.server.broken:
+            return self.answer(500)
+        parts = path.strip("/").split("/")
+        listing = parts[0] == "api"
+        owner, repository = parts[2:4] if listing else parts[:2]
+        name = f"{owner}/{repository}"
+        if name in self.server.private and self.headers.get("Authorization") != "Bearer secret":
+            return self.answer(401, X_Error_Code="GatedRepo", X_Error_Message="Access to it is restricted.")
+        if not any(known == name for known, _ in self.server.repositories):
+            return self.answer(404, X_Error_Code="RepoNotFound")
+        revision = parts[5] if listing else parts[3]
+        commit = {"main": COMMIT, "old": OLD}.get(revision, revision)
+        files = self.server.repositories.get((name, commit))
+        if files is None:
+            return self.answer(404, X_Error_Code="RevisionNotFound")
+        if listing and parts[4] == "tree":
+            entries = [{"type": "file", "path": f, "size": len(b), "oid": etag(b)} for f, b in files.items()]
+            return self.answer(200, json.dumps(entries).encode(), Content_Type="application/json")
+        if listing:
+            facts = {"id": name, "sha": commit, "siblings": [{"rfilename": f} for f in files]}
+            return self.answer(200, json.dumps(facts).encode(), Content_Type="application/json")
+        body = files.get("/".join(parts[4:]))
+        if body is None:
+            return self.answer(404, X_Error_Code="EntryNotFound")
+        return self.answer(200, body, ETag=f'"{etag(body)}"', X_Repo_Commit=commit)
+
+    do_HEAD = do_GET
+
+
+def etag(body):
+    return hashlib.sha1(body).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def hub(exported):
+    server = Hub()
+    server.add("org/model", GOLDEN["neox-base"])
+    server.add("org/model", GOLDEN["neox-trained-decay"], OLD)
+    server.add("org/bin", GOLDEN["neox-fp16-bin"])
+    server.add("org/bundle", exported("tiny-python"))
+    server.add("org/private", GOLDEN["neox-base"])
+    server.private.add("org/private")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def cli(hub, tmp_path):
+    """cli(*arguments, **environment): the finished command in a process with an empty cache."""
+    hub.broken = False
+    hub.asked.clear()
+
+    def run(*arguments, **environment):
+        variables = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+        variables |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path / "home")}
+        return subprocess.run(
+            [sys.executable, "-m", "dijiang", *map(str, arguments)],
+            env=variables | environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_bundle_runs_by_its_name_and_then_without_the_hub(cli, hub, tmp_path):
+    first = cli("run", "org/bundle", "-p", "def main(", "-n", "4", "--json")
+    assert first.returncode == 0, first.stderr
+    asked = len(hub.asked)
+    assert asked
+    hub.broken = True
+    again = cli("run", "org/bundle", "-p", "def main(", "-n", "4", "--json")
+    assert json.loads(again.stdout)["text"] == json.loads(first.stdout)["text"]
+    assert len(hub.asked) == asked
+    (snapshot,) = (tmp_path / "home" / "hub" / "models--org--bundle" / "snapshots").iterdir()
+    (snapshot / "model.onnx.data").unlink()  # as a download that was interrupted leaves it
+    hub.broken = False
+    assert cli("inspect", "org/bundle").returncode == 0
+    assert (snapshot / "model.onnx.data").exists()
+
+
+def test_checkpoint_is_exported_by_its_name_and_revision(cli, tmp_path):
+    for revision, golden in (("main", "neox-base"), ("old", "neox-trained-decay"), (OLD, "neox-trained-decay")):
+        target = tmp_path / revision
+        done = cli(
+            "export", "org/model", "--revision", revision, "-o", target, "--no-verify", "--graph", "primitive"
+        )
+        assert done.returncode == 0, done.stderr
+        expected = dijiang.export(GOLDEN[golden], tmp_path / f"{revision}-local", verify=False, graph="primitive")
+        assert json.loads((target / "dijiang.json").read_text())["fingerprint"] == expected.manifest.fingerprint
+
+
+def test_verify_of_a_bundle_in_the_cache_writes_nothing_there(cli, hub, tmp_path, exported):
+    hub.add("org/base", exported("neox-base"))
+    done = cli("verify", "org/base", "--against", "org/model", "--tokens", "20", "--json")
+    assert done.returncode == 0, done.stderr
+    (snapshot,) = (tmp_path / "home" / "hub" / "models--org--base" / "snapshots").iterdir()
+    assert {file.name for file in snapshot.iterdir()} == {file.name for file in exported("neox-base").iterdir()}
+    assert not json.loads((snapshot / "dijiang.json").read_text())["graphs"]["primitive"]["passed"]
+
+
+def test_pytorch_files_are_fetched_only_where_nothing_else_is(cli, hub, tmp_path):
+    both = tmp_path / "both"
+    shutil.copytree(GOLDEN["neox-base"], both)
+    for name in ("pytorch_model.bin", "model.gguf", "original/consolidated.00.pth"):
+        (both / name).parent.mkdir(exist_ok=True)
+        (both / name).write_bytes(b"x")
+    hub.add("org/both", both)
+    assert cli("inspect", "org/both").returncode == 1  # no bundle, but it was fetched
+    fetched = {path.rsplit("/", 1)[1] for path in hub.asked if "/resolve/" in path}
+    assert fetched == {file.name for file in GOLDEN["neox-base"].iterdir()}
+    done = cli("export", "org/bin", "-o", tmp_path / "b", *SHORT)
+    assert done.returncode == 0, done.stderr
+
+
+REFUSED = {
+    "no repository": (("org/nothing",), {}, "no such folder, and the Hub does not give it"),
+    "no revision": (("org/model", "--revision", "gone"), {}, "no such folder, and the Hub does not give it"),
+    "no access": (("org/private",), {}, "no such folder, and the Hub does not give it"),
+    "offline": (("org/other",), {"HF_HUB_OFFLINE": "1"}, "no such folder, and the Hub does not give it"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_hub_does_not_give_is_one_line(cli, case):
+    arguments, environment, message = REFUSED[case]
+    done = cli("inspect", *arguments, **environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_token_of_the_user_is_sent(cli, tmp_path):
+    done = cli(
+        "export", "org/private", "-o", tmp_path / "b", "--no-verify", "--graph", "primitive", HF_TOKEN="secret"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_folder_of_that_name_goes_first(cli, hub, tmp_path, exported):
+    shutil.copytree(exported("tiny-python"), tmp_path / "org" / "model")
+    assert cli("inspect", "org/model").returncode == 0
+    assert hub.asked == []
+
+
+def test_without_the_extra_it_is_one_line_with_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    found = CliRunner().invoke(main, ["inspect", "org/model"])
+    assert found.exit_code == 1
+    assert "pip install 'dijiang[hub]'" in found.stderr
+
+
+@pytest.mark.parametrize("path", ["b", "./a/b", "a/b/c", "/a/b", "a/../b", "a/", "-/é"])
+def test_what_is_no_name_of_the_hub_is_a_path(path):
+    assert folder_of(path) == Path(path)
+
+
+def test_bundle_has_a_model_card_that_anyone_may_edit(exported, copy_of):
+    folder = copy_of(exported("neox-base"))
+    manifest = json.loads((folder / "dijiang.json").read_text())
+    assert "README.md" in manifest["reports"]
+    assert "README.md" not in manifest["files"]
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: dijiang\n")
+    assert f"| parameters | {manifest['parameters']:,} |" in card
+    (folder / "README.md").write_text("mine")
+    dijiang.load(folder)
