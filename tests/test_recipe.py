@@ -82,10 +82,12 @@ def test_recipe_of_a_file_is_checked(change):
 def test_a_new_precision_is_one_row(tmp_path, monkeypatch):
     row = replace(PRECISIONS["int8"], body=Blocks(8, 32), head=Blocks(8, 64), help="8 bits in small blocks")
     monkeypatch.setitem(PRECISIONS, "int8-small", row)
-    bundle = dijiang.export(GOLDEN["tiny-python"], tmp_path / "b", precision="int8-small")
+    bundle = dijiang.export(GOLDEN["tiny-python"], tmp_path / "b", precision="int8-small", calibration_tokens=0)
     assert bundle.passed
     assert bundle.manifest.recipe.body == Blocks(8, 32)
-    plain = dijiang.export(GOLDEN["tiny-python"], tmp_path / "c", precision="int8", verify=False)
+    plain = dijiang.export(
+        GOLDEN["tiny-python"], tmp_path / "c", precision="int8", calibration_tokens=0, verify=False
+    )
     assert bundle.data_bytes != plain.data_bytes
     model = dijiang.load(bundle.path)
     assert next(model.generate("def ", max_tokens=1)).token >= 0

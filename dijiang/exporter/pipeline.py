@@ -16,6 +16,7 @@ from ..graph.writer import write_graph
 from ..models.load import DijiangModel
 from ..progress import Progress, silent
 from ..recipe import GRAPHS, Blocks, Graph, Recipe
+from ..runtime.sessions.inference import runs_here
 from .calibration import default_tokens, second_moments
 
 #: Share of the parameters from which on the embedding takes part in rounding to few bits. A step reads one
@@ -66,8 +67,8 @@ def calibrate(
     model: DijiangModel, recipe: Recipe, text: np.ndarray | None = None, progress: Progress = silent
 ) -> Moments:
     """Second moments of every projection's inputs, on token ids, or on text that the float32 model draws."""
-    # Operators of ours have the same projections around them as the nodes they stand for.
-    name = next(name for name in (*recipe.graphs, *GRAPHS) if not GRAPHS[name].operators)
+    # Every graph has the same projections. It is always the same one, so that all are rounded alike.
+    name = next(name for name, row in GRAPHS.items() if not row.operators and runs_here(name))
     graph = optimise(write_graph(model, name), skip_norms=False)
     tokens, limit = recipe.calibration_tokens or 0, model.positions_limit
     return second_moments(graph, tokens, limit, model.spec.vocab_size, text, progress)

@@ -176,9 +176,10 @@ def rotate(weight: Array, size: int) -> Array:
     """
     if size <= 1:
         return weight
-    rows, columns = weight.shape
-    mixed: Array = hadamard(size) @ weight.reshape(rows // size, size, columns)
-    return mixed.reshape(rows, columns)
+    mixed, matrix = np.empty(weight.shape, np.float32), hadamard(size)
+    for start in range(0, len(weight), size):  # no copy of the whole
+        np.matmul(matrix, weight[start : start + size], out=mixed[start : start + size])
+    return mixed
 
 
 def pack(codes: Array, bits: int) -> Array:

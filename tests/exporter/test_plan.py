@@ -72,12 +72,13 @@ def peak_anonymous(*arguments, code=CLI):
 )
 def test_planned_memory_bounds_that_of_a_real_export(checkpoint, precision, target, tokens, verify, tmp_path):
     model = load_checkpoint(checkpoint)
-    wanted = tokens if precision == "int4" and target != "tensorrt" else None
+    calibrated = precision.startswith("int") and target != "tensorrt"
+    wanted = tokens if calibrated else None
     recipe = resolve(precision, target=target, calibration_tokens=wanted, runs_here=RUNNABLE.__contains__)
     recipe, graphs = graphs_of(model, recipe)
     plan = plan_export(model, graphs, recipe, verify=verify)
     options = ["--precision", precision, "--target", target, *(() if verify else ("--no-verify",))]
-    options += [] if target == "tensorrt" else ["--calibration-tokens", tokens] if precision == "int4" else []
+    options += ["--calibration-tokens", tokens] if calibrated else []
     peak = peak_anonymous("export", checkpoint, "-o", tmp_path / "b", *options)
     assert plan.memory / 2 < peak < plan.memory
     size = sum(file.stat().st_size for file in (tmp_path / "b").iterdir())
@@ -86,8 +87,7 @@ def test_planned_memory_bounds_that_of_a_real_export(checkpoint, precision, targ
 
 def plan_of(checkpoint, precision, tokens=0, **options):
     model = load_checkpoint(checkpoint)
-    wanted = tokens if precision == "int4" else None
-    recipe, graphs = graphs_of(model, resolve(precision, graph="ort", calibration_tokens=wanted))
+    recipe, graphs = graphs_of(model, resolve(precision, graph="ort", calibration_tokens=tokens))
     return plan_export(model, graphs, recipe, **options)
 
 

@@ -87,7 +87,7 @@ ALLOWED = {"int8": (1e-3, 0.015), "int4": (3e-3, 0.05)}
 def test_precision_keeps_the_whole_held_out_text(exported, precision):
     """Against the fp32 bundle, which meets float64 to 1e-4 (test_golden, test_parity)."""
     exact = dijiang.load(exported("tiny-python"))
-    model = dijiang.load(exported("tiny-python", precision=precision))
+    model = dijiang.load(exported("tiny-python", precision=precision, calibration_tokens=None))
     ids = np.array(exact.tokenizer.encode((TINY / "held_out.txt").read_text(encoding="utf-8")))
     sums = Sums()
     for window in ids[: WINDOWS * 512].reshape(WINDOWS, 1, 512):
@@ -99,7 +99,7 @@ def test_precision_keeps_the_whole_held_out_text(exported, precision):
 
 
 def test_every_gate_is_judged_where_there_is_text(exported, copy_of):
-    bundle = copy_of(exported("tiny-python", precision="int4"))
+    bundle = copy_of(exported("tiny-python", precision="int4", calibration_tokens=None))
     report = dijiang.verify(bundle, TINY, text=TINY / "held_out.txt", tokens=2048)
     assert report.passed, report.failures
     assert {gate.metric for gate in report.gates} == {
@@ -111,12 +111,11 @@ def test_every_gate_is_judged_where_there_is_text(exported, copy_of):
     }
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_rounding_is_calibrated_on_text_of_its_own(tmp_path, precision):
+def test_int4_is_calibrated_on_text_of_its_own(tmp_path):
     kl = {
         tokens: dijiang.verify(
             dijiang.export(
-                TINY, tmp_path / str(tokens), precision=precision, calibration_tokens=tokens, verify=False
+                TINY, tmp_path / str(tokens), precision="int4", calibration_tokens=tokens, verify=False
             ).path,
             TINY,
             text=TINY / "held_out.txt",
@@ -124,7 +123,7 @@ def test_rounding_is_calibrated_on_text_of_its_own(tmp_path, precision):
         ).logits.kl
         for tokens in (0, 4096)
     }
-    assert kl[4096] < 0.8 * kl[0]
+    assert kl[4096] < 0.7 * kl[0]
 
 
 def test_large_models_are_not_calibrated_unasked():
@@ -152,7 +151,9 @@ def test_head_precision_and_block_size_reach_the_graph(tmp_path):
     ]
     assert {a["bits"] for a in attributes} == {4}
     assert {a["block_size"] for a in attributes} == {32}
-    plain = dijiang.export(TINY, tmp_path / "c", precision="int8", head_precision="fp32", verify=False)
+    plain = dijiang.export(
+        TINY, tmp_path / "c", precision="int8", head_precision="fp32", calibration_tokens=0, verify=False
+    )
     found = [node for node in nodes_of(plain) if "logits" in node.output]
     assert found[0].op_type == "MatMul"
 

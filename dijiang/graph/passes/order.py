@@ -5,11 +5,12 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
+from ..roles import role_of
 from .linear import shape_of
 
 
 class OrderInitializers(InPlacePass):
-    """Matrices in the order of their first use, then vectors.
+    """The model's matrices in the order of their first use, then vectors and what no model has.
 
     Codes and scales of one weight are then written one after the other, and the bias that a norm is
     folded into after its weight: the weight is read once and kept for no longer, and nobody who writes
@@ -32,4 +33,5 @@ class OrderInitializers(InPlacePass):
 def _by_use(graph: ir.Graph) -> list[ir.Value]:
     known = graph.initializers.values()
     used = (v for node in graph for v in node.inputs if v is not None and v.is_initializer())
-    return sorted(dict.fromkeys([*used, *known]), key=lambda value: len(shape_of(value)) < 2)
+    last = {value for value in known if len(shape_of(value)) < 2 or role_of(value) is None}
+    return sorted(dict.fromkeys([*used, *known]), key=last.__contains__)
