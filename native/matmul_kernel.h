@@ -15,16 +15,50 @@
 namespace dijiang {
 namespace {
 
-// x H for each `size` neighbours, H the orthonormal Hadamard matrix.
+// Four numbers: what every processor has registers for.
+typedef float Four __attribute__((vector_size(16)));
+typedef int32_t Order __attribute__((vector_size(16)));
+
+DIJIANG_INLINE Four shuffled(Four values, Order order) {
+#ifdef __clang__
+  return Four{values[order[0]], values[order[1]], values[order[2]], values[order[3]]};
+#else
+  return __builtin_shuffle(values, order);
+#endif
+}
+
+// Sums and differences of pairs that lie `half` apart.
+template <int half>
+DIJIANG_INLINE void add_pairs(float* __restrict x, int64_t count) {
+  for (int64_t start = 0; start < count; start += 2 * half)
+    for (int i = 0; i < half; i++) {
+      const float a = x[start + i], b = x[start + half + i];
+      x[start + i] = a + b;
+      x[start + half + i] = a - b;
+    }
+}
+
+// The same of pairs inside of four: `order` swaps them, `sign` is 1 for the first of a pair and -1.
+DIJIANG_INLINE void add_pairs(float* x, int64_t count, Order order, Four sign) {
+  for (int64_t i = 0; i < count; i += 4) {
+    Four values;
+    std::memcpy(&values, x + i, sizeof values);
+    values = shuffled(values, order) + values * sign;
+    std::memcpy(x + i, &values, sizeof values);
+  }
+}
+
+// x H for each `size` neighbours, H the orthonormal Hadamard matrix; count: a multiple of 4 and of size.
 DIJIANG_INLINE void mix(float* __restrict x, int64_t count, int64_t size) {
   if (size <= 1) return;
-  for (int64_t half = 1; half < size; half *= 2)
-    for (int64_t start = 0; start < count; start += 2 * half)
-      for (int64_t i = start; i < start + half; i++) {
-        const float a = x[i], b = x[i + half];
-        x[i] = a + b;
-        x[i + half] = a - b;
-      }
+  add_pairs(x, count, Order{1, 0, 3, 2}, Four{1, -1, 1, -1});
+  if (size > 2) add_pairs(x, count, Order{2, 3, 0, 1}, Four{1, 1, -1, -1});
+  if (size > 4) add_pairs<4>(x, count);
+  if (size > 8) add_pairs<8>(x, count);
+  if (size > 16) add_pairs<16>(x, count);
+  if (size > 32) add_pairs<32>(x, count);
+  if (size > 64) add_pairs<64>(x, count);
+  if (size > 128) add_pairs<128>(x, count);
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(size));
   for (int64_t i = 0; i < count; i++) x[i] *= scale;
 }
@@ -34,14 +68,14 @@ void round_row(const MatMul& given, int64_t row) {
   const Packed w = *m.weights;
   const int64_t rows = m.padded_rows(), padded = w.padded(), span = w.block > w.rotation ? w.block : w.rotation;
   const int32_t offset = w.bits == 8 ? Lanes::kOffset : 8;
-  const float* input = m.input + row * w.inputs;
-  int8_t* codes = m.codes + row * padded;
+  const float* __restrict input = m.input + row * w.inputs;
+  int8_t* __restrict codes = m.codes + row * padded;
   for (int64_t start = 0; start < w.inputs; start += span) {
     float x[kLongestBlock];
     const int64_t left = w.inputs - start, n = left < span ? left : span;
     for (int64_t i = 0; i < n; i++) x[i] = input[start + i];
     for (int64_t i = n; i < span; i++) x[i] = 0.0f;
-    mix(x, n, w.rotation);
+    mix(x, span, w.rotation);
     for (int64_t from = 0; from < span && start + from < padded; from += w.block) {
       // As integers, magnitudes have their order, and infinities and NaN come last.
       uint32_t top = 0;
