@@ -10,7 +10,7 @@ from .linear import shape_of
 
 
 class OrderInitializers(InPlacePass):
-    """The model's matrices in the order of their first use, then vectors and what no model has.
+    """The model's matrices in the order of their first use, then vectors, then what no model has.
 
     Codes and scales of one weight are then written one after the other, and the bias that a norm is
     folded into after its weight: the weight is read once and kept for no longer, and nobody who writes
@@ -33,5 +33,8 @@ class OrderInitializers(InPlacePass):
 def _by_use(graph: ir.Graph) -> list[ir.Value]:
     known = graph.initializers.values()
     used = (v for node in graph for v in node.inputs if v is not None and v.is_initializer())
-    last = {value for value in known if len(shape_of(value)) < 2 or role_of(value) is None}
-    return sorted(dict.fromkeys([*used, *known]), key=last.__contains__)
+
+    def rank(value: ir.Value) -> int:
+        return 1 if len(shape_of(value)) < 2 else 0 if role_of(value) else 2
+
+    return sorted(dict.fromkeys([*used, *known]), key=rank)
