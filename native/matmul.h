@@ -3,7 +3,7 @@
 // M rows, K inputs, N outputs. Activations are rounded to 8 bits, a scale a block, so that the products
 // are sums of integers: exact, whatever the instruction set. They are scaled and added in float32 block
 // after block. So a row has the same bits on every set, and whatever the number of rows.
-// Equations: docs/adr/0025-matmul.md.
+// Equations: docs/adr/0020-matmul.md.
 #pragma once
 
 #include <cstdint>
