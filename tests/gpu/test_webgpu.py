@@ -95,7 +95,7 @@ def test_head_size_of_a_published_shape_meets_the_reference(head):
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_precision_meets_its_gates(loaded, precision):
     report = dijiang.verify(
-        loaded("tiny-python", precision=precision).bundle.path,
+        loaded("tiny-python", precision=precision, calibration_tokens=None).bundle.path,
         TINY,
         text=TINY / "held_out.txt",
         tokens=VERIFIED,
