@@ -21,6 +21,7 @@ from dijiang.bench.report import target
 from dijiang.bench.results import flatness_of, result_of
 from dijiang.bench.subject import Side, Traffic, load_bundle
 from dijiang.machine.sensors import Meter
+from tests.conftest import RUNNABLE
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 CASES = (
@@ -54,7 +55,12 @@ def test_dry_run_measures_every_case_and_goes_on_where_it_ended(tmp_path):
     decoded = results["decode tiny fp32"]["results"]
     assert [r["test"] for r in decoded] == ["tg4", "tg4 @ d2048", "tg4 @ d100000"]
     assert all(target(r)["latency"]["count"] == 2 and r["interleaved"] for r in decoded)
-    assert decoded[0]["session"] == {"graph": "ort", "longest_piece": 256, "captured": None}
+    assert decoded[0]["session"] == {
+        "graph": RUNNABLE[0],
+        "longest_piece": 256,
+        "captured": None,
+        "bandwidth": None,
+    }
     assert len(results["torch-dijiang tiny fp32"]["results"][0]["decode"]["latency"]["values"]) == 2
     assert results["text-parity tiny-python fp32"]["passed"]
     assert results["graphs tiny int8"]["different"] == 0

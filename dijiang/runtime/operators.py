@@ -11,10 +11,12 @@ import sys
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ..errors import SessionError
+
+if TYPE_CHECKING:
+    import numpy as np  # asking for the library needs none
 
 #: What `native/CMakeLists.txt` installs beside this file, or where an editable installation keeps it.
 FILE = "_native.dll" if sys.platform == "win32" else "_native.so"
@@ -109,6 +111,8 @@ def gptq(
         upper: float32 [in, in], importance: float32 [in].
         codes, scales: filled: uint8 [out, blocks, block], float32 [out, blocks].
     """
+    import numpy as np
+
     floats, outputs, inputs = ctypes.POINTER(ctypes.c_float), *weight.shape
     arrays = (np.ascontiguousarray(a, np.float32) for a in (weight, upper, importance))
     assert codes.flags.c_contiguous

@@ -192,7 +192,7 @@ def test_failed_save_keeps_the_file_that_was_there(model, saved, monkeypatch):
 # Ctrl-C.
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):  # as KeyboardInterrupt is
     pass
 
 
