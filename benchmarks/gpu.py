@@ -28,11 +28,11 @@ from bundles import EXAMPLE, Place
 from gpu_cases import CASES, Case, Run
 from gpu_page import markdown
 
+from dijiang.doctor.support import support
 from dijiang.errors import DijiangError
 from dijiang.machine.describe import describe_machine
 from dijiang.machine.driver import Cuda
 from dijiang.models.presets import PRESETS
-from dijiang.recipe import support
 
 #: Those of the asked numbers first; what does not fit is one line of the report.
 SIZES = [

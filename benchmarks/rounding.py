@@ -26,18 +26,14 @@ from real import PACKAGE, english, fetch, run
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from dijiang.bench.transformer import VanillaModel
+from dijiang.bench.transformer import VanillaModel, transformer_graph
 from dijiang.bundle import names
-from dijiang.exporter.pipeline import store_weights
-from dijiang.graph.layers.keyvalue import cached
-from dijiang.graph.passes import optimise
 from dijiang.graph.passes.linear import linears
 from dijiang.graph.reads import parameter_reads
 from dijiang.graph.schemes import Moments
-from dijiang.graph.writer import Writer
 from dijiang.machine.describe import describe_cpu
 from dijiang.models.load import DijiangModel, load_checkpoint
-from dijiang.recipe import GRAPHS, Blocks, Recipe, resolve
+from dijiang.recipe import Blocks, Recipe, resolve
 from dijiang.runtime.sessions.inference import open_inference
 
 WINDOW = 512
@@ -68,10 +64,8 @@ class Vanilla:
 
     def __init__(self, model: DijiangModel, recipe: Recipe, folder: Path, moments: Moments | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        row = GRAPHS[recipe.graphs[0]]
         source = VanillaModel(model.spec, model.weights, WINDOW)
-        graph = optimise(Writer(source, cached("fp32"), opset=row.opset, fused=row.fused).write(), skip_norms=True)
-        graph = store_weights(graph, recipe, row, tied=model.spec.tied_embeddings, moments=moments)
+        graph = transformer_graph(source, recipe, "fp32", tied=model.spec.tied_embeddings, moments=moments)
         self.inputs: dict[str, str] = {}
         if recipe.body is None:  # the inputs of all linears, to calibrate by
             for linear in linears(graph.graph):

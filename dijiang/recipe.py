@@ -8,7 +8,7 @@ it does something new, one function. Nothing else compares their names: code ask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from typing import Any
@@ -282,7 +282,7 @@ PROVIDERS = {
         emulated=True,
     ),
     "webgpu": Provider(
-        f"{SESSIONS}.device:open_device",
+        f"{SESSIONS}.device_session:open_device",
         graphs=("webgpu",),
         schemes=("floats", "nbits"),
         refused={
@@ -297,20 +297,20 @@ PROVIDERS = {
         numbered=False,
     ),
     "cuda": Provider(
-        f"{SESSIONS}.device:open_device",
+        f"{SESSIONS}.device_session:open_device",
         graphs=("ort", "primitive", "onnx"),
         schemes=("floats", "nbits_gpu"),
         detail=f"{SESSIONS}.device:CUDA",
         auto=f"{SESSIONS}.providers:has_provider",
     ),
     "ort-tensorrt": Provider(
-        f"{SESSIONS}.device:open_device",
+        f"{SESSIONS}.device_session:open_device",
         graphs=("ort", "primitive", "onnx"),
         schemes=("floats", "nbits_gpu", "dequantize"),
         detail=f"{SESSIONS}.device:ORT_TENSORRT",
     ),
     "ort-tensorrt-rtx": Provider(
-        f"{SESSIONS}.device:open_device",
+        f"{SESSIONS}.device_session:open_device",
         graphs=("ort", "primitive", "onnx"),
         schemes=("floats", "nbits_gpu", "dequantize"),
         detail=f"{SESSIONS}.device:ORT_TENSORRT_RTX",
@@ -544,37 +544,3 @@ def _tuned(recipe: Recipe, head: str | None, block: int | None, tokens: int | No
         bits = HEADS[head]
         kept = None if bits is None else Blocks(bits, block or BLOCK, ROTATION)
     return replace(recipe, body=body, head=kept, embed=embed, calibration_tokens=tokens)
-
-
-@dataclass(frozen=True)
-class Support:
-    """What becomes of one precision on one provider.
-
-    target: of the export that it takes; None: it is refused.  graphs: of that export, that it runs.
-    why: it is refused.
-    """
-
-    provider: str
-    precision: str
-    target: str | None
-    graphs: tuple[str, ...] = ()
-    why: str = ""
-
-    def __str__(self) -> str:
-        if self.target is None:
-            return f"refused: {self.why}"
-        usual = self.target == next(iter(TARGETS))
-        return ", ".join(self.graphs) + ("" if usual else f" (--target {self.target})")
-
-
-def support() -> Iterator[Support]:
-    """Every provider with every precision."""
-    for provider, row in PROVIDERS.items():
-        for precision, kind in PRECISIONS.items():
-            recipes = {target: resolve(precision, target=target) for target in TARGETS}
-            runs = {t: tuple(g for g in r.graphs if provider in r.providers(g)) for t, r in recipes.items()}
-            target = next((t for t, graphs in runs.items() if graphs), None)
-            if target is None:
-                yield Support(provider, precision, None, why=row.refused[kind.type])
-            else:
-                yield Support(provider, precision, target, runs[target])

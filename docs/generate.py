@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dijiang.recipe import AUTO, GRAPHS, PRECISIONS, PROVIDERS, SCHEMES, TARGETS, resolve, support
+from dijiang.doctor.support import support
+from dijiang.recipe import AUTO, GRAPHS, PRECISIONS, PROVIDERS, SCHEMES, TARGETS, resolve
 from dijiang.runtime.options import Generation, Loading
 
 HERE = Path(__file__).parent

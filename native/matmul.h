@@ -31,8 +31,8 @@ struct Packed {
   DIJIANG_INLINE int64_t tile_bytes() const { return blocks() * block_bytes(); }
 };
 
-// One call. The rows of codes are padded to whole blocks, and with rows of zeros to a multiple of
-// kRowsTogether. Scales and offsets have room for these rows; what is there does not matter.
+// One call. A row of codes is padded to whole blocks with zeros. Codes, scales and offsets have room for
+// rows up to a multiple of kRowsTogether; what is there does not matter.
 constexpr int64_t kRowsTogether = 16;
 constexpr int64_t kTilesTogether = 4;
 
@@ -42,7 +42,7 @@ struct MatMul {
   const float* input;   // [M, K]
   const float* bias;    // [N], null: none
   float* output;        // [M, N]
-  int8_t* codes;        // [M, padded K] of the input, mixed
+  int8_t* codes;        // [padded M, padded K] of the input, mixed
   float* scales;        // [blocks, padded M]
   int32_t* offsets;     // [blocks, padded M]: what the offset of the weights' codes adds to a sum
 
@@ -54,6 +54,13 @@ struct MatMul {
     return (weights->tiles() + kTilesTogether - 1) / kTilesTogether;
   }
 };
+
+// Four integers of a row as one number, to be repeated in a register.
+DIJIANG_INLINE int32_t four_at(const int8_t* a) {
+  int32_t four;
+  __builtin_memcpy(&four, a, sizeof four);
+  return four;
+}
 
 // Fills one tile from codes [N, blocks, block bits / 8] uint8 and scales [N, blocks] float32, as
 // MatMulNBits stores them. False: a scale is 0 or no finite number.

@@ -1,7 +1,6 @@
 // Domain `dijiang`, type `MatMul`: x [.., K], codes and scales as MatMulNBits has them, bias.
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <initializer_list>
 #include <mutex>
 #include <new>
@@ -58,20 +57,19 @@ struct MatMulKernel {
   // Whether input `index` has these dimensions.
   ort::Status* expect(const ort::Context* context, size_t index, std::initializer_list<int64_t> expected) const {
     constexpr const char* kShapes = "MatMul: shapes of codes, scales and bias do not fit K and N";
-    const ort::Value* value;
-    CHECK(api.input(context, index, &value));
     int64_t found[3];
-    CHECK(dims(api, value, found, expected.size(), kShapes));
+    CHECK(dims_of(api, context, index, found, expected.size(), kShapes));
     return std::equal(expected.begin(), expected.end(), found) ? nullptr : api.fail(kShapes);
   }
 
-  // Packs once, in the first run, on all threads: codes and scales are constants of the graph.
-  ort::Status* pack(ort::Context* context, const uint8_t* codes, const float* scales) {
+  // Packs once, in the first run, on all threads: codes, scales and bias are constants of the graph.
+  ort::Status* pack(ort::Context* context, const uint8_t* codes, const float* scales, bool has_bias) {
     if (!is_packed.load(std::memory_order_acquire)) {
       const std::lock_guard<std::mutex> lock(packing);
       if (!is_packed.load(std::memory_order_relaxed)) {
         CHECK(expect(context, 1, {weights.outputs, weights.blocks(), weights.block * weights.bits / 8}));
         CHECK(expect(context, 2, {weights.outputs, weights.blocks()}));
+        if (has_bias) CHECK(expect(context, 3, {weights.outputs}));
         const size_t bytes = weights.tiles() * weights.tile_bytes();
         data.reset(static_cast<uint8_t*>(::operator new(bytes, kAligned, std::nothrow)));
         if (!data) return api.fail("MatMul: no memory for the packed weights");
@@ -105,13 +103,10 @@ struct MatMulKernel {
     CHECK(data_of(api, context, 1, &codes));
     CHECK(data_of(api, context, 2, &scales));
     CHECK(data_of(api, context, 3, &m.bias));
-    const ort::Value* input;
-    CHECK(api.input(context, 0, &input));
     int64_t shape[3];
-    CHECK(dims(api, input, shape, 3, "MatMul: rank of the input, expected 3"));
+    CHECK(dims_of(api, context, 0, shape, 3, "MatMul: rank of the input, expected 3"));
     if (shape[2] != weights.inputs) return api.fail("MatMul: width of the input, expected K");
-    if (m.bias) CHECK(expect(context, 3, {weights.outputs}));
-    CHECK(pack(context, codes, scales));
+    CHECK(pack(context, codes, scales, m.bias != nullptr));
     m.rows = shape[0] * shape[1];
     shape[2] = weights.outputs;
     ort::Value* output;
@@ -126,7 +121,6 @@ struct MatMulKernel {
     m.scales = reinterpret_cast<float*>(at);
     m.offsets = reinterpret_cast<int32_t*>(at + numbers * 4);
     m.codes = reinterpret_cast<int8_t*>(at + numbers * 8);
-    std::memset(m.codes + m.rows * weights.padded(), 0, (rows - m.rows) * weights.padded());
 
     struct Work {
       const MatMul& m;

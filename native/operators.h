@@ -11,9 +11,11 @@ namespace dijiang {
 #define CHECK(call) \
   if (ort::Status* failed = (call)) return failed
 
-// Dimensions of a tensor that must have this rank.
-inline ort::Status* dims(const ort::Api& api, const ort::Value* value, int64_t* out, size_t rank,
-                         const char* complaint) {
+// Dimensions of input `index`, which must be there and have this rank.
+inline ort::Status* dims_of(const ort::Api& api, const ort::Context* context, size_t index, int64_t* out,
+                            size_t rank, const char* complaint) {
+  const ort::Value* value;
+  CHECK(api.input(context, index, &value));
   ort::Shape* shape;
   CHECK(api.shape(value, &shape));
   size_t found;

@@ -46,17 +46,13 @@ struct StepKernel {
   }
 
   ort::Status* run(ort::Context* context) const {
-    const ort::Value* values[kInputs];
     float* data[kInputs];
-    for (size_t i = 0; i < kInputs; i++) {
-      CHECK(api.input(context, i, &values[i]));
-      CHECK(data_of(api, context, i, &data[i]));
-    }
+    for (size_t i = 0; i < kInputs; i++) CHECK(data_of(api, context, i, &data[i]));
     int64_t packed[3], state[4], angles[3] = {0, 0, 0};
     constexpr const char* kRank = "RecurrentStep: rank";
-    CHECK(dims(api, values[kPacked], packed, 3, kRank));
-    CHECK(dims(api, values[kState], state, 4, kRank));
-    if (values[kCos]) CHECK(dims(api, values[kCos], angles, 3, kRank));
+    CHECK(dims_of(api, context, kPacked, packed, 3, kRank));
+    CHECK(dims_of(api, context, kState, state, 4, kRank));
+    if (data[kCos]) CHECK(dims_of(api, context, kCos, angles, 3, kRank));
 
     Step step{};
     step.batch = packed[0], step.tokens = packed[1];

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import pytest
 
 from dijiang.machine.driver import Cuda
-from dijiang.runtime.sessions import device, resident, tensorrt
+from dijiang.runtime.sessions import device_session, resident, tensorrt
 from dijiang.runtime.state import State
 
 TENSORRT, DEVICE = "tests/runtime/test_tensorrt.py", "tests/runtime/test_cuda.py"
@@ -56,7 +56,7 @@ def both(name: str, *mutation: object) -> dict[str, Mutation]:
 
 
 FILES = {"tensorrt": TENSORRT, "device": DEVICE}
-TRT, ORT, SLOT = tensorrt.TensorRtSession, device.DeviceSession, device._Slot
+TRT, ORT, SLOT = tensorrt.TensorRtSession, device_session.DeviceSession, device_session._Slot
 WRITE, GRAPH_KEY = "slot.inputs[name].write(array)", "key = (length, side)"
 WAIT = 'self._call("cuStreamSynchronize", c_void_p(stream))'
 MUTATIONS = {

@@ -21,7 +21,7 @@ from ..runtime.generate import decode, greedy, prefill
 from ..runtime.model import Model, load
 from ..runtime.sessions.base import Session
 from ..runtime.sessions.copies import device_bandwidth
-from ..runtime.sessions.device import DeviceSession
+from ..runtime.sessions.device_session import DeviceSession
 from ..runtime.state import State
 from .matrix import Test
 

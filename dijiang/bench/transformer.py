@@ -22,6 +22,7 @@ from ..graph.layers.keyvalue import ELEMENTS, cached
 from ..graph.passes import optimise
 from ..graph.passes.types import TYPES
 from ..graph.reads import parameter_reads
+from ..graph.schemes import Moments
 from ..graph.writer import Writer
 from ..models.binding import Bindings, shapes
 from ..models.initial import SPREAD
@@ -65,6 +66,16 @@ def random_weights(spec: ModelSpec) -> Weights:
     return Weights(RandomTensors(bindings), bindings)
 
 
+def transformer_graph(
+    model: VanillaModel, recipe: Recipe, cache: str, *, tied: bool = False, moments: Moments | None = None
+) -> ir.Model:
+    """The Transformer of a model, its weights stored as a recipe says; see `exporter.pipeline.step_graph`."""
+    # What its layers stand in the place of: the same matmuls as the bundle's.
+    like = next(row for name in recipe.graphs if (row := GRAPHS[name]).fused and runs_here(name))
+    written = optimise(Writer(model, cached(cache), opset=like.opset, fused=like.fused).write(), skip_norms=True)
+    return store_weights(written, recipe, like, tied=tied, moments=moments)
+
+
 def write_transformer(
     spec: ModelSpec, folder: Path, positions: int, *, recipe: Recipe | None = None, cache: str = "fp16"
 ) -> Traffic:
@@ -75,12 +86,8 @@ def write_transformer(
         recipe: of the weights; None: as they are, in float32.
         cache: element type of keys and values: fp32, fp16 or int8.
     """
-    model, recipe = VanillaModel(spec, random_weights(spec), positions), recipe or resolve(runs_here=runs_here)
-    # What its layers stand in the place of: the same matmuls as the bundle's.
-    like = next(row for name in recipe.graphs if (row := GRAPHS[name]).fused and runs_here(name))
-    writer = Writer(model, cached(cache), opset=like.opset, fused=like.fused)
-    graph = optimise(writer.write(), skip_norms=True)
-    graph = store_weights(graph, recipe, like, tied=False)
+    model = VanillaModel(spec, random_weights(spec), positions)
+    graph = transformer_graph(model, recipe or resolve(runs_here=runs_here), cache)
     graph.metadata_props[POSITIONS] = str(spec.max_positions if spec.learned_positions else positions)
     ir.save(graph, folder / FILE, external_data=DATA)
     reads, width = parameter_reads(graph), 2 * spec.num_layers * spec.num_kv_heads * spec.head_size

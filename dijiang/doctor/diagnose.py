@@ -12,12 +12,13 @@ from ..machine.bandwidth import Bandwidth, measure_bandwidth
 from ..machine.describe import describe_machine
 from ..machine.memory import parameters_that_fit
 from ..machine.sensors import find_sensors
-from ..recipe import PROVIDERS, named, support
+from ..recipe import PROVIDERS, named
 from ..runtime.operators import find_library, isa
 from ..runtime.sessions.engines import BACKENDS
 from ..runtime.sessions.inference import CPU_PROVIDER, PACKAGES
 from ..runtime.sessions.preflight import clashing_packages
 from .probes import Probe, probe_providers
+from .support import support
 
 #: Missing piece -> commands for any machine, and for a Jetson where they differ; the first one first.
 REMEDIES = json.loads(Path(__file__).with_name("remedies.json").read_text(encoding="utf-8"))

@@ -8,7 +8,6 @@ from onnx_ir.passes import InPlacePass, PassManager
 
 from ..graph.layers import Source
 from ..graph.passes import optimise
-from ..graph.passes.gpu import KeepActivations
 from ..graph.passes.order import OrderInitializers
 from ..graph.passes.types import TYPES, SetPrecision
 from ..graph.schemes import Moments, scheme_of
@@ -49,15 +48,14 @@ def step_graph(model: Source, graph: str, recipe: Recipe, moments: Moments | Non
     row = GRAPHS[graph]
     skip = row.fused and recipe.type not in TYPES
     written = optimise(write_graph(model, graph), skip_norms=skip, centred=row.exact)
-    stored = store_weights(written, recipe, row, tied=model.spec.tied_embeddings, moments=moments)
-    return KeepActivations()(stored).model if row.exact else stored
+    return store_weights(written, recipe, row, tied=model.spec.tied_embeddings, moments=moments)
 
 
 def store_weights(
     graph: ir.Model, recipe: Recipe, row: Graph, *, tied: bool, moments: Moments | None = None
 ) -> ir.Model:
     """Give an optimised float32 graph of a form the weights of a recipe."""
-    passes: list[InPlacePass] = scheme_of(recipe).passes(tied=tied, moments=moments, operators=row.operators)
+    passes: list[InPlacePass] = scheme_of(recipe).passes(row, tied=tied, moments=moments)
     if recipe.type in TYPES:
         passes.append(SetPrecision(recipe.type, fused_norms=row.fused))
     return PassManager([*passes, OrderInitializers()])(graph).model

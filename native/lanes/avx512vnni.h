@@ -21,11 +21,7 @@ struct Lanes {
   DIJIANG_INLINE static Codes high(Codes codes) { return low(_mm512_srli_epi16(codes, 4)); }
   DIJIANG_INLINE static Sums zero() { return _mm512_setzero_si512(); }
   DIJIANG_INLINE static Floats none() { return _mm512_setzero_ps(); }
-  DIJIANG_INLINE static Inputs repeat(const int8_t* a) {
-    int32_t four;
-    __builtin_memcpy(&four, a, sizeof four);
-    return _mm512_set1_epi32(four);
-  }
+  DIJIANG_INLINE static Inputs repeat(const int8_t* a) { return _mm512_set1_epi32(four_at(a)); }
   DIJIANG_INLINE static void dot(Sums& sums, Codes codes, Inputs four) {
     sums = _mm512_dpbusd_epi32(sums, codes, four);
   }

@@ -47,11 +47,7 @@ struct Lanes {
     for (float32x4_t& part : values.part) part = vdupq_n_f32(0);
     return values;
   }
-  DIJIANG_INLINE static Inputs repeat(const int8_t* a) {
-    int32_t four;
-    __builtin_memcpy(&four, a, sizeof four);
-    return vreinterpretq_s8_s32(vdupq_n_s32(four));
-  }
+  DIJIANG_INLINE static Inputs repeat(const int8_t* a) { return vreinterpretq_s8_s32(vdupq_n_s32(four_at(a))); }
   DIJIANG_INLINE static void dot(Sums& sums, const Codes& codes, Inputs four) {
 #ifdef __ARM_FEATURE_DOTPROD
     for (int i = 0; i < 4; i++) sums.part[i] = vdotq_s32(sums.part[i], codes.part[i], four);

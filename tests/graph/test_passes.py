@@ -18,7 +18,7 @@ from dijiang.graph.passes.types import SetPrecision
 from dijiang.graph.schemes import scheme_of
 from dijiang.graph.writer import write_graph
 from dijiang.models.load import load_checkpoint
-from dijiang.recipe import resolve
+from dijiang.recipe import GRAPHS, resolve
 from tests.conftest import GOLDEN, RUNNABLE, onnx_file
 from tests.random_models import write
 
@@ -142,8 +142,8 @@ def test_layers_of_one_gamma_share_the_log_decay():
 @pytest.mark.parametrize(
     "step",
     [
-        lambda: scheme_of(resolve("int8", graph="ort")).passes()[0],
-        lambda: scheme_of(resolve("int8", graph="primitive")).passes()[0],
+        lambda: scheme_of(resolve("int8", graph="ort")).passes(GRAPHS["ort"])[0],
+        lambda: scheme_of(resolve("int8", graph="primitive")).passes(GRAPHS["primitive"])[0],
         lambda: SetPrecision("bf16", fused_norms=True),
     ],
     ids=["Quantize", "DequantizeWeights", "SetPrecision"],

@@ -9,7 +9,7 @@ import pytest
 
 import dijiang
 from dijiang.recipe import PROVIDERS
-from dijiang.runtime.sessions import device as cuda
+from dijiang.runtime.sessions import device, device_session
 from dijiang.runtime.step import Step
 from tests import fake_ort
 from tests.conftest import EXAMPLES, RUNNABLE, Golden
@@ -18,14 +18,14 @@ NEEDS_ORT = pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is old
 
 GATE = 1e-4
 #: A provider with "device memory" that every machine has; `fake_ort` gives it graphs.
-STAND_IN = cuda.Device("CPUExecutionProvider", "nothing", "", memory=None, captures="enable_cuda_graph")
+STAND_IN = device.Device("CPUExecutionProvider", "nothing", "", memory=None, captures="enable_cuda_graph")
 
 
 @pytest.fixture
 def stand_in(monkeypatch):
     """`cuda` is the CPU's provider, through the device's session, with CUDA graphs."""
     fake_ort.install(monkeypatch)
-    monkeypatch.setattr(cuda, "CUDA", STAND_IN)
+    monkeypatch.setattr(device, "CUDA", STAND_IN)
 
 
 @pytest.fixture
@@ -87,7 +87,9 @@ def test_greedy_text_is_the_cpus_and_no_logits_are_read(stand_in, exported, monk
     for name in ("cpu", "cuda"):
         model = dijiang.load(path, provider=name)
         if name == "cuda":
-            monkeypatch.setattr(cuda.DeviceOutput, "logits", property(lambda _: pytest.fail("logits were read")))
+            monkeypatch.setattr(
+                device_session.DeviceOutput, "logits", property(lambda _: pytest.fail("logits were read"))
+            )
         texts.append("".join(r.text for r in model.generate("def main(", max_tokens=20)))
     assert texts[0] == texts[1]
 
@@ -174,7 +176,7 @@ def test_decode_steps_have_one_graph_a_side_and_short_prompts_none(stand_in, exp
 
 
 def test_whole_pieces_of_a_prompt_have_graphs_too(stand_in, exported, monkeypatch, graph_ids):
-    monkeypatch.setattr(cuda.DeviceSession, "longest", 4)
+    monkeypatch.setattr(device_session.DeviceSession, "longest", 4)
     model = dijiang.load(exported("neox-base"), provider="cuda")
     graph_ids.clear()
     prompt = np.arange(18)[None]
@@ -201,14 +203,14 @@ def test_pieces_whose_graphs_change_results_leave_those_of_steps(stand_in, expor
                 output.update_inplace(output.numpy() * (2 if steps > 1 else 1))
 
     model_steps = []
-    step = cuda.DeviceSession.run
+    step = device_session.DeviceSession.run
 
     def note(self, inputs, state):
         model_steps.append(inputs.ids.shape[1])
         return step(self, inputs, state)
 
-    monkeypatch.setattr(cuda.DeviceSession, "longest", 4)
-    monkeypatch.setattr(cuda.DeviceSession, "run", note)
+    monkeypatch.setattr(device_session.DeviceSession, "longest", 4)
+    monkeypatch.setattr(device_session.DeviceSession, "run", note)
     monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", spoilt)
     path = exported("neox-base")
     model, expected = (dijiang.load(path, provider=name) for name in ("cuda", "cpu"))
@@ -258,7 +260,7 @@ def test_prefill_length_that_cuda_kernels_take(stand_in, exported, monkeypatch, 
 
 def test_prompt_goes_through_in_short_pieces_where_it_must(stand_in, exported, monkeypatch):
     path = exported("neox-base")
-    monkeypatch.setattr(cuda.DeviceSession, "longest", 3)
+    monkeypatch.setattr(device_session.DeviceSession, "longest", 3)
     model, whole = (dijiang.load(path, provider=name) for name in ("cuda", "cpu"))
     ids = np.arange(20)[None]
     found, expected = (m.forward(ids, m.new_state()) for m in (model, whole))

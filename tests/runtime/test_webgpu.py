@@ -10,7 +10,8 @@ import onnxruntime
 import pytest
 
 import dijiang
-from dijiang.recipe import PRECISIONS, PROVIDERS, support
+from dijiang.doctor.support import support
+from dijiang.recipe import PRECISIONS, PROVIDERS
 from dijiang.runtime.sessions import copies, device, providers, webgpu
 from dijiang.runtime.sessions.preflight import explain
 from tests import fake_ort

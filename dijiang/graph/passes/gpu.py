@@ -6,13 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult
 
 from .linear import stored
 from .rewrite import Rewrite
-
-#: MatMulNBits at this level multiplies in the type of the activations.
-FLOAT_ACTIVATIONS = 0
 
 
 class CentreNorms(Rewrite):
@@ -40,17 +36,6 @@ class CentreNorms(Rewrite):
         ir.convenience.replace_nodes_and_values(
             graph, norm, [norm], nodes, [norm.outputs[0]], [nodes[-1].outputs[0]]
         )
-
-
-class KeepActivations(InPlacePass):
-    """Matmuls of weights in blocks do not round what they multiply them with."""
-
-    def call(self, model: ir.Model) -> PassResult:
-        """See `InPlacePass`."""
-        found = [node for node in model.graph if node.op_type == "MatMulNBits"]
-        for node in found:
-            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", FLOAT_ACTIVATIONS)
-        return PassResult(model, modified=bool(found))
 
 
 def _last_axis(graph: ir.Graph) -> ir.Value:

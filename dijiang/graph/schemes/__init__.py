@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from onnx_ir.passes import InPlacePass
 
-from ...recipe import SCHEMES, Recipe, named
+from ...recipe import SCHEMES, Graph, Recipe, named
 
 #: Second moments [in, in] float32 of the inputs of linears, by the name of their weight.
 Moments = dict[str, np.ndarray]
@@ -23,13 +23,11 @@ class Scheme(Protocol):
         """Whether weights are rounded by what their inputs look like."""
         ...
 
-    def passes(
-        self, *, tied: bool = False, moments: Moments | None = None, operators: bool = False
-    ) -> list[InPlacePass]:
+    def passes(self, row: Graph, *, tied: bool = False, moments: Moments | None = None) -> list[InPlacePass]:
         """What turns a float32 graph into one of stored weights.
 
-        tied: the head is the transposed embedding.  moments: used up on the way; None: nearest values.
-        operators: the graph may have nodes of ours.
+        row: the form of the graph.  tied: the head is the transposed embedding.  moments: used up on the
+        way; None: nearest values.
         """
         ...
 

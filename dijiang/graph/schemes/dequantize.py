@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
-from ...recipe import Recipe
+from ...recipe import Graph, Recipe
 from ..builder import ir_version
 from ..passes.linear import (
     Linear,
@@ -54,9 +54,7 @@ class Dequantize:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def passes(
-        self, *, tied: bool = False, moments: Moments | None = None, operators: bool = False
-    ) -> list[InPlacePass]:
+    def passes(self, row: Graph, *, tied: bool = False, moments: Moments | None = None) -> list[InPlacePass]:
         """See `Scheme.passes`."""
         return [DequantizeWeights(self.recipe)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx_ir.passes import InPlacePass
 
-from ...recipe import Recipe
+from ...recipe import Graph, Recipe
 from . import Moments
 
 
@@ -16,8 +16,6 @@ class Floats:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def passes(
-        self, *, tied: bool = False, moments: Moments | None = None, operators: bool = False
-    ) -> list[InPlacePass]:
+    def passes(self, row: Graph, *, tied: bool = False, moments: Moments | None = None) -> list[InPlacePass]:
         """Nothing to do: `passes.types` stores them in their type."""
         return []

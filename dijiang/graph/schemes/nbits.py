@@ -12,7 +12,7 @@ from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
 from ...models.activations import CONTRIB
-from ...recipe import DOMAIN, Blocks, Recipe
+from ...recipe import DOMAIN, Blocks, Graph, Recipe
 from ..passes.linear import (
     Linear,
     Shared,
@@ -48,11 +48,9 @@ class NBits:
         """See `Scheme.calibrates`."""
         return self.recipe.in_blocks
 
-    def passes(
-        self, *, tied: bool = False, moments: Moments | None = None, operators: bool = False
-    ) -> list[InPlacePass]:
+    def passes(self, row: Graph, *, tied: bool = False, moments: Moments | None = None) -> list[InPlacePass]:
         """See `Scheme.passes`."""
-        return [Quantize(self, moments, tied=tied, operators=operators)]
+        return [Quantize(self, row, moments, tied=tied)]
 
 
 class GpuNBits(NBits):
@@ -74,15 +72,13 @@ class Quantize(InPlacePass):
 
     moments: second moments of the inputs by weight name (`exporter.calibration`), to round by; used up
         on the way.
+    row: the form of the graph: where it may have operators, our own matmul mixes and rounds its inputs itself.
     tied: the head is the transposed embedding: where its blocks fit a row, both read the head's codes.
-    operators: our own matmul reads them. It mixes and rounds its inputs itself.
     """
 
-    def __init__(
-        self, scheme: NBits, moments: Moments | None = None, *, tied: bool = False, operators: bool = False
-    ) -> None:
+    def __init__(self, scheme: NBits, row: Graph, moments: Moments | None = None, *, tied: bool = False) -> None:
         super().__init__()
-        self.scheme, self.recipe, self.tied, self.operators = scheme, scheme.recipe, tied, operators
+        self.scheme, self.recipe, self.row, self.tied = scheme, scheme.recipe, row, tied
         self.moments = moments or {}
 
     def requires(self, model: ir.Model) -> None:
@@ -103,7 +99,7 @@ class Quantize(InPlacePass):
         if embedding:
             _quantize_embedding(graph, *embedding)
         drop_unused_initializers(graph)
-        for domain in (CONTRIB, *((DOMAIN,) if self.operators else ())):
+        for domain in (CONTRIB, *((DOMAIN,) if self.row.operators else ())):
             graph.opset_imports.setdefault(domain, 1)
         return PassResult(model, modified=bool(found or embedding))
 
@@ -122,13 +118,13 @@ class Quantize(InPlacePass):
         parts = _stored_blocks(graph, weight, (rows, columns), lambda: array_of(weight), rounding, moment=moment)
         size = rotation_of(rounding, rows)
         attributes = {"K": rows, "N": columns, "bits": rounding.bits, "block_size": rounding.block}
-        if self.operators:
+        if self.row.operators:
             bias = [] if linear.bias is None else [linear.bias]
             attributes["rotation"] = size
             nodes = [ir.node("MatMul", [linear.input, *parts, *bias], attributes, domain=DOMAIN)]
         else:
             bias = [] if linear.bias is None else [None, None, linear.bias]
-            attributes["accuracy_level"] = self.scheme.level
+            attributes["accuracy_level"] = EXACT_ACTIVATIONS if self.row.exact else self.scheme.level
             nodes, mixed = _rotate(graph, linear.input, size)
             nodes.append(ir.node("MatMulNBits", [mixed, *parts, *bias], attributes, domain=CONTRIB))
         replace_nodes_and_values(
