@@ -161,3 +161,17 @@ def traffic(monkeypatch):
     monkeypatch.setattr(value, "update_inplace", count_write)
     monkeypatch.setattr(value, "numpy", count_read)
     return seen
+
+
+def take_turns(device, cpu, longest, tolerance):
+    """Three states of two models of one bundle, advanced in random order; those of the device and of the CPU.
+
+    Every piece, of up to `longest` tokens, must give logits that differ by `tolerance` at most.
+    """
+    states = [[model.new_state() for _ in range(3)] for model in (device, cpu)]
+    random = np.random.default_rng(0)
+    for _ in range(25):
+        which, ids = random.integers(3), random.integers(0, 90, (1, random.integers(1, longest + 1)))
+        found, expected = (m.forward(ids, s[which]) for m, s in zip((device, cpu), states, strict=True))
+        np.testing.assert_allclose(found, expected, atol=tolerance)
+    return states

@@ -19,12 +19,12 @@ CORPUS = [
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
-def byte_level(*, prefix: bool) -> Tokenizer:
+def byte_level(*, prefix: bool, size: int = 330) -> Tokenizer:
     """GPT-2, GPT-NeoX and OPT."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=prefix), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, special_tokens=["<|end|>"])
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, special_tokens=["<|end|>"])
     made.train_from_iterator(CORPUS, trainer)
     return made
 

@@ -20,7 +20,7 @@ from dijiang.models.convert import convert
 from dijiang.models.load import load_checkpoint
 from dijiang.models.reference import Reference
 from tests.conftest import EXAMPLES, GOLDEN
-from tests.fuzz import tokenizer as small_tokenizer
+from tests.fuzz.folders import tokenizer as small_tokenizer
 from tests.random_models import POSITIONS, configs, write
 
 SPEC = importlib.util.spec_from_file_location("finetune", EXAMPLES / "finetune.py")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import Worker, draw_case, run_cases
+from tests.fuzz.grammar import draw_case
+from tests.fuzz.workers import Worker, run_cases
 
 CORPUS = {file.stem: json.loads(file.read_text()) for file in sorted((Path(__file__).parent / "corpus").glob("*"))}
 SAMPLE = 300

@@ -14,7 +14,7 @@ import dijiang
 from dijiang.cli import main
 from dijiang.recipe import GRAPHS, PROVIDERS
 from dijiang.runtime.sessions.webgpu import SOFTWARE, WEBGPU, adapter, is_software
-from tests.conftest import EXAMPLES, GOLDEN, Golden
+from tests.conftest import EXAMPLES, GOLDEN, Golden, take_turns
 from tests.graph.test_families import NAMED, check_every_graph
 from tests.graph.test_golden import GATE, PADDED, SIDES, SPLITS, check_logits, check_padding
 from tests.random_models import POSITIONS, write
@@ -127,12 +127,7 @@ def test_greedy_step_moves_sixteen_bytes(loaded, traffic):
 def test_states_take_turns_and_are_saved(loaded, tmp_path):
     model = loaded("neox-base")
     cpu = dijiang.load(model.bundle.path, provider="cpu")
-    states = [[one.new_state() for _ in range(3)] for one in (model, cpu)]
-    random = np.random.default_rng(0)
-    for _ in range(25):
-        which, ids = random.integers(3), random.integers(0, 90, (1, random.integers(1, 9)))
-        found, expected = (m.forward(ids, s[which]) for m, s in zip((model, cpu), states, strict=True))
-        np.testing.assert_allclose(found, expected, atol=GATE)
+    states = take_turns(model, cpu, 8, GATE)
     states[0][1].save(tmp_path / "state")
     for layer, other in zip(dijiang.State.load(tmp_path / "state").layers, states[1][1].layers, strict=True):
         np.testing.assert_allclose(layer, other, atol=1e-5)

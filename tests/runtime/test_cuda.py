@@ -12,7 +12,7 @@ from dijiang.recipe import PROVIDERS
 from dijiang.runtime.sessions import device, device_session
 from dijiang.runtime.step import Step
 from tests import fake_ort
-from tests.conftest import EXAMPLES, RUNNABLE, Golden
+from tests.conftest import EXAMPLES, RUNNABLE, Golden, take_turns
 
 NEEDS_ORT = pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is older than 1.30")
 
@@ -58,13 +58,7 @@ def test_device_session_meets_published_logits(stand_in, exported, name, graph):
 def test_states_take_turns_on_one_session(stand_in, exported):
     path = exported("neox-base")
     device, host = (dijiang.load(path, provider=name) for name in ("cuda", "cpu"))
-    states = [[m.new_state() for _ in range(3)] for m in (device, host)]
-    random = np.random.default_rng(0)
-    for _ in range(25):
-        which, ids = random.integers(3), random.integers(0, 90, (1, random.integers(1, 40)))
-        pairs = zip((device, host), states, strict=True)
-        found, expected = (m.forward(ids, s[which]) for m, s in pairs)
-        np.testing.assert_allclose(found, expected, atol=GATE)
+    states = take_turns(device, host, 39, GATE)
     for found, expected in zip(states[0][2].layers, states[1][2].layers, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 

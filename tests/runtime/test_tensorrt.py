@@ -10,7 +10,7 @@ import pytest
 import dijiang
 from dijiang.bundle.opened import open_bundle
 from dijiang.machine import driver, memory
-from tests.conftest import Golden
+from tests.conftest import Golden, take_turns
 from tests.fake_gpu import FakeLibcuda, fake_tensorrt
 
 GATE = 1e-4
@@ -112,12 +112,7 @@ def test_any_thread_may_go_on_or_look(built):
 def test_states_take_turns_on_one_engine(built):
     path = built("neox-base")
     gpu, cpu = (dijiang.load(path, provider=name) for name in ("tensorrt", "cpu"))
-    states = [[m.new_state() for _ in range(3)] for m in (gpu, cpu)]
-    random = np.random.default_rng(0)
-    for _ in range(25):
-        which, ids = random.integers(3), random.integers(0, 90, (1, random.integers(1, 40)))
-        found, expected = (m.forward(ids, s[which]) for m, s in zip((gpu, cpu), states, strict=True))
-        np.testing.assert_allclose(found, expected, atol=GATE)
+    states = take_turns(gpu, cpu, 39, GATE)
     fork = states[0][1].clone()
     np.testing.assert_allclose(gpu.forward([[7]], fork), gpu.forward([[7]], states[0][1]), atol=1e-6)
     for found, expected in zip(states[0][2].layers, states[1][2].layers, strict=True):

@@ -1,0 +1,53 @@
+"""`python -m tests.fuzz`: see the package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+from dijiang.version import __version__
+from tests.fuzz.grammar import draw_case
+from tests.fuzz.workers import run_cases
+from tests.random_tokenizers import KINDS, sequence, streamed
+from tests.random_tokenizers import tokenizer as tokenizer_of
+
+
+def stream_texts(seed: int, cases: int) -> dict[str, Any]:
+    """Random tokens of every kind of tokenizer: those whose streamed text is not their decoded text."""
+    wrong = {}
+    for kind in KINDS:
+        draw = random.Random(f"{seed} {kind}")
+        drawn = (sequence(kind, draw) for _ in range(cases))
+        wrong[kind] = [ids for ids in drawn if streamed(kind, ids) != tokenizer_of(kind).decode(ids)]
+    return {"sequences_of_each_kind": cases, "streamed_otherwise": wrong}
+
+
+def main() -> None:
+    """Run as many cases as asked for, and say what was found; exit 1 if anything was."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cases", type=int, default=300)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    numbers = range(options.first, options.first + options.cases)
+    report = run_cases(
+        ((number, draw_case(options.seed, number)) for number in numbers),
+        lambda text: print(text, file=sys.stderr, flush=True),
+        options.workers,
+    )
+    facts = {"dijiang": __version__, "seed": options.seed, "first": options.first, "cases": options.cases}
+    text = json.dumps(facts | report | stream_texts(options.seed, options.cases), indent=1)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(text + "\n")
+    sys.exit(bool(report["findings"]))
+
+
+if __name__ == "__main__":
+    main()
