@@ -14,7 +14,7 @@ struct Gptq {
   int64_t outputs, inputs, block, bits;  // inputs: whole blocks
   const float* upper;       // [inputs, inputs], U^T U = (second moment of the inputs)^-1
   const float* importance;  // [inputs], the moment's diagonal
-  const float* weight;      // [outputs, inputs]
+  float* left;              // [outputs, inputs]: the weight; then the errors, as `upper` carries them on
   uint8_t* codes;           // [outputs, inputs], offset by 2^(bits-1)
   float* scales;            // [outputs, inputs / block]
 };

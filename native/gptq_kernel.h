@@ -54,15 +54,14 @@ DIJIANG_INLINE void best_scales(const float* __restrict w, const float* __restri
   }
 }
 
-// Outputs 16 tile to 16 tile + 15. room: inputs x 16 + block x 16 numbers.
+// Outputs 16 tile to 16 tile + 15. room: inputs x 16 numbers; each is a weight until it is an error.
 void gptq(const Gptq& g, int64_t tile, float* room) {
   const int64_t first = tile * kOutputs, left = g.outputs - first, count = left < kOutputs ? left : kOutputs;
   const float bound = static_cast<float>(int64_t{1} << (g.bits - 1));
   float* __restrict w = room;
-  float* __restrict errors = room + g.inputs * kOutputs;
   for (int64_t k = 0; k < g.inputs; k++)
     for (int64_t l = 0; l < kOutputs; l++)
-      w[k * kOutputs + l] = l < count ? g.weight[(first + l) * g.inputs + k] : 0.0f;
+      w[k * kOutputs + l] = l < count ? g.left[(first + l) * g.inputs + k] : 0.0f;
   for (int64_t start = 0; start < g.inputs; start += g.block) {
     float scale[kOutputs];
     best_scales(w + start * kOutputs, g.importance + start, g.block, g.bits, scale);
@@ -70,12 +69,11 @@ void gptq(const Gptq& g, int64_t tile, float* room) {
       g.scales[((first + l) * g.inputs + start) / g.block] = scale[l];
     for (int64_t j = 0; j < g.block; j++) {
       const float* upper = g.upper + (start + j) * g.inputs + start;
-      float* error = errors + j * kOutputs;
-      const float* own = w + (start + j) * kOutputs;
+      float* error = w + (start + j) * kOutputs;
       float code[kOutputs];
       for (int l = 0; l < kOutputs; l++) {
-        code[l] = nearest_code(own[l] / scale[l], bound);
-        error[l] = (own[l] - code[l] * scale[l]) / upper[j];
+        code[l] = nearest_code(error[l] / scale[l], bound);
+        error[l] = (error[l] - code[l] * scale[l]) / upper[j];
       }
       for (int64_t l = 0; l < count; l++)
         g.codes[(first + l) * g.inputs + start + j] = static_cast<uint8_t>(code[l] + bound);
@@ -91,13 +89,15 @@ void gptq(const Gptq& g, int64_t tile, float* room) {
       std::memcpy(next, w + k * kOutputs, sizeof next);
       for (int64_t j = 0; j < g.block; j++) {
         const float* upper = g.upper + (start + j) * g.inputs + k;
-        const float* error = errors + j * kOutputs;
+        const float* error = w + (start + j) * kOutputs;
         for (int n = 0; n < kNext; n++)
           for (int l = 0; l < kOutputs; l++) next[n][l] = fused(-error[l], upper[n], next[n][l]);
       }
       std::memcpy(w + k * kOutputs, next, sizeof next);
     }
   }
+  for (int64_t l = 0; l < count; l++)
+    for (int64_t k = 0; k < g.inputs; k++) g.left[(first + l) * g.inputs + k] = w[k * kOutputs + l];
 }
 
 }  // namespace

@@ -6,25 +6,32 @@ moment of the projection's input, [in, in]. No text has to be found: the float32
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from scipy.linalg import blas
 
 from ..bundle import names
 from ..files import temporary_folder
 from ..graph.passes.linear import linears
-from ..graph.schemes import Moments
+from ..graph.roles import ROUNDED
+from ..parity.cut import Part, parts
+from ..parity.parts import Loaded, extracted
 from ..progress import Progress, silent
 from ..runtime.sessions.inference import open_inference
+from ..runtime.step import Step
 from .save import save_model
 
-#: Tokens of a drawn sequence, and sequences drawn side by side.
-LENGTH, BATCH = 256, 64
+#: Tokens of a sequence, sequences drawn side by side, and sequences that go through a layer at once.
+LENGTH, BATCH, TOGETHER = 256, 64, 8
 #: Largest number of tokens drawn, and the parameters times tokens that are worth an export's time.
 TOKENS, WORK = 16_384, 2e12
 #: Fewer tokens than this tell too little.
 LEAST = 4_096
+TINY = np.finfo(np.float32).tiny
 
 
 def default_tokens(parameters: int) -> int:
@@ -38,92 +45,97 @@ def batch_of(tokens: int) -> int:
     return max(1, min(BATCH, tokens // LENGTH))
 
 
-def second_moments(
-    graph: ir.Model,
-    tokens: int,
-    limit: int | None,
-    vocab: int,
-    text: np.ndarray | None = None,
-    progress: Progress = silent,
-) -> Moments:
-    """Second moments [in, in] float32 of the inputs of every linear, by the name of its weight.
+def batches_of(ids: np.ndarray, length: int) -> list[np.ndarray]:
+    """Token ids [tokens] of a text as sequences: [N, length] int64 each; a shorter rest is left out."""
+    if len(ids) < length:
+        return [ids[None]]
+    whole = ids[: len(ids) // length * length].reshape(-1, length)
+    return [whole[start : start + TOGETHER] for start in range(0, len(whole), TOGETHER)]
 
-    Args:
-        graph: float32 step graph; its outputs are extended.
-        tokens: to draw, in sequences of LENGTH.
-        limit: positions the model has; None: no end.
-        vocab: number of token ids.
-        text: int64 [tokens] to take instead of drawn ones.
 
-    The float32 model is in memory meanwhile: 4 bytes a parameter, and 4 in^2 bytes a linear.
+def draw(graph: ir.Model, tokens: int, length: int, vocab: int, progress: Progress = silent) -> list[np.ndarray]:
+    """Sequences that a float32 step graph draws, each from a random first token; see `batches_of`.
+
+    The whole model is in memory meanwhile, 4 bytes a parameter.
     """
-    inputs = {str(linear.weight.name): linear.input for linear in linears(graph.graph)}
-    for value in set(inputs.values()) - set(graph.graph.outputs):
-        value.type = ir.TensorType(ir.DataType.FLOAT)
-        graph.graph.outputs.append(value)
     with temporary_folder() as folder:
-        model = _Float32(graph, folder)
-        length = min(LENGTH, limit or LENGTH)
-        batch = batch_of(tokens)
-        moments: Moments = {}
-        rounds = max(1, round((tokens if text is None else len(text)) / (batch * length)))
-        for seed in range(rounds):
-            if text is None:
-                rows = list(_draw(model, batch, length, vocab, np.random.default_rng(seed)))
-            else:
-                part = text[seed * batch * length :][: batch * length]
-                rows = [part[start : start + length] for start in range(0, len(part), length)]
-            for row in rows:
-                _add(moments, model, row[None], inputs)
-            progress("calibrate", seed + 1, rounds)
-    return moments
-
-
-class _Float32:
-    """The float32 graph in a session of its own, fed and read by name."""
-
-    def __init__(self, graph: ir.Model, folder: Path) -> None:
         save_model(graph, folder / "model.onnx", "model.onnx.data")
-        self._session = open_inference(folder / "model.onnx")
-        self._states = {i.name: i.shape for i in self._session.get_inputs() if "recurrent_state" in i.name}
-        self.next_states = [names.present_state(layer) for layer in range(len(self._states))]
-
-    def empty(self, batch: int) -> dict[str, np.ndarray]:
-        """The states before the first token, by input name."""
-        return {name: np.zeros((batch, *shape[1:]), np.float32) for name, shape in self._states.items()}
-
-    def run(
-        self, outputs: list[str], ids: np.ndarray, start: int, state: dict[str, np.ndarray]
-    ) -> list[np.ndarray]:
-        """Outputs by name for ids [B, T] at positions from `start`; logits of the last one."""
-        positions = np.broadcast_to(np.arange(start, start + ids.shape[1]), ids.shape)
-        last = np.full((len(ids), 1), ids.shape[1] - 1)
-        feeds = {
-            names.INPUT_IDS: ids,
-            names.POSITION_IDS: positions,
-            names.ATTENTION_MASK: np.ones_like(ids),
-            names.LOGIT_INDICES: last,
-        }
-        results: list[np.ndarray] = self._session.run(outputs, feeds | state)
-        return results
+        session = open_inference(folder / "model.onnx")
+        batch = batch_of(tokens)
+        rounds = max(1, round(tokens / (batch * length)))
+        drawn = np.empty((rounds, batch, length), np.int64)
+        for seed, ids in enumerate(drawn):
+            _draw(session, ids, vocab, np.random.default_rng(seed))
+            progress("draw text", seed + 1, rounds)
+    return batches_of(drawn.ravel(), length)
 
 
-def _draw(model: _Float32, batch: int, length: int, vocab: int, random: np.random.Generator) -> np.ndarray:
-    """Sequences [batch, length] drawn from the model, each from a random first token."""
-    ids = np.empty((batch, length), np.int64)
+def _draw(session: Any, ids: np.ndarray, vocab: int, random: np.random.Generator) -> None:
+    """Fill ids [B, T] with what the model draws."""
+    batch, length = ids.shape
     ids[:, 0] = random.integers(0, vocab, batch)
-    state = model.empty(batch)
+    state, last = _empty(session.get_inputs(), batch), np.zeros((batch, 1), np.int64)
+    wanted = [names.LOGITS, *(names.present_state(layer) for layer in range(len(state)))]
     for t in range(length - 1):
-        logits, *new = model.run([names.LOGITS, *model.next_states], ids[:, t : t + 1], t, state)
+        feeds = Step.of(ids[:, t : t + 1], np.full(batch, t), last).arrays | state
+        logits, *new = session.run(wanted, feeds)
         state = dict(zip(state, new, strict=True))
         # The largest of logits + Gumbel noise is a draw from their softmax.
-        ids[:, t + 1] = (logits[:, 0] + random.gumbel(size=(batch, vocab))).argmax(-1)
-    return ids
+        noise = np.log(random.standard_exponential((batch, vocab), np.float32) + TINY)
+        ids[:, t + 1] = (logits[:, 0] - noise).argmax(-1)
 
 
-def _add(moments: Moments, model: _Float32, ids: np.ndarray, inputs: dict[str, ir.Value]) -> None:
-    found = model.run([str(value.name) for value in inputs.values()], ids, 0, model.empty(len(ids)))
-    for name, x in zip(inputs, found, strict=True):
-        rows = x.reshape(-1, x.shape[-1])
-        square = rows.T @ rows
-        moments[name] = moments[name] + square if name in moments else square
+def _empty(inputs: Iterable[Any], batch: int) -> dict[str, np.ndarray]:
+    """The states before the first token, by the name of the input, in the order of the layers."""
+    states = [value for value in inputs if "recurrent_state" in value.name]
+    return {value.name: np.zeros((batch, *value.shape[1:]), np.float32) for value in states}
+
+
+class LayerMoments:
+    """See `graph.schemes.Moments`: of one layer at a time.
+
+    All sequences go through a layer together, then the next one is loaded. What is in memory is one
+    layer, the moments of two, and what crosses from layer to layer, [tokens, hidden].
+    """
+
+    def __init__(self, graph: ir.Model, batches: Sequence[np.ndarray]) -> None:
+        """graph: a float32 step graph, whose outputs are replaced.  batches: [N, T] int64 each."""
+        self._inputs = {str(x.weight.name): x.input for x in linears(graph.graph) if x.role in ROUNDED}
+        self._uses = Counter(str(value.name) for value in self._inputs.values())
+        for value in set(self._inputs.values()):
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        graph.graph.outputs[:] = list(dict.fromkeys(self._inputs.values()))
+        self._graph, cut = graph, parts(graph.graph, bound=0)
+        self._left, self._crossing = iter(cut), {str(value.name) for part in cut for value in part.inputs}
+        self._halves: dict[str, np.ndarray] = {}  # upper triangles; 0 below
+        self._found = []
+        for ids in batches:
+            every = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+            step = Step.of(ids, np.zeros(len(ids), np.int64), every)
+            self._found.append(step.arrays | _empty(graph.graph.inputs, len(ids)))
+
+    def __call__(self, name: str) -> np.ndarray:
+        """The second moment [in, in] float32 of the inputs of a linear, by the name of its weight."""
+        value = str(self._inputs[name].name)
+        while value not in self._halves:
+            self._advance(next(self._left))
+        self._uses[value] -= 1
+        half = self._halves[value] if self._uses[value] else self._halves.pop(value)
+        whole: np.ndarray = half + half.T
+        np.einsum("ii->i", whole)[...] /= 2
+        return whole
+
+    def _advance(self, part: Part) -> None:
+        """All sequences through the next part."""
+        with temporary_folder() as folder:
+            save_model(extracted(self._graph, part), folder / "model.onnx", "model.onnx.data")
+            run = Loaded(part, open_inference(folder / "model.onnx"))
+            for found in self._found:
+                made = run(found)
+                for name in made.keys() & self._uses.keys():
+                    rows = made[name].reshape(-1, made[name].shape[-1])
+                    sums = {"beta": 1, "c": self._halves[name]} if name in self._halves else {}
+                    self._halves[name] = blas.ssyrk(1, rows.T, overwrite_c=True, **sums)
+                for value in part.last:
+                    del found[str(value.name)]
+                found.update((name, made[name]) for name in made.keys() & self._crossing)

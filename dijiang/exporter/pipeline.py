@@ -16,7 +16,7 @@ from ..models.load import DijiangModel
 from ..progress import Progress, silent
 from ..recipe import GRAPHS, Blocks, Graph, Recipe
 from ..runtime.sessions.inference import runs_here
-from .calibration import default_tokens, second_moments
+from .calibration import LENGTH, LayerMoments, batches_of, default_tokens, draw
 
 #: Share of the parameters from which on the embedding takes part in rounding to few bits. A step reads one
 #: row of it, so a smaller one costs no time and little space at 8 bits, and its rounding is felt.
@@ -43,7 +43,7 @@ def calibration_tokens(recipe: Recipe, parameters: int) -> int:
 def step_graph(model: Source, graph: str, recipe: Recipe, moments: Moments | None = None) -> ir.Model:
     """One graph of a model; its weights are computed when it is saved.
 
-    moments: of `calibrate`; used up on the way. None: weights of few bits go to their nearest codes.
+    moments: of `calibrate`. None: weights of few bits go to their nearest codes.
     """
     row = GRAPHS[graph]
     skip = row.fused and recipe.type not in TYPES
@@ -64,9 +64,13 @@ def store_weights(
 def calibrate(
     model: DijiangModel, recipe: Recipe, text: np.ndarray | None = None, progress: Progress = silent
 ) -> Moments:
-    """Second moments of every projection's inputs, on token ids, or on text that the float32 model draws."""
+    """Second moments of projections' inputs, on token ids, or on text that the float32 model draws."""
     # Every graph has the same projections. It is always the same one, so that all are rounded alike.
     name = next(name for name, row in GRAPHS.items() if not row.operators and runs_here(name))
     graph = optimise(write_graph(model, name), skip_norms=False)
-    tokens, limit = recipe.calibration_tokens or 0, model.positions_limit
-    return second_moments(graph, tokens, limit, model.spec.vocab_size, text, progress)
+    length = min(LENGTH, model.positions_limit or LENGTH)
+    if text is None:
+        batches = draw(graph, recipe.calibration_tokens or 0, length, model.spec.vocab_size, progress)
+    else:
+        batches = batches_of(text, length)
+    return LayerMoments(graph, batches)

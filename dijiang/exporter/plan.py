@@ -18,7 +18,7 @@ from ..models.load import DijiangModel
 from ..parity.cut import parts
 from ..parity.verify import FEWEST, default_slice
 from ..recipe import PRECISIONS, Recipe
-from .calibration import batch_of
+from .calibration import LENGTH, TOGETHER, batch_of
 from .save import data_bytes
 
 #: What a bundle needs on disk beside its weights: graph, tokenizer, tables.
@@ -31,8 +31,9 @@ LAYER_BYTES, EMBEDDING_BYTES = 10, 16
 #: Tensors computed and written at once, where that takes no more memory than this. Rounding to integers
 #: is itself the work of all cores.
 WRITERS, WRITING_BYTES = 2, 2 << 30
-#: Bytes for each number of a second moment that GPTQ works on: its copy in float64 and the factors.
-GPTQ_BYTES = 20
+#: Bytes for each number of a second moment: as it waits for its layer, and as GPTQ works on it, with a copy
+#: in float64 and the factors. Those of two layers wait at most.
+MOMENT_BYTES, GPTQ_BYTES, WAITING = 4, 24, 2
 #: Bytes for each drawn logit: of float32, with float64 noise, and their sum.
 DRAWN_BYTES = 24
 #: Bytes for each logit compared: the bundle's, as it comes and as it is kept, and a float64 window.
@@ -112,7 +113,7 @@ def plan_export(
     memory = writers * written
     seconds = PRECISIONS[recipe.precision].seconds * parameters / 1e9
     if tokens:
-        memory = max(memory, _calibration_bytes(model, first, batch_of(tokens)))
+        memory = max(memory, _calibration_bytes(model, first, tokens))
         seconds += CALIBRATION_SECONDS * parameters * tokens / 1e12
     emulated = 0
     if verify:
@@ -126,13 +127,15 @@ def plan_export(
     return Plan(disk + SPARE_BYTES, max(emulated, calibrated), memory + BASE_BYTES, seconds, writers)
 
 
-def _calibration_bytes(model: DijiangModel, graph: ir.Model, batch: int) -> int:
-    """The float32 model with a batch of sequences, or GPTQ; and the second moments of all inputs."""
+def _calibration_bytes(model: DijiangModel, graph: ir.Model, tokens: int) -> int:
+    """The float32 model with a batch of sequences that it draws; or a layer, run and rounded; or the head."""
     spec, widths = model.spec, [n.attributes["K"].as_int() for n in graph.graph if "K" in n.attributes]
-    moments = sum(4 * width**2 for width in widths)
-    drawing = 4 * model.parameters + batch * (2 * spec.state_bytes + DRAWN_BYTES * spec.vocab_size)
-    rounding = LAYER_BYTES * model.layer_parameters + GPTQ_BYTES * max(widths) ** 2
-    return moments + max(drawing, rounding)
+    drawing = 4 * model.parameters + batch_of(tokens) * (2 * spec.state_bytes + DRAWN_BYTES * spec.vocab_size)
+    moments = WAITING * MOMENT_BYTES * sum(width**2 for width in widths) // spec.num_layers
+    running = 4 * ACTIVATIONS * min(tokens, TOGETHER * LENGTH) * max(widths)
+    layer = LAYER_BYTES * model.layer_parameters + GPTQ_BYTES * max(widths) ** 2
+    head = EMBEDDING_BYTES * spec.vocab_size * spec.hidden_size + GPTQ_BYTES * spec.hidden_size**2
+    return max(drawing, moments + max(running, layer, head))
 
 
 def _verify_bytes(model: DijiangModel, session: int, graphs: int, *, text: bool) -> int:

@@ -20,6 +20,8 @@ Array = np.ndarray
 STARTS = (1.0, 0.94, 0.88, 0.82)
 #: Output channels that one thread rounds at once: bounds the temporaries.
 ROWS = 64
+#: Input channels that GPTQ corrects one by one; what they lost reaches those behind them in one product.
+STRIPE = 128
 #: Added to the second moment's diagonal, in means of it: channels that were never seen stay solvable.
 DAMPING = 0.01
 
@@ -107,26 +109,35 @@ def round_gptq(weight: Array, bits: int, block: int, moment: Array) -> tuple[Arr
     library does it where there is one, many times as fast as `round_gptq_plain`.
     """
     blocks = by_blocks(weight, block)
-    flat = blocks.reshape(len(blocks), -1)
-    upper = _inverse_factor(moment, len(weight), flat.shape[1])
-    importance = np.zeros(flat.shape[1], np.float32)
+    codes, scales = np.empty(blocks.shape, np.uint8), np.empty(blocks.shape[:2], np.float32)
+    left = blocks.reshape(len(blocks), -1)  # and, of the channels that are done, their errors
+    upper = _inverse_factor(moment, len(weight), left.shape[1])
+    importance = np.zeros(left.shape[1], np.float32)
     importance[: len(weight)] = np.diag(moment) + np.finfo(np.float32).tiny
-    codes = np.empty(blocks.shape, np.uint8)
-    scales = np.empty(blocks.shape[:2], np.float32)
-    some = gptq if has_library() else round_gptq_plain
-
-    def fill(start: int) -> None:
-        part = slice(start, start + ROWS)
-        some(flat[part], upper, importance, bits, codes[part], scales[part])
-
+    some, width = (gptq if has_library() else round_gptq_plain), max(1, STRIPE // block)
     with ThreadPoolExecutor(usable_cores()) as pool:
-        list(pool.map(fill, range(0, len(flat), ROWS)))
+        for first in range(0, blocks.shape[1], width):
+            stripe, begin = slice(first, first + width), first * block
+            here = slice(begin, begin + width * block)
+            if begin:
+                left[:, here] -= left[:, :begin] @ upper[:begin, here]
+            within = np.ascontiguousarray(upper[here, here])
+
+            def fill(start: int, here: slice = here, stripe: slice = stripe, within: Array = within) -> None:
+                part = slice(start, start + ROWS)
+                errors = np.ascontiguousarray(left[part, here])
+                codes[part, stripe], scales[part, stripe] = some(errors, within, importance[here], bits, block)
+                left[part, here] = errors
+
+            list(pool.map(fill, range(0, len(left), ROWS)))
     return codes, scales
 
 
-def round_gptq_plain(left: Array, upper: Array, importance: Array, bits: int, codes: Array, scales: Array) -> None:
-    """The twin of `runtime.operators.gptq`: rows [out, in] of whole blocks; `left` is used up."""
-    block, bound = codes.shape[2], 2 ** (bits - 1)
+def round_gptq_plain(left: Array, upper: Array, importance: Array, bits: int, block: int) -> tuple[Array, Array]:
+    """The twin of `runtime.operators.gptq`: rows [out, in] of whole blocks; `left` then has their errors."""
+    bound, rows = 2 ** (bits - 1), len(left)
+    codes = np.empty((rows, left.shape[1] // block, block), np.uint8)
+    scales = np.empty(codes.shape[:2], np.float32)
     for index in range(codes.shape[1]):
         here = slice(index * block, (index + 1) * block)
         scale = best_scale(left[:, here], bits, importance[here])[1][:, 0]
@@ -139,23 +150,26 @@ def round_gptq_plain(left: Array, upper: Array, importance: Array, bits: int, co
             current[:, j + 1 :] -= errors[:, j, None] * within[j, j + 1 :]
             codes[:, index, j] = code + bound
         scales[:, index] = scale
+        left[:, here] = errors
         left[:, here.stop :] -= errors @ upper[here, here.stop :]
+    return codes, scales
 
 
 def _inverse_factor(moment: Array, rows: int, count: int) -> Array:
     """Upper U [count, count] float32 with U^T U = (moment + damping)^-1; padding is the identity.
 
-    With the channels in reverse, a Cholesky factor L L^T of the moment is U^-1 (U^-1)^T.
+    With the channels in reverse, a Cholesky factor L L^T of the moment is U^-1 (U^-1)^T. Each step
+    overwrites its input: a moment of 11,008 channels is 1 GB in float64. LAPACK reads by columns, where
+    the lower triangle is the upper one; its own routines for that one are several times as fast.
     """
-    full = np.eye(count, order="F")
-    full[:rows, :rows] = moment
-    diagonal = np.diag(moment)
-    full[np.arange(rows), np.arange(rows)] += DAMPING * max(float(diagonal.mean()), 1e-30)
-    # Each step overwrites its input: a moment of 11,008 channels is 1 GB in float64.
-    factor, _ = lapack.dpotrf(np.asfortranarray(full[::-1, ::-1]), lower=True, clean=True, overwrite_a=True)
-    inverse, failed = lapack.dtrtri(factor, lower=True, overwrite_c=True)
+    backwards = np.eye(count)
+    backwards[count - rows :, count - rows :] = moment[::-1, ::-1]
+    diagonal = np.einsum("ii->i", backwards)[count - rows :]
+    diagonal += DAMPING * max(float(diagonal.mean()), 1e-30)
+    factor, _ = lapack.dpotrf(backwards.T, lower=False, clean=True, overwrite_a=True)
+    inverse, failed = lapack.dtrtri(factor, lower=False, overwrite_c=True)
     assert not failed, "a damped moment is positive definite"
-    upper: Array = np.ascontiguousarray(inverse[::-1, ::-1], np.float32)
+    upper: Array = np.ascontiguousarray(inverse.T[::-1, ::-1], np.float32)
     return upper
 
 

@@ -7,7 +7,7 @@ with layers. The nodes are the same, and so is every bit of the results.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,27 +148,22 @@ class PartedSession:
 
     def _pass(self, part: Part, steps: Sequence[Values]) -> Iterator[dict[str, np.ndarray]]:
         """What a part makes of every step, states left out; it is in memory until the last one."""
-        session = self._load(part)
-        inputs, outputs, last = (_names(v) for v in (part.inputs, part.outputs, part.last))
-        for number, step in enumerate(steps):
+        run = Loaded(part, self._load(part))
+        for step in steps:
             try:
-                results = session.run(outputs, {name: step.found[name] for name in inputs})
+                found = run(step.found)
             except Exception as error:  # onnxruntime's errors share no base class
                 raise failed_step(step.tokens, error) from error
-            if number == 0:
-                _declare(part.outputs, results, session.get_outputs())
-            found = dict(zip(outputs, results, strict=True))
             for present in found.keys() & self._past.keys():
                 step.found[self._past[present]][...] = found[present]
             if step.after is not None:
-                step.after.extend(found[name] for name in outputs if name in self._past)
-            for name in last:
-                del step.found[name]
+                step.after.extend(result for name, result in found.items() if name in self._past)
+            for value in part.last:
+                del step.found[str(value.name)]
             yield {name: result for name, result in found.items() if name not in self._past}
 
     def _load(self, part: Part) -> Any:
-        extracted = ir.convenience.extract(self._model.graph, part.inputs, part.outputs)
-        model = ir.Model(extracted, ir_version=self._model.ir_version)
+        model = extracted(self._model, part)
         if not self._written:
             source = ir.to_proto(model).SerializeToString()
             return load_graph(self._bundle, self.graph, source, threads=self._threads)
@@ -178,6 +173,27 @@ class PartedSession:
             return load_graph(self._bundle, self.graph, file, threads=self._threads)
 
 
+def extracted(model: ir.Model, part: Part) -> ir.Model:
+    """A part of a graph as one of its own, over the same weights."""
+    return ir.Model(ir.convenience.extract(model.graph, part.inputs, part.outputs), ir_version=model.ir_version)
+
+
+class Loaded:
+    """A part in an onnxruntime session: outputs by name, of inputs by name."""
+
+    def __init__(self, part: Part, session: Any) -> None:
+        self._part, self._session, self._declared = part, session, False
+        self._inputs, self._outputs = ([str(value.name) for value in v] for v in (part.inputs, part.outputs))
+
+    def __call__(self, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run it; whatever onnxruntime raises."""
+        results = self._session.run(self._outputs, {name: found[name] for name in self._inputs})
+        if not self._declared:
+            _declare(self._part.outputs, results, self._session.get_outputs())
+            self._declared = True
+        return dict(zip(self._outputs, results, strict=True))
+
+
 def _declare(values: Sequence[ir.Value], results: Sequence[np.ndarray], found: Sequence[Any]) -> None:
     """Give values the types and shapes that onnxruntime found, for the parts that read them."""
     for value, result, output in zip(values, results, found, strict=True):
@@ -185,7 +201,3 @@ def _declare(values: Sequence[ir.Value], results: Sequence[np.ndarray], found: S
         # A dimension that has no name in the graph gets one in each session; [] is any shape.
         shape = [None if str(n).startswith(UNNAMED) else n for n in output.shape]
         value.shape = ir.Shape(shape) if len(shape) == result.ndim else None
-
-
-def _names(values: Sequence[ir.Value]) -> list[str]:
-    return [str(value.name) for value in values]

@@ -102,29 +102,31 @@ def has_library() -> bool:
 
 
 def gptq(
-    weight: np.ndarray, upper: np.ndarray, importance: np.ndarray, bits: int, codes: np.ndarray, scales: np.ndarray
-) -> None:
+    left: np.ndarray, upper: np.ndarray, importance: np.ndarray, bits: int, block: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Round rows of a weight by what their inputs look like; see `graph.rounding.round_gptq`.
 
     Args:
-        weight: float32 [out, in], whole blocks.
-        upper: float32 [in, in], importance: float32 [in].
-        codes, scales: filled: uint8 [out, blocks, block], float32 [out, blocks].
+        left: float32 [out, in] of whole blocks, row-major; overwritten with what `upper` carries on.
+        upper: float32 [in, in], importance: float32 [in]; row-major.
+
+    Returns codes uint8 [out, blocks, block] and scales float32 [out, blocks].
     """
     import numpy as np
 
-    floats, outputs, inputs = ctypes.POINTER(ctypes.c_float), *weight.shape
-    arrays = (np.ascontiguousarray(a, np.float32) for a in (weight, upper, importance))
-    assert codes.flags.c_contiguous
-    assert scales.flags.c_contiguous
+    floats, (outputs, inputs) = ctypes.POINTER(ctypes.c_float), left.shape
+    codes = np.empty((outputs, inputs // block, block), np.uint8)
+    scales = np.empty(codes.shape[:2], np.float32)
+    assert all(a.flags.c_contiguous and a.dtype == np.float32 for a in (left, upper, importance))
     status = open_library(operator_library()).dijiang_gptq(
-        *(a.ctypes.data_as(floats) for a in arrays),
+        *(a.ctypes.data_as(floats) for a in (left, upper, importance)),
         codes.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)),
         scales.ctypes.data_as(floats),
-        *(outputs, inputs, codes.shape[2], bits),
+        *(outputs, inputs, block, bits),
     )
     if status:
         raise MemoryError("no memory to round a weight")
+    return codes, scales
 
 
 def longest_head() -> int:

@@ -10,11 +10,11 @@ from .linear import shape_of
 
 
 class OrderInitializers(InPlacePass):
-    """The model's matrices in the order of their first use, then vectors, then what no model has.
+    """The model's matrices in the order of their last use, then vectors, then what no model has.
 
     Codes and scales of one weight are then written one after the other, and the bias that a norm is
     folded into after its weight: the weight is read once and kept for no longer, and nobody who writes
-    a bias has to wait for it.
+    a bias has to wait for it. The head comes last, tied or not, as calibration comes to it.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -32,7 +32,8 @@ class OrderInitializers(InPlacePass):
 
 def _by_use(graph: ir.Graph) -> list[ir.Value]:
     known = graph.initializers.values()
-    used = (v for node in graph for v in node.inputs if v is not None and v.is_initializer())
+    reads = [v for node in graph for v in node.inputs if v is not None and v.is_initializer()]
+    used = reversed(dict.fromkeys(reversed(reads)))
 
     def rank(value: ir.Value) -> int:
         return 1 if len(shape_of(value)) < 2 else 0 if role_of(value) else 2

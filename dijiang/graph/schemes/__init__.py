@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -9,8 +10,9 @@ from onnx_ir.passes import InPlacePass
 
 from ...recipe import SCHEMES, Graph, Recipe, named
 
-#: Second moments [in, in] float32 of the inputs of linears, by the name of their weight.
-Moments = dict[str, np.ndarray]
+#: The second moment [in, in] float32 of a linear's inputs, by the name of its weight. Each is asked for once,
+#: when its weight is written, in the order of the graph.
+Moments = Callable[[str], np.ndarray]
 
 
 class Scheme(Protocol):
@@ -26,8 +28,8 @@ class Scheme(Protocol):
     def passes(self, row: Graph, *, tied: bool = False, moments: Moments | None = None) -> list[InPlacePass]:
         """What turns a float32 graph into one of stored weights.
 
-        row: the form of the graph.  tied: the head is the transposed embedding.  moments: used up on the
-        way; None: nearest values.
+        row: the form of the graph.  tied: the head is the transposed embedding.  moments: None: nearest
+        values.
         """
         ...
 

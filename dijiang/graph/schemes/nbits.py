@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -70,8 +71,7 @@ class Quantize(InPlacePass):
 
     The weights are rounded while the graph is written, one at a time.
 
-    moments: second moments of the inputs by weight name (`exporter.calibration`), to round by; used up
-        on the way.
+    moments: second moments of the inputs, to round by (`exporter.calibration`).
     row: the form of the graph: where it may have operators, our own matmul mixes and rounds its inputs itself.
     tied: the head is the transposed embedding: where its blocks fit a row, both read the head's codes.
     """
@@ -79,7 +79,7 @@ class Quantize(InPlacePass):
     def __init__(self, scheme: NBits, row: Graph, moments: Moments | None = None, *, tied: bool = False) -> None:
         super().__init__()
         self.scheme, self.recipe, self.row, self.tied = scheme, scheme.recipe, row, tied
-        self.moments = moments or {}
+        self.moments = moments
 
     def requires(self, model: ir.Model) -> None:
         require_float32(model.graph)
@@ -89,10 +89,9 @@ class Quantize(InPlacePass):
         found = [(linear, rounding) for linear in linears(graph) if (rounding := self._rounding(linear))]
         embedding = self._embedding(graph)
         for linear, rounding in found:
-            moment = self.moments.pop(str(linear.weight.name), None)
             is_tied = self.tied and linear.role is Role.HEAD
             width = linear.shape[0]
-            codes, scales = self._store(graph, linear, rounding, moment)
+            codes, scales = self._store(graph, linear, rounding)
             if embedding and is_tied and width % rounding.block == 0:
                 _look_up_blocks(graph, embedding[0], codes, scales, rounding)
                 embedding = None
@@ -108,13 +107,12 @@ class Quantize(InPlacePass):
         if left or self._embedding(model.graph):
             raise PostconditionError(f"weights are left in float32: {left or 'embedding'}")
 
-    def _store(
-        self, graph: ir.Graph, linear: Linear, rounding: Blocks, moment: np.ndarray | None
-    ) -> list[ir.Value]:
+    def _store(self, graph: ir.Graph, linear: Linear, rounding: Blocks) -> list[ir.Value]:
         """Replace a linear; its codes [out, blocks, bytes] and scales [out, blocks]."""
         if not self.scheme.bias_inside:
             linear = replace(linear, add=None)  # it stays as it is
         weight, (rows, columns) = linear.weight, linear.shape
+        moment = None if self.moments is None else partial(self.moments, str(weight.name))
         parts = _stored_blocks(graph, weight, (rows, columns), lambda: array_of(weight), rounding, moment=moment)
         size = rotation_of(rounding, rows)
         attributes = {"K": rows, "N": columns, "bits": rounding.bits, "block_size": rounding.block}
@@ -152,7 +150,7 @@ class Quantize(InPlacePass):
 
 
 def _rounded(
-    read: Callable[[], np.ndarray], rounding: Blocks, moment: np.ndarray | None
+    read: Callable[[], np.ndarray], rounding: Blocks, moment: Callable[[], np.ndarray] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Packed codes uint8 [out, blocks, bytes] and scales float32 [out, blocks] of a weight."""
     bits, block, weight = rounding.bits, rounding.block, read()
@@ -161,7 +159,7 @@ def _rounded(
     if moment is None:
         codes, scales = round_nearest(weight, bits, block)
     else:
-        codes, scales = round_gptq(weight, bits, block, rotate(rotate(moment, size).T, size))
+        codes, scales = round_gptq(weight, bits, block, rotate(rotate(moment(), size).T, size))
     return pack(codes, bits), scales
 
 
@@ -189,7 +187,7 @@ def _stored_blocks(
     read: Callable[[], np.ndarray],
     rounding: Blocks,
     *,
-    moment: np.ndarray | None = None,
+    moment: Callable[[], np.ndarray] | None = None,
     flat: bool = False,
 ) -> list[ir.Value]:
     """Initializers of a weight [in, out]: codes and scales, each [out, ...]."""
