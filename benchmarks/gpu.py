@@ -112,7 +112,7 @@ def read_options() -> argparse.Namespace:
     precisions = ("fp16", "bf16", "fp32", "int8", "int4")
     parser.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=SIZES)
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--precision", nargs="+", choices=precisions, default=["fp16", "int8", "int4"])
+    parser.add_argument("--precision", nargs="+", choices=precisions)
     parser.add_argument("--provider", default="cuda", help="as dijiang run --provider takes it")
     parser.add_argument("--cache", default="/tmp/dijiang-gpu", help="checkpoints and bundles: gigabytes")
     parser.add_argument("--out", default=str(plan.RESULTS))
@@ -125,8 +125,8 @@ def read_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.dry_run:
         options.presets, options.provider = ["tiny"], "cpu"
-        # The CPU has no bfloat16 kernels, and a dry run is about the script.
-        options.precision = ["fp32", "int8"]
+    # The CPU has no kernels of 16 bits, and a dry run is about the script.
+    options.precision = options.precision or (["fp32", "int8"] if options.dry_run else ["fp16", "int8", "int4"])
     return options
 
 

@@ -109,7 +109,7 @@ def ours(kind: str, loads: Load, way: str, depths: tuple[int, ...], run: Run) ->
     limit = open_bundle(run.place.bundle, check_hashes=False).manifest.positions_limit
     tests = [Test("pp", length) for length in (PREFILL[:1] if run.dry_run else PREFILL)]
     if kind == "tg":
-        tests = [Test("tg", run.steps, depth) for depth in depths]
+        tests = [Test("tg", run.steps, depth) for depth in (depths[:2] if run.dry_run else depths)]
     tests = [test for test in tests if limit is None or test.end <= limit]
     return run.report(side, tests, run.place.provider)
 

@@ -33,27 +33,29 @@ CASES = (
 LOGITS = ("max_error", "rms_relative_error", "kl", "top1_agreement")
 
 
-def dry_run(tmp_path, *cases):
+def dry_run(tmp_path, *cases, precision=("fp32", "int8")):
     command = [sys.executable, FOLDER / "gpu.py", "--dry-run", "--cache", tmp_path / "cache"]
     command += ["--out", tmp_path / "out", "--name", "test", "--only", *cases]
+    command += ["--precision", *precision]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
     return done, json.loads((tmp_path / "out" / "gpu-test.json").read_text())
 
 
 def test_dry_run_measures_every_case_and_goes_on_where_it_ended(tmp_path):
     _, first = dry_run(tmp_path, *CASES[:2])
-    done, report = dry_run(tmp_path, *CASES)
+    done, report = dry_run(tmp_path, *CASES, precision=("fp32",))
     started = [line.split() for line in done.stderr.splitlines()]
-    floats = [[c, "tiny", "fp32"] for c in CASES[2:]]
-    integers = [[c, "tiny", "int8"] for c in CASES[2:] if c != "torch-dijiang"]
-    assert started == [*floats, *integers]
+    assert started == [[c, "tiny", "fp32"] for c in CASES[2:]]
+    done, report = dry_run(tmp_path, "graphs", "torch-dijiang")
+    started = [line.split() for line in done.stderr.splitlines()]
+    assert started == [["graphs", "tiny", "int8"]], "PyTorch has no integers"
     results = report["results"]
     assert {key.split()[0] for key in results} == set(CASES)
     assert not [key for key, found in results.items() if "error" in found]
     assert all(results[key] == found for key, found in first["results"].items())
     assert results["graphs tiny fp32"]["different"] == 0
     decoded = results["decode tiny fp32"]["results"]
-    assert [r["test"] for r in decoded] == ["tg4", "tg4 @ d2048", "tg4 @ d100000"]
+    assert [r["test"] for r in decoded] == ["tg4", "tg4 @ d2048"]
     assert all(target(r)["latency"]["count"] == 2 and r["interleaved"] for r in decoded)
     assert decoded[0]["session"] == {
         "graph": RUNNABLE[0],
@@ -66,7 +68,7 @@ def test_dry_run_measures_every_case_and_goes_on_where_it_ended(tmp_path):
     assert results["graphs tiny int8"]["different"] == 0
     table = (tmp_path / "out" / "gpu-test.md").read_text()
     assert "no GPU: a dry run of the script" in table
-    assert "| tiny fp32 | fp32 | tg4 @ d100000 |" in table
+    assert "| tiny fp32 | fp32 | tg4 @ d2048 |" in table
     assert "| tiny fp32 plain | fp32 | pp128 |" in table
     assert [folder.name for folder in (tmp_path / "cache").glob("tiny-*") if "python" not in folder.name] == [
         "tiny-float16"
