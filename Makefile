@@ -9,7 +9,7 @@ OLDEST ?= 1.15.0
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test lint docs soak timing gpu kill fuzz real rounding oldest demo clean
+.PHONY: test lint docs soak timing gpu aarch64 kill fuzz real rounding oldest demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -39,6 +39,15 @@ timing: $(VENV)/.dev
 gpu: $(VENV)/.dev
 	tests/gpu/lavapipe.sh .lavapipe > .lavapipe.env || { status=$$?; rm .lavapipe.env; test $$status = 75; }
 	test ! -e .lavapipe.env || env $$(cat .lavapipe.env) $(BIN)/pytest -m gpu
+
+# The aarch64 build by emulation, on the instruction sets of a Jetson Nano, a Jetson Orin and of all there are. 6 minutes.
+# Checkpoints of PyTorch files need torch, which is not fetched. NumPy's own products raise flags on `max`.
+AARCH64 = tests/aarch64/emulate.sh .aarch64 $(BIN)/python
+GOLDEN  = native and (whole or random) and not bin and not straddle
+aarch64: $(VENV)/.dev
+	$(AARCH64) cortex-a57 -q tests/native/test_kernels.py && $(AARCH64) max -q tests/native/test_kernels.py -W 'ignore:.*in matmul:RuntimeWarning' && \
+	$(AARCH64) cortex-a76 -q tests/native/test_kernels.py tests/graph/test_golden.py tests/graph/test_families.py \
+	  -k "kernels or $(GOLDEN) or named" || { status=$$?; test $$status = 75; }
 
 # What is left when a process that writes is killed, 500 times.
 kill: $(VENV)/.dev
