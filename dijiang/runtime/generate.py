@@ -5,9 +5,11 @@ This is the one loop: what `generate` runs, `bench` measures.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +18,7 @@ from ..bundle.manifest import Manifest
 from ..errors import InputError
 from ..models.spec import ModelSpec
 from .options import MOST_TOKENS, Generation
-from .sampling import Sampler
+from .sampling import NO_BIAS, Sampler
 from .sequence import Limits, Record, Sequence
 from .sessions.base import Output, Session
 from .snapshot import NONE, Seam
@@ -64,13 +66,65 @@ def generate(
     Raises:
         InputError: an option or the prompt is out of range; before the first record.
     """
+    keeps, state = state is not None, model.new_state() if state is None else state
+    return _records(model, prepare(model, prompt, options, state, keeps=keeps), state)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A generation that was checked: what is fed, and how its tokens are chosen.
+
+    ids: [T] int64, the token that was left in the state included.  seam: to take the text up from.
+    bias: added to the logits, by token id.
+    """
+
+    ids: np.ndarray
+    options: Generation
+    limits: Limits
+    stops: tuple[str, ...]
+    seam: Seam | None
+    bias: Mapping[int, float]
+
+    def begin(self, model: Model, state: State, started: float) -> Sequence:
+        """The sequence of tokens after the ids were fed to the state (batch 1); started: when that began."""
+        known = state.last[0]
+        known = known[known != NONE].tolist()
+        opened, held = (None, "") if self.seam is None else (self.seam.open, self.seam.held)
+        text = model.tokenizer.stream(known, opened) if model.has_tokenizer else None
+        plain = self.options.is_argmax and not self.bias
+        sampler = None if plain else Sampler(self.options, state.seen[0].copy(), self.bias)
+        stops = StopStrings(self.stops, held)
+        return Sequence(self.limits, stops, sampler, text, prompt_tokens=len(self.ids), started=started)
+
+
+def prepare(
+    model: Model,
+    prompt: str | Ordered[int] | np.ndarray | None,
+    options: Generation,
+    state: State,
+    *,
+    keeps: bool,
+    bias: Mapping[int, float] = NO_BIAS,
+) -> Plan:
+    """Check a generation; nothing runs. See `generate`.
+
+    keeps: whether the caller goes on from the state, see `Limits`.
+
+    Raises:
+        InputError: an option, the prompt or the state is out of range.
+    """
     if options.stops and not model.has_tokenizer:
         raise InputError("stop strings need a tokenizer and this bundle has none; use stop_tokens")
-    keeps, state = state is not None, model.new_state() if state is None else state
+    StopStrings(options.stops)
     if state.batch != 1:
         raise InputError(f"the state has {state.batch} sequences, expected 1; use new_state()")
+    if unknown := [token for token in bias if not 0 <= token < model.spec.vocab_size]:
+        raise InputError(
+            f"the bias is for token id {unknown[0]}, expected 0 to {model.spec.vocab_size - 1}; change the bias"
+        )
+    if not all(math.isfinite(amount) for amount in bias.values()):
+        raise InputError("the bias holds NaN or infinity, expected numbers; change the bias")
     seam = state.seam()
-    stops = StopStrings(options.stops, seam.held if seam and prompt is None else "")
     ids = _prompt_ids(model, prompt, state, seam)
     model.check(ids[None], state)
     own = () if options.ignore_eos else model.spec.eos_token_ids
@@ -81,7 +135,7 @@ def generate(
         frozenset((*options.stop_tokens, *own)),
         keeps,
     )
-    return _records(model, ids, state, options, limits, stops, seam if prompt is None else None)
+    return Plan(ids, options, limits, options.stops, seam if prompt is None else None, bias)
 
 
 def _prompt_ids(
@@ -116,39 +170,15 @@ def as_ids(ids: object) -> np.ndarray:
     return found if found.size else found.astype(np.int64)
 
 
-def _records(
-    model: Model,
-    ids: np.ndarray,
-    state: State,
-    options: Generation,
-    limits: Limits,
-    stops: StopStrings,
-    seam: Seam | None,
-) -> Iterator[Record]:
+def _records(model: Model, plan: Plan, state: State) -> Iterator[Record]:
     """generate's stream; a generator, so that nothing runs before the first record is asked for."""
-
-    def begin(started: float) -> Sequence:
-        known = state.last[0]
-        known = known[known != NONE].tolist()
-        opened = None if seam is None else seam.open
-        text = model.tokenizer.stream(known, opened) if model.has_tokenizer else None
-        sampler = None if options.is_argmax else Sampler(options, state.seen[0].copy())
-        return Sequence(
-            limits,
-            stops,
-            sampler,
-            text,
-            prompt_tokens=len(ids),
-            started=started,
-        )
-
     lease = _Lease()
-    model.check(ids[None], state, user=lease)
+    model.check(plan.ids[None], state, user=lease)
     state.lease(lease)
     try:
         started = time.perf_counter()
-        output = prefill(model, ids[None], state)
-        for (record,) in decode(model, output, state, [begin(started)]):
+        output = prefill(model, plan.ids[None], state)
+        for (record,) in decode(model, output, state, [plan.begin(model, state, started)]):
             yield record
     finally:
         state.release()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 
 from ..errors import InputError
@@ -9,6 +12,7 @@ from .options import Generation
 
 #: Candidates looked at before a nucleus needs a sort of the whole vocabulary.
 SHORTLIST = 1024
+NO_BIAS: Mapping[int, float] = MappingProxyType({})
 #: Columns for each value that `largest` looks for, and at least.
 COLUMNS, FEWEST_COLUMNS = 8, 512
 
@@ -32,10 +36,12 @@ class Sampler:
     """Draws tokens of one sequence.
 
     seen: which token ids stand in the sequence so far, [vocab] bool; the sampler's own from now on.
+    bias: added to the logits before all else, by token id.
     """
 
-    def __init__(self, options: Generation, seen: np.ndarray) -> None:
+    def __init__(self, options: Generation, seen: np.ndarray, bias: Mapping[int, float] = NO_BIAS) -> None:
         self._options, self._seen = options, seen
+        self._biased = np.array([*bias], np.int64), np.array([*bias.values()], np.float32)
         self._draw = Draws(options.seed)
 
     def __call__(self, logits: np.ndarray, position: int) -> int:
@@ -50,6 +56,10 @@ class Sampler:
                 f"the logits at position {position} hold NaN: the model or its state is damaged; start "
                 "from new_state(), and check the bundle with dijiang verify"
             )
+        tokens, amounts = self._biased
+        if len(tokens):
+            logits = logits.copy()
+            logits[tokens] += amounts
         penalty = self._options.repetition_penalty
         if penalty != 1:
             scaled = np.where(logits > 0, logits / penalty, logits * penalty)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -269,6 +270,47 @@ class State:
             self.fingerprint,
             self.vocab_size,
             note,
+        )
+
+    def row(self, row: int) -> State:
+        """An independent copy of one sequence of the batch, of batch 1."""
+        one = slice(row, row + 1)
+        return State(
+            [layer[one].copy() for layer in self.layers],
+            self.position[one].copy(),
+            self.fingerprint,
+            self.vocab_size,
+            last=self.last[one].copy(),
+            seen=self.seen[one].copy(),
+            history=self.history[one].copy(),
+            seams=[self.seam(row)],
+        )
+
+    @classmethod
+    def gathered(cls, rows: Sequence[tuple[State, int]], memory: list[np.ndarray]) -> State:
+        """The state of these sequences, each the row of a state, in the first rows of `memory`.
+
+        Args:
+            memory: one [B or more, Hkv, K, V] float32 array a layer. Rows that lie in it already may stay or
+                move to the front, never back; those that stay are not copied.
+        """
+        layers = [array[: len(rows)] for array in memory]
+        for at, (state, row) in enumerate(rows):
+            found = state.layers
+            if row == at and found[0].base is memory[0]:
+                continue
+            for layer, source in zip(layers, found, strict=True):
+                layer[at] = source[row]
+        first = rows[0][0]
+        return cls(
+            layers,
+            np.array([state.position[row] for state, row in rows]),
+            first.fingerprint,
+            first.vocab_size,
+            last=np.stack([state.last[row] for state, row in rows]),
+            seen=np.stack([state.seen[row] for state, row in rows]),
+            history=np.stack([state.history[row] for state, row in rows]),
+            seams=[state.seam(row) for state, row in rows],
         )
 
     @classmethod
