@@ -24,6 +24,7 @@ from .commands.export import export
 from .commands.init import init
 from .commands.inspect import inspect
 from .commands.run import run
+from .commands.serve import serve
 from .commands.state import state
 from .commands.upgrade import upgrade
 from .commands.verify import verify
@@ -66,5 +67,5 @@ def main() -> None:
     """DiJiang checkpoints to ONNX, and text from them with constant memory per token."""
 
 
-for command in (bench, build, convert, doctor, export, init, inspect, run, state, upgrade, verify):
+for command in (bench, build, convert, doctor, export, init, inspect, run, serve, state, upgrade, verify):
     main.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -135,3 +136,22 @@ class Generation(Checked):
     def stops(self) -> tuple[str, ...]:
         """The stop strings; a single one need not be in a list."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+def authors_choice(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `Generation` that a checkpoint's authors recommend.
+
+    sampling: of generation_config.json, see `bundle.opened.Bundle.sampling`.
+
+    Raises:
+        InputError: one of them is out of range.
+    """
+    found = {name: value for name, value in sampling.items() if value is not None and name != "do_sample"}
+    draws = sampling.get("do_sample")
+    if draws:
+        found = {"temperature": 1.0} | found
+    else:  # the others mean nothing where nothing is drawn
+        found = {name: value for name, value in found.items() if name == "repetition_penalty"}
+        found |= {} if draws is None else {"temperature": 0.0}
+    Generation.of(found)
+    return found

@@ -1,0 +1,196 @@
+"""A model that is served: its thread of steps, and the way from there to the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import anyio
+import anyio.to_thread
+import numpy as np
+
+from ..batching.batcher import Batcher
+from ..batching.slots import slots_that_fit
+from ..batching.turn import Turn
+from ..errors import DijiangError, InputError
+from ..runtime.chat_template import ChatTemplate, continued
+from ..runtime.generate import prepare
+from ..runtime.model import Model
+from ..runtime.options import authors_choice
+from ..runtime.sequence import Record
+from ..runtime.state import State
+from .failures import Refused
+from .settings import Serving
+from .wanted import Wanted
+
+
+class Told(NamedTuple):
+    """A token of one of the choices."""
+
+    choice: int
+    record: Record
+    logits: np.ndarray | None
+
+
+class Job(NamedTuple):
+    """The turns of a request, one a choice, and where they tell."""
+
+    turns: list[Turn]
+    inbox: asyncio.Queue[Told | DijiangError]
+
+
+class Post:
+    """Hands what a turn is told in the steps' thread to the event loop; see `batching.turn.Listener`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[Told | DijiangError], choice: int):
+        self._loop, self._inbox, self._choice = loop, inbox, choice
+
+    def record(self, record: Record, logits: np.ndarray | None) -> None:
+        """See Listener."""
+        self._send(Told(self._choice, record, logits))
+
+    def failed(self, error: DijiangError) -> None:
+        """See Listener."""
+        self._send(error)
+
+    def _send(self, item: Told | DijiangError) -> None:
+        with suppress(RuntimeError):  # the loop was closed: nobody listens
+            self._loop.call_soon_threadsafe(self._inbox.put_nowait, item)
+
+
+class Hosted:
+    """One model, its slots and its queue."""
+
+    def __init__(self, name: str, model: Model, settings: Serving) -> None:
+        self.name, self.model, self.settings = name, model, settings
+        self.slots = settings.slots or slots_that_fit(model)
+        self.batcher = Batcher(model, self.slots)
+        self.created = int(time.time())
+        #: Choices on their way.
+        self.load = 0
+        self.sampling = authors_choice(model.bundle.sampling)
+        self._thread = threading.Thread(target=self.batcher.run, name=f"steps of {name}", daemon=True)
+        self._template: ChatTemplate | None = None
+
+    def start(self) -> None:
+        """Begin to run steps."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; what is on its way fails."""
+        self.batcher.close()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether steps are run."""
+        return self._thread.is_alive()
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The checkpoint's own; InputError if it has none."""
+        if self._template is None:
+            self._template = ChatTemplate.of(self.model.bundle)
+        return self._template
+
+    def admit(self, wanted: Wanted) -> None:
+        """Refused if there is no room in slots and queue."""
+        if self.load + wanted.choices > self.slots + self.settings.queue:
+            raise Refused(
+                f"{self.load} generations are on their way, this server takes {self.slots} and lets "
+                f"{self.settings.queue} wait; ask again later",
+                status=429,
+                code="rate_limit_exceeded",
+                headers={"Retry-After": "1"},
+            )
+
+    async def job(self, wanted: Wanted, state: State | None) -> Job:
+        """What a request asks for, not begun; state: to continue from.
+
+        Raises:
+            InputError, Refused: the prompt or an option does not fit the model.
+        """
+        inbox: asyncio.Queue[Told | DijiangError] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        posts = [Post(loop, inbox, choice) for choice in range(wanted.choices)]
+        return Job(await anyio.to_thread.run_sync(lambda: self._turns(wanted, state, posts)), inbox)
+
+    async def run(self, job: Job, deadline: float) -> AsyncGenerator[Told, None]:
+        """All tokens of all choices as they come. Whoever leaves early frees the slots within one step.
+
+        Raises:
+            Refused: not all came before the deadline, of `time.monotonic`.
+            DijiangError: a step failed.
+        """
+        running = set(range(len(job.turns)))
+        forked = {id(fork) for turn in job.turns for fork in turn.forks}
+        self.load += len(running)
+        try:
+            for turn in job.turns:
+                if id(turn) not in forked:
+                    self.batcher.submit(turn)
+            while running:
+                try:
+                    with anyio.fail_after(max(0, deadline - time.monotonic())):
+                        told = await job.inbox.get()
+                except TimeoutError:
+                    raise Refused(
+                        f"the request took more than {self.settings.timeout:g} s; ask for fewer tokens", status=408
+                    ) from None
+                if isinstance(told, DijiangError):
+                    raise told
+                if told.record.finish_reason:
+                    running.discard(told.choice)
+                yield told
+        finally:
+            self.load -= len(job.turns)
+            for choice in running:
+                self.batcher.cancel(job.turns[choice])
+
+    def _turns(self, wanted: Wanted, state: State | None, posts: Sequence[Post]) -> list[Turn]:
+        """One a choice; those of one prompt are forks of the first of them."""
+        turns: list[Turn] = []
+        for given in [self._chat_ids(wanted, state)] if wanted.messages else wanted.prompts:
+            prompt: str | Sequence[int] | np.ndarray = given
+            forks: list[Turn] = []
+            for _ in range(wanted.n):
+                turn = self._turn(wanted, prompt, state, posts[len(turns) + len(forks)], len(turns) + len(forks))
+                if state is None:
+                    prompt = turn.plan.ids  # encoded once
+                forks.append(turn)
+            forks[0].forks = forks[1:]
+            turns += forks
+        return turns
+
+    def _turn(
+        self, wanted: Wanted, prompt: str | Sequence[int] | np.ndarray, state: State | None, post: Post, choice: int
+    ) -> Turn:
+        own = self.model.new_state() if state is None else state
+        try:
+            plan = prepare(self.model, prompt, wanted.option(choice), own, keeps=False, bias=dict(wanted.bias))
+        except InputError as error:
+            raise Refused(str(error)) from None
+        if len(plan.ids) > self.settings.max_prompt:
+            raise Refused(
+                f"the prompt has {len(plan.ids)} tokens, expected at most {self.settings.max_prompt}; send less",
+                code="context_length_exceeded",
+            )
+        return Turn(
+            plan,
+            own,
+            post,
+            priority=wanted.priority,
+            keeps=wanted.store or wanted.seal,
+            wants_logits=wanted.logprobs is not None,
+        )
+
+    def _chat_ids(self, wanted: Wanted, state: State | None) -> list[int]:
+        """Token ids of a chat's messages, after what a state has seen."""
+        tokenizer = self.model.tokenizer
+        if state is None:
+            return tokenizer.as_it_stands(self.template.render(wanted.messages))
+        return continued(self.template, tokenizer, state, self.model.spec.eos_token_ids, wanted.messages)
