@@ -18,6 +18,8 @@ from ..files import parse_json
 from .failures import Refused
 
 T = TypeVar("T")
+#: Where the rest of a request is not read.
+CLOSE = {"Connection": "close"}
 
 
 def patient_protocol(seconds: float) -> type[H11Protocol]:
@@ -77,12 +79,12 @@ async def read_body(request: Request, most: int, seconds: float) -> Any:
             async for piece in request.stream():
                 data += piece
                 if len(data) > most:
-                    raise Refused(f"the body has more than {most} bytes; send less", status=413)
+                    raise Refused(f"the body has more than {most} bytes; send less", status=413, headers=CLOSE)
     except TimeoutError:
         raise Refused(
             f"the body did not come within {seconds:g} s; send it faster",
             status=408,
-            headers={"Connection": "close"},
+            headers=CLOSE,
         ) from None
     try:
         return parse_json(bytes(data))

@@ -78,11 +78,13 @@ def events(text):
 
 
 @contextmanager
-def running(models, *, api_key=None, seal_key=None, **options):
-    """A server of models by name."""
+def running(models, *, api_key=None, seal_key=None, buffer=None, **options):
+    """A server of models by name; buffer: bytes that wait in the system for a client that does not read."""
     settings = Serving.of(options)
     server = build(models, settings, api_key=api_key, seal_key=seal_key)
     listening = socket.create_server(("127.0.0.1", 0))
+    if buffer is not None:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     config = uvicorn.Config(
         server.app(), http=patient_protocol(settings.patience), ws="none", log_config=None, access_log=False
     )
