@@ -18,6 +18,7 @@ import click
 from .commands import printable
 from .commands.bench import bench
 from .commands.build import build
+from .commands.chat import chat
 from .commands.convert import convert
 from .commands.doctor import doctor
 from .commands.export import export
@@ -67,5 +68,5 @@ def main() -> None:
     """DiJiang checkpoints to ONNX, and text from them with constant memory per token."""
 
 
-for command in (bench, build, convert, doctor, export, init, inspect, run, serve, state, upgrade, verify):
+for command in (bench, build, chat, convert, doctor, export, init, inspect, run, serve, state, upgrade, verify):
     main.add_command(command)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
+from ..errors import InputError
 from ..runtime.options import Generation, Loading
-from . import JSON, model_folder, options_of
+from . import JSON, given_options, model_folder, options_of
 
 if TYPE_CHECKING:
     from ..runtime.model import Model
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 @click.command()
 @model_folder("bundle")
 @click.option("-p", "--prompt", help="Text to continue; default: standard input, with --load-state none.")
+@click.option(
+    "--jsonl",
+    type=click.Path(path_type=Path),
+    help='Answer each line of this file, {"prompt": ..., options}, together; a job that was killed goes on.',
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Of --jsonl: one line an answer, in order.")
 @click.option("--save-state", type=click.Path(path_type=Path), help="Keep the state at the end in this file.")
 @click.option(
     "--load-state",
@@ -35,6 +41,8 @@ if TYPE_CHECKING:
 def run(
     bundle: Path,
     prompt: str | None,
+    jsonl: Path | None,
+    output: Path | None,
     save_state: Path | None,
     load_state: Path | None,
     verbose: bool,
@@ -47,13 +55,18 @@ def run(
     from ..runtime.state import State
     from ..runtime.witness import take
 
+    if (jsonl is None) is not (output is None) or (jsonl and (prompt or save_state or load_state or as_json)):
+        raise click.UsageError("--jsonl and -o go together, and without -p, --json and states")
     loading = {one.name: options.pop(one.name) for one in fields(Loading)}
     kept = None if load_state is None else Snapshot.load(load_state)
     model = load(bundle, say=lambda text: click.echo(f"[{text}]", err=True), **loading)
     if verbose:
         click.echo(f"[{model.graph} graph on {model.provider}]", err=True)
+    if jsonl is not None and output is not None:
+        _answer_file(model, jsonl, output, Generation.of(options))
+        return
     if kept is not None:
-        options |= _continued(kept, model)
+        options |= _continued(kept, model) | given_options(options)
     elif prompt is None:
         if sys.stdin.isatty():
             click.echo("[type the text to continue, then Ctrl-D]", err=True)
@@ -83,18 +96,34 @@ def run(
     )
 
 
+def _answer_file(model: Model, source: Path, target: Path, options: Generation) -> None:
+    """Answer all lines of a file; exit 1 if some failed."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    from ..batching.jobs import answer_file
+
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("prompts")
+        failed = answer_file(
+            model,
+            source,
+            target,
+            options,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if failed:
+        raise InputError(f"{target}: {failed} prompts failed; look for error in its lines")
+
+
 def _continued(kept: Snapshot, model: Model) -> dict[str, Any]:
-    """Options of a snapshot that the command line does not give. Says what else than the state's maker goes on."""
+    """Options that a snapshot was drawn by. Says what else than the state's maker goes on."""
     from ..runtime.witness import made_by
 
     made, here = kept.note.made, made_by(model)
     changed = [f"{name} {made[name]} -> {value}" for name, value in here.items() if made.get(name, value) != value]
     if changed:
         click.echo(f"[the state goes on elsewhere: {', '.join(changed)}]", err=True)
-    source = click.get_current_context().get_parameter_source
     known = {one.name for one in fields(Generation)}
-    return {
-        name: value
-        for name, value in kept.note.sampler.items()
-        if name in known and source(name) is ParameterSource.DEFAULT
-    }
+    return {name: value for name, value in kept.note.sampler.items() if name in known}
