@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -71,17 +70,18 @@ def run(
         if sys.stdin.isatty():
             click.echo("[type the text to continue, then Ctrl-D]", err=True)
         prompt = sys.stdin.read()
-    if save_state is not None and options["seed"] is None:
-        options["seed"] = secrets.randbits(63)  # so that who goes on draws the same numbers
+    chosen = Generation.of(options)
+    if save_state is not None:
+        chosen = chosen.seeded()
     state = State.of(kept) if kept is not None else model.new_state() if save_state is not None else None
     text = []
-    for record in model.generate(prompt, state=state, **options):
+    for record in model.generate(prompt, state=state, **vars(chosen)):
         text.append(record.text)
         if not as_json:
             click.echo(record.text, nl=False)
             sys.stdout.flush()
     if save_state is not None and state is not None:
-        take(model, state, Generation.of(options)).save(save_state)
+        take(model, state, chosen).save(save_state)
     if as_json:
         last = {name: value for name, value in vars(record).items() if name not in ("text", "token")}
         click.echo(json.dumps({"text": "".join(text), **last}))
@@ -96,7 +96,7 @@ def run(
     )
 
 
-def _answer_file(model: Model, source: Path, target: Path, options: Generation) -> None:
+def _answer_file(model: Model, source: Path, output: Path, options: Generation) -> None:
     """Answer all lines of a file; exit 1 if some failed."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
@@ -109,12 +109,12 @@ def _answer_file(model: Model, source: Path, target: Path, options: Generation) 
         failed = answer_file(
             model,
             source,
-            target,
+            output,
             options,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if failed:
-        raise InputError(f"{target}: {failed} prompts failed; look for error in its lines")
+        raise InputError(f"{output}: {failed} prompts failed; look for error in its lines")
 
 
 def _continued(kept: Snapshot, model: Model) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
@@ -30,7 +28,7 @@ class Dialogue:
 
     def __init__(self, model: Model, options: Generation, system: str | None = None) -> None:
         self.model, self.system = model, system
-        self._options = options if options.seed is not None else replace(options, seed=secrets.randbits(63))
+        self._options = options.seeded()
         self._template = ChatTemplate.of(model.bundle)
         self.state = model.new_state()
         #: The state before each turn, and what was said.
@@ -63,8 +61,8 @@ class Dialogue:
         return self._turn(self.undo(), attempt)
 
     def _turn(self, text: str, attempt: int) -> Iterator[Record]:
-        options = replace(self._options, seed=((self._options.seed or 0) + attempt) % 2**64)
-        records = self.model.generate(self._ids(text), state=self.state, **vars(options))
+        options = vars(self._options.attempt(attempt))
+        records = self.model.generate(self._ids(text), state=self.state, **options)
         self._before.append((self.state.clone(), text))
         self._attempt = attempt
         return records

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -131,6 +132,14 @@ class Generation(Checked):
     def is_argmax(self) -> bool:
         """Whether the next token is always the most likely one."""
         return self.temperature == 0 and self.repetition_penalty == 1
+
+    def seeded(self) -> Generation:
+        """With a seed: one is drawn where there is none, so that who goes on draws the same numbers."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbits(63))
+
+    def attempt(self, number: int) -> Generation:
+        """As this, but drawn by other numbers; 0: by the same."""
+        return self if self.seed is None else replace(self, seed=(self.seed + number) % 2**64)
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -171,7 +171,9 @@ class Hosted:
     ) -> Turn:
         own = self.model.new_state() if state is None else state
         try:
-            plan = prepare(self.model, prompt, wanted.option(choice), own, keeps=False, bias=dict(wanted.bias))
+            plan = prepare(
+                self.model, prompt, wanted.options.attempt(choice), own, keeps=False, bias=dict(wanted.bias)
+            )
         except InputError as error:
             raise Refused(str(error)) from None
         if len(plan.ids) > self.settings.max_prompt:

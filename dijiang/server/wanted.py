@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import secrets
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import InputError
@@ -65,11 +64,6 @@ class Wanted:
         """Generations that it takes."""
         return self.n * max(1, len(self.prompts))
 
-    def option(self, choice: int) -> Generation:
-        """The options of one of its generations: each draws by its own seed."""
-        seed = self.options.seed
-        return self.options if seed is None else replace(self.options, seed=(seed + choice) % 2**64)
-
 
 def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) -> Wanted:
     """Check a body of `/v1/completions`, or `/v1/chat/completions`.
@@ -120,7 +114,6 @@ def _options(body: dict[str, Any], settings: Serving, sampling: dict[str, Any], 
     if "" in ([stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []):
         raise Refused("a stop string is empty, expected some text", param="stop")
     given.setdefault("max_tokens", settings.max_tokens if chat else COMPLETION_TOKENS)
-    given.setdefault("seed", secrets.randbits(63))
     try:
         options = Generation.of(DEFAULTS | sampling | given)
     except InputError as error:
@@ -131,7 +124,7 @@ def _options(body: dict[str, Any], settings: Serving, sampling: dict[str, Any], 
             f"max_tokens is {options.max_tokens}, expected at most {settings.max_tokens}; ask for fewer",
             param="max_tokens",
         )
-    return options
+    return options.seeded()
 
 
 def _chat(body: dict[str, Any]) -> dict[str, Any]:
