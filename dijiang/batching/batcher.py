@@ -14,6 +14,7 @@ from ..runtime.model import Model
 from ..runtime.sessions.base import Output
 from ..runtime.state import State
 from ..runtime.step import Step
+from .prefixes import Prefixes
 from .scheduler import Scheduler
 from .slots import Slots
 from .turn import Turn
@@ -59,15 +60,18 @@ class Batcher:
         model: nobody else runs it meanwhile.
         slots: turns that are fed or run at once.
         budget: tokens of a prompt between two decode steps; None: as many as take as long as one.
+        prefixes: states of prompts' beginnings.
     """
 
-    def __init__(self, model: Model, slots: int, budget: int | None = None) -> None:
+    def __init__(
+        self, model: Model, slots: int, budget: int | None = None, prefixes: Prefixes | None = None
+    ) -> None:
         if slots < 1:
             raise InputError(f"slots is {slots}, expected at least 1; ask for one or more")
         self.model = model
         self.scheduler = Scheduler(slots)
         self._slots = Slots(model, slots)
-        self._budget, self._pace = budget, Pace(model.session.longest)
+        self._budget, self._pace, self._prefixes = budget, Pace(model.session.longest), prefixes
         self._inbox: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
         self._closed = False
 
@@ -128,13 +132,18 @@ class Batcher:
 
     def _feed(self, turn: Turn) -> None:
         """One piece of a prompt; after the last one, the first token."""
+        if self._prefixes is not None and not turn.fed and (found := self._prefixes.find(turn.borders)):
+            (turn.fed, turn.state), turn.reused = found, found[0]
         pace, longest = self._pace, self.model.session.longest
         budget = self._budget or (pace.budget if self.scheduler.running else longest)
-        piece = turn.plan.ids[turn.fed : turn.fed + min(budget, longest)][None]
+        border = min((at for at in turn.kept if at > turn.fed), default=len(turn.plan.ids))
+        piece = turn.plan.ids[turn.fed : min(turn.fed + min(budget, longest), border)][None]
         started = time.perf_counter()
         step = Step.of(piece, turn.state.position, np.array([[piece.shape[1] - 1]]))
         output = self.model.session.run(step, turn.state)
         turn.fed += piece.shape[1]
+        if self._prefixes is not None and turn.fed in turn.kept:
+            self._prefixes.keep(turn.borders[turn.fed], turn.state)
         if turn.left:
             pace.fed(piece.shape[1], time.perf_counter() - started)
             return

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from itertools import count
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -14,8 +16,10 @@ from ..runtime.model import Model
 from ..runtime.sequence import Record, Sequence
 from ..runtime.sessions.base import Output
 from ..runtime.state import State
+from .prefixes import worth_keeping
 
 _ORDER = count()
+NO_BORDERS: Mapping[int, str] = MappingProxyType({})
 
 
 class Listener(Protocol):
@@ -41,6 +45,7 @@ class Turn:
         priority: lower goes first; among equals, who came first.
         keeps: whether the state is wanted at the end.
         wants_logits: whether the listener gets them.
+        borders: counts of ids after which a state may be kept, see `prefixes`.
     """
 
     def __init__(
@@ -52,14 +57,16 @@ class Turn:
         priority: int = 0,
         keeps: bool = False,
         wants_logits: bool = False,
+        borders: Mapping[int, str] = NO_BORDERS,
     ) -> None:
-        self.plan, self.state, self.listener = plan, state, listener
+        self.plan, self.state, self.listener, self.borders = plan, state, listener, borders
+        self.kept = worth_keeping(borders)
         self.keeps, self.wants_logits = keeps, wants_logits
         self.rank = (priority, next(_ORDER))
         #: Set from any thread: the turn ends at the next step, without a record.
         self.cancelled = False
-        #: Ids of the plan that were fed.
-        self.fed = 0
+        #: Ids of the plan that were fed, and how many of them in a turn of before.
+        self.fed = self.reused = 0
         #: The next token to be fed, once the prompt was.
         self.token = -1
         #: Turns that go on from the same prompt: they begin when it was fed.

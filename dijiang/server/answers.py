@@ -60,6 +60,10 @@ class Answer:
         """Fields of ours for the end of the answer."""
         self._extra |= extra
 
+    def spared(self, tokens: int) -> None:
+        """Tokens of the prompts that were not fed, for others had begun alike."""
+        self._cached += tokens
+
     def take(self, told: Told) -> dict[str, Any]:
         """Note a token; the piece of a stream that tells of it."""
         choice, record = self._choices[told.choice], told.record

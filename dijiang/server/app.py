@@ -175,7 +175,8 @@ class Server:
         return None if wanted.previous is None else self.conversations.find(wanted.previous)
 
     def _finish(self, job: Job, wanted: Wanted, answer: Answer) -> None:
-        """Keep the state, or give it to the client."""
+        """Keep the state, or give it to the client; say what was not fed."""
+        answer.spared(sum(turn.reused for turn in job.turns))
         if wanted.store:
             self.conversations.store(answer.id, job.turns[0].state)
         if wanted.seal:

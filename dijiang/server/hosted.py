@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import anyio
@@ -14,8 +15,9 @@ import anyio.to_thread
 import numpy as np
 
 from ..batching.batcher import Batcher
+from ..batching.prefixes import Prefixes
 from ..batching.slots import slots_that_fit
-from ..batching.turn import Turn
+from ..batching.turn import NO_BORDERS, Turn
 from ..errors import DijiangError, InputError
 from ..runtime.chat_template import ChatTemplate, continued
 from ..runtime.generate import prepare
@@ -62,13 +64,27 @@ class Post:
             self._loop.call_soon_threadsafe(self._inbox.put_nowait, item)
 
 
+def _prefixes(model: Model, settings: Serving) -> Prefixes | None:
+    """The store of beginnings that the settings ask for; InputError if its folder cannot be made."""
+    if not settings.prefix_memory:
+        return None
+    folder = None if settings.prefix_folder is None else Path(settings.prefix_folder)
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: cannot be made ({error}); choose another --prefix-folder") from error
+    return Prefixes(model, settings.prefix_memory << 20, folder, settings.prefix_disk << 20)
+
+
 class Hosted:
     """One model, its slots and its queue."""
 
     def __init__(self, name: str, model: Model, settings: Serving) -> None:
         self.name, self.model, self.settings = name, model, settings
         self.slots = settings.slots or slots_that_fit(model)
-        self.batcher = Batcher(model, self.slots)
+        self._prefixes = _prefixes(model, settings)
+        self.batcher = Batcher(model, self.slots, prefixes=self._prefixes)
         self.created = int(time.time())
         #: Choices on their way.
         self.load = 0
@@ -84,6 +100,8 @@ class Hosted:
         """End the thread; what is on its way fails."""
         self.batcher.close()
         self._thread.join()
+        if self._prefixes is not None:
+            self._prefixes.close()
 
     @property
     def alive(self) -> bool:
@@ -188,6 +206,7 @@ class Hosted:
             priority=wanted.priority,
             keeps=wanted.store or wanted.seal,
             wants_logits=wanted.logprobs is not None,
+            borders=NO_BORDERS if self._prefixes is None else self._prefixes.borders(own, plan.ids),
         )
 
     def _chat_ids(self, wanted: Wanted, state: State | None) -> list[int]:

@@ -63,12 +63,12 @@ def requests(model, count, seed):
 def exact(request, exported):
     if "native" not in RUNNABLE:
         pytest.skip("no compiled operator")
-    return dijiang.load(exported("tiny-python", precision=request.param, graph="native"))
+    return dijiang.load(exported("tiny-python", precision=request.param, graph="native"), threads=1)
 
 
 @pytest.fixture(scope="module")
 def model(exported):
-    return dijiang.load(exported("tiny-python"))
+    return dijiang.load(exported("tiny-python"), threads=1)
 
 
 def run(batcher, turns, arrivals=3):

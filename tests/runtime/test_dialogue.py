@@ -23,7 +23,7 @@ OPTIONS = Generation(max_tokens=6, temperature=1.0, seed=4, ignore_eos=True)
 
 @pytest.fixture(scope="module")
 def model(chatty):
-    return dijiang.load(chatty)
+    return dijiang.load(chatty, threads=1)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ CONTINUATIONS = 20
 
 @pytest.fixture(scope="module")
 def model(exported):
-    return dijiang.load(exported("tiny-python"))
+    return dijiang.load(exported("tiny-python"), threads=1)
 
 
 def after(model, tokens=5, **options):
@@ -76,7 +76,7 @@ def test_what_follows_is_near_in_another_precision(exported, kept, precision):
 @pytest.mark.parametrize("graph", [graph for graph in ("native", "ort") if graph in RUNNABLE])
 def test_random_continuations_through_a_file_are_the_whole(exported, tmp_path, precision, graph):
     random = np.random.default_rng(3)
-    model = dijiang.load(exported("tiny-python", precision=precision, graph=graph))
+    model = dijiang.load(exported("tiny-python", precision=precision, graph=graph), threads=1)
     for _ in range(CONTINUATIONS):
         prompt = random.integers(0, model.spec.vocab_size, random.integers(1, 30)).tolist()
         total, options = int(random.integers(2, 16)), DRAWN | {"seed": int(random.integers(99)), "ignore_eos": True}

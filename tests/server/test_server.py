@@ -36,12 +36,12 @@ def bundles(chatty, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(bundles):
-    return {name: dijiang.load(bundles / name) for name in ("tiny", "other")}
+    return {name: dijiang.load(bundles / name, threads=1) for name in ("tiny", "other")}
 
 
 @pytest.fixture(scope="module")
 def model(bundles):
-    return dijiang.load(bundles / "tiny")
+    return dijiang.load(bundles / "tiny", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -576,3 +576,16 @@ def test_two_bundles_of_one_name_are_refused(bundles, tmp_path):
     )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "two bundles have the name tiny" in done.stderr
+
+
+def test_beginnings_are_kept_on_disk_for_the_next_server(models, model, tmp_path):
+    body = {"model": "tiny", "prompt": "x = 1\n" * 60, "max_tokens": 8, "temperature": 0}
+    spared = []
+    for _ in range(2):
+        with running(models, slots=1, prefix_folder=str(tmp_path)) as server:
+            found = server.ask("/v1/completions", body)[2]
+            assert found["choices"][0]["text"] == text_of(model, body["prompt"], max_tokens=8)
+            spared.append(found["usage"]["prompt_tokens_details"]["cached_tokens"])
+    assert spared[0] == 0
+    assert spared[1] % 64 == 0
+    assert found["usage"]["prompt_tokens"] - spared[1] <= 64
