@@ -23,6 +23,8 @@ import psutil
 KINDS = (*("polite",) * 6, "leaves", "kills", "reads slowly", "is silent")
 #: Seconds that a client waits after 429, and tokens that it asks for.
 PAUSE, TOKENS = 1.0, 24
+#: Seconds of load before anything is counted, and until the server's patience with silent clients has ended.
+WARM, SETTLE = 15.0, 25.0
 
 
 class Load:
@@ -109,7 +111,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
     program = [sys.executable, "-m", "dijiang", "serve", given.bundle, "--port", "0", "--slots", str(given.slots)]
-    server = subprocess.Popen([*program, "--patience", "5"], stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*program, "--prefix-memory", "0"], stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     try:
         while "listening on " not in (line := server.stderr.readline()):
@@ -117,11 +119,11 @@ def main() -> None:
                 raise SystemExit("the server did not start")
         url, model = line.split("listening on ")[1].rstrip("]\n"), given.bundle.resolve().name
         process = psutil.Process(server.pid)
-        asyncio.run(measured(url, model, min(20, given.clients), 5))  # what is allocated once
-        time.sleep(15)
+        asyncio.run(measured(url, model, given.clients, WARM))  # what is allocated once
+        time.sleep(SETTLE)
         before = left(process)
         load = asyncio.run(measured(url, model, given.clients, given.seconds))
-        time.sleep(15)  # patience ends, idle threads go
+        time.sleep(SETTLE)
         polite = [load.tokens[n] for n in range(given.clients) if KINDS[n % len(KINDS)] == "polite"]
         report = {
             "clients": given.clients,

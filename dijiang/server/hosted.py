@@ -30,6 +30,10 @@ from .settings import Serving
 from .wanted import Wanted
 
 
+#: Threads that turn prompts into ids: more share the same cores.
+READERS = 2
+
+
 class Told(NamedTuple):
     """A token of one of the choices."""
 
@@ -91,6 +95,7 @@ class Hosted:
         self.sampling = authors_choice(model.bundle.sampling)
         self._thread = threading.Thread(target=self.batcher.run, name=f"steps of {name}", daemon=True)
         self._template: ChatTemplate | None = None
+        self._readers = anyio.CapacityLimiter(READERS)
 
     def start(self) -> None:
         """Begin to run steps."""
@@ -135,7 +140,8 @@ class Hosted:
         inbox: asyncio.Queue[Told | DijiangError] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         posts = [Post(loop, inbox, choice) for choice in range(wanted.choices)]
-        return Job(await anyio.to_thread.run_sync(lambda: self._turns(wanted, state, posts)), inbox)
+        turns = await anyio.to_thread.run_sync(lambda: self._turns(wanted, state, posts), limiter=self._readers)
+        return Job(turns, inbox)
 
     async def run(self, job: Job, deadline: float) -> AsyncGenerator[Told, None]:
         """All tokens of all choices as they come. Whoever leaves early frees the slots within one step.
