@@ -76,7 +76,7 @@ class Server:
             Route("/healthz", self._open(self._health), methods=["GET"]),
             Route("/readyz", self._open(self._ready), methods=["GET"]),
         ]
-        handlers: dict[Any, Any] = {HTTPException: _refused_route}
+        handlers: dict[Any, Any] = {HTTPException: _refused_route, Exception: _broken}
         return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
     def _guarded(self, handler: Handler) -> Handler:
@@ -122,18 +122,16 @@ class Server:
         body = await self._body(request)
         hosted = self._hosted(body)
         wanted = read(body, self.settings, hosted.sampling, chat=chat)
-        hosted.admit(wanted)
         state = self._state(wanted)
         cached = 0 if state is None else int(state.position[0])
-        job = await hosted.job(wanted, state)
-        hosted.admit(wanted)  # others came while the prompt was encoded
+        job = await hosted.job(wanted, state, deadline)
         tokenizer = hosted.model.tokenizer if hosted.model.has_tokenizer else None
         fed = sum(len(turn.plan.ids) for turn in job.turns) // wanted.n
         answer = Answer(wanted, tokenizer, prompt_tokens=cached + fed, cached=cached)
         headers = {"X-Request-Id": answer.id}
-        told = self._told(hosted, job, deadline)
+        told = self._told(hosted, job)
         if wanted.stream:
-            return EventStream(self._events(told, job, wanted, answer), headers)
+            return EventStream(self._events(told, job, wanted, answer), headers, job.close)
 
         async def whole() -> Response:
             async with aclosing(told) as tokens:
@@ -142,11 +140,14 @@ class Server:
             self._finish(job, wanted, answer)
             return _json(answer.whole(), headers=headers)
 
-        return await until_gone(request, whole) or Response(status_code=GONE)
+        try:
+            return await until_gone(request, whole) or Response(status_code=GONE)
+        finally:
+            job.close()
 
-    async def _told(self, hosted: Hosted, job: Job, deadline: float) -> AsyncGenerator[Told, None]:
+    async def _told(self, hosted: Hosted, job: Job) -> AsyncGenerator[Told, None]:
         """All tokens, counted."""
-        async with aclosing(hosted.run(job, deadline)) as tokens:
+        async with aclosing(job.told()) as tokens:
             async for told in tokens:
                 self.metrics.told(hosted.name, told)
                 yield told
@@ -249,3 +250,8 @@ async def _refused_route(request: Request, error: HTTPException) -> Response:
     """No such route, or not with this method."""
     body = Refused(f"{request.method} of this address: {error.detail}; see docs/serve.md", status=error.status_code)
     return _json(body.body, error.status_code, dict(error.headers or {}))
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    """A fault of ours; the log has the traceback."""
+    return _json(Refused("the server failed; its log says how", status=500).body, 500)

@@ -115,14 +115,19 @@ async def until_gone(request: Request, work: Callable[[], Awaitable[T]]) -> T | 
 
 
 class EventStream(Response):
-    """Server-sent events from an asynchronous generator, which is closed when the client goes."""
+    """Server-sent events from an asynchronous generator; it is closed when the client goes.
+
+    done: is called at the end, whatever that was.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], headers: dict[str, str]) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], headers: dict[str, str], done: Callable[[], None]
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
-        self._events = events
+        self._events, self._done = events, done
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Send all events; see ASGI."""
@@ -135,4 +140,7 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": body, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-        await until_gone(Request(scope, receive), send_all)
+        try:
+            await until_gone(Request(scope, receive), send_all)
+        finally:
+            self._done()

@@ -29,7 +29,6 @@ from .failures import Refused
 from .settings import Serving
 from .wanted import Wanted
 
-
 #: Threads that turn prompts into ids: more share the same cores.
 READERS = 2
 
@@ -40,13 +39,6 @@ class Told(NamedTuple):
     choice: int
     record: Record
     logits: np.ndarray | None
-
-
-class Job(NamedTuple):
-    """The turns of a request, one a choice, and where they tell."""
-
-    turns: list[Turn]
-    inbox: asyncio.Queue[Told | DijiangError]
 
 
 class Post:
@@ -120,8 +112,18 @@ class Hosted:
             self._template = ChatTemplate.of(self.model.bundle)
         return self._template
 
-    def admit(self, wanted: Wanted) -> None:
-        """Refused if there is no room in slots and queue."""
+    async def job(self, wanted: Wanted, state: State | None, deadline: float) -> Job:
+        """What a request asks for, with its places taken; not begun. Whoever has it closes it.
+
+        Args:
+            state: to continue from.
+            deadline: of `time.monotonic`.
+
+        Raises:
+            InputError, Refused: the prompt or an option does not fit the model, or there is no place.
+        """
+        if not self.alive:
+            raise Refused("the model takes no steps; start the server again", status=503)
         if self.load + wanted.choices > self.slots + self.settings.queue:
             raise Refused(
                 f"{self.load} generations are on their way, this server takes {self.slots} and lets "
@@ -130,50 +132,15 @@ class Hosted:
                 code="rate_limit_exceeded",
                 headers={"Retry-After": "1"},
             )
-
-    async def job(self, wanted: Wanted, state: State | None) -> Job:
-        """What a request asks for, not begun; state: to continue from.
-
-        Raises:
-            InputError, Refused: the prompt or an option does not fit the model.
-        """
-        inbox: asyncio.Queue[Told | DijiangError] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        posts = [Post(loop, inbox, choice) for choice in range(wanted.choices)]
-        turns = await anyio.to_thread.run_sync(lambda: self._turns(wanted, state, posts), limiter=self._readers)
-        return Job(turns, inbox)
-
-    async def run(self, job: Job, deadline: float) -> AsyncGenerator[Told, None]:
-        """All tokens of all choices as they come. Whoever leaves early frees the slots within one step.
-
-        Raises:
-            Refused: not all came before the deadline, of `time.monotonic`.
-            DijiangError: a step failed.
-        """
-        running = set(range(len(job.turns)))
-        forked = {id(fork) for turn in job.turns for fork in turn.forks}
-        self.load += len(running)
+        job = Job(self, wanted.choices, deadline)
         try:
-            for turn in job.turns:
-                if id(turn) not in forked:
-                    self.batcher.submit(turn)
-            while running:
-                try:
-                    with anyio.fail_after(max(0, deadline - time.monotonic())):
-                        told = await job.inbox.get()
-                except TimeoutError:
-                    raise Refused(
-                        f"the request took more than {self.settings.timeout:g} s; ask for fewer tokens", status=408
-                    ) from None
-                if isinstance(told, DijiangError):
-                    raise told
-                if told.record.finish_reason:
-                    running.discard(told.choice)
-                yield told
-        finally:
-            self.load -= len(job.turns)
-            for choice in running:
-                self.batcher.cancel(job.turns[choice])
+            job.turns = await anyio.to_thread.run_sync(
+                lambda: self._turns(wanted, state, job.posts), limiter=self._readers
+            )
+        except BaseException:
+            job.close()
+            raise
+        return job
 
     def _turns(self, wanted: Wanted, state: State | None, posts: Sequence[Post]) -> list[Turn]:
         """One a choice; those of one prompt are forks of the first of them."""
@@ -221,3 +188,51 @@ class Hosted:
         if state is None:
             return tokenizer.as_it_stands(self.template.render(wanted.messages))
         return continued(self.template, tokenizer, state, self.model.spec.eos_token_ids, wanted.messages)
+
+
+class Job:
+    """The turns of a request, one a choice. It counts as load until it is closed.
+
+    choices: how many.  deadline: of `time.monotonic`.
+    """
+
+    def __init__(self, hosted: Hosted, choices: int, deadline: float) -> None:
+        self._hosted, self._choices, self._deadline = hosted, choices, deadline
+        self._inbox: asyncio.Queue[Told | DijiangError] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        self.posts = [Post(loop, self._inbox, choice) for choice in range(choices)]
+        self.turns: list[Turn] = []
+        hosted.load += choices
+
+    async def told(self) -> AsyncGenerator[Told, None]:
+        """All tokens of all choices as they come.
+
+        Raises:
+            Refused: not all came before the deadline.
+            DijiangError: a step failed.
+        """
+        forks = {id(fork) for turn in self.turns for fork in turn.forks}
+        for turn in self.turns:
+            if id(turn) not in forks:
+                self._hosted.batcher.submit(turn)
+        ended = 0
+        while ended < self._choices:
+            try:
+                with anyio.fail_after(max(0, self._deadline - time.monotonic())):
+                    told = await self._inbox.get()
+            except TimeoutError:
+                seconds = self._hosted.settings.timeout
+                raise Refused(
+                    f"the request took more than {seconds:g} s; ask for fewer tokens", status=408
+                ) from None
+            if isinstance(told, DijiangError):
+                raise told
+            ended += told.record.finish_reason is not None
+            yield told
+
+    def close(self) -> None:
+        """End what goes on still: its slots are free within one step."""
+        for turn in self.turns:
+            self._hosted.batcher.cancel(turn)
+        self._hosted.load -= self._choices
+        self._choices = 0
