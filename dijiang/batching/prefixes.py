@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..bundle.manifest import DATA
 from ..errors import InputError
 from ..runtime.model import Model
 from ..runtime.snapshot import Snapshot, chained
 from ..runtime.state import State
-from ..runtime.witness import made_by
 
 #: States are kept after multiples of so many tokens.
 CHUNK = 64
@@ -28,8 +28,8 @@ MOST_PENDING = 8
 class Prefixes:
     """The states that were used last, in memory and, if there is a folder, on disk.
 
-    Processes may share a folder: a file is whole or not there, and is checked when it is read. It is of one
-    checkpoint, precision and graph.
+    Processes may share a folder: a file is whole or not there, and is checked when it is read. Its name says its
+    tokens, weights, graph and provider.
 
     Args:
         memory, disk: bytes at most.
@@ -38,7 +38,8 @@ class Prefixes:
 
     def __init__(self, model: Model, memory: int, folder: Path | None = None, disk: int = 0) -> None:
         self._model, self._memory, self._folder, self._disk = model, memory, folder, disk
-        maker = json.dumps([model.manifest.fingerprint, model.manifest.source_sha256, made_by(model)])
+        weights = model.manifest.files[DATA].sha256
+        maker = json.dumps([model.manifest.fingerprint, weights, model.graph, model.provider])
         self._maker = hashlib.sha256(maker.encode()).digest()
         self._kept: OrderedDict[str, State] = OrderedDict()
         self._size = model.spec.state_bytes + model.spec.vocab_size
