@@ -162,5 +162,8 @@ def authors_choice(sampling: Mapping[str, Any]) -> dict[str, Any]:
     else:  # the others mean nothing where nothing is drawn
         found = {name: value for name, value in found.items() if name == "repetition_penalty"}
         found |= {} if draws is None else {"temperature": 0.0}
-    Generation.of(found)
+    try:
+        Generation.of(found)
+    except InputError as error:
+        raise InputError(f"generation_config.json: {error}, and export again") from None
     return found

@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from ..batching.slots import slot_bytes
 from ..errors import InputError
 from ..runtime.model import Model, load
 from ..runtime.sessions.providers import Say
@@ -61,8 +62,12 @@ def serve(
         models[name] = load(bundle, say=say, **loading)
     server = build(models, settings, api_key=api_key, seal_key=seal_key)
     for hosted in server.models.values():
-        state = hosted.model.spec.state_bytes / 1e6
-        say(f"{hosted.name}: {hosted.slots} slots of {state:,.1f} MB of state, at any length")
+        one = hosted.model.spec.state_bytes / 1e6
+        say(
+            f"{hosted.name}: {hosted.slots} slots in {hosted.slots * slot_bytes(hosted.model) / 1e6:,.1f} MB; a state "
+            f"has {one:,.1f} MB at any length; at most {settings.prefix_memory:,} MB of beginnings and "
+            f"{settings.conversations * one:,.1f} MB of conversations beside"
+        )
     if logs:
         log.addHandler(logging.StreamHandler(sys.stderr))
         log.setLevel(logging.INFO)

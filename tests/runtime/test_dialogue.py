@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import dijiang
 from dijiang.cli import main
 from dijiang.runtime.dialogue import Dialogue
-from dijiang.runtime.options import Generation
+from dijiang.runtime.options import Generation, authors_choice
 
 #: What prompt_toolkit ends a prompt with: lines wrap again.
 READY = "\x1b[?7h"
@@ -136,6 +136,27 @@ def test_authors_sampling_is_used_where_no_flag_is_given(cli, model):
     assert cli(["one"], *flags).stdout == talk(model, "one", options=drawn)[1][0] + "\n"
     greedy = Generation(max_tokens=6, ignore_eos=True)
     assert cli(["one"], *flags, "--temperature", 0).stdout == talk(model, "one", options=greedy)[1][0] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        ({}, {}),
+        ({"do_sample": True}, {"temperature": 1.0}),
+        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9}, {"temperature": 0.6, "top_p": 0.9}),
+        ({"do_sample": False, "temperature": 0.6, "top_k": 50}, {"temperature": 0.0}),
+        ({"top_p": 0.5, "repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
+        ({"do_sample": True, "top_k": None}, {"temperature": 1.0}),
+    ],
+)
+def test_authors_choice_is_as_transformers_reads_it(sampling, expected):
+    assert authors_choice(sampling) == expected
+
+
+@pytest.mark.parametrize("value", [-1, "hot", float("nan"), [1]])
+def test_wrong_authors_choice_is_one_line(value):
+    with pytest.raises(dijiang.InputError, match=r"^generation_config\.json: temperature is .+, and export again$"):
+        authors_choice({"do_sample": True, "temperature": value})
 
 
 def test_every_command_of_the_chat(cli, tmp_path):
