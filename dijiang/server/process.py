@@ -64,8 +64,8 @@ def serve(
     for hosted in server.models.values():
         one = hosted.model.spec.state_bytes / 1e6
         say(
-            f"{hosted.name}: {hosted.slots} slots in {hosted.slots * slot_bytes(hosted.model) / 1e6:,.1f} MB; a state "
-            f"has {one:,.1f} MB at any length; at most {settings.prefix_memory:,} MB of beginnings and "
+            f"{hosted.name}: {hosted.slots} slots in {hosted.slots * slot_bytes(hosted.model) / 1e6:,.1f} MB; "
+            f"a state has {one:,.1f} MB at any length; at most {settings.prefix_memory:,} MB of beginnings and "
             f"{settings.conversations * one:,.1f} MB of conversations beside"
         )
     if logs:
