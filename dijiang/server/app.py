@@ -127,6 +127,7 @@ class Server:
         job = await hosted.job(wanted, state, deadline)
         tokenizer = hosted.model.tokenizer if hosted.model.has_tokenizer else None
         fed = sum(len(turn.plan.ids) for turn in job.turns) // wanted.n
+        self.metrics.asked(hosted.name, fed)
         answer = Answer(wanted, tokenizer, prompt_tokens=cached + fed, cached=cached)
         headers = {"X-Request-Id": answer.id}
         told = self._told(hosted, job)

@@ -16,9 +16,7 @@ class Metrics:
         self._registry = made = CollectorRegistry()
         self._requests = Counter("dijiang_requests", "Answers.", ["route", "status"], registry=made)
         self._tokens = Counter("dijiang_generated_tokens", "Tokens generated.", ["model"], registry=made)
-        self._prompts = Counter(
-            "dijiang_prompt_tokens", "Tokens of prompts that were fed.", ["model"], registry=made
-        )
+        self._prompts = Counter("dijiang_prompt_tokens", "Tokens of prompts.", ["model"], registry=made)
         self._first = Histogram("dijiang_first_token_seconds", "From asking to a token.", ["model"], registry=made)
         Gauge("dijiang_conversations", "States kept.", registry=made).set_function(lambda: len(conversations))
         load = Gauge("dijiang_generations", "Generations on their way.", ["model"], registry=made)
@@ -31,14 +29,16 @@ class Metrics:
         """Count an answer."""
         self._requests.labels(route, str(status)).inc()
 
+    def asked(self, model: str, tokens: int) -> None:
+        """Count the prompts of a request."""
+        self._prompts.labels(model).inc(tokens)
+
     def told(self, model: str, told: Told) -> None:
         """Count a token."""
         record = told.record
         self._tokens.labels(model).inc()
-        if record.generated == 1 and told.choice == 0:
-            self._prompts.labels(model).inc(record.prompt_tokens)
-            if record.prefill_rate:
-                self._first.labels(model).observe(record.prompt_tokens / record.prefill_rate)
+        if record.generated == 1 and told.choice == 0 and record.prefill_rate:
+            self._first.labels(model).observe(record.prompt_tokens / record.prefill_rate)
 
     def page(self) -> bytes:
         """All of it, as Prometheus reads it."""
