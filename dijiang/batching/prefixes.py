@@ -15,12 +15,13 @@ import numpy as np
 from ..bundle.manifest import DATA
 from ..errors import InputError
 from ..runtime.model import Model
-from ..runtime.snapshot import Snapshot, chained
+from ..runtime.snapshot import Note, Snapshot
 from ..runtime.state import State
 
 #: States are kept after multiples of so many tokens.
 CHUNK = 64
-SUFFIX = ".state"
+#: Of files; and what a file notes, so that it is not taken for another.
+SUFFIX, NAME = ".state", "prefix"
 #: States that wait to be written; more are not.
 MOST_PENDING = 8
 
@@ -47,13 +48,15 @@ class Prefixes:
         self._pending: list[Future[None]] = []
 
     def borders(self, state: State, ids: np.ndarray) -> dict[int, str]:
-        """Counts of ids [T] after which a state may be kept -> its name; one id at least comes after each."""
-        start, history = int(state.position[0]), state.history[0]
-        found, done = {}, 0
-        for border in range(CHUNK - start % CHUNK, len(ids), CHUNK):
-            history = chained(history, ids[done:border])
-            found[border] = hashlib.sha256(self._maker + history.tobytes()).hexdigest()
-            done = border
+        """Counts of ids [T] after which a state may be kept -> its name; one id at least comes after each.
+
+        A name is a hash of what was before (model, tokens of the state, ids), chained from chunk to chunk.
+        """
+        data, found = ids.astype("<i8"), {}
+        name = hashlib.sha256(self._maker + state.history[0].tobytes()).digest()
+        for border in range(CHUNK, len(ids), CHUNK):
+            name = hashlib.sha256(name + data[border - CHUNK : border].tobytes()).digest()
+            found[border] = name.hex()
         return found
 
     def find(self, borders: Mapping[int, str]) -> tuple[int, State] | None:
@@ -73,7 +76,7 @@ class Prefixes:
         if self._folder is not None:
             self._pending = [one for one in self._pending if not one.done()]
             if len(self._pending) < MOST_PENDING:
-                self._pending.append(self._writer.submit(self._write, self._folder / (name + SUFFIX), kept))
+                self._pending.append(self._writer.submit(self._write, self._folder, name, kept))
 
     def close(self) -> None:
         """Write what waits."""
@@ -94,11 +97,12 @@ class Prefixes:
         if not path.exists():
             return None
         try:
-            state = State.of(Snapshot.load(path))
+            kept = Snapshot.load(path)
+            if kept.note.made != {NAME: name}:
+                raise InputError(f"{path}: a state of another name; remove it")
+            state = State.of(kept)
             state.check(self._model.spec, self._model.manifest.fingerprint)
-            if hashlib.sha256(self._maker + state.history[0].tobytes()).hexdigest() != name:
-                raise InputError(f"{path}: a state of other tokens; remove it")
-        except InputError:  # damaged, or of another version: fed again
+        except InputError:  # damaged, renamed, or of another version: fed again
             with suppress(OSError):
                 path.unlink()
             return None
@@ -107,11 +111,11 @@ class Prefixes:
         self._remember(name, state)
         return state
 
-    def _write(self, path: Path, state: State) -> None:
+    def _write(self, folder: Path, name: str, state: State) -> None:
         """A file; the oldest ones make room. What cannot be written is not kept."""
         with suppress(InputError, OSError):
-            state.save(path)
-            files = sorted((one.stat().st_mtime, one.stat().st_size, one) for one in path.parent.glob(f"*{SUFFIX}"))
+            state.snapshot(Note({NAME: name})).save(folder / (name + SUFFIX))
+            files = sorted((one.stat().st_mtime, one.stat().st_size, one) for one in folder.glob(f"*{SUFFIX}"))
             total = sum(size for _, size, _ in files)
             for _, size, one in files:
                 if total <= self._disk:

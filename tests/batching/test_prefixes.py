@@ -1,5 +1,7 @@
 """What prompts share is fed once, and nothing else changes."""
 
+from concurrent.futures import Future
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,14 @@ def prompts(shared, count=4):
     return [head + random.integers(0, 2048, random.integers(1, 50)).tolist() for _ in range(count)]
 
 
+def prefixes_of(folder, model):
+    """A store in a new folder that writes at once."""
+    folder.mkdir()
+    made = Prefixes(model, 64 * MB, folder, 64 * MB)
+    made._writer.submit = lambda work, *arguments: (work(*arguments), Future())[1]
+    return made
+
+
 @pytest.mark.parametrize("shared", [1, CHUNK - 1, CHUNK, CHUNK + 1, 200, 400])
 def test_hits_are_recomputation_bit_for_bit(model, tmp_path, shared):
     prefixes, fed = Prefixes(model, 64 * MB, tmp_path, 64 * MB), []
@@ -78,14 +88,17 @@ def test_same_document_is_not_fed_again(model):
     assert same(turn, model, [*document, 2])
 
 
-def test_a_conversation_that_goes_on_meets_the_whole_text(model):
-    prefixes, prompt = Prefixes(model, 64 * MB), prompts(150, 1)[0]
-    answered(model, prefixes, prompt)
+def test_what_continues_one_state_is_shared_too(model):
+    prefixes, prompt = Prefixes(model, 64 * MB), prompts(230, 1)[0]
+    for turns in range(2):
+        state = model.new_state()
+        model.forward([prompt[:70]], state)
+        turn = answered(model, prefixes, prompt[70:], state)
+        assert same(turn, model, prompt)
+        assert bool(turn.reused) is bool(turns)
     state = model.new_state()
-    model.forward([prompt[:70]], state)
-    turn = answered(model, prefixes, prompt[70:], state)
-    assert turn.reused > 0
-    assert same(turn, model, prompt)
+    model.forward([[*prompt[:69], 1]], state)
+    assert answered(model, prefixes, prompt[70:], state).reused == 0  # the same ids after others
 
 
 def test_memory_and_disk_are_bounded_and_the_last_used_stay(model, tmp_path):
@@ -110,7 +123,10 @@ def test_damaged_or_foreign_files_are_fed_again(model, exported, tmp_path):
     foreign = dijiang.load(exported("tiny-python-published"))
     other = foreign.new_state()
     foreign.forward([[7] * CHUNK], other)
-    for damage in (data[:-7], data[:3000] + b"xyz" + data[3003:], b"", other.snapshot().dump()):
+    answered(model, prefixes_of(tmp_path / "other", model), [8] * (CHUNK + 3))
+    renamed = next((tmp_path / "other").iterdir()).read_bytes()
+    (tmp_path / "other").rename(tmp_path.parent / f"{tmp_path.name}-other")
+    for damage in (data[:-7], data[:3000] + b"xyz" + data[3003:], b"", other.snapshot().dump(), renamed):
         file.write_bytes(damage)
         again = Prefixes(model, 64 * MB, tmp_path, 64 * MB)
         turn = answered(model, again, prompt)
