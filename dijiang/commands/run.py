@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import InputError
+from ..progress import bars
 from ..runtime.options import Generation, Loading
 from . import JSON, given_options, model_folder, options_of
 
@@ -75,7 +77,10 @@ def run(
         chosen = chosen.seeded()
     state = State.of(kept) if kept is not None else model.new_state() if save_state is not None else None
     text = []
-    for record in model.generate(prompt, state=state, **vars(chosen)):
+    with bars(counts=True) as progress:  # of a long prompt; text follows it
+        records = model.generate(prompt, state=state, progress=progress, **vars(chosen))
+        first = next(records)
+    for record in chain([first], records):
         text.append(record.text)
         if not as_json:
             click.echo(record.text, nl=False)
@@ -98,20 +103,11 @@ def run(
 
 def _answer_file(model: Model, source: Path, output: Path, options: Generation) -> None:
     """Answer all lines of a file; exit 1 if some failed."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
     from ..batching.jobs import answer_file
 
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("prompts")
+    with bars(counts=True) as progress:
         failed = answer_file(
-            model,
-            source,
-            output,
-            options,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            model, source, output, options, progress=lambda done, total: progress("prompts", done, total)
         )
     if failed:
         raise InputError(f"{output}: {failed} prompts failed; look for error in its lines")

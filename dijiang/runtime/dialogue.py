@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .chat_template import ChatTemplate, Message, continued
+from .generate import prepare, stream
 from .model import Model
 from .options import Generation
 from .sequence import Record
@@ -61,8 +62,9 @@ class Dialogue:
         return self._turn(self.undo(), attempt)
 
     def _turn(self, text: str, attempt: int) -> Iterator[Record]:
-        options = vars(self._options.attempt(attempt))
-        records = self.model.generate(self._ids(text), state=self.state, **options)
+        options = self._options.attempt(attempt)
+        plan = prepare(self.model, self._ids(text), options, self.state, keeps=False)
+        records = stream(self.model, plan, self.state)
         self._before.append((self.state.clone(), text))
         self._attempt = attempt
         return records

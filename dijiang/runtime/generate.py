@@ -17,6 +17,7 @@ import numpy as np
 from ..bundle.manifest import Manifest
 from ..errors import InputError
 from ..models.spec import ModelSpec
+from ..progress import Progress, silent
 from .options import MOST_TOKENS, Generation
 from .sampling import NO_BIAS, Sampler
 from .sequence import Limits, Record, Sequence
@@ -49,6 +50,7 @@ def generate(
     prompt: str | Ordered[int] | np.ndarray | None,
     options: Generation,
     state: State | None = None,
+    progress: Progress = silent,
 ) -> Iterator[Record]:
     """Continue a prompt, or a state.
 
@@ -62,12 +64,13 @@ def generate(
         state: of batch 1, to continue from. It is advanced over the prompt and every token but the last,
             which it keeps and the next generation feeds first. Where max_tokens ends the text, what may
             be the start of a character or of a stop string stays in it, too.
+        progress: told of the tokens of a prompt that goes in in pieces.
 
     Raises:
         InputError: an option or the prompt is out of range; before the first record.
     """
     keeps, state = state is not None, model.new_state() if state is None else state
-    return _records(model, prepare(model, prompt, options, state, keeps=keeps), state)
+    return stream(model, prepare(model, prompt, options, state, keeps=keeps), state, progress)
 
 
 @dataclass(frozen=True)
@@ -170,14 +173,14 @@ def as_ids(ids: object) -> np.ndarray:
     return found if found.size else found.astype(np.int64)
 
 
-def _records(model: Model, plan: Plan, state: State) -> Iterator[Record]:
-    """generate's stream; a generator, so that nothing runs before the first record is asked for."""
+def stream(model: Model, plan: Plan, state: State, progress: Progress = silent) -> Iterator[Record]:
+    """The records of a plan; a generator, so that nothing runs before the first one is asked for."""
     lease = _Lease()
     model.check(plan.ids[None], state, user=lease)
     state.lease(lease)
     try:
         started = time.perf_counter()
-        output = prefill(model, plan.ids[None], state)
+        output = prefill(model, plan.ids[None], state, progress)
         for (record,) in decode(model, output, state, [plan.begin(model, state, started)]):
             yield record
     finally:
@@ -188,13 +191,15 @@ class _Lease:
     """Whoever holds it advances a state; it ends with its generator."""
 
 
-def prefill(model: Model, ids: np.ndarray, state: State) -> Output:
+def prefill(model: Model, ids: np.ndarray, state: State, progress: Progress = silent) -> Output:
     """Advance a state over ids [B, T] that were checked; the output of the last token of each row."""
     longest, length = model.session.longest, ids.shape[1]
     for start in range(0, length, longest):
         piece = ids[:, start : start + longest]
         kept = np.full((len(ids), 1), piece.shape[1] - 1)
         output = model.session.run(Step.of(piece, state.position, kept), state)
+        if length > longest:
+            progress("prompt", start + piece.shape[1], length)
     return output
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from ..bundle.opened import Bundle, open_bundle
 from ..errors import BundleError, InputError
 from ..models.tokenizer import TOKENIZER
+from ..progress import Progress, silent
 from .generate import as_ids, generate
 from .options import Generation, Loading
 from .sequence import Record
@@ -180,10 +181,11 @@ class Model:
         prompt: str | Ordered[int] | np.ndarray | None = None,
         *,
         state: State | None = None,
+        progress: Progress = silent,
         **options: Any,
     ) -> Iterator[Record]:
         """Stream records of generated text: `generate.generate` with `options.Generation`."""
-        return generate(self, prompt, Generation.of(options), state)
+        return generate(self, prompt, Generation.of(options), state, progress)
 
 
 def _read_tokenizer(bundle: Bundle) -> bytes | None:
