@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import JSON, model_folder, print_table
+from ..runtime.options import Loading
+from . import JSON, model_folder, options_of, print_table
 
 if TYPE_CHECKING:
     from ..runtime.snapshot import Snapshot
@@ -38,13 +39,14 @@ def show(file: Path, as_json: bool) -> None:
 @state.command()
 @click.argument("file", type=FILE)
 @model_folder("bundle")
-def verify(file: Path, bundle: Path) -> None:
+@options_of(Loading)
+def verify(file: Path, bundle: Path, **loading: Any) -> None:
     """Compute the logits that FILE keeps again, with BUNDLE; exit 1 if they differ."""
     from ..runtime.model import load
     from ..runtime.witness import verify as verified
 
     kept = _load(file)
-    click.echo(verified(load(bundle), kept))
+    click.echo(verified(load(bundle, **loading), kept))
 
 
 @state.command()
@@ -58,7 +60,8 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
     from ..errors import InputError
 
     one, two = _load(first), _load(second)
-    if (one.fingerprint, len(one.position)) != (two.fingerprint, len(two.position)):
+    shapes = [[layer.shape for layer in kept.layers] for kept in (one, two)]
+    if one.fingerprint != two.fingerprint or shapes[0] != shapes[1]:
         raise InputError(
             f"{second}: {len(two.position)} sequences of checkpoint {two.fingerprint[:12]}, {first} has "
             f"{len(one.position)} of {one.fingerprint[:12]}; compare states of one checkpoint and batch"
