@@ -18,6 +18,7 @@ from ..bundle.manifest import Manifest
 from ..errors import InputError
 from ..models.spec import ModelSpec
 from ..progress import Progress, silent
+from .grammar import Grammar
 from .options import MOST_TOKENS, Generation
 from .sampling import NO_BIAS, Sampler
 from .sequence import Limits, Record, Sequence
@@ -78,7 +79,7 @@ class Plan:
     """A generation that was checked: what is fed, and how its tokens are chosen.
 
     ids: [T] int64, the token that was left in the state included.  seam: to take the text up from.
-    bias: added to the logits, by token id.
+    bias: added to the logits, by token id.  grammar: of the text.
     """
 
     ids: np.ndarray
@@ -87,6 +88,7 @@ class Plan:
     stops: tuple[str, ...]
     seam: Seam | None
     bias: Mapping[int, float]
+    grammar: Grammar | None = None
 
     def begin(self, model: Model, state: State, started: float) -> Sequence:
         """The sequence of tokens after the ids were fed to the state (batch 1); started: when that began."""
@@ -94,8 +96,9 @@ class Plan:
         known = known[known != NONE].tolist()
         opened, held = (None, "") if self.seam is None else (self.seam.open, self.seam.held)
         text = model.tokenizer.stream(known, opened) if model.has_tokenizer else None
-        plain = self.options.is_argmax and not self.bias
-        sampler = None if plain else Sampler(self.options, state.seen[0].copy(), self.bias)
+        plain = self.options.is_argmax and not self.bias and self.grammar is None
+        matcher = None if self.grammar is None else self.grammar.begin()
+        sampler = None if plain else Sampler(self.options, state.seen[0].copy(), self.bias, matcher)
         stops = StopStrings(self.stops, held)
         return Sequence(self.limits, stops, sampler, text, prompt_tokens=len(self.ids), started=started)
 
@@ -108,10 +111,11 @@ def prepare(
     *,
     keeps: bool,
     bias: Mapping[int, float] = NO_BIAS,
+    grammar: Grammar | None = None,
 ) -> Plan:
     """Check a generation; nothing runs. See `generate`.
 
-    keeps: whether the caller goes on from the state, see `Limits`.
+    keeps: whether the caller goes on from the state, see `Limits`.  grammar: its end is an end token.
 
     Raises:
         InputError: an option, the prompt or the state is out of range.
@@ -130,7 +134,7 @@ def prepare(
     seam = state.seam()
     ids = _prompt_ids(model, prompt, state, seam)
     model.check(ids[None], state)
-    own = () if options.ignore_eos else model.spec.eos_token_ids
+    own = () if options.ignore_eos and grammar is None else model.spec.eos_token_ids
     limits = Limits(
         options.max_tokens,
         model.manifest.positions_limit,
@@ -138,7 +142,7 @@ def prepare(
         frozenset((*options.stop_tokens, *own)),
         keeps,
     )
-    return Plan(ids, options, limits, options.stops, seam if prompt is None else None, bias)
+    return Plan(ids, options, limits, options.stops, seam if prompt is None else None, bias, grammar)
 
 
 def _prompt_ids(

@@ -14,6 +14,7 @@ from ..errors import BundleError, InputError
 from ..models.tokenizer import TOKENIZER
 from ..progress import Progress, silent
 from .generate import as_ids, generate
+from .grammar import Grammar, GrammarTokenizer
 from .options import Generation, Loading
 from .sequence import Record
 from .sessions.base import Session
@@ -32,6 +33,7 @@ class Model:
         self.spec = bundle.manifest.spec
         self.session = session
         self._tokenizer: TextTokenizer | None = None
+        self._grammars: GrammarTokenizer | None = None
         self._tokenizer_data = _read_tokenizer(bundle)
 
     @property
@@ -60,6 +62,14 @@ class Model:
                 )
             self._tokenizer = TextTokenizer(self._tokenizer_data, self.bundle.path / TOKENIZER)
         return self._tokenizer
+
+    def grammar(self, schema: dict[str, Any]) -> Grammar:
+        """Texts that are JSON of a schema; InputError if it does not compile, or there is no tokenizer."""
+        if self._grammars is None:
+            _ = self.tokenizer
+            assert self._tokenizer_data is not None
+            self._grammars = GrammarTokenizer(self._tokenizer_data, self.spec.vocab_size, self.spec.eos_token_ids)
+        return Grammar(self._grammars, schema)
 
     def new_state(self, batch: int = 1) -> State:
         """The state of `batch` sequences before their first token."""

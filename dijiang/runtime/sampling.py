@@ -8,6 +8,7 @@ from types import MappingProxyType
 import numpy as np
 
 from ..errors import InputError
+from .grammar import Matcher
 from .options import Generation
 
 #: Candidates looked at before a nucleus needs a sort of the whole vocabulary.
@@ -37,10 +38,17 @@ class Sampler:
 
     seen: which token ids stand in the sequence so far, [vocab] bool; the sampler's own from now on.
     bias: added to the logits before all else, by token id.
+    matcher: where a grammar says what may come.
     """
 
-    def __init__(self, options: Generation, seen: np.ndarray, bias: Mapping[int, float] = NO_BIAS) -> None:
-        self._options, self._seen = options, seen
+    def __init__(
+        self,
+        options: Generation,
+        seen: np.ndarray,
+        bias: Mapping[int, float] = NO_BIAS,
+        matcher: Matcher | None = None,
+    ) -> None:
+        self._options, self._seen, self._matcher = options, seen, matcher
         self._biased = np.array([*bias], np.int64), np.array([*bias.values()], np.float32)
         self._draw = Draws(options.seed)
 
@@ -60,6 +68,8 @@ class Sampler:
         if len(tokens):
             logits = logits.copy()
             logits[tokens] += amounts
+        if self._matcher is not None:
+            logits = np.where(self._matcher.allowed(), logits, np.float32(-np.inf))
         penalty = self._options.repetition_penalty
         if penalty != 1:
             scaled = np.where(logits > 0, logits / penalty, logits * penalty)
@@ -72,6 +82,8 @@ class Sampler:
             at = np.searchsorted(edges, self._draw(position) * edges[-1], side="right")
             token = int(tokens[min(at, len(tokens) - 1)])
         self._seen[token] = True
+        if self._matcher is not None:
+            self._matcher.take(token)
         return token
 
 

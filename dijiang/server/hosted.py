@@ -21,6 +21,7 @@ from ..batching.turn import NO_BORDERS, Turn
 from ..errors import DijiangError, InputError
 from ..runtime.chat_template import ChatTemplate, continued
 from ..runtime.generate import prepare
+from ..runtime.grammar import Grammar
 from ..runtime.model import Model
 from ..runtime.options import authors_choice
 from ..runtime.sequence import Record
@@ -145,11 +146,16 @@ class Hosted:
     def _turns(self, wanted: Wanted, state: State | None, posts: Sequence[Post]) -> list[Turn]:
         """One a choice; those of one prompt are forks of the first of them."""
         turns: list[Turn] = []
+        try:
+            grammar = None if wanted.schema is None else self.model.grammar(wanted.schema)
+        except InputError as error:
+            raise Refused(str(error), param="response_format") from None
         for given in [self._chat_ids(wanted, state)] if wanted.messages else wanted.prompts:
             prompt: str | Sequence[int] | np.ndarray = given
             forks: list[Turn] = []
             for _ in range(wanted.n):
-                turn = self._turn(wanted, prompt, state, posts[len(turns) + len(forks)], len(turns) + len(forks))
+                choice = len(turns) + len(forks)
+                turn = self._turn(wanted, prompt, state, posts[choice], choice, grammar)
                 if state is None:
                     prompt = turn.plan.ids  # encoded once
                 forks.append(turn)
@@ -158,13 +164,18 @@ class Hosted:
         return turns
 
     def _turn(
-        self, wanted: Wanted, prompt: str | Sequence[int] | np.ndarray, state: State | None, post: Post, choice: int
+        self,
+        wanted: Wanted,
+        prompt: str | Sequence[int] | np.ndarray,
+        state: State | None,
+        post: Post,
+        choice: int,
+        grammar: Grammar | None,
     ) -> Turn:
         own = self.model.new_state() if state is None else state
         try:
-            plan = prepare(
-                self.model, prompt, wanted.options.attempt(choice), own, keeps=False, bias=dict(wanted.bias)
-            )
+            options = wanted.options.attempt(choice)
+            plan = prepare(self.model, prompt, options, own, keeps=False, bias=dict(wanted.bias), grammar=grammar)
         except InputError as error:
             raise Refused(str(error)) from None
         if len(plan.ids) > self.settings.max_prompt:

@@ -68,6 +68,7 @@ def serve(
             f"a state has {one:,.1f} MB at any length; at most {settings.prefix_memory:,} MB of beginnings and "
             f"{settings.conversations * one:,.1f} MB of conversations beside"
         )
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each client that went
     if logs:
         log.addHandler(logging.StreamHandler(sys.stderr))
         log.setLevel(logging.INFO)

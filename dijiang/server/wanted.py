@@ -29,7 +29,6 @@ UNSERVED: dict[str, tuple[Any, ...]] = {
     "tool_choice": (None, "none", "auto"),
     "audio": (None,),
     "modalities": (None, ["text"]),
-    "response_format": (None, {"type": "text"}),
 }
 MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS, MOST_BIAS = 16, 4, 20, 100.0
 
@@ -41,6 +40,7 @@ class Wanted:
     prompts: texts or ids, one or more; or `messages` of a chat.
     logprobs: most likely tokens to name beside each; None: no log-probabilities.
     previous: id of the answer that is continued.  sealed: state that is continued.
+    schema: of JSON that the text has to be.
     store, seal: keep the state, or give it back, at the end.
     """
 
@@ -53,6 +53,7 @@ class Wanted:
     usage: bool = False
     logprobs: int | None = None
     bias: tuple[tuple[int, float], ...] = ()
+    schema: dict[str, Any] | None = None
     priority: int = 0
     previous: str | None = None
     sealed: str | None = None
@@ -92,6 +93,7 @@ def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) 
         usage=not stream or bool(_field(stream_options, "include_usage", bool)),
         logprobs=_logprobs(body, chat=chat),
         bias=_bias(_field(body, "logit_bias", dict) or {}),
+        schema=_schema(_field(body, "response_format", dict) or {"type": "text"}),
         priority=_whole(body, "priority", -100, 100) or 0,
         previous=previous,
         sealed=sealed,
@@ -175,6 +177,19 @@ def _logprobs(body: dict[str, Any], *, chat: bool) -> int | None:
             raise Refused("top_logprobs needs logprobs to be true", param="top_logprobs")
         return None
     return top or 0
+
+
+def _schema(form: dict[str, Any]) -> dict[str, Any] | None:
+    """The JSON schema that a response_format asks for; None: any text."""
+    kind, named = form.get("type"), form.get("json_schema")
+    if kind == "json_schema" and isinstance(named, dict) and isinstance(named.get("schema"), dict):
+        return dict(named["schema"])
+    if kind not in ("text", "json_object"):
+        raise Refused(
+            "response_format is none of text, json_object and json_schema with a schema; use one of them",
+            param="response_format",
+        )
+    return {"type": "object"} if kind == "json_object" else None
 
 
 def _bias(given: dict[str, Any]) -> tuple[tuple[int, float], ...]:

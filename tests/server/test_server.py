@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import jsonschema
 import numpy as np
 import openai
 import pytest
@@ -130,6 +131,46 @@ def test_logit_bias_and_limits(client, model):
     )
     assert forced.choices[0].text == model.tokenizer.decode([40, 40, 40])
     assert client.completions.create(model="tiny", prompt="x").usage.completion_tokens <= 16
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 6},
+        "size": {"type": "integer", "minimum": 0, "maximum": 99},
+        "kind": {"enum": ["a", "b c"]},
+        "tags": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+    },
+    "required": ["name", "size", "kind", "tags"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_text_is_json_of_the_schema(client, temperature):
+    found = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "x"}],
+        temperature=temperature,
+        seed=1,
+        n=4,
+        max_tokens=120,
+        response_format={"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA}},
+        extra_body={"ignore_eos": True},  # the grammar's end is one all the same
+    )
+    for choice in found.choices:
+        assert choice.finish_reason == "stop"
+        jsonschema.validate(json.loads(choice.message.content), SCHEMA)
+    assert len({choice.message.content for choice in found.choices}) == (1 if temperature == 0 else 4)
+    anything = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "x"}],
+        max_tokens=300,
+        seed=3,
+        response_format={"type": "json_object"},
+        logit_bias={str(token): 20 for token in (94, 93)},
+    )
+    assert anything.choices[0].message.content.startswith("{")
 
 
 def test_chat_renders_the_checkpoints_template(client, model):
@@ -302,7 +343,18 @@ REFUSED = {
     "stream of text": ({"model": "tiny", "prompt": "x", "stream": "yes"}, 400, "stream"),
     "penalty": ({"model": "tiny", "prompt": "x", "presence_penalty": 1}, 400, "presence_penalty"),
     "format": (
-        {"model": "tiny", "prompt": "x", "response_format": {"type": "json_object"}},
+        {"model": "tiny", "prompt": "x", "response_format": {"type": "xml"}},
+        400,
+        "response_format",
+    ),
+    "no schema": (
+        {"model": "tiny", "prompt": "x", "response_format": {"type": "json_schema"}},
+        400,
+        "response_format",
+    ),
+    "bad schema": (
+        {"model": "tiny", "prompt": "x"}
+        | {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nope"}}}},
         400,
         "response_format",
     ),
@@ -544,7 +596,7 @@ def test_sigterm_lets_answers_end(bundles):
     process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
     try:
         lines = [process.stderr.readline() for _ in range(2)]
-        assert "slots of" in lines[0]
+        assert "16 slots in" in lines[0]
         url = lines[1].removeprefix("[listening on ").rstrip("]\n")
         with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
             stream = iter(
