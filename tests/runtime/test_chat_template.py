@@ -1,6 +1,7 @@
 """Chat templates give what transformers makes of them; hostile ones give one line."""
 
 import json
+import threading
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -98,6 +99,11 @@ def test_hostile_template_is_one_error(case, monkeypatch):
     source, error = REFUSED[case]
     with pytest.raises(error, match=r"^(the chat template|chat_template\.jinja)[^\n]+; [^\n]+$"):
         ChatTemplate(source, TOKENS).render(TALKS["one"])
+    if case == "endless":  # and it does not go on beside all that follows
+        left = [thread for thread in threading.enumerate() if thread.name.endswith("(run)")]
+        for thread in left:
+            thread.join(5)
+        assert not any(thread.is_alive() for thread in left)
 
 
 def test_bundle_names_its_template_and_tokens(chatty, exported):
