@@ -209,7 +209,12 @@ def test_model_without_a_template_is_refused(exported):
 def test_ctrl_c_in_a_terminal_stops_the_answer_and_keeps_the_chat(chatty, tmp_path):
     ours, theirs = pty.openpty()
     program = [sys.executable, "-m", "dijiang", "chat", str(chatty), "--max-tokens", "100000", "--ignore-eos"]
-    environment = os.environ | {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "TERM": "xterm"}
+    environment = os.environ | {
+        "HOME": str(tmp_path),
+        "XDG_CONFIG_HOME": str(tmp_path),
+        "TERM": "xterm",
+        "PROMPT_TOOLKIT_NO_CPR": "1",
+    }
     process = subprocess.Popen(
         program, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
     )

@@ -641,3 +641,19 @@ def test_beginnings_are_kept_on_disk_for_the_next_server(models, model, tmp_path
     assert spared[0] == 0
     assert spared[1] % 64 == 0
     assert found["usage"]["prompt_tokens"] - spared[1] <= 64
+
+
+@pytest.mark.parametrize(
+    ("module", "verb", "extra"), [("uvicorn", "serve", "dijiang[serve]"), ("jinja2", "chat", "dijiang[chat]")]
+)
+def test_missing_extra_is_one_line_that_names_it(bundles, module, verb, extra):
+    code = f"import sys; sys.modules[{module!r}] = None; from dijiang.cli import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, verb, bundles / "tiny"],
+        input="x\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert f"pip install '{extra}'" in done.stderr
