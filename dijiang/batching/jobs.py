@@ -20,12 +20,15 @@ from ..runtime.model import Model
 from ..runtime.options import Generation
 from ..runtime.sequence import Record
 from .batcher import Batcher
+from .prefixes import Prefixes
 from .slots import slots_that_fit
 from .turn import Turn
 
 #: Prompts that are begun before the first of them is written, for each slot.
 AHEAD = 4
 PROMPT = "prompt"
+#: Bytes of states of what prompts begin with.
+PREFIXES = 256 << 20
 
 
 class Answer:
@@ -123,13 +126,14 @@ def _done(data: bytes, lines: Sequence[bytes], target: Path) -> tuple[int, int, 
 
 def _answers(model: Model, lines: Sequence[bytes], start: int, options: Generation, slots: int) -> Iterator[Answer]:
     """In the order of the lines; so many are begun ahead of the first that is not finished."""
-    batcher, begun = Batcher(model, slots), OrderedDict[int, Answer]()
+    prefixes = Prefixes(model, PREFIXES)
+    batcher, begun = Batcher(model, slots, prefixes=prefixes), OrderedDict[int, Answer]()
     upcoming = start
     while upcoming < len(lines) or begun:
         while upcoming < len(lines) and len(begun) < AHEAD * slots:
             answer = begun[upcoming] = Answer(lines[upcoming], upcoming)
             try:
-                batcher.submit(_turn(model, lines[upcoming], options, answer))
+                batcher.submit(_turn(model, lines[upcoming], options, answer, prefixes))
             except InputError as error:
                 answer.failed(error)
             upcoming += 1
@@ -139,7 +143,7 @@ def _answers(model: Model, lines: Sequence[bytes], start: int, options: Generati
             yield first
 
 
-def _turn(model: Model, line: bytes, options: Generation, answer: Answer) -> Turn:
+def _turn(model: Model, line: bytes, options: Generation, answer: Answer, prefixes: Prefixes) -> Turn:
     try:
         found = parse_json(line)
     except ValueError as error:
@@ -149,4 +153,4 @@ def _turn(model: Model, line: bytes, options: Generation, answer: Answer) -> Tur
     given = {name: value for name, value in found.items() if name != PROMPT}
     state = model.new_state()
     plan = prepare(model, found[PROMPT], Generation.of(asdict(options) | given), state, keeps=False)
-    return Turn(plan, state, answer)
+    return Turn(plan, state, answer, borders=prefixes.borders(state, plan.ids))

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 import dijiang
 from dijiang.cli import main
+from dijiang.runtime.sessions.cpu import CpuSession
 
 PROMPTS = [
     {"prompt": "def main("},
@@ -85,6 +86,23 @@ def test_killed_job_is_gone_on_with(cli, chatty, tmp_path):
     assert cli("--jsonl", source, "-o", out).exit_code == 0
     assert cli("--jsonl", source, "-o", whole).exit_code == 0
     assert out.read_bytes() == whole.read_bytes()
+
+
+def test_what_prompts_share_is_fed_once(cli, chatty, tmp_path, monkeypatch):
+    source, fed, run = tmp_path / "in", [], CpuSession.run
+    source.write_text("".join(json.dumps({"prompt": [7] * 300 + [n]}) + "\n" for n in range(6)))
+
+    def count(self, step, state):
+        fed.append(step.ids.shape[1] if step.ids.shape[1] > 1 else 0)
+        return run(self, step, state)
+
+    monkeypatch.setattr(CpuSession, "run", count)
+    assert cli("--jsonl", source, "-o", tmp_path / "out", "--max-tokens", 2).exit_code == 0
+    assert sum(fed) < 6 * 301 / 2  # those that begin at once feed some of it, too
+    monkeypatch.undo()
+    model = dijiang.load(chatty, threads=1)
+    for n, line in enumerate(lines(tmp_path / "out")):
+        assert line["text"] == "".join(r.text for r in model.generate([7] * 300 + [n], max_tokens=2))
 
 
 BAD = ["{", "[]", "{}", '{"prompt": 3}', '{"prompt": ""}', '{"prompt": "x", "nothing": 1}', '{"prompt": [99999]}']
