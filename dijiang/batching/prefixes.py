@@ -6,46 +6,33 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
 from ..bundle.manifest import DATA
-from ..errors import InputError
 from ..runtime.model import Model
-from ..runtime.snapshot import Note, Snapshot
 from ..runtime.state import State
+from ..runtime.state_folder import StateFolder
 
 #: States are kept after multiples of so many tokens.
 CHUNK = 64
-#: Of files; and what a file notes, so that it is not taken for another.
-SUFFIX, NAME = ".state", "prefix"
-#: States that wait to be written; more are not.
-MOST_PENDING = 8
 
 
 class Prefixes:
     """The states that were used last, in memory and, if there is a folder, on disk.
 
-    Processes may share a folder: a file is whole or not there, and is checked when it is read. Its name says its
-    tokens, weights, graph and provider.
+    Their names say the tokens, weights, graph and provider, so that servers may share a folder.
 
-    Args:
-        memory, disk: bytes at most.
-        folder: exists.
+    memory: bytes at most.
     """
 
-    def __init__(self, model: Model, memory: int, folder: Path | None = None, disk: int = 0) -> None:
-        self._model, self._memory, self._folder, self._disk = model, memory, folder, disk
+    def __init__(self, model: Model, memory: int, folder: StateFolder | None = None) -> None:
+        self._model, self._memory, self._folder = model, memory, folder
         weights = model.manifest.files[DATA].sha256
         maker = json.dumps([model.manifest.fingerprint, weights, model.graph, model.provider])
         self._maker = hashlib.sha256(maker.encode()).digest()
         self._kept: OrderedDict[str, State] = OrderedDict()
         self._size = model.spec.state_bytes + model.spec.vocab_size
-        self._writer = ThreadPoolExecutor(1, "prefixes")
-        self._pending: list[Future[None]] = []
 
     def borders(self, state: State, ids: np.ndarray) -> dict[int, str]:
         """Counts of ids [T] after which a state may be kept -> its name; one id at least comes after each.
@@ -74,13 +61,12 @@ class Prefixes:
         kept = state.clone()
         self._remember(name, kept)
         if self._folder is not None:
-            self._pending = [one for one in self._pending if not one.done()]
-            if len(self._pending) < MOST_PENDING:
-                self._pending.append(self._writer.submit(self._write, self._folder, name, kept))
+            self._folder.save_later(name, kept)
 
     def close(self) -> None:
         """Write what waits."""
-        self._writer.shutdown()
+        if self._folder is not None:
+            self._folder.close()
 
     def _remember(self, name: str, state: State) -> None:
         self._kept[name] = state
@@ -91,37 +77,11 @@ class Prefixes:
         if name in self._kept:
             self._kept.move_to_end(name)
             return self._kept[name]
-        if self._folder is None:
+        state = None if self._folder is None else self._folder.load(name)
+        if state is None or state.fingerprint != self._model.manifest.fingerprint:
             return None
-        path = self._folder / (name + SUFFIX)
-        if not path.exists():
-            return None
-        try:
-            kept = Snapshot.load(path)
-            if kept.note.made != {NAME: name}:
-                raise InputError(f"{path}: a state of another name; remove it")
-            state = State.of(kept)
-            state.check(self._model.spec, self._model.manifest.fingerprint)
-        except InputError:  # damaged, renamed, or of another version: fed again
-            with suppress(OSError):
-                path.unlink()
-            return None
-        with suppress(OSError):
-            path.touch()
         self._remember(name, state)
         return state
-
-    def _write(self, folder: Path, name: str, state: State) -> None:
-        """A file; the oldest ones make room. What cannot be written is not kept."""
-        with suppress(InputError, OSError):
-            state.snapshot(Note({NAME: name})).save(folder / (name + SUFFIX))
-            files = sorted((one.stat().st_mtime, one.stat().st_size, one) for one in folder.glob(f"*{SUFFIX}"))
-            total = sum(size for _, size, _ in files)
-            for _, size, one in files:
-                if total <= self._disk:
-                    break
-                one.unlink(missing_ok=True)
-                total -= size
 
 
 def worth_keeping(borders: Mapping[int, str]) -> frozenset[int]:

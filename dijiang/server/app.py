@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
@@ -18,6 +19,7 @@ from starlette.routing import Route
 
 from ..errors import DijiangError, InputError
 from ..runtime.state import State
+from ..runtime.state_folder import StateFolder
 from .answers import Answer, encoded
 from .conversations import Conversations
 from .failures import Refused
@@ -49,7 +51,9 @@ class Server:
     ) -> None:
         self.models = {hosted.name: hosted for hosted in models}
         self.settings, self._key = settings, api_key
-        self.conversations = Conversations(settings.conversations, seal_key)
+        place = settings.conversation_folder
+        folder = None if place is None else StateFolder(Path(place), settings.conversation_disk << 20)
+        self.conversations = Conversations(settings.conversations, seal_key, folder)
         self.metrics = Metrics(self.models, self.conversations)
         self._most = settings.max_body or BODY + largest_state
 
@@ -65,6 +69,7 @@ class Server:
             finally:
                 for hosted in self.models.values():
                     await anyio.to_thread.run_sync(hosted.stop)
+                await anyio.to_thread.run_sync(self.conversations.close)
 
         routes = [
             Route("/v1/completions", self._guarded(self._completions), methods=["POST"]),

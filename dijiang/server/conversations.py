@@ -12,6 +12,7 @@ from collections import OrderedDict
 from ..errors import InputError
 from ..runtime.snapshot import Snapshot
 from ..runtime.state import State
+from ..runtime.state_folder import StateFolder
 from .failures import Refused
 
 #: How a sealed state begins: its format and version. The seal is over it, too.
@@ -24,10 +25,12 @@ class Conversations:
     """The last `most` states that were stored or continued. A state costs the same at any length.
 
     Args:
+        folder: takes those that leave the memory; None: they are forgotten.
         key: seals states. Servers with one key take each other's; None: a new one.
     """
 
-    def __init__(self, most: int, key: bytes | None = None) -> None:
+    def __init__(self, most: int, key: bytes | None = None, folder: StateFolder | None = None) -> None:
+        self._folder = folder
         self._most, self._key = most, key or secrets.token_bytes(SEAL_BYTES)
         self._kept: OrderedDict[str, State] = OrderedDict()
 
@@ -38,10 +41,22 @@ class Conversations:
         """Keep a state; the one that was not used for longest makes room."""
         self._kept[name] = state
         while len(self._kept) > self._most:
-            self._kept.popitem(last=False)
+            oldest = self._kept.popitem(last=False)
+            if self._folder is not None and not self._folder.save_later(*oldest):
+                self._folder.save(*oldest)
+
+    def close(self) -> None:
+        """Put all of them into the folder, if there is one."""
+        if self._folder is not None:
+            for name, state in self._kept.items():
+                self._folder.save(name, state)
+            self._folder.close()
 
     def find(self, name: str) -> State:
         """A copy of a stored state, so that any answer can be continued more than once; Refused: not here."""
+        if name not in self._kept and self._folder is not None and (state := self._folder.load(name)) is not None:
+            self.store(name, state)
+            return state.clone()
         if name not in self._kept:
             raise Refused(
                 "previous_response_id names no stored answer: it was not stored, or is too old; send the whole "

@@ -26,6 +26,7 @@ from ..runtime.model import Model
 from ..runtime.options import authors_choice
 from ..runtime.sequence import Record
 from ..runtime.state import State
+from ..runtime.state_folder import StateFolder
 from .failures import Refused
 from .settings import Serving
 from .wanted import Wanted
@@ -65,13 +66,9 @@ def _prefixes(model: Model, settings: Serving) -> Prefixes | None:
     """The store of beginnings that the settings ask for; InputError if its folder cannot be made."""
     if not settings.prefix_memory:
         return None
-    folder = None if settings.prefix_folder is None else Path(settings.prefix_folder)
-    try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: cannot be made ({error}); choose another --prefix-folder") from error
-    return Prefixes(model, settings.prefix_memory << 20, folder, settings.prefix_disk << 20)
+    folder = settings.prefix_folder
+    kept = None if folder is None else StateFolder(Path(folder), settings.prefix_disk << 20)
+    return Prefixes(model, settings.prefix_memory << 20, kept)
 
 
 class Hosted:

@@ -21,7 +21,8 @@ class Serving(Checked):
     max_body: bytes of a request; None: 1 MiB and the largest sealed state.
     timeout: seconds that a request may take from its first byte to the end of its last generation.
     patience: seconds that a client may take to send a request, or to read a piece of an answer.
-    conversations: states that are kept for `previous_response_id`, the last ones used.
+    conversations: states that are kept in memory for `previous_response_id`, the last ones used.
+    conversation_folder, conversation_disk: where others go, and MB of them; None: they are forgotten.
     prefix_memory, prefix_disk: MB of states of prompts' beginnings, for each model; prefix_folder: where on
         disk, None: in memory only. Servers may share it.
     """
@@ -36,6 +37,8 @@ class Serving(Checked):
     timeout: float = option(600.0, Real, "Seconds of a request at most.", low=0.01, high=1e6)
     patience: float = option(20.0, Real, "Seconds that a client may be silent.", low=0.01, high=1e6)
     conversations: int = option(64, Integral, "States kept for previous_response_id.", low=0, high=1 << 20)
+    conversation_folder: str | None = option(None, str, "Folder for conversations that leave the memory.")
+    conversation_disk: int = option(4096, Integral, "MB of them on disk.", low=1)
     prefix_memory: int = option(256, Integral, "MB of beginnings of prompts in memory; 0: none.", low=0)
     prefix_folder: str | None = option(None, str, "Folder for beginnings of prompts; servers may share it.")
     prefix_disk: int = option(4096, Integral, "MB of them on disk.", low=1)

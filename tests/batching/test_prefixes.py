@@ -1,7 +1,5 @@
 """What prompts share is fed once, and nothing else changes."""
 
-from concurrent.futures import Future
-
 import numpy as np
 import pytest
 
@@ -11,6 +9,7 @@ from dijiang.batching.prefixes import CHUNK, Prefixes, worth_keeping
 from dijiang.batching.turn import Turn
 from dijiang.runtime.generate import prepare
 from dijiang.runtime.options import Generation
+from dijiang.runtime.state_folder import StateFolder
 from tests.batching.test_batcher import Told, result
 from tests.conftest import RUNNABLE
 
@@ -54,17 +53,9 @@ def prompts(shared, count=4):
     return [head + random.integers(0, 2048, random.integers(1, 50)).tolist() for _ in range(count)]
 
 
-def prefixes_of(folder, model):
-    """A store in a new folder that writes at once."""
-    folder.mkdir()
-    made = Prefixes(model, 64 * MB, folder, 64 * MB)
-    made._writer.submit = lambda work, *arguments: (work(*arguments), Future())[1]
-    return made
-
-
 @pytest.mark.parametrize("shared", [1, CHUNK - 1, CHUNK, CHUNK + 1, 200, 400])
 def test_hits_are_recomputation_bit_for_bit(model, tmp_path, shared):
-    prefixes, fed = Prefixes(model, 64 * MB, tmp_path, 64 * MB), []
+    prefixes, fed = Prefixes(model, 64 * MB, StateFolder(tmp_path, 64 * MB)), []
     for prompt in prompts(shared):
         turn = answered(model, prefixes, prompt, budget=48)
         assert same(turn, model, prompt)
@@ -73,7 +64,7 @@ def test_hits_are_recomputation_bit_for_bit(model, tmp_path, shared):
     if shared >= CHUNK:
         assert max(fed[1:]) <= 50 + 2 * CHUNK
         assert fed[0] >= shared
-        other = Prefixes(model, 64 * MB, tmp_path, 64 * MB)  # another process
+        other = Prefixes(model, 64 * MB, StateFolder(tmp_path, 64 * MB))  # another process
         turn = answered(model, other, prompt)
         assert turn.reused > 0
         assert same(turn, model, prompt)
@@ -103,19 +94,19 @@ def test_what_continues_one_state_is_shared_too(model):
 
 def test_memory_and_disk_are_bounded_and_the_last_used_stay(model, tmp_path):
     size = model.spec.state_bytes + model.spec.vocab_size
-    prefixes = Prefixes(model, 3 * size, tmp_path, 3 * (size + 8192))
+    prefixes = Prefixes(model, 3 * size, StateFolder(tmp_path, 3 * (size + 8192)))
     for number in range(12):
         answered(model, prefixes, [number + 1] * (CHUNK + 1))
         assert len(prefixes._kept) <= 3
     prefixes.close()
     assert 1 <= len(list(tmp_path.iterdir())) <= 3
-    last = answered(model, Prefixes(model, 3 * size, tmp_path, MB), [12] * (CHUNK + 1))
+    last = answered(model, Prefixes(model, 3 * size, StateFolder(tmp_path, MB)), [12] * (CHUNK + 1))
     assert last.reused == CHUNK
 
 
 def test_damaged_or_foreign_files_are_fed_again(model, exported, tmp_path):
     prompt = [7] * (CHUNK + 3)
-    prefixes = Prefixes(model, 64 * MB, tmp_path, 64 * MB)
+    prefixes = Prefixes(model, 64 * MB, StateFolder(tmp_path, 64 * MB))
     answered(model, prefixes, prompt)
     prefixes.close()
     (file,) = tmp_path.iterdir()
@@ -123,17 +114,17 @@ def test_damaged_or_foreign_files_are_fed_again(model, exported, tmp_path):
     foreign = dijiang.load(exported("tiny-python-published"))
     other = foreign.new_state()
     foreign.forward([[7] * CHUNK], other)
-    answered(model, prefixes_of(tmp_path / "other", model), [8] * (CHUNK + 3))
-    renamed = next((tmp_path / "other").iterdir()).read_bytes()
-    (tmp_path / "other").rename(tmp_path.parent / f"{tmp_path.name}-other")
+    elsewhere = StateFolder(tmp_path.parent / f"{tmp_path.name}-other", MB)
+    elsewhere.save("a-name", model.new_state())
+    renamed = (tmp_path.parent / f"{tmp_path.name}-other" / "a-name.state").read_bytes()
     for damage in (data[:-7], data[:3000] + b"xyz" + data[3003:], b"", other.snapshot().dump(), renamed):
         file.write_bytes(damage)
-        again = Prefixes(model, 64 * MB, tmp_path, 64 * MB)
+        again = Prefixes(model, 64 * MB, StateFolder(tmp_path, 64 * MB))
         turn = answered(model, again, prompt)
         again.close()
         assert turn.reused == 0
         assert same(turn, model, prompt)
-        anew = answered(model, Prefixes(model, 64 * MB, tmp_path, 64 * MB), prompt)
+        anew = answered(model, Prefixes(model, 64 * MB, StateFolder(tmp_path, 64 * MB)), prompt)
         assert anew.reused == CHUNK  # it was written again
 
 

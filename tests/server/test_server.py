@@ -314,6 +314,21 @@ def test_conversations_are_the_last_ones(models):
         assert found[0][2]["error"]["code"] == "previous_response_not_found"
 
 
+def test_conversations_go_on_in_the_next_server(models, tmp_path):
+    body, names, more = {"model": "tiny", "prompt": "x", "max_tokens": 3, "seed": 1}, [], []
+    for start in (True, False):
+        with running(models, conversations=1, slots=2, conversation_folder=str(tmp_path)) as server:
+            if start:
+                for n in range(3):
+                    names.append(server.ask("/v1/completions", body | {"seed": n, "store": True})[2]["id"])
+            found = [server.ask("/v1/completions", body | {"previous_response_id": name}) for name in names]
+            more.append([answer["choices"][0]["text"] for _, _, answer in found])
+            for name in ("../" + names[0], "", "a/b", "x" * 500, "\0"):
+                assert server.ask("/v1/completions", body | {"previous_response_id": name})[0] == 400
+    assert more[0] == more[1]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 # What is refused.
 
 REFUSED = {
