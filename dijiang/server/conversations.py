@@ -54,18 +54,18 @@ class Conversations:
 
     def find(self, name: str) -> State:
         """A copy of a stored state, so that any answer can be continued more than once; Refused: not here."""
-        if name not in self._kept and self._folder is not None and (state := self._folder.load(name)) is not None:
-            self.store(name, state)
-            return state.clone()
-        if name not in self._kept:
+        state = self._kept.pop(name, None)
+        if state is None and self._folder is not None:
+            state = self._folder.load(name)
+        if state is None:
             raise Refused(
                 "previous_response_id names no stored answer: it was not stored, or is too old; send the whole "
                 "conversation instead",
                 param="previous_response_id",
                 code="previous_response_not_found",
             )
-        self._kept.move_to_end(name)
-        return self._kept[name].clone()
+        self.store(name, state)
+        return state.clone()
 
     def seal(self, state: State) -> str:
         """A state as text that only a server with this key takes back."""
