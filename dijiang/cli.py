@@ -18,12 +18,15 @@ import click
 from .commands import printable
 from .commands.bench import bench
 from .commands.build import build
+from .commands.chat import chat
 from .commands.convert import convert
 from .commands.doctor import doctor
 from .commands.export import export
 from .commands.init import init
 from .commands.inspect import inspect
 from .commands.run import run
+from .commands.serve import serve
+from .commands.state import state
 from .commands.upgrade import upgrade
 from .commands.verify import verify
 from .errors import DijiangError
@@ -65,5 +68,5 @@ def main() -> None:
     """DiJiang checkpoints to ONNX, and text from them with constant memory per token."""
 
 
-for command in (bench, build, convert, doctor, export, init, inspect, run, upgrade, verify):
+for command in (bench, build, chat, convert, doctor, export, init, inspect, run, serve, state, upgrade, verify):
     main.add_command(command)

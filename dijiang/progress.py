@@ -1,4 +1,4 @@
-"""How far a long task is: bytes done, rate, remaining time."""
+"""How far a long task is: what is done, rate, remaining time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-#: progress(stage, done, total): bytes of a stage; a new stage starts a new bar.
+#: progress(stage, done, total): bytes or counts of a stage; a new stage starts a new bar.
 Progress = Callable[[str, int, int], None]
 
 
@@ -15,8 +15,8 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def bars(shown: bool | None = None) -> Iterator[Progress]:
-    """Progress bars on stderr, one a stage. shown: None shows them if stderr is a terminal."""
+def bars(shown: bool | None = None, *, counts: bool = False) -> Iterator[Progress]:
+    """Progress bars on stderr, one a stage. shown: None shows them if stderr is a terminal. counts: not bytes."""
     if not (sys.stderr.isatty() if shown is None else shown):
         yield silent
         return
@@ -26,8 +26,7 @@ def bars(shown: bool | None = None) -> Iterator[Progress]:
     columns = (
         rich.TextColumn("{task.description}"),
         rich.BarColumn(),
-        rich.DownloadColumn(),
-        rich.TransferSpeedColumn(),
+        *((rich.MofNCompleteColumn(),) if counts else (rich.DownloadColumn(), rich.TransferSpeedColumn())),
         rich.TimeRemainingColumn(),
     )
     tasks: dict[str, rich.TaskID] = {}

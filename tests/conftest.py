@@ -95,6 +95,24 @@ def exported(tmp_path_factory):
     return get
 
 
+#: A chat template that ends answers with the example's end token.
+TEMPLATE = (
+    "{% for m in messages %}# {{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}# assistant:{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def chatty(tmp_path_factory):
+    """The example in int8, where a batch changes no bit, with a chat template and its authors' sampling."""
+    folder = tmp_path_factory.mktemp("chatty")
+    checkpoint = Path(shutil.copytree(EXAMPLES / "tiny-python", folder / "checkpoint"))
+    (checkpoint / "chat_template.jinja").write_text(TEMPLATE)
+    (checkpoint / "generation_config.json").write_text(json.dumps({"do_sample": True, "top_k": 50}))
+    dijiang.export(checkpoint, folder / "tiny", precision="int8", calibration_tokens=0, verify=False)
+    return folder / "tiny"
+
+
 @pytest.fixture
 def copy_of(tmp_path):
     """copy_of(folder): a writable copy to damage."""

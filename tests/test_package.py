@@ -18,6 +18,10 @@ HEAVY = (
     "tokenizers",
     "rich",
     "click",
+    "jinja2",
+    "starlette",
+    "uvicorn",
+    "prompt_toolkit",
 )
 
 
@@ -36,7 +40,7 @@ def test_runtime_needs_neither_torch_nor_the_exporter(exported):
         "import sys, dijiang\n"
         f"model = dijiang.load({str(exported('tiny-python'))!r})\n"
         "next(model.generate('x', max_tokens=1))\n"
-        "banned = ('torch', 'onnx', 'onnx_ir', 'safetensors', 'scipy', 'dijiang.exporter')\n"
+        "banned = ('torch', 'onnx', 'onnx_ir', 'safetensors', 'scipy', 'jinja2', 'starlette', 'dijiang.exporter')\n"
         "print(*[m for m in banned if m in sys.modules])\n"
     )
     assert run_python(code) == []

@@ -51,7 +51,7 @@ class Bundle:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """What generation_config.json of the checkpoint says about sampling; it is shown, not used."""
+        """What generation_config.json of the checkpoint says about sampling; `chat` and `serve` use it."""
         if GENERATION not in self.manifest.files:
             return {}
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
+from click.core import ParameterSource
 
 from ..recipe import AUTO, GRAPHS
 
@@ -71,6 +72,12 @@ def _option(one: Field[Any]) -> Callable[[Any], Any]:
         show_default=shown,
         help=facts["help"],
     )
+
+
+def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that the command line gives, and no default."""
+    source = click.get_current_context().get_parameter_source
+    return {name: value for name, value in options.items() if source(name) is not ParameterSource.DEFAULT}
 
 
 #: Kind of an option -> how the command line reads it.

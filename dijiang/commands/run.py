@@ -5,37 +5,88 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import InputError
+from ..progress import bars
 from ..runtime.options import Generation, Loading
-from . import JSON, model_folder, options_of
+from . import JSON, given_options, model_folder, options_of
+
+if TYPE_CHECKING:
+    from ..runtime.model import Model
+    from ..runtime.snapshot import Snapshot
 
 
 @click.command()
 @model_folder("bundle")
-@click.option("-p", "--prompt", help="Text to continue; default: standard input.")
+@click.option("-p", "--prompt", help="Text to continue; default: standard input, with --load-state none.")
+@click.option(
+    "--jsonl",
+    type=click.Path(path_type=Path),
+    help='Answer each line of this file, {"prompt": ..., options}, together; a job that was killed goes on.',
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Of --jsonl: one line an answer, in order.")
+@click.option("--save-state", type=click.Path(path_type=Path), help="Keep the state at the end in this file.")
+@click.option(
+    "--load-state",
+    type=click.Path(path_type=Path),
+    help="Go on from a saved state, with its way to draw tokens where no option changes it.",
+)
 @options_of(Generation, Loading)
 @click.option("-v", "--verbose", is_flag=True, help="Say which graph runs, and on what.")
 @JSON
-def run(bundle: Path, prompt: str | None, verbose: bool, as_json: bool, **options: Any) -> None:
+def run(
+    bundle: Path,
+    prompt: str | None,
+    jsonl: Path | None,
+    output: Path | None,
+    save_state: Path | None,
+    load_state: Path | None,
+    verbose: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Generate text from BUNDLE."""
     from ..runtime.model import load
+    from ..runtime.snapshot import Snapshot
+    from ..runtime.state import State
+    from ..runtime.witness import take
 
+    if (jsonl is None) is not (output is None) or (jsonl and (prompt or save_state or load_state or as_json)):
+        raise click.UsageError("--jsonl and -o go together, and without -p, --json and states")
     loading = {one.name: options.pop(one.name) for one in fields(Loading)}
+    kept = None if load_state is None else Snapshot.load(load_state)
     model = load(bundle, say=lambda text: click.echo(f"[{text}]", err=True), **loading)
     if verbose:
         click.echo(f"[{model.graph} graph on {model.provider}]", err=True)
-    if prompt is None and sys.stdin.isatty():
-        click.echo("[type the text to continue, then Ctrl-D]", err=True)
+    if jsonl is not None and output is not None:
+        _answer_file(model, jsonl, output, Generation.of(options))
+        return
+    if kept is not None:
+        options |= _continued(kept, model) | given_options(options)
+    elif prompt is None:
+        if sys.stdin.isatty():
+            click.echo("[type the text to continue, then Ctrl-D]", err=True)
+        prompt = sys.stdin.read()
+    chosen = Generation.of(options)
+    if save_state is not None:
+        chosen = chosen.seeded()
+    state = State.of(kept) if kept is not None else model.new_state() if save_state is not None else None
     text = []
-    for record in model.generate(sys.stdin.read() if prompt is None else prompt, **options):
+    with bars(counts=True) as progress:  # of a long prompt; text follows it
+        records = model.generate(prompt, state=state, progress=progress, **vars(chosen))
+        first = next(records)
+    for record in chain([first], records):
         text.append(record.text)
         if not as_json:
             click.echo(record.text, nl=False)
             sys.stdout.flush()
+    if save_state is not None and state is not None:
+        take(model, state, chosen).save(save_state)
     if as_json:
         last = {name: value for name, value in vars(record).items() if name not in ("text", "token")}
         click.echo(json.dumps({"text": "".join(text), **last}))
@@ -48,3 +99,27 @@ def run(bundle: Path, prompt: str | None, verbose: bool, as_json: bool, **option
         f"finish: {record.finish_reason}{detail}]",
         err=True,
     )
+
+
+def _answer_file(model: Model, source: Path, output: Path, options: Generation) -> None:
+    """Answer all lines of a file; exit 1 if some failed."""
+    from ..batching.jobs import answer_file
+
+    with bars(counts=True) as progress:
+        failed = answer_file(
+            model, source, output, options, progress=lambda done, total: progress("prompts", done, total)
+        )
+    if failed:
+        raise InputError(f"{output}: {failed} prompts failed; look for error in its lines")
+
+
+def _continued(kept: Snapshot, model: Model) -> dict[str, Any]:
+    """Options that a snapshot was drawn by. Says what else than the state's maker goes on."""
+    from ..runtime.witness import made_by
+
+    made, here = kept.note.made, made_by(model)
+    changed = [f"{name} {made[name]} -> {value}" for name, value in here.items() if made.get(name, value) != value]
+    if changed:
+        click.echo(f"[the state goes on elsewhere: {', '.join(changed)}]", err=True)
+    known = {one.name for one in fields(Generation)}
+    return {name: value for name, value in kept.note.sampler.items() if name in known}

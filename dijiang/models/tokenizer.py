@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -82,8 +83,8 @@ def _growth(part: Any) -> float:
 def patiently(work: Callable[[], T], characters: int) -> T:
     """What `work` returns or raises; TimeoutError if a text of so many characters should take far less time.
 
-    It runs in a thread, which goes on where it is too slow: no library stops a regular expression. `work` must
-    not hold the interpreter's lock.
+    It runs in a thread, which is stopped where Python runs in it, and else goes on: no library stops a regular
+    expression. `work` must not hold the interpreter's lock.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -101,6 +102,7 @@ def patiently(work: Callable[[], T], characters: int) -> T:
     if errors:
         raise errors[0]
     if not results:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
         raise TimeoutError(f"it took more than {allowed:.0f} s")
     return results[0]
 

@@ -5,9 +5,11 @@ This is the one loop: what `generate` runs, `bench` measures.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +17,10 @@ import numpy as np
 from ..bundle.manifest import Manifest
 from ..errors import InputError
 from ..models.spec import ModelSpec
+from ..progress import Progress, silent
+from .grammar import Grammar
 from .options import MOST_TOKENS, Generation
-from .sampling import Sampler
+from .sampling import NO_BIAS, Sampler
 from .sequence import Limits, Record, Sequence
 from .sessions.base import Output, Session
 from .snapshot import NONE, Seam
@@ -47,6 +51,7 @@ def generate(
     prompt: str | Ordered[int] | np.ndarray | None,
     options: Generation,
     state: State | None = None,
+    progress: Progress = silent,
 ) -> Iterator[Record]:
     """Continue a prompt, or a state.
 
@@ -60,20 +65,76 @@ def generate(
         state: of batch 1, to continue from. It is advanced over the prompt and every token but the last,
             which it keeps and the next generation feeds first. Where max_tokens ends the text, what may
             be the start of a character or of a stop string stays in it, too.
+        progress: told of the tokens of a prompt that goes in in pieces.
 
     Raises:
         InputError: an option or the prompt is out of range; before the first record.
     """
+    keeps, state = state is not None, model.new_state() if state is None else state
+    return stream(model, prepare(model, prompt, options, state, keeps=keeps), state, progress)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A generation that was checked: what is fed, and how its tokens are chosen.
+
+    ids: [T] int64, the token that was left in the state included.  seam: to take the text up from.
+    bias: added to the logits, by token id.  grammar: of the text.
+    """
+
+    ids: np.ndarray
+    options: Generation
+    limits: Limits
+    stops: tuple[str, ...]
+    seam: Seam | None
+    bias: Mapping[int, float]
+    grammar: Grammar | None = None
+
+    def begin(self, model: Model, state: State, started: float) -> Sequence:
+        """The sequence of tokens after the ids were fed to the state (batch 1); started: when that began."""
+        known = state.last[0]
+        known = known[known != NONE].tolist()
+        opened, held = (None, "") if self.seam is None else (self.seam.open, self.seam.held)
+        text = model.tokenizer.stream(known, opened) if model.has_tokenizer else None
+        plain = self.options.is_argmax and not self.bias and self.grammar is None
+        matcher = None if self.grammar is None else self.grammar.begin()
+        sampler = None if plain else Sampler(self.options, state.seen[0].copy(), self.bias, matcher)
+        stops = StopStrings(self.stops, held)
+        return Sequence(self.limits, stops, sampler, text, prompt_tokens=len(self.ids), started=started)
+
+
+def prepare(
+    model: Model,
+    prompt: str | Ordered[int] | np.ndarray | None,
+    options: Generation,
+    state: State,
+    *,
+    keeps: bool,
+    bias: Mapping[int, float] = NO_BIAS,
+    grammar: Grammar | None = None,
+) -> Plan:
+    """Check a generation; nothing runs. See `generate`.
+
+    keeps: whether the caller goes on from the state, see `Limits`.  grammar: its end is an end token.
+
+    Raises:
+        InputError: an option, the prompt or the state is out of range.
+    """
     if options.stops and not model.has_tokenizer:
         raise InputError("stop strings need a tokenizer and this bundle has none; use stop_tokens")
-    keeps, state = state is not None, model.new_state() if state is None else state
+    StopStrings(options.stops)
     if state.batch != 1:
         raise InputError(f"the state has {state.batch} sequences, expected 1; use new_state()")
+    if unknown := [token for token in bias if not 0 <= token < model.spec.vocab_size]:
+        raise InputError(
+            f"the bias is for token id {unknown[0]}, expected 0 to {model.spec.vocab_size - 1}; change the bias"
+        )
+    if not all(math.isfinite(amount) for amount in bias.values()):
+        raise InputError("the bias holds NaN or infinity, expected numbers; change the bias")
     seam = state.seam()
-    stops = StopStrings(options.stops, seam.held if seam and prompt is None else "")
     ids = _prompt_ids(model, prompt, state, seam)
     model.check(ids[None], state)
-    own = () if options.ignore_eos else model.spec.eos_token_ids
+    own = () if options.ignore_eos and grammar is None else model.spec.eos_token_ids
     limits = Limits(
         options.max_tokens,
         model.manifest.positions_limit,
@@ -81,7 +142,7 @@ def generate(
         frozenset((*options.stop_tokens, *own)),
         keeps,
     )
-    return _records(model, ids, state, options, limits, stops, seam if prompt is None else None)
+    return Plan(ids, options, limits, options.stops, seam if prompt is None else None, bias, grammar)
 
 
 def _prompt_ids(
@@ -116,39 +177,15 @@ def as_ids(ids: object) -> np.ndarray:
     return found if found.size else found.astype(np.int64)
 
 
-def _records(
-    model: Model,
-    ids: np.ndarray,
-    state: State,
-    options: Generation,
-    limits: Limits,
-    stops: StopStrings,
-    seam: Seam | None,
-) -> Iterator[Record]:
-    """generate's stream; a generator, so that nothing runs before the first record is asked for."""
-
-    def begin(started: float) -> Sequence:
-        known = state.last[0]
-        known = known[known != NONE].tolist()
-        opened = None if seam is None else seam.open
-        text = model.tokenizer.stream(known, opened) if model.has_tokenizer else None
-        sampler = None if options.is_argmax else Sampler(options, state.seen[0].copy())
-        return Sequence(
-            limits,
-            stops,
-            sampler,
-            text,
-            prompt_tokens=len(ids),
-            started=started,
-        )
-
+def stream(model: Model, plan: Plan, state: State, progress: Progress = silent) -> Iterator[Record]:
+    """The records of a plan; a generator, so that nothing runs before the first one is asked for."""
     lease = _Lease()
-    model.check(ids[None], state, user=lease)
+    model.check(plan.ids[None], state, user=lease)
     state.lease(lease)
     try:
         started = time.perf_counter()
-        output = prefill(model, ids[None], state)
-        for (record,) in decode(model, output, state, [begin(started)]):
+        output = prefill(model, plan.ids[None], state, progress)
+        for (record,) in decode(model, output, state, [plan.begin(model, state, started)]):
             yield record
     finally:
         state.release()
@@ -158,13 +195,15 @@ class _Lease:
     """Whoever holds it advances a state; it ends with its generator."""
 
 
-def prefill(model: Model, ids: np.ndarray, state: State) -> Output:
+def prefill(model: Model, ids: np.ndarray, state: State, progress: Progress = silent) -> Output:
     """Advance a state over ids [B, T] that were checked; the output of the last token of each row."""
     longest, length = model.session.longest, ids.shape[1]
     for start in range(0, length, longest):
         piece = ids[:, start : start + longest]
         kept = np.full((len(ids), 1), piece.shape[1] - 1)
         output = model.session.run(Step.of(piece, state.position, kept), state)
+        if length > longest:
+            progress("prompt", start + piece.shape[1], length)
     return output
 
 

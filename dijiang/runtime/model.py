@@ -12,7 +12,9 @@ import numpy as np
 from ..bundle.opened import Bundle, open_bundle
 from ..errors import BundleError, InputError
 from ..models.tokenizer import TOKENIZER
+from ..progress import Progress, silent
 from .generate import as_ids, generate
+from .grammar import Grammar, GrammarTokenizer
 from .options import Generation, Loading
 from .sequence import Record
 from .sessions.base import Session
@@ -31,6 +33,7 @@ class Model:
         self.spec = bundle.manifest.spec
         self.session = session
         self._tokenizer: TextTokenizer | None = None
+        self._grammars: GrammarTokenizer | None = None
         self._tokenizer_data = _read_tokenizer(bundle)
 
     @property
@@ -59,6 +62,14 @@ class Model:
                 )
             self._tokenizer = TextTokenizer(self._tokenizer_data, self.bundle.path / TOKENIZER)
         return self._tokenizer
+
+    def grammar(self, schema: dict[str, Any]) -> Grammar:
+        """Texts that are JSON of a schema; InputError if it does not compile, or there is no tokenizer."""
+        if self._grammars is None:
+            _ = self.tokenizer
+            assert self._tokenizer_data is not None
+            self._grammars = GrammarTokenizer(self._tokenizer_data, self.spec.vocab_size, self.spec.eos_token_ids)
+        return Grammar(self._grammars, schema)
 
     def new_state(self, batch: int = 1) -> State:
         """The state of `batch` sequences before their first token."""
@@ -180,10 +191,11 @@ class Model:
         prompt: str | Ordered[int] | np.ndarray | None = None,
         *,
         state: State | None = None,
+        progress: Progress = silent,
         **options: Any,
     ) -> Iterator[Record]:
         """Stream records of generated text: `generate.generate` with `options.Generation`."""
-        return generate(self, prompt, Generation.of(options), state)
+        return generate(self, prompt, Generation.of(options), state, progress)
 
 
 def _read_tokenizer(bundle: Bundle) -> bytes | None:

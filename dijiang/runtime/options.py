@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -131,7 +133,37 @@ class Generation(Checked):
         """Whether the next token is always the most likely one."""
         return self.temperature == 0 and self.repetition_penalty == 1
 
+    def seeded(self) -> Generation:
+        """With a seed: one is drawn where there is none, so that who goes on draws the same numbers."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbits(63))
+
+    def attempt(self, number: int) -> Generation:
+        """As this, but drawn by other numbers; 0: by the same."""
+        return self if self.seed is None else replace(self, seed=(self.seed + number) % 2**64)
+
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings; a single one need not be in a list."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+def authors_choice(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `Generation` that a checkpoint's authors recommend.
+
+    sampling: of generation_config.json, see `bundle.opened.Bundle.sampling`.
+
+    Raises:
+        InputError: one of them is out of range.
+    """
+    found = {name: value for name, value in sampling.items() if value is not None and name != "do_sample"}
+    draws = sampling.get("do_sample")
+    if draws:
+        found = {"temperature": 1.0} | found
+    else:  # the others mean nothing where nothing is drawn
+        found = {name: value for name, value in found.items() if name == "repetition_penalty"}
+        found |= {} if draws is None else {"temperature": 0.0}
+    try:
+        Generation.of(found)
+    except InputError as error:
+        raise InputError(f"generation_config.json: {error}, and export again") from None
+    return found

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 
 from ..errors import InputError
+from .grammar import Matcher
 from .options import Generation
 
 #: Candidates looked at before a nucleus needs a sort of the whole vocabulary.
 SHORTLIST = 1024
+NO_BIAS: Mapping[int, float] = MappingProxyType({})
 #: Columns for each value that `largest` looks for, and at least.
 COLUMNS, FEWEST_COLUMNS = 8, 512
 
@@ -32,10 +37,19 @@ class Sampler:
     """Draws tokens of one sequence.
 
     seen: which token ids stand in the sequence so far, [vocab] bool; the sampler's own from now on.
+    bias: added to the logits before all else, by token id.
+    matcher: where a grammar says what may come.
     """
 
-    def __init__(self, options: Generation, seen: np.ndarray) -> None:
-        self._options, self._seen = options, seen
+    def __init__(
+        self,
+        options: Generation,
+        seen: np.ndarray,
+        bias: Mapping[int, float] = NO_BIAS,
+        matcher: Matcher | None = None,
+    ) -> None:
+        self._options, self._seen, self._matcher = options, seen, matcher
+        self._biased = np.array([*bias], np.int64), np.array([*bias.values()], np.float32)
         self._draw = Draws(options.seed)
 
     def __call__(self, logits: np.ndarray, position: int) -> int:
@@ -50,6 +64,12 @@ class Sampler:
                 f"the logits at position {position} hold NaN: the model or its state is damaged; start "
                 "from new_state(), and check the bundle with dijiang verify"
             )
+        tokens, amounts = self._biased
+        if len(tokens):
+            logits = logits.copy()
+            logits[tokens] += amounts
+        if self._matcher is not None:
+            logits = np.where(self._matcher.allowed(), logits, np.float32(-np.inf))
         penalty = self._options.repetition_penalty
         if penalty != 1:
             scaled = np.where(logits > 0, logits / penalty, logits * penalty)
@@ -62,6 +82,8 @@ class Sampler:
             at = np.searchsorted(edges, self._draw(position) * edges[-1], side="right")
             token = int(tokens[min(at, len(tokens) - 1)])
         self._seen[token] = True
+        if self._matcher is not None:
+            self._matcher.take(token)
         return token
 
 

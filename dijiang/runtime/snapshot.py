@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import numpy as np
 from ..errors import InputError
 from ..files import write_file
 
-FORMAT, VERSION = "dijiang-state", "1"
+FORMAT, VERSION = "dijiang-state", "2"
 #: Largest file that is read: sixteen times the state of LLaMA2-7B for 64 sequences.
 LARGEST = 1 << 36
 #: Name -> dtype and rank; layers are named layer.0, layer.1, ...
-FIXED = {"position": ("int64", 1), "last": ("int64", 2), "seen": ("uint8", 2)}
+FIXED = {"position": ("int64", 1), "last": ("int64", 2), "seen": ("uint8", 2), "history": ("uint8", 2)}
+#: Bytes of a history: SHA-256. The history of no tokens is zeros.
+HASH = 32
 
 
 #: Last token ids that a state keeps of each sequence: what decides how the next one reads as text.
@@ -42,22 +45,58 @@ class Seam:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What a snapshot tells beside the state; empty where nobody wrote it.
+
+    made: `dijiang`, `precision`, `graph` and `provider` that made the state.
+    sampler: how its tokens were drawn: the fields of `options.Generation` but max_tokens.
+    top: the most likely tokens after the pending one, and their logits; see `witness`.
+    """
+
+    made: dict[str, str] = field(default_factory=dict)
+    sampler: dict[str, Any] = field(default_factory=dict)
+    top: tuple[tuple[int, float], ...] = ()
+
+    @classmethod
+    def read(cls, text: str) -> Note:
+        """From its JSON; ValueError for anything else."""
+        found = json.loads(text)
+        made, sampler, top = found["made"], found["sampler"], found["top"]
+        if not isinstance(made, dict) or not isinstance(sampler, dict) or not all(map(_is_text, made.values())):
+            raise ValueError("a note of the wrong types")
+        return cls(made, sampler, tuple((int(token), float(logit)) for token, logit in top))
+
+
+NO_NOTE = Note()
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """All of a state, as a file holds it; see `state.State` and `state.Point`.
 
-    seen: [B, vocab] bool.
+    seen: [B, vocab] bool.  history: [B, HASH] uint8, a hash over the tokens fed, see `chained`.
     """
 
     layers: list[np.ndarray]
     position: np.ndarray
     last: np.ndarray
     seen: np.ndarray
+    history: np.ndarray
     seams: list[Seam | None]
     fingerprint: str
     vocab_size: int
+    note: Note = NO_NOTE
 
     def save(self, path: Path) -> None:
         """Write to exactly this path; InputError if it cannot be written."""
+        write_file(path, self.dump(), InputError)
+
+    def dump(self) -> bytes:
+        """The file's bytes."""
         from safetensors.numpy import save
 
         tensors = {f"layer.{i}": layer for i, layer in enumerate(self.layers)}
@@ -65,6 +104,7 @@ class Snapshot:
             "position": self.position,
             "last": np.ascontiguousarray(self.last),
             "seen": np.packbits(self.seen, axis=1),
+            "history": self.history,
         }
         metadata = {
             "format": FORMAT,
@@ -72,8 +112,9 @@ class Snapshot:
             "fingerprint": self.fingerprint,
             "vocab_size": str(self.vocab_size),
             "seams": json.dumps([None if s is None else list(vars(s).values()) for s in self.seams]),
+            "note": json.dumps(asdict(self.note)),
         }
-        write_file(path, save(tensors, metadata), InputError)
+        return save(tensors, metadata | {"digest": _digest(metadata, tensors)})
 
     @classmethod
     def load(cls, path: Path) -> Snapshot:
@@ -82,45 +123,81 @@ class Snapshot:
         Raises:
             InputError: not such a file, of another version, damaged, or with numbers that no state has.
         """
-        metadata, tensors = _read(path)
+        try:
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
+                raise InputError(f"{path}: not a regular file of at most {LARGEST >> 30} GiB; save it again")
+            data = path.read_bytes()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: not a saved state ({error}); save it again") from error
+        return cls.parse(data, str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> Snapshot:
+        """Read what `dump` gave; InputError, which begins with `where`, as `load`."""
+        metadata, tensors = _read(data, where)
         try:
             vocab = int(metadata["vocab_size"])
             layers = _checked(tensors, vocab)
-            return cls(
+            made = cls(
                 layers,
                 tensors["position"],
                 tensors["last"],
                 np.unpackbits(tensors["seen"], axis=1, count=vocab).astype(bool),
+                tensors["history"],
                 _seams(json.loads(metadata["seams"]), len(tensors["position"]), vocab),
                 metadata["fingerprint"],
                 vocab,
+                Note.read(metadata["note"]),
             )
-        except (KeyError, ValueError, TypeError, RecursionError) as error:
-            raise InputError(f"{path}: not a saved state ({error}); save it again") from error
+            if _digest(metadata, tensors) != metadata["digest"]:
+                raise ValueError("its contents are not what its digest says")
+            return made
+        except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise InputError(f"{where}: not a saved state ({error}); save it again") from error
 
 
-def _read(file: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    from safetensors import SafetensorError, safe_open
+def chained(history: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The history [HASH] after tokens [T] int64: for each, SHA-256 of the history before it and its 8 bytes.
 
+    So it is a function of the tokens alone, however they were split.
+    """
+    digest, data = history.tobytes(), ids.astype("<i8").tobytes()
+    for start in range(0, len(data), 8):
+        digest = hashlib.sha256(digest + data[start : start + 8]).digest()
+    return np.frombuffer(digest, np.uint8)
+
+
+def _digest(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
+    """SHA-256 over all that a file says but the digest."""
+    told = sorted((name, value) for name, value in metadata.items() if name != "digest")
+    shapes = sorted((name, str(tensor.dtype), tensor.shape) for name, tensor in tensors.items())
+    found = hashlib.sha256(json.dumps([told, shapes]).encode())
+    for name, _, _ in shapes:
+        found.update(np.ascontiguousarray(tensors[name]).data)
+    return found.hexdigest()
+
+
+def _read(data: bytes, where: str) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Metadata and tensors of a safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    if data[:2] == b"PK":
+        raise InputError(f"{where}: a state of dijiang 0.1, which has no name of its model; save it again")
     try:
-        found = file.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
-            raise InputError(f"{file}: not a regular file of at most {LARGEST >> 30} GiB; save it again")
-        with file.open("rb") as stream:
-            if stream.read(2) == b"PK":
-                raise InputError(f"{file}: a state of dijiang 0.1, which has no name of its model; save it again")
-        with safe_open(str(file), framework="np") as opened:
-            metadata = dict(opened.metadata() or {})
-            if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
-                raise InputError(
-                    f"{file}: {metadata.get('format', 'no state')} version "
-                    f"{metadata.get('version', 'unknown')}, expected {FORMAT} version {VERSION}; save it "
-                    "again with this dijiang, or upgrade dijiang"
-                )
-            names = opened.keys()
-            return metadata, {name: opened.get_tensor(name) for name in names}
-    except (OSError, SafetensorError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: not a saved state ({error}); save it again") from error
+        tensors = load(data)  # checks the header, too
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = dict(header.get("__metadata__") or {})
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{where}: not a saved state ({error}); save it again") from error
+    if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
+        raise InputError(
+            f"{where}: {metadata.get('format', 'no state')} version "
+            f"{metadata.get('version', 'unknown')}, expected {FORMAT} version {VERSION}; save it "
+            "again with this dijiang, or upgrade dijiang"
+        )
+    return metadata, tensors
 
 
 def _checked(tensors: dict[str, np.ndarray], vocab: int) -> list[np.ndarray]:
@@ -141,6 +218,8 @@ def _checked(tensors: dict[str, np.ndarray], vocab: int) -> list[np.ndarray]:
     last, seen = tensors["last"], tensors["seen"]
     if (position < 0).any() or last.shape != (batch, LAST) or seen.shape != (batch, (vocab + 7) // 8):
         raise ValueError("positions, last ids or seen ids out of range")
+    if tensors["history"].shape != (batch, HASH):
+        raise ValueError("a history of another size")
     if ((last < NONE) | (last >= vocab)).any():
         raise ValueError("a last id outside of the vocabulary")
     return layers

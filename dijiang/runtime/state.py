@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..models.spec import ModelSpec
-from .snapshot import LAST, NONE, Seam, Snapshot
+from .snapshot import HASH, LAST, NO_NOTE, NONE, Note, Seam, Snapshot, chained
 from .step import Step
 
 
@@ -61,6 +62,7 @@ class State:
         *,
         last: np.ndarray | None = None,
         seen: np.ndarray | None = None,
+        history: np.ndarray | None = None,
         seams: list[Seam | None] | None = None,
     ) -> None:
         batch = len(position)
@@ -70,8 +72,9 @@ class State:
         self._expected: tuple[Point, np.ndarray] | None = None
         self._torn = ""
         self._seen = np.zeros((batch, vocab_size), bool) if seen is None else seen
-        self._noted: Point | None = None  # its tokens are in `_seen`
-        self._rows = np.arange(batch)[:, None]
+        history = np.zeros((batch, HASH), np.uint8) if history is None else history
+        #: The last step whose tokens are in `_seen`, and the history up to it: replaced by one store.
+        self._noted: tuple[Step | None, np.ndarray] = None, history
         self._seams: list[Seam | None] = [None] * batch if seams is None else seams
         self._keeper: Keeper | None = None
         self._user: ref[object] | None = None
@@ -135,15 +138,25 @@ class State:
     @property
     def seen(self) -> np.ndarray:
         """Which token ids were fed, [B, vocab] bool."""
-        point = self.point
-        if point.fed is not None and point is not self._noted:
-            if point.fed.padded:
-                for row, ids, mask in zip(self._seen, point.fed.ids, point.fed.mask, strict=True):
-                    row[ids[mask != 0]] = True
-            else:
-                self._seen[self._rows, point.fed.ids] = True
-            self._noted = point
+        self._note()
         return self._seen
+
+    @property
+    def history(self) -> np.ndarray:
+        """A hash over the tokens fed, [B, 32] uint8; see `snapshot.chained`."""
+        return self._note()
+
+    def _note(self) -> np.ndarray:
+        """Count the tokens of the step that led here; the history."""
+        step, (noted, history) = self.point.fed, self._noted
+        if step is not None and step is not noted:
+            history = history.copy()
+            for row, (ids, mask) in enumerate(zip(step.ids, step.mask, strict=True)):
+                fed = ids[mask != 0] if step.padded else ids
+                self._seen[row, fed] = True
+                history[row] = chained(history[row], fed)
+            self._noted = step, history
+        return history
 
     def seam(self, row: int = 0) -> Seam | None:
         """What the last generation left behind; None: nothing, or tokens were fed since."""
@@ -158,7 +171,7 @@ class State:
 
     def after(self, step: Step, layers: list[np.ndarray] | None = None, *, swap: bool = False) -> Point:
         """The point after a step; `layers` where they are not updated in place."""
-        _ = self.seen
+        self._note()
         point = self.point
         if step.padded:
             position = point.position + step.mask.sum(axis=1)
@@ -232,21 +245,87 @@ class State:
 
     def clone(self) -> State:
         """An independent copy: fork a sequence, or keep a point to come back to."""
-        kept = self._snapshot()
-        layers = [layer.copy() for layer in kept.layers]
-        return State(
-            layers,
-            kept.position.copy(),
-            kept.fingerprint,
-            kept.vocab_size,
-            last=kept.last.copy(),
-            seen=kept.seen.copy(),
-            seams=kept.seams,
+        kept = self.snapshot()
+        return State.of(
+            replace(
+                kept,
+                layers=[layer.copy() for layer in kept.layers],
+                position=kept.position.copy(),
+                last=kept.last.copy(),
+                seen=kept.seen.copy(),
+                history=kept.history.copy(),
+            )
         )
 
-    def _snapshot(self) -> Snapshot:
+    def snapshot(self, note: Note = NO_NOTE) -> Snapshot:
+        """All of it as it is now; shares its memory, so write it before the next step."""
         seams = [self.seam(row) for row in range(self.batch)]
-        return Snapshot(self.layers, self.position, self.last, self.seen, seams, self.fingerprint, self.vocab_size)
+        return Snapshot(
+            self.layers,
+            self.position,
+            self.last,
+            self.seen,
+            self.history,
+            seams,
+            self.fingerprint,
+            self.vocab_size,
+            note,
+        )
+
+    def row(self, row: int) -> State:
+        """An independent copy of one sequence of the batch, of batch 1."""
+        one = slice(row, row + 1)
+        return State(
+            [layer[one].copy() for layer in self.layers],
+            self.position[one].copy(),
+            self.fingerprint,
+            self.vocab_size,
+            last=self.last[one].copy(),
+            seen=self.seen[one].copy(),
+            history=self.history[one].copy(),
+            seams=[self.seam(row)],
+        )
+
+    @classmethod
+    def gathered(cls, rows: Sequence[tuple[State, int]], memory: list[np.ndarray]) -> State:
+        """The state of these sequences, each the row of a state, in the first rows of `memory`.
+
+        Args:
+            memory: one [B or more, Hkv, K, V] float32 array a layer. Rows that lie in it already may stay or
+                move to the front, never back; those that stay are not copied.
+        """
+        layers = [array[: len(rows)] for array in memory]
+        for at, (state, row) in enumerate(rows):
+            found = state.layers
+            if row == at and found[0].base is memory[0]:
+                continue
+            for layer, source in zip(layers, found, strict=True):
+                layer[at] = source[row]
+        first = rows[0][0]
+        return cls(
+            layers,
+            np.array([state.position[row] for state, row in rows]),
+            first.fingerprint,
+            first.vocab_size,
+            last=np.stack([state.last[row] for state, row in rows]),
+            seen=np.stack([state.seen[row] for state, row in rows]),
+            history=np.stack([state.history[row] for state, row in rows]),
+            seams=[state.seam(row) for state, row in rows],
+        )
+
+    @classmethod
+    def of(cls, kept: Snapshot) -> State:
+        """From a snapshot, whose memory it takes over."""
+        return cls(
+            kept.layers,
+            kept.position,
+            kept.fingerprint,
+            kept.vocab_size,
+            last=kept.last,
+            seen=kept.seen,
+            history=kept.history,
+            seams=kept.seams,
+        )
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file (exactly this path), whole or not at all.
@@ -254,21 +333,12 @@ class State:
         Raises:
             InputError: it cannot be written; a file that was there is untouched.
         """
-        self._snapshot().save(Path(path))
+        self.snapshot().save(Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> State:
         """Read what `save` wrote; InputError if the file is anything else."""
-        found = Snapshot.load(Path(path))
-        return cls(
-            found.layers,
-            found.position,
-            found.fingerprint,
-            found.vocab_size,
-            last=found.last,
-            seen=found.seen,
-            seams=found.seams,
-        )
+        return cls.of(Snapshot.load(Path(path)))
 
 
 def _joined(last: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:

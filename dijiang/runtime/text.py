@@ -47,6 +47,10 @@ class TextTokenizer:
                 return both[len(before) :]
         return self._ids(text)
 
+    def as_it_stands(self, text: str) -> list[int]:
+        """Token ids of a text that holds its special tokens itself, as chat templates write them."""
+        return self._ids(text)
+
     def _ids(self, text: str, *, special: bool = False) -> list[int]:
         def unread(reason: object) -> InputError:
             return InputError(f"the tokenizer cannot read the text ({reason}); give a tokenizer that reads it")
@@ -70,6 +74,10 @@ class TextTokenizer:
         with reported(lambda e: InputError(f"the tokenizer cannot decode token ids ({e}); use another tokenizer")):
             text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def name(self, token: int) -> str:
+        """How the tokenizer writes one token; empty for an id that it does not know."""
+        return self._tokenizer.id_to_token(token) or ""
 
     def stream(self, context: Sequence[int] = (), open: int | None = None) -> TextStream:
         """A decoder for what follows `context`; see TextStream."""

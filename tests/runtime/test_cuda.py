@@ -8,10 +8,12 @@ import onnxruntime
 import pytest
 
 import dijiang
+from dijiang.batching.batcher import Batcher
 from dijiang.recipe import PROVIDERS
 from dijiang.runtime.sessions import device, device_session
 from dijiang.runtime.step import Step
 from tests import fake_ort
+from tests.batching.test_batcher import alone, requests, run, turn_of
 from tests.conftest import EXAMPLES, RUNNABLE, Golden, take_turns
 
 NEEDS_ORT = pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is older than 1.30")
@@ -317,3 +319,20 @@ def test_graph_of_integers_for_cuda_has_only_what_its_kernels_take(exported, pre
     assert not [node for node in graph.node if node.op_type == "GatherBlockQuantized"]
     (lookup,) = (n for n in graph.node if n.op_type == "Gather" and n.input[1] == "input_ids")
     assert kinds[lookup.input[0]] == onnx.TensorProto.FLOAT16
+
+
+@NEEDS_ORT
+def test_many_turns_on_a_device_are_what_each_is_alone(stand_in, exported):
+    """They join, leave, are swapped out and forked, where the states lie on the device."""
+    path = exported("tiny-python", graph="ort")
+    model, host = dijiang.load(path, provider="cuda"), dijiang.load(path)
+    asked = list(requests(model, 10, 5))
+    turns = [
+        turn_of(model, prompt, priority=n % 2, keeps=True, **options) for n, (prompt, options) in enumerate(asked)
+    ]
+    run(Batcher(model, 3, 20), turns)
+    for turn, (prompt, options) in zip(turns, asked, strict=True):
+        state = host.new_state()
+        assert turn.listener.result[0] == alone(host, prompt, state=state, **options)[0]
+        for found, expected in zip(turn.state.layers, state.layers, strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-3)

@@ -153,3 +153,11 @@ def test_stop_strings_without_a_tokenizer_are_refused(exported):
     with pytest.raises(dijiang.InputError, match="stop strings need a tokenizer"):
         model.generate([1], stop=["x"])
     assert [record.text for record in model.generate([1, 2], max_tokens=3)] == ["", "", ""]
+
+
+def test_long_prompt_tells_how_far_it_is(exported):
+    model, told = dijiang.load(exported("tiny-python")), []
+    list(model.generate([3] * 300, max_tokens=1, progress=lambda *what: told.append(what)))
+    assert told == [("prompt", 256, 300), ("prompt", 300, 300)]
+    list(model.generate([3] * 200, max_tokens=1, progress=lambda *what: told.append(what)))
+    assert len(told) == 2

@@ -1,0 +1,149 @@
+"""Many clients of one server, some of them rude; what they got, and what was left.
+
+python benchmarks/load.py BUNDLE --clients 200 --slots 16 --seconds 300 -o report.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import openai
+import psutil
+
+#: Of ten clients: six of the official package, and one of each rude kind.
+KINDS = (*("polite",) * 6, "leaves", "kills", "reads slowly", "is silent")
+#: Seconds that a client waits after 429, and tokens that it asks for.
+PAUSE, TOKENS = 1.0, 24
+#: Seconds of load before anything is counted, and until the server's patience with silent clients has ended.
+WARM, SETTLE = 15.0, 25.0
+
+
+class Load:
+    """Clients of one server, and what they saw."""
+
+    def __init__(self, url: str, model: str, end: float) -> None:
+        self.url, self.model, self.end = url, model, end
+        self.port = int(url.rsplit(":", 1)[1].split("/")[0])
+        self.statuses: Counter[str] = Counter()
+        self.first: list[float] = []
+        self.tokens: Counter[int] = Counter()
+
+    async def client(self, number: int) -> None:
+        """One client until the end."""
+        kind, draw = KINDS[number % len(KINDS)], random.Random(number)
+        await asyncio.sleep(draw.random())
+        async with openai.AsyncOpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=120) as api:
+            while time.monotonic() < self.end:
+                prompt = "def f(x):\n" * draw.randint(1, 30)
+                try:
+                    await (self.polite(api, number, prompt) if kind == "polite" else self.rude(kind, prompt))
+                except openai.APIStatusError as error:
+                    self.statuses[str(error.status_code)] += 1
+                    await asyncio.sleep(PAUSE * draw.uniform(0.5, 1.5))
+                except (openai.APIError, OSError) as error:
+                    self.statuses[type(error).__name__] += 1
+
+    async def polite(self, api: openai.AsyncOpenAI, number: int, prompt: str) -> None:
+        """A stream, read to its end."""
+        started, first = time.monotonic(), None
+        stream = await api.completions.create(model=self.model, prompt=prompt, max_tokens=TOKENS, stream=True)
+        async for _ in stream:
+            first = first or time.monotonic()
+            self.tokens[number] += 1
+        self.statuses["200"] += 1
+        if first is not None:
+            self.first.append(first - started)
+
+    async def rude(self, kind: str, prompt: str) -> None:
+        """A socket that is left, killed, read slowly, or never used."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 12)
+        try:
+            if kind == "is silent":
+                await asyncio.sleep(min(10, max(0.0, self.end - time.monotonic())))
+                return
+            body = json.dumps({"model": self.model, "prompt": prompt, "max_tokens": 400, "stream": True}).encode()
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+            writer.write(head + body)
+            status = (await reader.readline()).split()
+            self.statuses[status[1].decode() if len(status) > 1 else "closed"] += 1
+            if kind == "reads slowly":
+                for _ in range(5):
+                    await asyncio.sleep(1)
+                    await reader.read(100)
+            elif kind == "kills":
+                writer.transport.abort()
+            await asyncio.sleep(PAUSE)
+        finally:
+            writer.close()
+
+
+def left(process: psutil.Process) -> dict[str, float]:
+    """What a process holds."""
+    return {
+        "memory_mib": round(process.memory_info().rss / (1 << 20), 1),
+        "descriptors": process.num_fds(),
+        "threads": process.num_threads(),
+    }
+
+
+async def measured(url: str, model: str, clients: int, seconds: float) -> Load:
+    """A load that has ended."""
+    load = Load(url, model, time.monotonic() + seconds)
+    await asyncio.gather(*(load.client(number) for number in range(clients)))
+    return load
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("-o", "--output", type=Path)
+    given = parser.parse_args()
+    program = [sys.executable, "-m", "dijiang", "serve", given.bundle, "--port", "0", "--slots", str(given.slots)]
+    server = subprocess.Popen([*program, "--prefix-memory", "0"], stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    try:
+        while "listening on " not in (line := server.stderr.readline()):
+            if not line:
+                raise SystemExit("the server did not start")
+        url, model = line.split("listening on ")[1].rstrip("]\n"), given.bundle.resolve().name
+        process = psutil.Process(server.pid)
+        asyncio.run(measured(url, model, given.clients, WARM))  # what is allocated once
+        time.sleep(SETTLE)
+        before = left(process)
+        load = asyncio.run(measured(url, model, given.clients, given.seconds))
+        time.sleep(SETTLE)
+        polite = [load.tokens[n] for n in range(given.clients) if KINDS[n % len(KINDS)] == "polite"]
+        report = {
+            "clients": given.clients,
+            "slots": given.slots,
+            "seconds": given.seconds,
+            "statuses": dict(sorted(load.statuses.items())),
+            "first_token_s": {f"p{p}": round(float(np.percentile(load.first, p)), 3) for p in (50, 95, 99)},
+            "tokens_of_a_client": {f"p{p}": float(np.percentile(polite, p)) for p in (0, 5, 50, 95, 100)},
+            "before": before,
+            "after": left(process),
+        }
+        text = json.dumps(report, indent=1) + "\n"
+        print(text, end="")
+        if given.output:
+            given.output.write_text(text)
+    finally:
+        server.terminate()
+        server.wait()
+        print(server.stderr.read()[-2000:], file=sys.stderr, end="")
+
+
+if __name__ == "__main__":
+    main()

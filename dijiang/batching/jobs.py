@@ -1,0 +1,156 @@
+"""Many prompts from a file: answered together, written in order, taken up again after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DijiangError, InputError
+from ..files import parse_json, read_regular
+from ..runtime.generate import prepare
+from ..runtime.model import Model
+from ..runtime.options import Generation
+from ..runtime.sequence import Record
+from .batcher import Batcher
+from .prefixes import Prefixes
+from .slots import slots_that_fit
+from .turn import Turn
+
+#: Prompts that are begun before the first of them is written, for each slot.
+AHEAD = 4
+PROMPT = "prompt"
+#: Bytes of states of what prompts begin with.
+PREFIXES = 256 << 20
+
+
+class Answer:
+    """The line of one prompt, while it is made; see `batching.turn.Listener`."""
+
+    def __init__(self, line: bytes, index: int) -> None:
+        self.head = {"index": index, "input": named(line)}
+        self.found: dict[str, Any] | None = None
+        self._text: list[str] = []
+
+    def record(self, record: Record, logits: np.ndarray | None) -> None:
+        """See Listener."""
+        self._text.append(record.text)
+        if record.finish_reason:
+            self.found = {
+                "text": "".join(self._text),
+                "finish_reason": record.finish_reason,
+                "prompt_tokens": record.prompt_tokens,
+                "generated": record.generated,
+            }
+
+    def failed(self, error: DijiangError) -> None:
+        """See Listener."""
+        self.found = {"error": str(error)}
+
+    @property
+    def line(self) -> bytes:
+        """As it is written."""
+        return json.dumps(self.head | (self.found or {})).encode() + b"\n"
+
+
+def named(line: bytes) -> str:
+    """What an answer calls its line of the input, so that it is known again."""
+    return hashlib.sha256(line.strip()).hexdigest()[:16]
+
+
+def answer_file(
+    model: Model,
+    source: Path,
+    target: Path,
+    options: Generation,
+    *,
+    slots: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Answer every line of a file of JSON lines; the number of those that failed.
+
+    Each line of the source is an object with `prompt` (text or token ids) and any options of a generation. Each
+    line of the target has `index`, `input` (a hash of the line), and `text`, `finish_reason`, `prompt_tokens` and
+    `generated`, or `error`. A target that is there is gone on with, after its last whole line.
+
+    Raises:
+        InputError: a file cannot be read or written, or the target has answers to other lines.
+    """
+    try:
+        lines = [line for line in read_regular(source).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}: cannot be read ({error}); give a file of JSON lines") from error
+    failed = 0
+    try:
+        with os.fdopen(os.open(target, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b") as out:
+            done, end, failed = _done(out.read(), lines, target)
+            out.truncate(end)
+            out.seek(end)
+            progress(done, len(lines))
+            for answer in _answers(model, lines, done, options, slots or slots_that_fit(model)):
+                out.write(answer.line)
+                out.flush()
+                done += 1
+                failed += "error" in (answer.found or {})
+                progress(done, len(lines))
+            os.fsync(out.fileno())
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror or error}); choose another file") from error
+    return failed
+
+
+def _done(data: bytes, lines: Sequence[bytes], target: Path) -> tuple[int, int, int]:
+    """Answers that are whole, where the last of them ends, and how many of them failed."""
+    whole = data[: data.rfind(b"\n") + 1]
+    failed = 0
+    for index, line in enumerate(whole.splitlines()):
+        try:
+            found = parse_json(line)
+            same = index < len(lines) and found["index"] == index and found["input"] == named(lines[index])
+        except (ValueError, TypeError, KeyError):
+            same = False
+        if not same:
+            raise InputError(
+                f"{target}: line {index + 1} answers something else; choose another file, or remove it"
+            )
+        failed += "error" in found
+    return whole.count(b"\n"), len(whole), failed
+
+
+def _answers(model: Model, lines: Sequence[bytes], start: int, options: Generation, slots: int) -> Iterator[Answer]:
+    """In the order of the lines; so many are begun ahead of the first that is not finished."""
+    prefixes = Prefixes(model, PREFIXES)
+    batcher, begun = Batcher(model, slots, prefixes=prefixes), OrderedDict[int, Answer]()
+    upcoming = start
+    while upcoming < len(lines) or begun:
+        while upcoming < len(lines) and len(begun) < AHEAD * slots:
+            answer = begun[upcoming] = Answer(lines[upcoming], upcoming)
+            try:
+                batcher.submit(_turn(model, lines[upcoming], options, answer, prefixes))
+            except InputError as error:
+                answer.failed(error)
+            upcoming += 1
+        batcher.step()
+        while begun and (first := next(iter(begun.values()))).found is not None:
+            begun.popitem(last=False)
+            yield first
+
+
+def _turn(model: Model, line: bytes, options: Generation, answer: Answer, prefixes: Prefixes) -> Turn:
+    try:
+        found = parse_json(line)
+    except ValueError as error:
+        raise InputError(f"the line is no JSON ({error}); give an object with {PROMPT}") from error
+    if not isinstance(found, dict) or not isinstance(found.get(PROMPT), (str, list)):
+        raise InputError(f"the line has no {PROMPT} of text or token ids; add one")
+    given = {name: value for name, value in found.items() if name != PROMPT}
+    state = model.new_state()
+    plan = prepare(model, found[PROMPT], Generation.of(asdict(options) | given), state, keeps=False)
+    return Turn(plan, state, answer, borders=prefixes.borders(state, plan.ids))

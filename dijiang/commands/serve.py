@@ -1,0 +1,41 @@
+"""dijiang serve."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import InputError
+from ..runtime.options import Loading
+from ..server.settings import Serving
+from . import options_of
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@options_of(Serving, Loading)
+@click.option("--json-logs", is_flag=True, help="One line of JSON an answer on stderr.")
+def serve(bundles: tuple[Path, ...], json_logs: bool, **options: Any) -> None:
+    """Serve BUNDLES under the names of their folders, by OpenAI's API.
+
+    DIJIANG_API_KEY: the key that clients send. DIJIANG_SEAL_KEY: seals states, 32 characters or more.
+    """
+    try:
+        from ..server.process import serve as run
+    except ImportError as error:
+        raise InputError(f"the server is not installed ({error}); pip install 'dijiang[serve]'") from None
+
+    loading = {one.name: options.pop(one.name) for one in fields(Loading)}
+    run(
+        bundles,
+        Serving.of(options),
+        loading,
+        api_key=os.environ.get("DIJIANG_API_KEY") or None,
+        seal_key=os.environ.get("DIJIANG_SEAL_KEY") or None,
+        say=lambda text: click.echo(f"[{text}]", err=True),
+        logs=json_logs,
+    )

@@ -1,0 +1,163 @@
+"""Messages as the text that a checkpoint was trained on: its own Jinja template, in a sandbox."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
+
+from ..bundle.opened import Bundle
+from ..errors import BundleError, InputError
+from ..files import read_json, read_regular
+from ..models.tokenizer import patiently
+from .state import State
+from .text import TextTokenizer
+
+FILE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
+#: Tokens of tokenizer_config.json that templates write.
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+#: Stand for a conversation before, when what follows it is rendered alone.
+ASKED, ANSWERED = "\u2402asked\u2403", "\u2402answered\u2403"
+#: What Python raises where a template of any origin asks for nonsense.
+FAILURES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+#: One message: `role` and `content`, text.
+Message = dict[str, Any]
+
+
+class ChatTemplate:
+    """A template and the special tokens that it may write.
+
+    Args:
+        source: Jinja, of any origin: it is run in a sandbox and for some seconds at most.
+        tokens: the values of `bos_token`, `eos_token` and so on.
+    """
+
+    def __init__(self, source: str, tokens: dict[str, str]) -> None:
+        try:
+            import jinja2
+        except ImportError:
+            raise InputError("a chat needs jinja2; pip install 'dijiang[chat]' or 'dijiang[serve]'") from None
+        self._tokens = tokens
+        #: What a template of any origin can raise.
+        self._failures = (jinja2.TemplateError, *FAILURES)
+        try:
+            self._template = _environment().from_string(source)
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise BundleError(f"{FILE}: not a template ({error}); export again with another one") from error
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> ChatTemplate:
+        """The bundle's own; InputError if it has none, BundleError if it is none."""
+        files = bundle.manifest.files
+        try:
+            config = read_json(bundle.path / CONFIG) if CONFIG in files else {}
+            if not isinstance(config, dict):
+                raise ValueError("not an object")
+            source = config.get("chat_template")
+            if FILE in files:
+                source = read_regular(bundle.path / FILE).decode()
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{bundle.path}: chat template unreadable ({error}); export again") from error
+        if isinstance(source, list):  # of several, the one that is meant for plain chats
+            named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
+            source = named.get("default")
+        if not isinstance(source, str):
+            raise InputError(
+                f"{bundle.path}: the checkpoint has no chat template; ask for plain completions, or add {FILE} to "
+                "the checkpoint and export again"
+            )
+        given = {name: config[name] for name in SPECIAL if name in config}
+        tokens = {name: t.get("content") if isinstance(t, dict) else t for name, t in given.items()}
+        return cls(source, {name: text for name, text in tokens.items() if isinstance(text, str)})
+
+    def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
+        """The text of a conversation.
+
+        answer: with the start of the assistant's answer.
+
+        Raises:
+            InputError: the template refuses the messages, or takes too long.
+        """
+        try:
+            return patiently(
+                lambda: self._template.render(
+                    messages=list(messages),
+                    add_generation_prompt=answer,
+                    tools=None,
+                    documents=None,
+                    **self._tokens,
+                ),
+                sum(len(str(message)) for message in messages),
+            )
+        except self._failures as error:
+            raise InputError(f"the chat template refuses the messages ({error}); change their roles") from error
+        except TimeoutError as error:
+            raise InputError(f"the chat template takes too long ({error}); use another one") from error
+
+    def following(self, messages: Sequence[Message]) -> str:
+        """The text from the end of an answer on: what ends it, further messages, the start of the next answer.
+
+        So a conversation goes on from its state, without what was said before.
+
+        Raises:
+            InputError: as `render`; or the template writes an earlier answer otherwise than a new one.
+        """
+        before: list[Message] = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}]
+        _, found, rest = self.render([*before, *messages]).partition(ANSWERED)
+        if not found:
+            raise InputError(
+                "the chat template leaves out what was answered before; send the whole conversation instead"
+            )
+        return rest
+
+
+def continued(
+    template: ChatTemplate,
+    tokenizer: TextTokenizer,
+    state: State,
+    ends: Collection[int],
+    messages: Sequence[Message],
+) -> list[int]:
+    """Token ids that continue a conversation from its state, which stands at the end of an answer.
+
+    ends: end tokens of the model. The state's pending token is fed first, so it is not repeated if it is one.
+
+    Raises:
+        InputError: as `ChatTemplate.following`.
+    """
+    text, seam = template.following(messages), state.seam()
+    if seam is not None and seam.token in ends:
+        text = text.removeprefix(tokenizer.name(seam.token))
+    return tokenizer.encode(text, start=False)
+
+
+def _environment() -> Any:
+    """Jinja as templates of transformers expect it."""
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks what the assistant says, for training; here it is its contents."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **how)
+
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    made.filters["tojson"] = tojson
+    made.globals["raise_exception"] = refuse
+    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return made

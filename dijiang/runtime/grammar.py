@@ -1,0 +1,84 @@
+"""What a text may look like: JSON of a schema, token by token, by llguidance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+
+#: Between tokens of JSON there is no white space: a model could go on writing it for ever.
+COMPACT: Any = {"whitespace_flexible": False}
+
+
+class GrammarTokenizer:
+    """A tokenizer as grammars see it.
+
+    Args:
+        data: tokenizer.json.
+        vocab_size: of the model.
+        ends: the model's end tokens, which close a text.
+    """
+
+    def __init__(self, data: bytes, vocab_size: int, ends: Collection[int]) -> None:
+        try:
+            from llguidance import LLTokenizer
+        except ImportError:
+            raise InputError("a grammar needs llguidance; pip install 'dijiang[serve]'") from None
+        if not ends:
+            raise InputError("a grammar needs an end token, and this model has none; ask for plain text")
+        try:
+            self.inner = LLTokenizer(data.decode(), n_vocab=vocab_size, eos_token=sorted(ends))
+        except ValueError as error:
+            raise InputError(f"the tokenizer does not go with grammars ({error}); ask for plain text") from error
+        self.vocab_size = vocab_size
+
+
+class Grammar:
+    """JSON that a schema allows, compiled.
+
+    Raises:
+        InputError: the schema is none, or too complex.
+    """
+
+    def __init__(self, tokenizer: GrammarTokenizer, schema: dict[str, Any]) -> None:
+        from llguidance import LLMatcher
+
+        self._tokenizer = tokenizer
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT)
+        except ValueError as error:
+            raise InputError(f"the schema does not compile ({_line(error)}); change it") from error
+        self._matcher = LLMatcher(tokenizer.inner, grammar, log_level=0)
+        if self._matcher.is_error():
+            raise InputError(f"the schema does not compile ({_line(self._matcher.get_error())}); change it")
+
+    def begin(self) -> Matcher:
+        """The start of a text."""
+        return Matcher(self._matcher.deep_copy(), self._tokenizer.vocab_size)
+
+
+class Matcher:
+    """A place in a text of a grammar."""
+
+    def __init__(self, inner: Any, vocab_size: int) -> None:
+        self._inner, self._vocab = inner, vocab_size
+
+    def allowed(self) -> np.ndarray:
+        """Which tokens may come next, [vocab] bool; InputError if the grammar became too complex."""
+        bits = np.frombuffer(self._inner.compute_bitmask(), np.uint8)
+        if self._inner.is_error():
+            raise InputError(f"the grammar cannot go on ({_line(self._inner.get_error())}); use a simpler schema")
+        return np.unpackbits(bits, bitorder="little", count=self._vocab).astype(bool)
+
+    def take(self, token: int) -> None:
+        """Go on by a token that is allowed."""
+        self._inner.consume_token(token)
+
+
+def _line(error: object) -> str:
+    """The start of a message, in one line."""
+    return " ".join(str(error).split())[:200]

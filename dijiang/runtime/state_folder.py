@@ -1,0 +1,91 @@
+"""States on disk by name, for processes that may share a folder."""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import InputError
+from .snapshot import Note, Snapshot
+from .state import State
+
+#: Of files; and what a file notes, so that it is not taken for another.
+SUFFIX, NAME = ".state", "name"
+#: Names that are ours: no other name leads to a file.
+NAMES = re.compile(r"[a-z0-9-]{1,100}")
+#: States that wait to be written.
+MOST_WAITING = 8
+
+
+class StateFolder:
+    """States that were used last. A file is whole or not there, and is checked when it is read.
+
+    Args:
+        path: made where it is missing.
+        most: bytes of all files; the oldest ones make room.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+
+    def __init__(self, path: Path, most: int) -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be made ({error}); choose another folder") from error
+        self._path, self._most = path, most
+        self._writer = ThreadPoolExecutor(1, "states")
+        self._waiting: dict[str, State] = {}
+
+    def save_later(self, name: str, state: State) -> bool:
+        """Write a state that nobody changes any more; False, and nothing is done, where too many wait."""
+        if len(self._waiting) >= MOST_WAITING:
+            return False
+        self._waiting[name] = state
+        self._writer.submit(self._save_next, name)
+        return True
+
+    def save(self, name: str, state: State) -> None:
+        """Write a state. What cannot be written is not kept."""
+        with suppress(InputError, OSError):
+            state.snapshot(Note({NAME: name})).save(self._path / (name + SUFFIX))
+            files = sorted((one.stat().st_mtime, one.stat().st_size, one) for one in self._path.glob(f"*{SUFFIX}"))
+            total = sum(size for _, size, _ in files)
+            for _, size, one in files:
+                if total <= self._most:
+                    break
+                one.unlink(missing_ok=True)
+                total -= size
+
+    def load(self, name: str) -> State | None:
+        """The state of a name, not to be changed; None: there is none.
+
+        A file that is damaged, or of another name, is removed.
+        """
+        if (waiting := self._waiting.get(name)) is not None:
+            return waiting
+        path = self._path / (name + SUFFIX)
+        if not NAMES.fullmatch(name) or not path.exists():
+            return None
+        try:
+            kept = Snapshot.load(path)
+            if kept.note.made != {NAME: name}:
+                raise InputError(f"{path}: a state of another name; remove it")
+        except InputError:
+            with suppress(OSError):
+                path.unlink()
+            return None
+        with suppress(OSError):
+            path.touch()
+        return State.of(kept)
+
+    def _save_next(self, name: str) -> None:
+        if (state := self._waiting.get(name)) is not None:  # else written already, under the same name
+            self.save(name, state)
+            self._waiting.pop(name, None)
+
+    def close(self) -> None:
+        """Write what waits."""
+        self._writer.shutdown()

@@ -1,0 +1,153 @@
+"""Answers in the shape of OpenAI's API, whole or in pieces."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..runtime.sampling import largest
+from ..runtime.text import TextTokenizer
+from .hosted import Told
+from .wanted import Wanted
+
+#: Why a text ends -> what OpenAI's API calls it.
+REASONS = {"stop": "stop", "length": "length", "limit": "length", None: None}
+
+
+def encoded(value: Any) -> bytes:
+    """JSON in ASCII: what is no Unicode, too, is written as an escape."""
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+@dataclass
+class Choice:
+    """What was told of one choice so far."""
+
+    text: list[str] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    reason: str | None = None
+
+
+class Answer:
+    """Takes in what is told, and gives the answer of `/v1/completions` or `/v1/chat/completions`.
+
+    prompt_tokens: of all prompts.  cached: tokens of the state that was continued.
+    """
+
+    def __init__(
+        self, wanted: Wanted, tokenizer: TextTokenizer | None, *, prompt_tokens: int, cached: int = 0
+    ) -> None:
+        self._wanted, self._tokenizer = wanted, tokenizer
+        self._chat = bool(wanted.messages)
+        self._prompt_tokens, self._cached = prompt_tokens, cached
+        self._created = int(time.time())
+        self._choices = [Choice() for _ in range(wanted.choices)]
+        self.id = f"{'chatcmpl' if self._chat else 'cmpl'}-{secrets.token_hex(16)}"
+        self._extra: dict[str, Any] = {}
+
+    @property
+    def generated(self) -> int:
+        """Tokens of all choices so far."""
+        return sum(len(choice.tokens) for choice in self._choices)
+
+    def extend(self, **extra: Any) -> None:
+        """Fields of ours for the end of the answer."""
+        self._extra |= extra
+
+    def spared(self, tokens: int) -> None:
+        """Tokens of the prompts that were not fed, for others had begun alike."""
+        self._cached += tokens
+
+    def take(self, told: Told) -> dict[str, Any]:
+        """Note a token; the piece of a stream that tells of it."""
+        choice, record = self._choices[told.choice], told.record
+        choice.text.append(record.text)
+        choice.tokens.append(record.token)
+        choice.reason = REASONS[record.finish_reason]
+        logprobs = None
+        if told.logits is not None:
+            entry = self._logprob(record.token, told.logits)
+            choice.logprobs.append(entry)
+            logprobs = self._shaped([entry])
+        piece: dict[str, Any] = {"index": told.choice, "logprobs": logprobs, "finish_reason": choice.reason}
+        piece |= {"delta": {"content": record.text}} if self._chat else {"text": record.text}
+        return self._piece([piece | self._ids([record.token])])
+
+    def opening(self) -> list[dict[str, Any]]:
+        """Pieces before the first token: in a chat, who speaks."""
+        if not self._chat:
+            return []
+        delta = {"role": "assistant", "content": ""}
+        return [
+            self._piece([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}])
+            for index in range(len(self._choices))
+        ]
+
+    def closing(self) -> list[dict[str, Any]]:
+        """Pieces after the last token: what it cost, and fields of ours."""
+        if not self._wanted.usage and not self._extra:
+            return []
+        usage = {"usage": self.usage} if self._wanted.usage else {}
+        return [self._piece([]) | usage | self._extra]
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """Tokens that it took."""
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": self.generated,
+            "total_tokens": self._prompt_tokens + self.generated,
+            "prompt_tokens_details": {"cached_tokens": self._cached},
+        }
+
+    def whole(self) -> dict[str, Any]:
+        """The answer to who did not ask for a stream."""
+        choices = []
+        for index, choice in enumerate(self._choices):
+            text = "".join(choice.text)
+            said: dict[str, Any] = {"index": index, "finish_reason": choice.reason}
+            said["logprobs"] = self._shaped(choice.logprobs) if self._wanted.logprobs is not None else None
+            said |= {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
+            choices.append(said | self._ids(choice.tokens))
+        kind = "chat.completion" if self._chat else "text_completion"
+        return self._head(kind) | {"choices": choices, "usage": self.usage} | self._extra
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self._created, "model": self._wanted.model}
+
+    def _piece(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        return self._head(kind) | {"choices": choices}
+
+    def _ids(self, tokens: list[int]) -> dict[str, Any]:
+        """Ids where there is no tokenizer to make text of them."""
+        return {} if self._tokenizer is not None else {"token_ids": tokens}
+
+    def _logprob(self, token: int, logits: np.ndarray) -> dict[str, Any]:
+        """A token's log-probability by the model itself, and those of the most likely ones."""
+        shifted = (logits - logits.max()).astype(np.float64)
+        total = np.log(np.exp(shifted).sum())
+        best = largest(logits, self._wanted.logprobs).tolist() if self._wanted.logprobs else []
+        named = [self._named(one, float(shifted[one] - total)) for one in (token, *best)]
+        return named[0] | {"top_logprobs": named[1:]}
+
+    def _named(self, token: int, logprob: float) -> dict[str, Any]:
+        text = str(token) if self._tokenizer is None else self._tokenizer.name(token)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+    def _shaped(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        """Log-probabilities as the API of chats, or the older one of completions, writes them."""
+        if self._chat:
+            return {"content": entries}
+        return {
+            "tokens": [entry["token"] for entry in entries],
+            "token_logprobs": [entry["logprob"] for entry in entries],
+            "top_logprobs": [{one["token"]: one["logprob"] for one in entry["top_logprobs"]} for entry in entries],
+            "text_offset": np.cumsum([0, *(len(entry["token"]) for entry in entries)])[:-1].tolist(),
+        }

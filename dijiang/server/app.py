@@ -1,0 +1,263 @@
+"""The routes of the server, as a Starlette application."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ..errors import DijiangError, InputError
+from ..runtime.state import State
+from ..runtime.state_folder import StateFolder
+from .answers import Answer, encoded
+from .conversations import Conversations
+from .failures import Refused
+from .guards import EventStream, read_body, require_key, until_gone
+from .hosted import Hosted, Job, Told
+from .metrics import Metrics
+from .settings import Serving
+from .wanted import Wanted, read
+
+log = logging.getLogger("dijiang.server")
+#: Bytes of a request beside a sealed state.
+BODY = 1 << 20
+#: Status in the logs where the client has gone before the answer.
+GONE = 499
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class Server:
+    """Models by their names, and what is common to them."""
+
+    def __init__(
+        self,
+        models: Sequence[Hosted],
+        settings: Serving,
+        *,
+        api_key: str | None = None,
+        seal_key: bytes | None = None,
+        largest_state: int = 0,
+    ) -> None:
+        self.models = {hosted.name: hosted for hosted in models}
+        self.settings, self._key = settings, api_key
+        place = settings.conversation_folder
+        folder = None if place is None else StateFolder(Path(place), settings.conversation_disk << 20)
+        self.conversations = Conversations(settings.conversations, seal_key, folder)
+        self.metrics = Metrics(self.models, self.conversations)
+        self._most = settings.max_body or BODY + largest_state
+
+    def app(self) -> Starlette:
+        """The application."""
+
+        @asynccontextmanager
+        async def lifespan(_: Starlette) -> AsyncIterator[None]:
+            for hosted in self.models.values():
+                hosted.start()
+            try:
+                yield
+            finally:
+                for hosted in self.models.values():
+                    await anyio.to_thread.run_sync(hosted.stop)
+                await anyio.to_thread.run_sync(self.conversations.close)
+
+        routes = [
+            Route("/v1/completions", self._guarded(self._completions), methods=["POST"]),
+            Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
+            Route("/v1/models", self._guarded(self._models), methods=["GET"]),
+            Route("/v1/models/{name:path}", self._guarded(self._model), methods=["GET"]),
+            Route("/tokenize", self._guarded(self._tokenize), methods=["POST"]),
+            Route("/metrics", self._guarded(self._metrics), methods=["GET"]),
+            Route("/healthz", self._open(self._health), methods=["GET"]),
+            Route("/readyz", self._open(self._ready), methods=["GET"]),
+        ]
+        handlers: dict[Any, Any] = {HTTPException: _refused_route, Exception: _broken}
+        return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+
+    def _guarded(self, handler: Handler) -> Handler:
+        """A route that needs the key."""
+
+        async def checked(request: Request) -> Response:
+            require_key(request, self._key)
+            return await handler(request)
+
+        return self._open(checked)
+
+    def _open(self, handler: Handler) -> Handler:
+        """A route whose errors have OpenAI's shape, and that is counted and logged."""
+
+        async def handled(request: Request) -> Response:
+            started = time.perf_counter()
+            try:
+                response = await handler(request)
+            except Refused as error:
+                response = _json(error.body, error.status, error.headers)
+            except InputError as error:
+                response = _json(Refused(str(error)).body, 400)
+            except DijiangError as error:
+                response = _json(Refused(str(error), status=503).body, 503)
+            route = request.scope["path"] if request.scope["path"] in KNOWN else "other"
+            self.metrics.answered(route, response.status_code)
+            seconds = time.perf_counter() - started
+            log.info(json.dumps({"route": route, "status": response.status_code, "ms": round(seconds * 1e3, 1)}))
+            return response
+
+        return handled
+
+    # What is asked for.
+
+    async def _completions(self, request: Request) -> Response:
+        return await self._generate(request, chat=False)
+
+    async def _chat(self, request: Request) -> Response:
+        return await self._generate(request, chat=True)
+
+    async def _generate(self, request: Request, *, chat: bool) -> Response:
+        deadline = time.monotonic() + self.settings.timeout
+        body = await self._body(request)
+        hosted = self._hosted(body)
+        wanted = read(body, self.settings, hosted.sampling, chat=chat)
+        state = self._state(wanted)
+        cached = 0 if state is None else int(state.position[0])
+        job = await hosted.job(wanted, state, deadline)
+        tokenizer = hosted.model.tokenizer if hosted.model.has_tokenizer else None
+        fed = sum(len(turn.plan.ids) for turn in job.turns) // wanted.n
+        self.metrics.asked(hosted.name, fed)
+        answer = Answer(wanted, tokenizer, prompt_tokens=cached + fed, cached=cached)
+        headers = {"X-Request-Id": answer.id}
+        told = self._told(hosted, job)
+        if wanted.stream:
+            return EventStream(self._events(told, job, wanted, answer), headers, job.close)
+
+        async def whole() -> Response:
+            async with aclosing(told) as tokens:
+                async for token in tokens:
+                    answer.take(token)
+            self._finish(job, wanted, answer)
+            return _json(answer.whole(), headers=headers)
+
+        try:
+            return await until_gone(request, whole) or Response(status_code=GONE)
+        finally:
+            job.close()
+
+    async def _told(self, hosted: Hosted, job: Job) -> AsyncGenerator[Told, None]:
+        """All tokens, counted."""
+        async with aclosing(job.told()) as tokens:
+            async for told in tokens:
+                self.metrics.told(hosted.name, told)
+                yield told
+
+    async def _events(
+        self, told: AsyncGenerator[Told, None], job: Job, wanted: Wanted, answer: Answer
+    ) -> AsyncGenerator[bytes, None]:
+        """The pieces of a stream; what goes wrong once it has begun is its last but one."""
+        try:
+            for piece in answer.opening():
+                yield encoded(piece)
+            async with aclosing(told) as tokens:
+                async for token in tokens:
+                    yield encoded(answer.take(token))
+            self._finish(job, wanted, answer)
+            for piece in answer.closing():
+                yield encoded(piece)
+        except DijiangError as error:
+            yield encoded((error if isinstance(error, Refused) else Refused(str(error), status=503)).body)
+        yield b"[DONE]"
+
+    def _state(self, wanted: Wanted) -> State | None:
+        """What is continued."""
+        if wanted.sealed is not None:
+            return self.conversations.open(wanted.sealed)
+        return None if wanted.previous is None else self.conversations.find(wanted.previous)
+
+    def _finish(self, job: Job, wanted: Wanted, answer: Answer) -> None:
+        """Keep the state, or give it to the client; say what was not fed."""
+        answer.spared(sum(turn.reused for turn in job.turns))
+        if wanted.store:
+            self.conversations.store(answer.id, job.turns[0].state)
+        if wanted.seal:
+            answer.extend(state=self.conversations.seal(job.turns[0].state))
+
+    async def _tokenize(self, request: Request) -> Response:
+        body = await self._body(request)
+        hosted = self._hosted(body)
+        text = body.get("prompt", body.get("text"))
+        if not isinstance(text, str):
+            raise Refused("prompt is no text, expected text", param="prompt")
+        ids = await anyio.to_thread.run_sync(lambda: hosted.model.tokenizer.encode(text))
+        return _json({"tokens": ids, "count": len(ids)})
+
+    async def _body(self, request: Request) -> Any:
+        return await read_body(request, self._most, self.settings.patience)
+
+    def _hosted(self, body: Any) -> Hosted:
+        """The model that a body names."""
+        name = body.get("model") if isinstance(body, dict) else None
+        if not isinstance(name, str):
+            raise Refused("model is missing or no text, expected the name of a model", param="model")
+        return self._named(name)
+
+    def _named(self, name: str) -> Hosted:
+        if name not in self.models:
+            raise Refused(
+                f"there is no model {name[:100]!r}, expected one of {', '.join(self.models)}",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+        return self.models[name]
+
+    # What is told about the server.
+
+    async def _models(self, request: Request) -> Response:
+        return _json({"object": "list", "data": [_about(hosted) for hosted in self.models.values()]})
+
+    async def _model(self, request: Request) -> Response:
+        return _json(_about(self._named(request.path_params["name"])))
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
+
+    async def _health(self, request: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def _ready(self, request: Request) -> Response:
+        dead = [name for name, hosted in self.models.items() if not hosted.alive]
+        if dead:
+            raise Refused(f"{', '.join(dead)} takes no steps; start the server again", status=503)
+        return _json({"status": "ready"})
+
+
+KNOWN = frozenset(
+    ("/v1/completions", "/v1/chat/completions", "/v1/models", "/tokenize", "/metrics", "/healthz", "/readyz")
+)
+
+
+def _about(hosted: Hosted) -> dict[str, Any]:
+    return {"id": hosted.name, "object": "model", "created": hosted.created, "owned_by": "dijiang"}
+
+
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(encoded(value), status, headers, media_type="application/json")
+
+
+async def _refused_route(request: Request, error: HTTPException) -> Response:
+    """No such route, or not with this method."""
+    body = Refused(f"{request.method} of this address: {error.detail}; see docs/serve.md", status=error.status_code)
+    return _json(body.body, error.status_code, dict(error.headers or {}))
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    """A fault of ours; the log has the traceback."""
+    return _json(Refused("the server failed; its log says how", status=500).body, 500)

@@ -1,0 +1,35 @@
+"""What a request can be refused for, in the shape of OpenAI's API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import DijiangError
+
+#: Status -> what OpenAI calls the type of the error.
+TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+
+
+class Refused(DijiangError):
+    """A request that is not served.
+
+    status: of HTTP.  param: the field that is to blame.  code: for programs.  headers: of the answer.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param, code, headers or {}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The answer."""
+        kind = TYPES.get(self.status, "invalid_request_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}

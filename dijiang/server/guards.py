@@ -1,0 +1,146 @@
+"""What keeps one client from harming the others: limits on bytes and time, and who may ask."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import anyio
+from starlette.requests import Request
+from starlette.responses import Response
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..files import parse_json
+from .failures import Refused
+
+T = TypeVar("T")
+#: Where the rest of a request is not read.
+CLOSE = {"Connection": "close"}
+
+
+def patient_protocol(seconds: float) -> type[H11Protocol]:
+    """HTTP that ends connections of clients that neither send nor read for that time."""
+
+    class Patient(H11Protocol):
+        _reads: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(seconds, self._expect_request)
+
+        def _expect_request(self) -> None:
+            if self.cycle is None:
+                self.transport.abort()
+
+        def pause_writing(self) -> None:  # the client does not read as fast as we write
+            super().pause_writing()
+            self._reads = self.loop.call_later(seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._reads is not None:
+                self._reads.cancel()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self.loop.call_later(seconds, self.transport.abort)  # what it did not read keeps it open
+
+    return Patient
+
+
+def require_key(request: Request, key: str | None) -> None:
+    """Refused unless the request has the server's key; takes as long whatever is wrong with it."""
+    if key is None:
+        return
+    kind, _, given = request.headers.get("authorization", "").partition(" ")
+    hashes = [hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in (given, key)]
+    if not hmac.compare_digest(*hashes) or kind.lower() != "bearer":
+        raise Refused(
+            "the API key is missing or wrong; send it as Authorization: Bearer KEY",
+            status=401,
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+async def read_body(request: Request, most: int, seconds: float) -> Any:
+    """The JSON of a request.
+
+    Raises:
+        Refused: more bytes than `most` (413), slower than `seconds` (408), or no JSON.
+    """
+    data = bytearray()
+    try:
+        with anyio.fail_after(seconds):
+            async for piece in request.stream():
+                data += piece
+                if len(data) > most:
+                    raise Refused(f"the body has more than {most} bytes; send less", status=413, headers=CLOSE)
+    except TimeoutError:
+        raise Refused(
+            f"the body did not come within {seconds:g} s; send it faster",
+            status=408,
+            headers=CLOSE,
+        ) from None
+    try:
+        return parse_json(bytes(data))
+    except ValueError as error:
+        raise Refused(f"the body is no JSON ({error}); send an object") from None
+
+
+async def until_gone(request: Request, work: Callable[[], Awaitable[T]]) -> T | None:
+    """What `work` returns; None, and it was cancelled, if the client has gone."""
+    found: T | None = None
+
+    async def watch(scope: anyio.CancelScope) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        scope.cancel()
+
+    errors: list[Exception] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch, group.cancel_scope)
+        try:
+            found = await work()
+        except Exception as error:  # out of the group as it is, not in an ExceptionGroup
+            errors.append(error)
+        group.cancel_scope.cancel()
+    if errors:
+        raise errors[0]
+    return found
+
+
+class EventStream(Response):
+    """Server-sent events from an asynchronous generator; it is closed when the client goes.
+
+    done: is called at the end, whatever that was.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], headers: dict[str, str], done: Callable[[], None]
+    ) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
+        del self.headers["content-length"]
+        self._events, self._done = events, done
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send all events; see ASGI."""
+
+        async def send_all() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async with aclosing(self._events) as events:
+                async for event in events:
+                    body = b"data: " + event + b"\n\n"
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        try:
+            await until_gone(Request(scope, receive), send_all)
+        finally:
+            self._done()

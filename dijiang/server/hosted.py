@@ -1,0 +1,246 @@
+"""A model that is served: its thread of steps, and the way from there to the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+import anyio.to_thread
+import numpy as np
+
+from ..batching.batcher import Batcher
+from ..batching.prefixes import Prefixes
+from ..batching.slots import slots_that_fit
+from ..batching.turn import NO_BORDERS, Turn
+from ..errors import DijiangError, InputError
+from ..runtime.chat_template import ChatTemplate, continued
+from ..runtime.generate import prepare
+from ..runtime.grammar import Grammar
+from ..runtime.model import Model
+from ..runtime.options import authors_choice
+from ..runtime.sequence import Record
+from ..runtime.state import State
+from ..runtime.state_folder import StateFolder
+from .failures import Refused
+from .settings import Serving
+from .wanted import Wanted
+
+#: Threads that turn prompts into ids: more share the same cores.
+READERS = 2
+
+
+class Told(NamedTuple):
+    """A token of one of the choices."""
+
+    choice: int
+    record: Record
+    logits: np.ndarray | None
+
+
+class Post:
+    """Hands what a turn is told in the steps' thread to the event loop; see `batching.turn.Listener`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[Told | DijiangError], choice: int):
+        self._loop, self._inbox, self._choice = loop, inbox, choice
+
+    def record(self, record: Record, logits: np.ndarray | None) -> None:
+        """See Listener."""
+        self._send(Told(self._choice, record, logits))
+
+    def failed(self, error: DijiangError) -> None:
+        """See Listener."""
+        self._send(error)
+
+    def _send(self, item: Told | DijiangError) -> None:
+        with suppress(RuntimeError):  # the loop was closed: nobody listens
+            self._loop.call_soon_threadsafe(self._inbox.put_nowait, item)
+
+
+def _prefixes(model: Model, settings: Serving) -> Prefixes | None:
+    """The store of beginnings that the settings ask for; InputError if its folder cannot be made."""
+    if not settings.prefix_memory:
+        return None
+    folder = settings.prefix_folder
+    kept = None if folder is None else StateFolder(Path(folder), settings.prefix_disk << 20)
+    return Prefixes(model, settings.prefix_memory << 20, kept)
+
+
+class Hosted:
+    """One model, its slots and its queue."""
+
+    def __init__(self, name: str, model: Model, settings: Serving) -> None:
+        self.name, self.model, self.settings = name, model, settings
+        self.slots = settings.slots or slots_that_fit(model)
+        self._prefixes = _prefixes(model, settings)
+        self.batcher = Batcher(model, self.slots, prefixes=self._prefixes)
+        self.created = int(time.time())
+        #: Choices on their way.
+        self.load = 0
+        self.sampling = authors_choice(model.bundle.sampling)
+        self._thread = threading.Thread(target=self.batcher.run, name=f"steps of {name}", daemon=True)
+        self._template: ChatTemplate | None = None
+        self._readers = anyio.CapacityLimiter(READERS)
+
+    def start(self) -> None:
+        """Begin to run steps."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; what is on its way fails."""
+        self.batcher.close()
+        self._thread.join()
+        if self._prefixes is not None:
+            self._prefixes.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether steps are run."""
+        return self._thread.is_alive()
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The checkpoint's own; InputError if it has none."""
+        if self._template is None:
+            self._template = ChatTemplate.of(self.model.bundle)
+        return self._template
+
+    async def job(self, wanted: Wanted, state: State | None, deadline: float) -> Job:
+        """What a request asks for, with its places taken; not begun. Whoever has it closes it.
+
+        Args:
+            state: to continue from.
+            deadline: of `time.monotonic`.
+
+        Raises:
+            InputError, Refused: the prompt or an option does not fit the model, or there is no place.
+        """
+        if not self.alive:
+            raise Refused("the model takes no steps; start the server again", status=503)
+        if self.load + wanted.choices > self.slots + self.settings.queue:
+            raise Refused(
+                f"{self.load} generations are on their way, this server takes {self.slots} and lets "
+                f"{self.settings.queue} wait; ask again later",
+                status=429,
+                code="rate_limit_exceeded",
+                headers={"Retry-After": "1"},
+            )
+        job = Job(self, wanted.choices, deadline)
+        try:
+            job.turns = await anyio.to_thread.run_sync(
+                lambda: self._turns(wanted, state, job.posts), limiter=self._readers
+            )
+        except BaseException:
+            job.close()
+            raise
+        return job
+
+    def _turns(self, wanted: Wanted, state: State | None, posts: Sequence[Post]) -> list[Turn]:
+        """One a choice; those of one prompt are forks of the first of them."""
+        turns: list[Turn] = []
+        try:
+            grammar = None if wanted.schema is None else self.model.grammar(wanted.schema)
+        except InputError as error:
+            raise Refused(str(error), param="response_format") from None
+        for given in [self._chat_ids(wanted, state)] if wanted.messages else wanted.prompts:
+            prompt: str | Sequence[int] | np.ndarray = given
+            forks: list[Turn] = []
+            for _ in range(wanted.n):
+                choice = len(turns) + len(forks)
+                turn = self._turn(wanted, prompt, state, posts[choice], choice, grammar)
+                if state is None:
+                    prompt = turn.plan.ids  # encoded once
+                forks.append(turn)
+            forks[0].forks = forks[1:]
+            turns += forks
+        return turns
+
+    def _turn(
+        self,
+        wanted: Wanted,
+        prompt: str | Sequence[int] | np.ndarray,
+        state: State | None,
+        post: Post,
+        choice: int,
+        grammar: Grammar | None,
+    ) -> Turn:
+        own = self.model.new_state() if state is None else state
+        try:
+            options = wanted.options.attempt(choice)
+            plan = prepare(self.model, prompt, options, own, keeps=False, bias=dict(wanted.bias), grammar=grammar)
+        except InputError as error:
+            raise Refused(str(error)) from None
+        if len(plan.ids) > self.settings.max_prompt:
+            raise Refused(
+                f"the prompt has {len(plan.ids)} tokens, expected at most {self.settings.max_prompt}; send less",
+                code="context_length_exceeded",
+            )
+        return Turn(
+            plan,
+            own,
+            post,
+            priority=wanted.priority,
+            keeps=wanted.store or wanted.seal,
+            wants_logits=wanted.logprobs is not None,
+            borders=NO_BORDERS if self._prefixes is None else self._prefixes.borders(own, plan.ids),
+        )
+
+    def _chat_ids(self, wanted: Wanted, state: State | None) -> list[int]:
+        """Token ids of a chat's messages, after what a state has seen."""
+        tokenizer = self.model.tokenizer
+        if state is None:
+            return tokenizer.as_it_stands(self.template.render(wanted.messages))
+        return continued(self.template, tokenizer, state, self.model.spec.eos_token_ids, wanted.messages)
+
+
+class Job:
+    """The turns of a request, one a choice. It counts as load until it is closed.
+
+    choices: how many.  deadline: of `time.monotonic`.
+    """
+
+    def __init__(self, hosted: Hosted, choices: int, deadline: float) -> None:
+        self._hosted, self._choices, self._deadline = hosted, choices, deadline
+        self._inbox: asyncio.Queue[Told | DijiangError] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        self.posts = [Post(loop, self._inbox, choice) for choice in range(choices)]
+        self.turns: list[Turn] = []
+        hosted.load += choices
+
+    async def told(self) -> AsyncGenerator[Told, None]:
+        """All tokens of all choices as they come.
+
+        Raises:
+            Refused: not all came before the deadline.
+            DijiangError: a step failed.
+        """
+        forks = {id(fork) for turn in self.turns for fork in turn.forks}
+        for turn in self.turns:
+            if id(turn) not in forks:
+                self._hosted.batcher.submit(turn)
+        ended = 0
+        while ended < self._choices:
+            try:
+                with anyio.fail_after(max(0, self._deadline - time.monotonic())):
+                    told = await self._inbox.get()
+            except TimeoutError:
+                seconds = self._hosted.settings.timeout
+                raise Refused(
+                    f"the request took more than {seconds:g} s; ask for fewer tokens", status=408
+                ) from None
+            if isinstance(told, DijiangError):
+                raise told
+            ended += told.record.finish_reason is not None
+            yield told
+
+    def close(self) -> None:
+        """End what goes on still: its slots are free within one step."""
+        for turn in self.turns:
+            self._hosted.batcher.cancel(turn)
+        self._hosted.load -= self._choices
+        self._choices = 0

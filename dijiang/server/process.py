@@ -1,0 +1,99 @@
+"""The server as a process: models loaded, a socket, an orderly end."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from ..batching.slots import slot_bytes
+from ..errors import InputError
+from ..runtime.model import Model, load
+from ..runtime.sessions.providers import Say
+from .app import Server, log
+from .conversations import sealed_bytes
+from .guards import patient_protocol
+from .hosted import Hosted
+from .settings import Serving
+
+#: Characters of a seal's key, at least.
+KEY_LENGTH = 32
+
+
+def build(
+    models: dict[str, Model], settings: Serving, *, api_key: str | None = None, seal_key: str | None = None
+) -> Server:
+    """The server of loaded models, by name; InputError if it would not be safe."""
+    settings.require_safe(api_key)
+    if seal_key is not None and len(seal_key) < KEY_LENGTH:
+        raise InputError(f"DIJIANG_SEAL_KEY has {len(seal_key)} characters, expected {KEY_LENGTH} or more")
+    largest = max(sealed_bytes(len(model.new_state().snapshot().dump())) for model in models.values())
+    hosted = [Hosted(name, model, settings) for name, model in models.items()]
+    seal = None if seal_key is None else seal_key.encode("utf-8", "surrogateescape")
+    return Server(hosted, settings, api_key=api_key, seal_key=seal, largest_state=2 * largest)
+
+
+def serve(
+    bundles: Sequence[Path],
+    settings: Serving,
+    loading: dict[str, Any],
+    *,
+    api_key: str | None,
+    seal_key: str | None,
+    say: Say,
+    logs: bool,
+) -> None:
+    """Load bundles and serve them until SIGTERM or Ctrl-C; answers that have begun are finished first.
+
+    Raises:
+        InputError: two bundles of one name, or the address cannot be used.
+    """
+    settings.require_safe(api_key)
+    models: dict[str, Model] = {}
+    for bundle in bundles:
+        name = bundle.resolve().name
+        if name in models:
+            raise InputError(f"two bundles have the name {name}, expected one of each; rename a folder")
+        models[name] = load(bundle, say=say, **loading)
+    server = build(models, settings, api_key=api_key, seal_key=seal_key)
+    for hosted in server.models.values():
+        one = hosted.model.spec.state_bytes / 1e6
+        say(
+            f"{hosted.name}: {hosted.slots} slots in {hosted.slots * slot_bytes(hosted.model) / 1e6:,.1f} MB; "
+            f"a state has {one:,.1f} MB at any length; at most {settings.prefix_memory:,} MB of beginnings and "
+            f"{settings.conversations * one:,.1f} MB of conversations beside"
+        )
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each client that went
+    if logs:
+        log.addHandler(logging.StreamHandler(sys.stderr))
+        log.setLevel(logging.INFO)
+    with _listening(settings) as listening:
+        host, port = listening.getsockname()[:2]
+        say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+        config = uvicorn.Config(
+            server.app(),
+            http=patient_protocol(settings.patience),
+            ws="none",
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.timeout) + 1,
+        )
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listening(settings: Serving) -> socket.socket:
+    """A socket that listens; InputError if the address cannot be used."""
+    try:
+        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((settings.host, settings.port), family=family, backlog=1024)
+    except OSError as error:
+        raise InputError(
+            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror or error}); "
+            "choose another port"
+        ) from error

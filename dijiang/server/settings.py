@@ -1,0 +1,56 @@
+"""Options of `dijiang serve`."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+from ..errors import InputError
+from ..runtime.options import Checked, option
+
+
+@dataclass(frozen=True)
+class Serving(Checked):
+    """Where and how much is served.
+
+    host: an address. One that is not of this machine needs a key.
+    slots: generations at once, for each model; None: what half of the free memory holds, 16 at most.
+    queue: generations that may wait, beside those. More are told to come again (429).
+    max_prompt, max_tokens: tokens that a request may give and ask for.
+    max_body: bytes of a request; None: 1 MiB and the largest sealed state.
+    timeout: seconds that a request may take from its first byte to the end of its last generation.
+    patience: seconds that a client may take to send a request, or to read a piece of an answer.
+    conversations: states that are kept in memory for `previous_response_id`, the last ones used.
+    conversation_folder, conversation_disk: where others go, and MB of them; None: they are forgotten.
+    prefix_memory, prefix_disk: MB of states of prompts' beginnings, for each model; prefix_folder: where on
+        disk, None: in memory only. Servers may share it.
+    """
+
+    host: str = option("127.0.0.1", str, "Address to listen on; others than this machine need an API key.")
+    port: int = option(8000, Integral, "0: any that is free.", low=0, high=65535)
+    slots: int | None = option(None, Integral, "Generations at once, for each model.", low=1, high=4096)
+    queue: int = option(64, Integral, "Generations that may wait.", low=0, high=1 << 20)
+    max_prompt: int = option(1 << 20, Integral, "Tokens of a prompt at most.", low=1)
+    max_tokens: int = option(4096, Integral, "Tokens of an answer at most.", low=1, flags=("--max-tokens",))
+    max_body: int | None = option(None, Integral, "Bytes of a request at most.", low=1)
+    timeout: float = option(600.0, Real, "Seconds of a request at most.", low=0.01, high=1e6)
+    patience: float = option(20.0, Real, "Seconds that a client may be silent.", low=0.01, high=1e6)
+    conversations: int = option(64, Integral, "States kept for previous_response_id.", low=0, high=1 << 20)
+    conversation_folder: str | None = option(None, str, "Folder for conversations that leave the memory.")
+    conversation_disk: int = option(4096, Integral, "MB of them on disk.", low=1)
+    prefix_memory: int = option(256, Integral, "MB of beginnings of prompts in memory; 0: none.", low=0)
+    prefix_folder: str | None = option(None, str, "Folder for beginnings of prompts; servers may share it.")
+    prefix_disk: int = option(4096, Integral, "MB of them on disk.", low=1)
+
+    def require_safe(self, api_key: str | None) -> None:
+        """InputError if anybody on the network could use it."""
+        try:
+            local = ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            local = self.host == "localhost"
+        if not local and not api_key:
+            raise InputError(
+                f"host is {self.host}, which others can reach, and there is no API key; set DIJIANG_API_KEY, or "
+                "listen on 127.0.0.1"
+            )

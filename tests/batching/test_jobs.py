@@ -1,0 +1,140 @@
+"""Many prompts from a file: in order, what each would be alone, and taken up again."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+
+import dijiang
+from dijiang.cli import main
+from dijiang.runtime.sessions.cpu import CpuSession
+
+PROMPTS = [
+    {"prompt": "def main("},
+    {"prompt": [5, 6, 7], "max_tokens": 3},
+    {"prompt": "class A:\n", "temperature": 1.2, "seed": 3},
+    {"prompt": "x" * 200, "max_tokens": 1},
+] * 4
+
+
+@pytest.fixture
+def cli(chatty):
+    return lambda *arguments: CliRunner().invoke(
+        main, ["run", str(chatty), "-t", "1", "--max-tokens", "9", *map(str, arguments)]
+    )
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join(map(json.dumps, PROMPTS)) + "\n\n")
+    return path
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_are_in_order_and_what_each_is_alone(cli, chatty, source, tmp_path):
+    done = cli("--jsonl", source, "-o", tmp_path / "out")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
+    model = dijiang.load(chatty)
+    for index, (found, asked) in enumerate(zip(lines(tmp_path / "out"), PROMPTS, strict=True)):
+        records = list(model.generate(**{"max_tokens": 9} | asked))
+        assert found["index"] == index
+        assert found["text"] == "".join(record.text for record in records)
+        assert (found["generated"], found["finish_reason"]) == (len(records), records[-1].finish_reason)
+
+
+@pytest.mark.parametrize("cut", [1, 150, -1])
+def test_cut_output_is_gone_on_with(cli, source, tmp_path, cut):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert cli("--jsonl", source, "-o", whole).exit_code == 0
+    out.write_bytes(whole.read_bytes()[: cut or None])
+    assert cli("--jsonl", source, "-o", out).exit_code == 0
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_killed_job_is_gone_on_with(cli, chatty, tmp_path):
+    source, whole, out = tmp_path / "in", tmp_path / "whole", tmp_path / "out"
+    source.write_text("".join(json.dumps({"prompt": [n + 3], "ignore_eos": True}) + "\n" for n in range(80)))
+    program = [
+        sys.executable,
+        "-m",
+        "dijiang",
+        "run",
+        chatty,
+        "--jsonl",
+        source,
+        "-o",
+        out,
+        "-t",
+        "1",
+        "--max-tokens",
+        "9",
+    ]
+    process = subprocess.Popen(program)
+    while not out.exists() or out.read_bytes().count(b"\n") < 10:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 10 <= out.read_bytes().count(b"\n") < 80
+    assert cli("--jsonl", source, "-o", out).exit_code == 0
+    assert cli("--jsonl", source, "-o", whole).exit_code == 0
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_what_prompts_share_is_fed_once(cli, chatty, tmp_path, monkeypatch):
+    source, fed, run = tmp_path / "in", [], CpuSession.run
+    source.write_text("".join(json.dumps({"prompt": [7] * 300 + [n]}) + "\n" for n in range(6)))
+
+    def count(self, step, state):
+        fed.append(step.ids.shape[1] if step.ids.shape[1] > 1 else 0)
+        return run(self, step, state)
+
+    monkeypatch.setattr(CpuSession, "run", count)
+    assert cli("--jsonl", source, "-o", tmp_path / "out", "--max-tokens", 2).exit_code == 0
+    assert sum(fed) < 6 * 301 / 2  # those that begin at once feed some of it, too
+    monkeypatch.undo()
+    model = dijiang.load(chatty, threads=1)
+    for n, line in enumerate(lines(tmp_path / "out")):
+        assert line["text"] == "".join(r.text for r in model.generate([7] * 300 + [n], max_tokens=2))
+
+
+BAD = ["{", "[]", "{}", '{"prompt": 3}', '{"prompt": ""}', '{"prompt": "x", "nothing": 1}', '{"prompt": [99999]}']
+
+
+def test_bad_line_has_its_error_and_others_their_answer(cli, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.write_text("\n".join([*BAD, '{"prompt": "x"}']))
+    done = cli("--jsonl", source, "-o", out)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "7 prompts failed" in done.stderr
+    found = lines(out)
+    assert all("error" in line for line in found[:-1])
+    assert found[-1]["generated"] == 9
+    again = cli("--jsonl", source, "-o", out)
+    assert "7 prompts failed" in again.stderr
+
+
+def test_output_of_other_prompts_is_refused_and_untouched(cli, source, tmp_path):
+    out = tmp_path / "out"
+    out.write_text('{"index": 0, "input": "other"}\n')
+    before = out.read_bytes()
+    done = cli("--jsonl", source, "-o", out)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "line 1 answers something else" in done.stderr
+    assert out.read_bytes() == before
+    (tmp_path / "link").symlink_to(out)
+    assert cli("--jsonl", source, "-o", tmp_path / "link").exit_code == 1
+    assert cli("--jsonl", tmp_path / "none", "-o", tmp_path / "new").exit_code == 1
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("flags", [["--jsonl", "x"], ["-o", "x"], ["--jsonl", "x", "-o", "y", "-p", "z"]])
+def test_flags_that_do_not_go_together(cli, flags):
+    assert cli(*flags).exit_code == 2

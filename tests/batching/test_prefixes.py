@@ -1,0 +1,139 @@
+"""What prompts share is fed once, and nothing else changes."""
+
+import numpy as np
+import pytest
+
+import dijiang
+from dijiang.batching.batcher import Batcher
+from dijiang.batching.prefixes import CHUNK, Prefixes, worth_keeping
+from dijiang.batching.turn import Turn
+from dijiang.runtime.generate import prepare
+from dijiang.runtime.options import Generation
+from dijiang.runtime.state_folder import StateFolder
+from tests.batching.test_batcher import Told, result
+from tests.conftest import RUNNABLE
+
+OPTIONS = {"max_tokens": 5, "ignore_eos": True, "repetition_penalty": 1.2}
+MB = 1 << 20
+
+
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def model(request, exported):
+    if "native" not in RUNNABLE:
+        pytest.skip("no compiled operator")
+    return dijiang.load(exported("tiny-python", precision=request.param, graph="native"), threads=1)
+
+
+def answered(model, prefixes, prompt, state=None, budget=None):
+    """A turn that has ended."""
+    state = model.new_state() if state is None else state
+    plan = prepare(model, prompt, Generation.of(OPTIONS), state, keeps=False)
+    turn = Turn(plan, state, Told(), keeps=True, borders=prefixes.borders(state, plan.ids))
+    batcher = Batcher(model, 2, budget, prefixes)
+    batcher.submit(turn)
+    while batcher.step():
+        pass
+    return turn
+
+
+def same(turn, model, prompt):
+    """Whether a turn is what its prompt alone gives, bit for bit."""
+    state = model.new_state()
+    expected = result(list(model.generate(prompt, state=state, **OPTIONS)))
+    return (turn.listener.result[0], [a.tobytes() for a in turn.state.layers], turn.state.history.tobytes()) == (
+        expected[0],
+        [a.tobytes() for a in state.layers],
+        state.history.tobytes(),
+    )
+
+
+def prompts(shared, count=4):
+    random = np.random.default_rng(shared)
+    head = random.integers(0, 2048, shared).tolist()
+    return [head + random.integers(0, 2048, random.integers(1, 50)).tolist() for _ in range(count)]
+
+
+@pytest.mark.parametrize("shared", [1, CHUNK - 1, CHUNK, CHUNK + 1, 200, 400])
+def test_hits_are_recomputation_bit_for_bit(model, tmp_path, shared):
+    prefixes, fed = Prefixes(model, 64 * MB, StateFolder(tmp_path, 64 * MB)), []
+    for prompt in prompts(shared):
+        turn = answered(model, prefixes, prompt, budget=48)
+        assert same(turn, model, prompt)
+        fed.append(len(prompt) - turn.reused)
+    prefixes.close()
+    if shared >= CHUNK:
+        assert max(fed[1:]) <= 50 + 2 * CHUNK
+        assert fed[0] >= shared
+        other = Prefixes(model, 64 * MB, StateFolder(tmp_path, 64 * MB))  # another process
+        turn = answered(model, other, prompt)
+        assert turn.reused > 0
+        assert same(turn, model, prompt)
+        other.close()
+
+
+def test_same_document_is_not_fed_again(model):
+    prefixes, document = Prefixes(model, 64 * MB), prompts(450, 1)[0]
+    answered(model, prefixes, [*document, 1])
+    turn = answered(model, prefixes, [*document, 2])
+    assert len(turn.plan.ids) - turn.reused <= CHUNK + 1
+    assert same(turn, model, [*document, 2])
+
+
+def test_what_continues_one_state_is_shared_too(model):
+    prefixes, prompt = Prefixes(model, 64 * MB), prompts(230, 1)[0]
+    for turns in range(2):
+        state = model.new_state()
+        model.forward([prompt[:70]], state)
+        turn = answered(model, prefixes, prompt[70:], state)
+        assert same(turn, model, prompt)
+        assert bool(turn.reused) is bool(turns)
+    state = model.new_state()
+    model.forward([[*prompt[:69], 1]], state)
+    assert answered(model, prefixes, prompt[70:], state).reused == 0  # the same ids after others
+
+
+def test_memory_and_disk_are_bounded_and_the_last_used_stay(model, tmp_path):
+    size = model.spec.state_bytes + model.spec.vocab_size
+    prefixes = Prefixes(model, 3 * size, StateFolder(tmp_path, 3 * (size + 8192)))
+    for number in range(12):
+        answered(model, prefixes, [number + 1] * (CHUNK + 1))
+        assert len(prefixes._kept) <= 3
+    prefixes.close()
+    assert 1 <= len(list(tmp_path.iterdir())) <= 3
+    last = answered(model, Prefixes(model, 3 * size, StateFolder(tmp_path, MB)), [12] * (CHUNK + 1))
+    assert last.reused == CHUNK
+
+
+def test_damaged_or_foreign_files_are_fed_again(model, exported, tmp_path):
+    prompt = [7] * (CHUNK + 3)
+    prefixes = Prefixes(model, 64 * MB, StateFolder(tmp_path, 64 * MB))
+    answered(model, prefixes, prompt)
+    prefixes.close()
+    (file,) = tmp_path.iterdir()
+    data = file.read_bytes()
+    foreign = dijiang.load(exported("tiny-python-published"))
+    other = foreign.new_state()
+    foreign.forward([[7] * CHUNK], other)
+    elsewhere = StateFolder(tmp_path.parent / f"{tmp_path.name}-other", MB)
+    elsewhere.save("a-name", model.new_state())
+    renamed = (tmp_path.parent / f"{tmp_path.name}-other" / "a-name.state").read_bytes()
+    for damage in (data[:-7], data[:3000] + b"xyz" + data[3003:], b"", other.snapshot().dump(), renamed):
+        file.write_bytes(damage)
+        again = Prefixes(model, 64 * MB, StateFolder(tmp_path, 64 * MB))
+        turn = answered(model, again, prompt)
+        again.close()
+        assert turn.reused == 0
+        assert same(turn, model, prompt)
+        anew = answered(model, Prefixes(model, 64 * MB, StateFolder(tmp_path, 64 * MB)), prompt)
+        assert anew.reused == CHUNK  # it was written again
+
+
+def test_kept_borders_are_few_and_near_what_is_shared():
+    assert worth_keeping({}) == frozenset()
+    for count in range(1, 200):
+        kept = worth_keeping({CHUNK * n: "" for n in range(1, count + 1)})
+        assert CHUNK * count in kept
+        assert len(kept) <= count.bit_length() + 1
+        for shared in range(1, count + 1):
+            found = max((at for at in kept if at <= CHUNK * shared), default=0)
+            assert CHUNK * shared - found <= CHUNK * max(count - shared - 1, 0) or found == 0

@@ -1,0 +1,127 @@
+"""Chat templates give what transformers makes of them; hostile ones give one line."""
+
+import json
+import threading
+
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+import dijiang
+from dijiang.models import tokenizer
+from dijiang.runtime.chat_template import ChatTemplate
+from tests.conftest import TEMPLATE
+
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+#: In the manner of published models: what their templates use of Jinja.
+TEMPLATES = {
+    "plain": TEMPLATE,
+    "marked turns": (
+        "{%- for message in messages %}\n"
+        "    {%- if loop.first and message['role'] != 'system' %}\n"
+        "        {{- '<|start|>system\\nBe brief.<|end|>\\n' }}\n    {%- endif %}\n"
+        "    {{- '<|start|>' + message['role'] + '\\n' + message['content'] | trim + '<|end|>' + '\\n' }}\n"
+        "{%- endfor %}\n"
+        "{%- if add_generation_prompt %}\n    {{- '<|start|>assistant\\n' }}\n{%- endif %}\n"
+    ),
+    "system inside the first turn": (
+        "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}"
+        "{% set system = '<<S>>' ~ messages[0]['content'] ~ '<</S>>' %}"
+        "{% else %}{% set rest = messages %}{% set system = '' %}{% endif %}"
+        "{% for m in rest %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}"
+        "{% if m['role'] == 'user' %}{{ bos_token + '[I] ' + (system if loop.first else '') + m['content'].strip() "
+        "+ ' [/I]' }}{% else %}{{ ' ' + m['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+    ),
+    "namespace, loop controls, json": (
+        "{%- set ns = namespace(found=false) -%}\n"
+        "{% for m in messages %}\n"
+        "{% if m.role == 'system' %}{% continue %}{% endif %}\n"
+        "{% if loop.index > 5 %}{% break %}{% endif %}\n"
+        "{% set ns.found = true %}\n"
+        "{{ m | tojson }}{{ m.content | tojson(indent=2) }}\n"
+        "{% endfor %}{{ ns.found }}"
+    ),
+    "generation marks": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}A: {{ m.content }}\n"
+        "{% endgeneration %}"
+        "{% else %}{{ m.role | capitalize }}: {{ m['content'] }}{{ unk_token }}{% endif %}{% endfor %}"
+    ),
+    "the date": "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}{% endfor %}",
+    "tools": "{% if tools is not none %}T{% endif %}{% if documents %}D{% endif %}{{ messages | length }}",
+}
+TALKS = {
+    "one": [{"role": "user", "content": "hi"}],
+    "system": [{"role": "system", "content": " be  kind "}, {"role": "user", "content": "a<b> & 'c' é\n"}],
+    "long": [
+        {"role": role, "content": f" {n} "}
+        for n, role in enumerate(["user", "assistant", "user", "assistant", "user"])
+    ],
+}
+
+
+@pytest.mark.parametrize("talk", TALKS)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_text_is_that_of_transformers(name, talk):
+    for answer in (True, False):
+        (expected,), _ = render_jinja_template(
+            [TALKS[talk]], chat_template=TEMPLATES[name], add_generation_prompt=answer, **TOKENS
+        )
+        assert ChatTemplate(TEMPLATES[name], TOKENS).render(TALKS[talk], answer=answer) == expected
+
+
+@pytest.mark.parametrize("name", ["plain", "marked turns", "system inside the first turn", "generation marks"])
+def test_what_follows_an_answer_is_the_rest_of_the_whole(name):
+    template, talk = ChatTemplate(TEMPLATES[name], TOKENS), TALKS["long"]
+    whole = template.render(talk)
+    found = template.following(talk[4:])
+    assert whole.endswith(found)
+    assert whole.removesuffix(found).rstrip().endswith("3")
+
+
+REFUSED = {
+    "not jinja": ("{% for %}", dijiang.BundleError),
+    "no such name": ("{{ messages[0].nothing.more }}", dijiang.InputError),
+    "a way out": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", dijiang.InputError),
+    "changes messages": ("{{ messages.append(1) }}", dijiang.InputError),
+    "division": ("{{ 1 // 0 }}", dijiang.InputError),
+    "endless": (
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        dijiang.InputError,
+    ),
+    "refuses": ("{{ raise_exception('no system') }}", dijiang.InputError),
+    "calls itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", dijiang.InputError),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_hostile_template_is_one_error(case, monkeypatch):
+    monkeypatch.setattr(tokenizer, "PATIENCE", 0.3)
+    source, error = REFUSED[case]
+    with pytest.raises(error, match=r"^(the chat template|chat_template\.jinja)[^\n]+; [^\n]+$"):
+        ChatTemplate(source, TOKENS).render(TALKS["one"])
+    if case == "endless":  # and it does not go on beside all that follows
+        left = [thread for thread in threading.enumerate() if thread.name.endswith("(run)")]
+        for thread in left:
+            thread.join(5)
+        assert not any(thread.is_alive() for thread in left)
+
+
+def test_bundle_names_its_template_and_tokens(chatty, exported):
+    template = ChatTemplate.of(dijiang.load(chatty).bundle)
+    assert template.render(TALKS["one"]) == "# user: hi<|endoftext|>\n# assistant:"
+    with pytest.raises(dijiang.InputError, match="has no chat template"):
+        ChatTemplate.of(dijiang.load(exported("tiny-python")).bundle)
+
+
+def test_template_inside_of_the_config_is_read(tmp_path):
+    import shutil
+
+    from tests.conftest import EXAMPLES
+
+    folder = shutil.copytree(EXAMPLES / "tiny-python", tmp_path / "c")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    several = [{"name": "rag", "template": "no"}, {"name": "default", "template": "{{ bos_token }}!"}]
+    config |= {"chat_template": several, "bos_token": {"content": "<b>", "special": True}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    bundle = dijiang.export(folder, tmp_path / "b", verify=False)
+    assert ChatTemplate.of(bundle).render(TALKS["one"]) == "<b>!"
