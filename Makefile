@@ -6,10 +6,12 @@ BIN    := $(VENV)/bin
 # The oldest onnxruntime that PyPI has for this Python: 1.17.0 for Python 3.12, 1.20.0 for 3.13.
 OLDEST ?= 1.15.0
 
+ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.txt)))
+
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test lint docs soak timing gpu kill fuzz real rounding oldest demo clean
+.PHONY: test lint docs soak timing gpu kill fuzz real rounding oldest ecosystem demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -69,6 +71,22 @@ $(VENV)-$(OLDEST)/.oldest: pyproject.toml constraints.txt $(NATIVE)
 	$(VENV)-$(OLDEST)/bin/pip install -q -c constraints.txt onnxruntime==$(OLDEST) onnx-ir==0.1.15 'numpy<2' -e '.[export,torch]' pytest hypothesis
 	touch $@
 
+# Other projects as they are on PyPI. Each environment is what a file of tests/integrations/environments lists, over the
+# one of the tests; a row below says which tests run in it.
+ecosystem: $(ECOSYSTEM:%=ecosystem-%)
+
+ecosystem-transformers-4 ecosystem-transformers-5: TESTS := test_transformers.py test_optimum.py
+
+.PRECIOUS: .ecosystem/%/.made
+ecosystem-%: .ecosystem/%/.made
+	.ecosystem/$*/bin/python -m pytest -m 'not timing' $(TESTS:%=tests/integrations/%)
+
+.ecosystem/%/.made: tests/integrations/environments/%.txt $(VENV)/.dev $(wildcard packages/*/pyproject.toml)
+	$(PYTHON) -m venv .ecosystem/$*
+	.ecosystem/$*/bin/python tests/integrations/layer.py $(BIN)/python
+	.ecosystem/$*/bin/pip install -q -r $<
+	touch $@
+
 # The environments: demo has what a Jetson needs, no torch; dev has everything.
 $(VENV)/.demo: EXTRAS := cpu,export
 $(VENV)/.dev: EXTRAS := dev
@@ -78,4 +96,4 @@ $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* .lavapipe .lavapipe.env .real demo build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-* .ecosystem .lavapipe .lavapipe.env .real demo build dist *.egg-info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -232,16 +233,34 @@ class State:
 
     def clone(self) -> State:
         """An independent copy: fork a sequence, or keep a point to come back to."""
+        return self.take(range(self.batch))
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> State:
+        """A state of some of the sequences, independent of this one.
+
+        Args:
+            rows: [N] integers from 0 to batch - 1, N at least 1; in any order, one may come several times
+                (the beams of a beam search).
+
+        Raises:
+            InputError: rows are anything else.
+        """
+        chosen = np.asarray(rows)
+        if chosen.ndim != 1 or not chosen.size or chosen.dtype.kind not in "iu":
+            raise InputError(
+                f"rows are {chosen.dtype} of shape {list(chosen.shape)}, expected one or more integers"
+            )
+        if chosen.min() < 0 or chosen.max() >= self.batch:
+            raise InputError(f"rows from {chosen.min()} to {chosen.max()}, expected 0 to {self.batch - 1}")
         kept = self._snapshot()
-        layers = [layer.copy() for layer in kept.layers]
         return State(
-            layers,
-            kept.position.copy(),
+            [layer[chosen] for layer in kept.layers],
+            kept.position[chosen],
             kept.fingerprint,
             kept.vocab_size,
-            last=kept.last.copy(),
-            seen=kept.seen.copy(),
-            seams=kept.seams,
+            last=kept.last[chosen],
+            seen=kept.seen[chosen],
+            seams=[kept.seams[row] for row in chosen],
         )
 
     def _snapshot(self) -> Snapshot:
