@@ -77,6 +77,8 @@ ecosystem: $(ECOSYSTEM:%=ecosystem-%)
 
 ecosystem-transformers-4 ecosystem-transformers-5: TESTS := test_transformers.py test_optimum.py
 
+ecosystem-harness ecosystem-harness-old: TESTS := test_lm_eval.py
+
 .PRECIOUS: .ecosystem/%/.made
 ecosystem-%: .ecosystem/%/.made
 	.ecosystem/$*/bin/python -m pytest -m 'not timing' $(TESTS:%=tests/integrations/%)

@@ -20,6 +20,7 @@ from .commands.bench import bench
 from .commands.build import build
 from .commands.convert import convert
 from .commands.doctor import doctor
+from .commands.eval import evaluate
 from .commands.export import export
 from .commands.init import init
 from .commands.inspect import inspect
@@ -65,5 +66,5 @@ def main() -> None:
     """DiJiang checkpoints to ONNX, and text from them with constant memory per token."""
 
 
-for command in (bench, build, convert, doctor, export, init, inspect, run, upgrade, verify):
+for command in (bench, build, convert, doctor, evaluate, export, init, inspect, run, upgrade, verify):
     main.add_command(command)

@@ -291,7 +291,8 @@ def test_take_gives_sequences_in_any_order(model):
     assert taken.position.tolist() == [1, 3, 3, 2]
     for found, layer in zip(taken.layers, state.layers, strict=True):
         np.testing.assert_array_equal(found, layer[[2, 0, 0, 1]])
-        assert found.flags.c_contiguous and not np.shares_memory(found, layer)
+        assert found.flags.c_contiguous
+        assert not np.shares_memory(found, layer)
     np.testing.assert_array_equal(taken.seen, state.seen[[2, 0, 0, 1]])
     found = model.forward([[5]] * 4, taken)
     np.testing.assert_allclose(found, model.forward([[5]] * 3, state)[[2, 0, 0, 1]], atol=2e-5)
