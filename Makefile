@@ -78,6 +78,8 @@ ecosystem: $(ECOSYSTEM:%=ecosystem-%)
 ecosystem-transformers-4 ecosystem-transformers-5: TESTS := test_transformers.py test_optimum.py
 
 ecosystem-harness ecosystem-harness-old: TESTS := test_lm_eval.py
+ecosystem-genai: TESTS := test_genai.py
+ecosystem-packaging: TESTS := test_packaging.py
 
 .PRECIOUS: .ecosystem/%/.made
 ecosystem-%: .ecosystem/%/.made

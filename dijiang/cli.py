@@ -19,6 +19,7 @@ from .commands import printable
 from .commands.bench import bench
 from .commands.build import build
 from .commands.convert import convert
+from .commands.deploy import deploy
 from .commands.doctor import doctor
 from .commands.eval import evaluate
 from .commands.export import export
@@ -66,5 +67,5 @@ def main() -> None:
     """DiJiang checkpoints to ONNX, and text from them with constant memory per token."""
 
 
-for command in (bench, build, convert, doctor, evaluate, export, init, inspect, run, upgrade, verify):
+for command in (bench, build, convert, deploy, doctor, evaluate, export, init, inspect, run, upgrade, verify):
     main.add_command(command)

@@ -21,7 +21,7 @@ try:
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, make_table
     from tqdm import tqdm
-except ImportError as error:
+except (ImportError, AttributeError) as error:  # not installed, or beside a transformers that it does not know
     raise ImportError(f"{error}; pip install 'dijiang[eval]'") from error
 
 #: Options of a task's generation that `Model.generate` has, too, under the same names.
