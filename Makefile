@@ -78,8 +78,14 @@ ecosystem: $(ECOSYSTEM:%=ecosystem-%)
 ecosystem-transformers-4 ecosystem-transformers-5: TESTS := test_transformers.py test_optimum.py
 
 ecosystem-harness ecosystem-harness-old: TESTS := test_lm_eval.py
+ecosystem-browser: TESTS := test_browser.py
+ecosystem-browser: web/node_modules/.package-lock.json
 ecosystem-genai: TESTS := test_genai.py
 ecosystem-packaging: TESTS := test_packaging.py
+
+web/node_modules/.package-lock.json: web/package.json web/package-lock.json
+	cd web && npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
 
 .PRECIOUS: .ecosystem/%/.made
 ecosystem-%: .ecosystem/%/.made
@@ -100,4 +106,4 @@ $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* .ecosystem .lavapipe .lavapipe.env .real demo build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-* .ecosystem web/node_modules .lavapipe .lavapipe.env .real demo build dist *.egg-info

@@ -137,7 +137,8 @@ def test_a_shell_completes_verbs_and_options(shell):
 
 def test_every_verb_has_a_man_page(tmp_path):
     call("click-man", "dijiang", "--target", tmp_path)
-    assert {page.stem for page in tmp_path.iterdir()} == {"dijiang", *(f"dijiang-{verb}" for verb in main.commands)}
+    pages = {page.stem for page in tmp_path.iterdir()}
+    assert pages >= {"dijiang", "dijiang-deploy-genai", *(f"dijiang-{verb}" for verb in main.commands)}
 
 
 def test_the_page_does_what_it_says(page):
