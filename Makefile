@@ -81,6 +81,7 @@ ecosystem-harness ecosystem-harness-old: TESTS := test_lm_eval.py
 ecosystem-browser: TESTS := test_browser.py
 ecosystem-browser: web/node_modules/.package-lock.json
 ecosystem-genai: TESTS := test_genai.py
+ecosystem-site: TESTS := test_site.py
 ecosystem-packaging: TESTS := test_packaging.py
 
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json

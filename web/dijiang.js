@@ -55,7 +55,8 @@ export class Model {
     const names = provider ? [provider] : Object.keys(PROVIDERS);
     const data = Object.keys(manifest.files).find((name) => name.endsWith(".data"));
     const weights = new Uint8Array(await (await file(data, progress)).arrayBuffer());
-    const tokenizer = new Tokenizer(await json("tokenizer.json"), await json("tokenizer_config.json"));
+    const has = "tokenizer.json" in manifest.files;
+    const tokenizer = has ? new Tokenizer(await json("tokenizer.json"), await json("tokenizer_config.json")) : null;
     const failures = [];
     for (const name of names) {
       const row = PROVIDERS[name];
@@ -96,14 +97,15 @@ export class Model {
 
   /**
    * Continue a prompt, or a state where its last generation stopped. The state is advanced.
-   * @param {string} prompt "" goes on.
+   * @param {string | number[]} prompt text, or token ids; "" goes on. Without a tokenizer in the bundle, ids.
    * @param {{state?: State, maxTokens?: number, onToken?: (id: number) => void}} options
    * @yields {string} text, whole characters.
    */
   async *generate(prompt, { state = this.newState(), maxTokens = 128, onToken = () => {} } = {}) {
     if (state.fingerprint !== this.manifest.fingerprint) throw new Error("the state is of another checkpoint");
     const begins = state.position === 0;
-    const given = prompt ? this.tokenizer.encode(prompt, { add_special_tokens: begins }).ids : [];
+    const read = (text) => this.tokenizer.encode(text, { add_special_tokens: begins }).ids;
+    const given = typeof prompt !== "string" ? prompt : prompt ? read(prompt) : [];
     let ids = [...(state.pending === null ? [] : [state.pending]), ...given];
     if (!ids.length) throw new Error("nothing to go on from: give a prompt");
     const limit = this.manifest.positions_limit ?? Infinity;
@@ -172,7 +174,7 @@ export class TextStream {
   }
 
   following() {
-    const read = (ids) => (ids.length ? this.tokenizer.decode(ids, { skip_special_tokens: true }) : "");
+    const read = (ids) => (ids.length ? (this.tokenizer?.decode(ids, { skip_special_tokens: true }) ?? "") : "");
     const before = read(this.known);
     const whole = read([...this.known, ...this.open]);
     return whole.startsWith(before) ? whole.slice(before.length) : read(this.open);
