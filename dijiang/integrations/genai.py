@@ -7,19 +7,15 @@ convolution. So the graph gets a few more nodes at its start, and one a layer at
 from __future__ import annotations
 
 import json
-import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .. import Bundle, ExportError
-from ..recipe import GRAPHS
+from onnx import GraphProto, TensorProto, ValueInfoProto, helper
 
-try:
-    import onnx
-    from onnx import TensorProto, helper
-except ImportError as error:
-    raise ImportError(f"{error}; pip install 'dijiang[genai]'") from error
+from .. import Bundle
+from .rewire import change, standalone, write_graph
 
 PAST = "past_key_values.%d.{}_state"
 PRESENT = "present.%d.{}_state"
@@ -39,24 +35,16 @@ def write(bundle: Bundle, folder: Path) -> None:
     Raises:
         ExportError: the bundle has no such graph.
     """
-    manifest = bundle.manifest
-    name = next((name for name in manifest.graphs if not GRAPHS[name].operators), None)
-    if name is None:
-        raise ExportError(f"{bundle.path}: every graph needs the compiled operator; export again without --graph")
-    source = bundle.graph_file(name)
-    graph = onnx.load(source, load_external_data=False)
-    _adapt(graph.graph, manifest.spec.num_layers)
-    onnx.save(graph, folder / source.name)
-    for file in manifest.files:
-        if file.endswith(".data"):
-            _link(bundle.path / file, folder / file)
-        elif file in TOKENIZER:
-            shutil.copyfile(bundle.path / file, folder / file)
-    config = json.dumps(_config(bundle, source.name), indent=1) + "\n"
+    name = standalone(bundle)[0]
+    file = bundle.graph_file(name).name
+    write_graph(bundle, name, folder / file, lambda graph: _adapt(graph, bundle.manifest.spec.num_layers))
+    for extra in (extra for extra in bundle.manifest.files if extra in TOKENIZER):
+        shutil.copyfile(bundle.path / extra, folder / extra)
+    config = json.dumps(_config(bundle, file), indent=1) + "\n"
     (folder / "genai_config.json").write_text(config, encoding="utf-8")
 
 
-def _adapt(graph: onnx.GraphProto, layers: int) -> None:
+def _adapt(graph: GraphProto, layers: int) -> None:
     """Give a step graph the inputs and outputs of the loop: the last token's logits, and what it calls states."""
     first = [
         helper.make_node("Shape", ["input_ids"], ["genai_length"], start=1, end=2),
@@ -71,33 +59,28 @@ def _adapt(graph: onnx.GraphProto, layers: int) -> None:
         for at, name in enumerate(node.input):
             if name == "attention_mask":
                 node.input[at] = "genai_mask"
-    inputs = [one for one in graph.input if one.name != "logit_indices"]
-    outputs = [one for one in graph.output if one.name != "next_tokens"]
-    _dimension(inputs, "attention_mask").dim_param = "total"
-    _dimension(outputs, "logits").dim_value = 1
-    last = []
-    for layer in range(layers):
-        past, present = (pattern.format("conv") % layer for pattern in (PAST, PRESENT))
-        last.append(helper.make_node("Identity", [past], [present]))
-        inputs.append(helper.make_tensor_value_info(past, TensorProto.FLOAT, ["batch", 1, 1]))
-        outputs.append(helper.make_tensor_value_info(present, TensorProto.FLOAT, ["batch", 1, 1]))
-    for field, values in (("node", [*first, *graph.node, *last]), ("input", inputs), ("output", outputs)):
-        graph.ClearField(field)
-        getattr(graph, field).extend(values)
+    _dimension(graph.input, "attention_mask").dim_param = "total"
+    _dimension(graph.output, "logits").dim_value = 1
+    states = [[pattern.format("conv") % layer for pattern in (PAST, PRESENT)] for layer in range(layers)]
+    past, present = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1, 1]) for name in names]
+        for names in zip(*states, strict=True)
+    )
+    change(
+        graph,
+        without=("logit_indices", "next_tokens"),
+        first=first,
+        last=[helper.make_node("Identity", [before], [after]) for before, after in states],
+        inputs=past,
+        outputs=present,
+    )
 
 
-def _dimension(values: list[onnx.ValueInfoProto], name: str) -> Any:
+def _dimension(values: Iterable[ValueInfoProto], name: str) -> Any:
     """The second dimension of an input or output, empty."""
     found = next(one for one in values if one.name == name).type.tensor_type.shape.dim[1]
     found.Clear()
     return found
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another disk, or one without links
-        shutil.copyfile(source, target)
 
 
 def _config(bundle: Bundle, file: str) -> dict[str, Any]:

@@ -149,4 +149,4 @@ def test_a_missing_library_is_one_line(monkeypatch, exported, tmp_path):
     monkeypatch.delitem(sys.modules, "dijiang.integrations.genai", raising=False)
     done = deploy(exported("tiny-python"), "-o", tmp_path / "new")
     assert done.exit_code == 1
-    assert "pip install 'dijiang[genai]'" in done.stderr
+    assert "pip install 'dijiang[export]'" in done.stderr
