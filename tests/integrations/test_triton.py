@@ -1,7 +1,7 @@
 """What `dijiang deploy triton` writes: NVIDIA's parser reads it, and whoever follows it gets our tokens.
 
-There is no server to be had here. `Follower` knows nothing but the configuration: types, shapes, and which output is
-the state of which input.
+There is no server to be had here. `Follower` knows nothing but the configuration: types, shapes, and which output
+is the state of which input.
 """
 
 import numpy as np
