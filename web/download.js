@@ -9,7 +9,7 @@ export async function manifestOf(url) {
   const name = `${url}dijiang.json`;
   const cache = await globalThis.caches?.open(CACHE);
   let response = await fetch(name).catch(() => null);
-  if (response?.ok) await cache?.put(name, response.clone());
+  if (response?.ok) await keep(cache, name, response.clone());
   else response = (await cache?.match(name)) ?? response;
   if (!response?.ok) throw new Error(`${name}: ${response?.status ?? "no network"}, expected a bundle`);
   const manifest = await response.json();
@@ -20,11 +20,14 @@ export async function manifestOf(url) {
   return manifest;
 }
 
+/** A browser that has no room for a file fetches it again the next time. */
+const keep = async (cache, name, response) => cache?.put(name, response).catch(() => cache.delete(name));
+
 /** What a file is kept as: other contents have another name. */
 const nameOf = (url, { sha256 }) => `${url}?${sha256.map((hash) => hash.slice(0, 8)).join("")}`;
 
 /**
- * A file of a bundle, from the cache or the network. It is kept when it is whole.
+ * A file of a bundle, from the cache or the network. It is kept when it is whole, and where the browser has room for it.
  * @param {string} url
  * @param {{bytes: number, sha256: string[]}} record of the file, from the manifest.
  * @param {(done: number, total: number) => void} progress told about bytes.
@@ -39,7 +42,7 @@ export async function fetched(url, record, progress = () => {}) {
   if (!response.ok) throw new Error(`${url}: ${response.status} ${response.statusText}`);
   const blob = await counted(response, progress);
   if (!(await isWhole(blob, record))) throw new Error(`${url}: damaged or of another bundle; load the page again`);
-  await cache?.put(name, new Response(blob));
+  await keep(cache, name, new Response(blob));
   return blob;
 }
 

@@ -16,7 +16,8 @@ async function answered(request) {
   const cache = await caches.open(CACHE);
   try {
     const response = await fetch(request);
-    if (response.ok && !new URL(request.url).pathname.includes("/bundle/")) await cache.put(request, response.clone());
+    const ours = new URL(request.url).pathname.includes("/bundle/");
+    if (response.ok && !ours) await cache.put(request, response.clone()).catch(() => cache.delete(request));
     return response;
   } catch (error) {
     const kept = await cache.match(request);

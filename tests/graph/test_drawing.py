@@ -27,7 +27,7 @@ def layers(graph):
     return known
 
 
-@pytest.mark.parametrize("case", ["tiny-python", "neox-sequential-straddle"])
+@pytest.mark.parametrize("case", ["tiny-python", "neox-base"])
 def test_each_node_of_a_layer_is_drawn_once(exported, case):
     for name, graph in graphs(exported(case)).items():
         known = layers(graph)

@@ -180,6 +180,17 @@ def test_the_page_goes_on_after_a_reload_and_without_a_network(serve, tab, expor
     assert tab.text_content("#text") == ""
 
 
+def test_a_browser_without_room_for_the_files_runs_them(serve, tab, exported):
+    tab.add_init_script(
+        "Cache.prototype.put = async () => { throw new DOMException('full', 'QuotaExceededError'); }"
+    )
+    bundle = exported("tiny-python")
+    address, _ = serve(bundle)
+    tab.goto(address)
+    write(tab)
+    assert tab.text_content("#text") == PROMPTS[0] + ours(bundle, PROMPTS[0], 50)[1]
+
+
 def test_a_damaged_file_is_refused_and_not_kept(serve, tab, exported, copy_of):
     bundle = copy_of(exported("tiny-python"))
     data = bundle / "model.onnx.data"
