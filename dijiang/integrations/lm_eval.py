@@ -91,7 +91,8 @@ class DijiangLM(TemplateLM):
         self, requests: Sequence[tuple[Any, Ids, Ids]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """(nats of a continuation, whether it is the greedy one) of each (_, context, continuation)."""
-        pairs = [_cut(context, continuation, self.max_length) for _, context, continuation in requests]
+        begin = [self.prefix_token_id]  # a context of blanks has no tokens: they went to the continuation
+        pairs = [_cut(context or begin, continuation, self.max_length) for _, context, continuation in requests]
         results: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
         with tqdm(total=len(pairs), disable=disable_tqdm, desc="Scoring") as bar:
             for rows, batch in self._batches(pairs):

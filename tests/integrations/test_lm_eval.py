@@ -94,6 +94,7 @@ PAIRS = [
     *((text[:cut], text[cut : cut + 12]) for text in PIECES[:4] for cut in (0, 1, 33, 90)),
     *((PIECES[0][:60], choice) for choice in ("x", " y", "return self", "\n")),  # one context
     ("def f(self", "):"),
+    ("  ", "return"),
 ]
 
 
@@ -102,6 +103,7 @@ def test_likelihoods_are_those_of_the_float64_reference(lm, reference):
     for (context, continuation), (value, greedy) in zip(PAIRS, found, strict=True):
         if context:
             before, after = lm._encode_pair(context, continuation)  # the harness's own rule
+            before = before or [lm.prefix_token_id]
         else:
             before, after = [lm.prefix_token_id], lm.tok_encode(continuation)
         whole, start = before + after, len(before)
