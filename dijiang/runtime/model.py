@@ -22,6 +22,10 @@ from .step import Step
 from .text import TextTokenizer
 
 
+#: Logits that `likelihood` looks at together: bounds its float64 temporaries to 128 MB each.
+LOGITS = 1 << 24
+
+
 class Model:
     """A loaded bundle. `spec` and `manifest` describe it, `session` runs it."""
 
@@ -144,7 +148,8 @@ class Model:
         self.check(ids, state, real)
         if real is not None:
             ids = np.where(real, ids, 0)
-        found, best, longest = [], [], self.session.longest
+        longest = max(1, min(self.session.longest, LOGITS // (len(ids) * self.spec.vocab_size)))
+        found, best = [], []
         for start in range(0, ids.shape[1], longest):
             piece, following = ids[:, start : start + longest], ids[:, start + 1 : start + longest + 1]
             of_piece = None if real is None else real[:, start : start + longest]

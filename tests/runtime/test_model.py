@@ -226,6 +226,22 @@ def test_likelihood_is_that_of_each_text_alone(model, ids, monkeypatch):
         np.testing.assert_allclose(model.score(alone)[0], chosen, atol=1e-5)
 
 
+def test_likelihood_looks_at_few_logits_at_a_time(model, ids, monkeypatch):
+    expected = model.score(ids[:, :30])
+    seen, forward = [], model.forward
+
+    def counted(*given, **options):
+        seen.append(forward(*given, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(model, "forward", counted)
+    monkeypatch.setattr("dijiang.runtime.model.LOGITS", 4 * len(ids) * model.spec.vocab_size)
+    np.testing.assert_allclose(model.score(ids[:, :30]), expected, atol=1e-5)
+    assert [logits.shape[1] for logits in seen] == [4] * 7 + [2]
+    monkeypatch.setattr("dijiang.runtime.model.LOGITS", 1)
+    np.testing.assert_allclose(model.score(ids[:, :5]), expected[:, :4], atol=1e-5)
+
+
 def test_a_greedy_text_is_the_most_likely_everywhere(model):
     prompt = [1, 2, 3]
     found = [record.token for record in model.generate(prompt, max_tokens=9, ignore_eos=True)]
