@@ -21,7 +21,6 @@ from .state import State
 from .step import Step
 from .text import TextTokenizer
 
-
 #: Logits that `likelihood` looks at together: bounds its float64 temporaries to 128 MB each.
 LOGITS = 1 << 24
 
