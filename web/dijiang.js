@@ -17,8 +17,10 @@ const PIECE = 256;
 const CONTEXT = 16;
 const WAITING = 48;
 
-async function hasGpu() {
-  return Boolean(await navigator.gpu?.requestAdapter().catch(() => null));
+/** Whether there is a GPU; one that software imitates counts if it was asked for. */
+async function hasGpu(asked) {
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  return Boolean(adapter) && (asked || !(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter));
 }
 
 /**
@@ -61,7 +63,7 @@ export class Model {
     for (const name of names) {
       const row = PROVIDERS[name];
       const graph = row?.graphs.find((one) => one in manifest.graphs);
-      if (!row || !graph || !(await row.here())) {
+      if (!row || !graph || !(await row.here(Boolean(provider)))) {
         failures.push(`${name} is not here`);
         continue;
       }

@@ -38,12 +38,17 @@ def serve():
         server.server_close()
 
 
+#: A GPU in software, which a page sees as one.
+ADAPTER = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+
+
 @pytest.fixture(scope="module")
 def chromium():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        path, options = shutil.which("chromium"), ["--no-sandbox", *ADAPTER]
+        browser = playwright.chromium.launch(executable_path=path, args=options)
         yield browser
         browser.close()
 
@@ -133,13 +138,27 @@ def test_threads_need_isolation_and_the_page_works_without(serve, tab, exported)
     assert tab.evaluate(SCRIPT, [PROMPTS[:1], 20, {}])["found"][0][0] == ours(bundle, PROMPTS[0], 20)[0]
 
 
+def test_webgpu_is_ours_too_and_one_in_software_is_used_only_if_asked_for(serve, tab, exported):
+    bundle = exported("tiny-python")
+    address, _ = serve(bundle)
+    tab.goto(address)
+    done = tab.evaluate(SCRIPT, [PROMPTS[:1], 8, {"provider": "webgpu"}])
+    assert (done["provider"], done["graph"]) == ("webgpu", "webgpu")
+    assert done["found"][0][0] == ours(bundle, PROMPTS[0], 8)[0]
+    assert tab.evaluate(SCRIPT, [PROMPTS[:1], 8, {}])["provider"] == "wasm"
+
+
 def test_a_provider_that_is_not_here_is_said(serve, tab, exported):
     address, _ = serve(exported("tiny-python"))
+    tab.add_init_script("Object.defineProperty(navigator, 'gpu', { value: undefined })")
     tab.goto(address + "?provider=webgpu")
     tab.wait_for_function("document.getElementById('status').textContent.includes('nothing runs')")
     assert "webgpu is not here" in tab.inner_text("#status")
     tab.goto(address + "?provider=abacus")
     tab.wait_for_function("document.getElementById('status').textContent.includes('abacus is not here')")
+    tab.goto(address)
+    ready(tab)
+    assert tab.inner_text("#status").startswith("wasm")
 
 
 def write(tab):
