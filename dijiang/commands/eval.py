@@ -15,7 +15,7 @@ from . import JSON, model_folder, options_of
 
 @click.command("eval")
 @model_folder("bundle")
-@click.option("--tasks", required=True, help="Names or YAML files of lm-evaluation-harness, between commas.")
+@click.option("--tasks", required=True, help="Names of lm-evaluation-harness, between commas.")
 @click.option("--include", type=click.Path(path_type=Path), help="Folder with further tasks.")
 @click.option("--num-fewshot", type=click.IntRange(0), help="Examples before a question; default: the task's.")
 @click.option("--limit", type=click.IntRange(1), help="Questions of each task at most.")

@@ -204,7 +204,7 @@ def evaluate(
 
     Args:
         bundle, loading: as `dijiang.load` takes them.
-        tasks: names of tasks, groups or tags, or paths of YAML files.
+        tasks: names of tasks, groups or tags.
         include: folder with further tasks.
         batch_size, max_length: see `DijiangLM`.
         num_fewshot: examples before each question; None: as the task says.
