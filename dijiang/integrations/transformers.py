@@ -225,7 +225,6 @@ class DijiangForCausalLM(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.Tensor,
-        next_sequence_length: int | None = None,
         cache: RecurrentCache | None = None,
         past_key_values: RecurrentCache | None = None,
         attention_mask: torch.Tensor | None = None,
