@@ -10,7 +10,7 @@ import dijiang
 from dijiang.cli import main
 from dijiang.models.load import load_checkpoint
 from dijiang.models.reference import Reference
-from tests.conftest import EXAMPLES, GOLDEN
+from tests.conftest import EXAMPLES, GOLDEN, with_start_token
 
 pytestmark = pytest.mark.ecosystem
 TEXT = (EXAMPLES / "tiny-python" / "held_out.txt").read_text()
@@ -111,6 +111,25 @@ def test_likelihoods_are_those_of_the_float64_reference(lm, reference):
         assert abs(value - expected) <= 1e-5 * (len(whole) - start)
         assert greedy == most_likely
     assert {greedy for _, greedy in found} == {True, False}
+
+
+def test_a_tokenizer_that_begins_texts_begins_them_once(lm, copy_of, tmp_path):
+    from dijiang.integrations.lm_eval import DijiangLM
+
+    folder = copy_of(GOLDEN["tiny-python"])
+    with_start_token(folder / "tokenizer.json").save(str(folder / "tokenizer.json"))
+    bundle = dijiang.export(folder, tmp_path / "bundle", verify=False).path
+    other = DijiangLM(dijiang.load(bundle))
+    plain = lm.tok_encode("def f")
+    assert other.tok_encode("def f") == other.tok_encode("<|endoftext|>def f") == [0, *plain]
+    assert other.tok_encode("def f", add_special_tokens=False) == plain
+    asked = requests("loglikelihood", ("", "def f"), ("<|endoftext|>def", " f"))
+    for (found, _), (expected, _) in zip(
+        other.loglikelihood(asked, True), lm.loglikelihood(asked, True), strict=True
+    ):
+        assert found == pytest.approx(expected, abs=1e-4)
+    rolled = requests("loglikelihood_rolling", (TEXT[:800],))
+    assert other.loglikelihood_rolling(rolled, True) == pytest.approx(lm.loglikelihood_rolling(rolled, True))
 
 
 @pytest.mark.parametrize("length", [511, 40])
