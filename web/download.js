@@ -1,6 +1,8 @@
 // Files of a bundle: fetched once, checked, and kept in the browser's cache, so that a page works offline.
 
 const CACHE = "dijiang";
+/** The browser's own cache may hold a file of the bundle that was here before. */
+const FRESH = { cache: "no-store" };
 /** Bytes that one hash of a manifest covers. */
 const CHUNK = 1 << 24;
 
@@ -8,7 +10,7 @@ const CHUNK = 1 << 24;
 export async function manifestOf(url) {
   const name = `${url}dijiang.json`;
   const cache = await globalThis.caches?.open(CACHE);
-  let response = await fetch(name).catch(() => null);
+  let response = await fetch(name, FRESH).catch(() => null);
   if (response?.ok) await keep(cache, name, response.clone());
   else response = (await cache?.match(name)) ?? response;
   if (!response?.ok) throw new Error(`${name}: ${response?.status ?? "no network"}, expected a bundle`);
@@ -38,7 +40,7 @@ export async function fetched(url, record, progress = () => {}) {
   const cache = await globalThis.caches?.open(CACHE);
   const kept = await cache?.match(name);
   if (kept) return kept.blob();
-  const response = await fetch(url);
+  const response = await fetch(url, FRESH);
   if (!response.ok) throw new Error(`${url}: ${response.status} ${response.statusText}`);
   const blob = await counted(response, progress);
   if (!(await isWhole(blob, record))) throw new Error(`${url}: damaged or of another bundle; load the page again`);
