@@ -6,10 +6,12 @@ BIN    := $(VENV)/bin
 # The oldest onnxruntime that PyPI has for this Python: 1.17.0 for Python 3.12, 1.20.0 for 3.13.
 OLDEST ?= 1.15.0
 
+ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.txt)))
+
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test lint docs soak timing gpu aarch64 kill fuzz load real rounding oldest demo clean
+.PHONY: test lint docs soak timing gpu aarch64 kill fuzz load real rounding oldest ecosystem demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -84,6 +86,34 @@ $(VENV)-$(OLDEST)/.oldest: pyproject.toml constraints.txt $(NATIVE)
 	$(VENV)-$(OLDEST)/bin/pip install -q -c constraints.txt onnxruntime==$(OLDEST) onnx-ir==0.1.15 'numpy<2' -e '.[export,torch]' pytest hypothesis
 	touch $@
 
+# Other projects as they are on PyPI. Each environment is what a file of tests/integrations/environments lists, over the
+# one of the tests; a row below says which tests run in it.
+ecosystem: $(ECOSYSTEM:%=ecosystem-%)
+
+ecosystem-transformers-4 ecosystem-transformers-5: TESTS := test_transformers.py test_optimum.py
+
+ecosystem-harness ecosystem-harness-old: TESTS := test_lm_eval.py
+ecosystem-browser: TESTS := test_browser.py
+ecosystem-browser: web/node_modules/.package-lock.json
+ecosystem-genai: TESTS := test_genai.py
+ecosystem-site: TESTS := test_site.py
+ecosystem-triton: TESTS := test_triton.py
+ecosystem-packaging: TESTS := test_packaging.py
+
+web/node_modules/.package-lock.json: web/package.json web/package-lock.json
+	cd web && npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
+
+.PRECIOUS: .ecosystem/%/.made
+ecosystem-%: .ecosystem/%/.made
+	.ecosystem/$*/bin/python -m pytest -m 'not timing' $(TESTS:%=tests/integrations/%)
+
+.ecosystem/%/.made: tests/integrations/environments/%.txt $(VENV)/.dev $(wildcard packages/*/pyproject.toml)
+	$(PYTHON) -m venv .ecosystem/$*
+	.ecosystem/$*/bin/python tests/integrations/layer.py $(BIN)/python
+	.ecosystem/$*/bin/pip install -q -r $<
+	touch $@
+
 # The environments: demo has what a Jetson needs, no torch; dev has everything.
 $(VENV)/.demo: EXTRAS := cpu,export
 $(VENV)/.dev: EXTRAS := dev
@@ -93,4 +123,4 @@ $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* .load .lavapipe .lavapipe.env .real demo build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-* .aarch64 .ecosystem .load web/node_modules .lavapipe .lavapipe.env .real demo build dist *.egg-info

@@ -34,6 +34,7 @@ _PUBLIC = {
     "InputError": "errors",
     "ParityError": "errors",
     "BenchError": "errors",
+    "EvalError": "errors",
 }
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         CheckpointError,
         DecayError,
         DijiangError,
+        EvalError,
         ExportError,
         HubError,
         InputError,
@@ -65,6 +67,7 @@ __all__ = [
     "CheckpointError",
     "DecayError",
     "DijiangError",
+    "EvalError",
     "ExportError",
     "HubError",
     "InputError",

@@ -20,7 +20,9 @@ from .commands.bench import bench
 from .commands.build import build
 from .commands.chat import chat
 from .commands.convert import convert
+from .commands.deploy import deploy
 from .commands.doctor import doctor
+from .commands.eval import evaluate
 from .commands.export import export
 from .commands.init import init
 from .commands.inspect import inspect
@@ -68,5 +70,8 @@ def main() -> None:
     """DiJiang checkpoints to ONNX, and text from them with constant memory per token."""
 
 
-for command in (bench, build, chat, convert, doctor, export, init, inspect, run, serve, state, upgrade, verify):
+for command in (
+    *(bench, build, chat, convert, deploy, doctor, evaluate),
+    *(export, init, inspect, run, serve, state, upgrade, verify),
+):
     main.add_command(command)

@@ -9,7 +9,8 @@ DijiangError
 ├── SessionError       the backend or execution provider asked for is not the one to be had
 ├── InputError         token ids, prompts, positions or sampling options out of range
 ├── ParityError        a bundle that differs from its checkpoint by more than its gate
-└── BenchError         tests that could not be measured, or a comparison that found a regression
+├── BenchError         tests that could not be measured, or a comparison that found a regression
+└── EvalError          tasks that could not be evaluated
 
 Each message is one line: the fact, found against expected, and what to do next.
 """
@@ -53,3 +54,7 @@ class ParityError(DijiangError):
 
 class BenchError(DijiangError):
     """A test that could not be measured, reports that do not compare, or a regression."""
+
+
+class EvalError(DijiangError):
+    """Tasks that lm-evaluation-harness does not have, cannot load or cannot run; or it is not installed."""

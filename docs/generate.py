@@ -1,21 +1,28 @@
-"""Writes recipes.md and a part of gpu.md from the tables of `dijiang.recipe`, and real.md and rounding.md from
-reports: make docs.
+"""Writes recipes.md and a part of gpu.md from the tables of `dijiang.recipe`, real.md and rounding.md from reports,
+cli.md from the commands, api.md from docstrings and adr/index.md from the decisions: make docs.
 
 A test compares the pages with what they are made of.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import click
+
+import dijiang
+from dijiang.cli import main
 from dijiang.doctor.support import support
 from dijiang.recipe import AUTO, GRAPHS, PRECISIONS, PROVIDERS, SCHEMES, TARGETS, resolve
 from dijiang.runtime.options import Generation, Loading
 
 HERE = Path(__file__).parent
+ADR = HERE / "adr"
 REPORTS = HERE.parent / "benchmarks" / "results"
 HEAD = """# Recipes
 
@@ -241,7 +248,66 @@ def rounding() -> str:
 
 
 #: Page -> what it is made by.
+def option(one: click.Option) -> list[str]:
+    """A row: its names, what it means, and its default where the help shows it."""
+    names = ", ".join(f"`{name}`" for name in (*one.opts, *one.secondary_opts))
+    choices = words(one.type.choices) if isinstance(one.type, click.Choice) else ""
+    meaning = " ".join(
+        filter(None, [one.help, "One of " + choices + "." if choices else "", "Required." * one.required])
+    )
+    return [names, meaning.replace("|", "\\|"), f"`{one.default}`" if one.show_default else ""]
+
+
+def commands(command: click.Command, name: str) -> Iterable[str]:
+    """A command and those below it."""
+    arguments = [one.human_readable_name.upper() for one in command.params if isinstance(one, click.Argument)]
+    rows = [option(one) for one in command.params if isinstance(one, click.Option) and not one.hidden]
+    yield f"## {name}\n\n`{' '.join([name, *arguments])}`\n\n{inspect.cleandoc(command.help or '')}\n"
+    if rows:
+        yield table(["option", "meaning", "default"], rows) + "\n"
+    if isinstance(command, click.Group):
+        for below, found in sorted(command.commands.items()):
+            yield from commands(found, f"{name} {below}")
+
+
+def cli() -> str:
+    """Every command."""
+    head = "# Command line\n\nThis page is made from the commands by `make docs`. Do not edit it.\n\n"
+    return head + "\n".join(commands(main, "dijiang"))
+
+
+def described(name: str, found: Any) -> str:
+    """A public name: how it is called, and its docstring."""
+    called = f"{name}{inspect.signature(found)}".replace("'", "") if inspect.isfunction(found) else name
+    called = re.sub(r"<function .* at 0x\w+>", "...", called)
+    return f"```text\n{called}\n\n{inspect.cleandoc(found.__doc__)}\n```\n"
+
+
+def api() -> str:
+    """Every public name; of classes that are not errors, also their public methods and properties."""
+    parts = ["# Python\n\nThis page is made from the docstrings by `make docs`. Do not edit it.\n"]
+    for name in dijiang.__all__:
+        found = getattr(dijiang, name)
+        parts.append(f"## {name}\n\n{described(name, found)}")
+        if not inspect.isclass(found) or issubclass(found, Exception):
+            continue
+        for member, value in vars(found).items():
+            value = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
+            if not member.startswith("_") and inspect.isfunction(value) and value.__doc__:
+                parts.append(described(f"{name}.{member}", value))
+    return "\n".join(parts)
+
+
+def decisions() -> str:
+    """Every decision."""
+    titles = {file.name: file.read_text(encoding="utf-8").splitlines()[0][2:] for file in sorted(ADR.glob("0*.md"))}
+    return "# Decisions\n\n" + "".join(f"- [{title}]({name})\n" for name, title in titles.items())
+
+
 PAGES = {
+    ADR / "index.md": decisions,
+    HERE / "cli.md": cli,
+    HERE / "api.md": api,
     HERE / "recipes.md": recipes,
     HERE / "real.md": real,
     HERE / "rounding.md": rounding,

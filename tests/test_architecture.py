@@ -127,3 +127,21 @@ def test_a_flag_of_export_is_in_three_places(name):
 def test_every_option_is_a_flag_of_run(one):
     known = {name for option in main.commands["run"].params for name in (option.name, *option.opts)}
     assert one.name in known
+
+
+def test_integrations_use_the_public_api_only():
+    import dijiang
+
+    for file in (PACKAGE / "integrations").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module != "recipe":
+                assert node.module is None, file.name
+                assert {name.name for name in node.names} <= set(dijiang.__all__), file.name
+
+
+def test_nothing_but_a_verb_imports_an_integration():
+    graph = grimp.build_graph("dijiang", exclude_type_checking_imports=False)
+    for module in graph.find_descendants("dijiang.integrations"):
+        importers = graph.find_modules_that_directly_import(module)
+        allowed = ("dijiang.commands.", "dijiang.integrations.")
+        assert all(name.startswith(allowed) for name in importers), importers

@@ -72,6 +72,7 @@ def test_public_names_are_these():
         "CheckpointError",
         "DecayError",
         "DijiangError",
+        "EvalError",
         "ExportError",
         "HubError",
         "InputError",

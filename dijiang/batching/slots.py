@@ -45,7 +45,7 @@ class Slots:
     def swap_out(self, turn: Turn) -> None:
         """Give a turn its state back, if it lies here; the row is the turn's until the next `arrange`."""
         if turn in self._turns and self._state is not None:
-            turn.state = self._state.row(self._turns.index(turn))
+            turn.state = self._state.take([self._turns.index(turn)])
 
     def arrange(self, turns: Sequence[Turn]) -> State:
         """Have exactly these turns here, at least one; their state, one row each, in the order of `turns`.

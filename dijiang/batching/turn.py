@@ -102,6 +102,6 @@ class Turn:
         record = self._sequence.push(self.token, position)
         state.leave(row, self._sequence.seam(self.token, position))
         if record.finish_reason and self.keeps and state is not self.state:
-            self.state = state.row(row)
+            self.state = state.take([row])
         self.listener.record(record, output.logits[row, 0].copy() if self.wants_logits else None)
         return record.finish_reason is not None

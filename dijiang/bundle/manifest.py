@@ -27,8 +27,8 @@ TOKENIZER_FILES = (
     GENERATION,
 )
 AGAIN = "export the checkpoint again"
-#: Fields of a ModelSpec that decide what a state means, beside the weights.
-STATE_FIELDS = ("family", "num_layers", "num_heads", "num_kv_heads", "hidden_size", "vocab_size")
+#: Fields of a ModelSpec that say nothing about what a state means. All others do, beside the weights.
+NOT_OF_STATES = ("max_positions", "bos_token_id", "eos_token_ids")
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,6 @@ def fingerprint_of(tensors: str, spec: ModelSpec, decay: str) -> str:
         tensors: hash over names, shapes and data of all tensors.
         decay: how D1 and D2 were read: exact, analytic or repaired.
     """
-    facts = {name: getattr(spec, name) for name in STATE_FIELDS}
+    facts = {name: value for name, value in spec.to_dict().items() if name not in NOT_OF_STATES}
     text = json.dumps([tensors, facts, decay], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -11,18 +11,41 @@ import click
 
 from ..bundle.opened import Bundle, open_bundle
 from ..bundle.sizes import sizes
+from ..errors import InputError
+from ..files import write_file
 from ..models.config import brief
+from ..recipe import require
 from ..runtime.sessions.engines import EngineRecord
 from ..runtime.sessions.inference import why_not
-from . import JSON, model_folder, print_table
+from . import GRAPH, JSON, model_folder, print_table
 
 
 @click.command()
 @model_folder("bundle")
+@click.option("--draw", type=click.Path(path_type=Path), help="Draw the nodes of a layer into this .svg file.")
+@click.option("--layer", type=click.IntRange(0), default=0, show_default=True, help="Which one --draw draws.")
+@GRAPH
 @JSON
-def inspect(bundle: Path, as_json: bool) -> None:
+def inspect(bundle: Path, draw: Path | None, layer: int, graph: str | None, as_json: bool) -> None:
     """Show what BUNDLE holds; reads and checks every file."""
-    show_bundle(open_bundle(bundle), as_json)
+    opened = open_bundle(bundle)
+    if draw is not None:
+        draw_layer(opened, graph, layer, draw)
+    show_bundle(opened, as_json)
+
+
+def draw_layer(bundle: Bundle, graph: str | None, layer: int, file: Path) -> None:
+    """Write the picture of a layer; graph None: of the bundle's first graph."""
+    try:
+        import onnx_ir
+
+        from ..graph.drawing import draw
+    except ImportError as error:
+        raise InputError(f"{error}; pip install 'dijiang[export]'") from error
+    chosen = graph or next(iter(bundle.manifest.graphs))
+    require("graph", chosen, bundle.manifest.graphs)
+    picture = draw(onnx_ir.load(bundle.graph_file(chosen)).graph, layer)
+    write_file(file, picture.encode(), InputError)
 
 
 NOT_JUDGED = "not judged: its text makes no sense yet"

@@ -32,12 +32,24 @@ if TYPE_CHECKING:
     show_default=True,
     help="What runs BUNDLE; the CPU rounds as a GPU would.",
 )
+@click.option(
+    "--html", type=click.Path(path_type=Path), help="Write a page: errors by layer, position and token; decay."
+)
 @GRAPH
 @PROGRESS
 @THREADS
 @JSON
-def verify(bundle: Path, against: Path, store: bool, as_json: bool, progress: bool | None, **options: Any) -> None:
+def verify(
+    bundle: Path,
+    against: Path,
+    store: bool,
+    html: Path | None,
+    as_json: bool,
+    progress: bool | None,
+    **options: Any,
+) -> None:
     """Compare BUNDLE with its checkpoint in float64; exit 1 if a gate fails."""
+    from ..parity.page import write_page
     from ..parity.verify import store_report
     from ..parity.verify import verify as compare
     from ..progress import bars
@@ -59,6 +71,8 @@ def verify(bundle: Path, against: Path, store: bool, as_json: bool, progress: bo
             rows.append(("warning", warning))
         rows.append(("result", (VERDICTS | {None: NOT_JUDGED})[report.passed]))
         print_table(rows)
+    if html is not None:
+        write_page(html, report, open_bundle(bundle, check_hashes=False))
     if store and not is_snapshot(bundle):
         store_report(open_bundle(bundle, check_hashes=False), report)
     report.require()

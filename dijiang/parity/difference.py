@@ -45,6 +45,9 @@ class Sums:
         self.rows = self.agreed = self.followed = self.numbers = 0
         self.max_error = self.squares = self.reference_squares = self.kl = self.entropy = 0.0
         self.losses = np.zeros(2)
+        #: Of every row, in order: RMS error and KL.
+        self.row_errors: list[float] = []
+        self.row_kl: list[float] = []
 
     def add(self, reference: np.ndarray, candidate: np.ndarray, ids: np.ndarray) -> None:
         """Logits [T, vocab] of the tokens ids [T], or [T + 1]: row t predicts ids[t + 1]."""
@@ -56,10 +59,13 @@ class Sums:
         error = candidate - reference
         self.max_error = float(np.maximum(self.max_error, np.abs(error).max()))  # keeps NaN
         self.squares += float((error**2).sum())
+        self.row_errors += ((error**2).mean(-1) ** 0.5).tolist()
         self.reference_squares += float((reference**2).sum())
         expected, found = log_softmax(reference), log_softmax(candidate.astype(np.float64))
         likelihood = np.exp(expected)
-        self.kl += float((likelihood * (expected - found)).sum())
+        kl = (likelihood * (expected - found)).sum(-1)
+        self.kl += float(kl.sum())
+        self.row_kl += kl.tolist()
         self.entropy -= float((likelihood * expected).sum())
         self.agreed += int((reference.argmax(-1) == candidate.argmax(-1)).sum())
         self.rows += len(reference)

@@ -7,7 +7,7 @@ the logits compared.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..bundle.opened import Bundle, open_bundle, store_parity
 from ..errors import ParityError
-from ..models.decay import position_limit
+from ..models.decay import Decay, position_limit
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
 from ..progress import Progress, silent
 from ..recipe import require
@@ -24,7 +24,7 @@ from ..runtime.options import Loading
 from ..runtime.sessions.inference import why_not
 from ..runtime.sessions.providers import choose_graph, emulates, open_session, parse
 from ..version import __version__
-from .difference import Difference
+from .difference import Difference, Sums
 from .emulation import load_emulated
 from .gates import Verdict, judge
 from .parts import PartedModel
@@ -63,6 +63,23 @@ class StateError:
 
 
 @dataclass(frozen=True)
+class Detail:
+    """What a picture of a verification shows, and the stored report leaves out.
+
+    ids, positions, errors, kl: of each token compared: its id, where it stood, the RMS error of the logits
+    after it, and their KL in nats.  states: length -> error of each layer's state.
+    decays: of the checkpoint, a layer each.
+    """
+
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    errors: tuple[float, ...]
+    kl: tuple[float, ...]
+    states: dict[int, list[float]]
+    decays: tuple[Decay, ...]
+
+
+@dataclass(frozen=True)
 class Parity:
     """The report of the verification of one graph, and of the bundle's others.
 
@@ -96,6 +113,7 @@ class Parity:
     reference_dtype: str
     dijiang: str
     graph: str
+    detail: Detail | None = field(default=None, compare=False, repr=False)
     gates: tuple[Verdict, ...] = ()
     others: tuple[Parity, ...] = ()
 
@@ -149,7 +167,9 @@ class Parity:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, as stored in the bundle."""
         others = [other.to_dict() for other in self.others]
-        return asdict(self) | {"worst_layer": self.worst_layer, "passed": self.passed, "others": others}
+        stored = asdict(replace(self, detail=None, others=()))
+        del stored["detail"]
+        return stored | {"worst_layer": self.worst_layer, "passed": self.passed, "others": others}
 
     def require(self, advice: str = "do not ship it: report the checkpoint and these figures") -> None:
         """Raise ParityError unless every gate was met."""
@@ -222,7 +242,11 @@ def verify(
     same = checkpoint.checkpoint.sha256() == manifest.source_sha256
     judged = not (recipe.in_blocks and checkpoint.untrained)
 
-    def report_of(name: str, run: Run, found: Difference, states: dict[int, list[float]]) -> Parity:
+    ids = tuple(int(token) for window in windows for token in window)
+    positions = tuple(position for window in windows for position in range(len(window)))
+
+    def report_of(name: str, run: Run, sums: Sums, states: dict[int, list[float]]) -> Parity:
+        found = sums.result(is_text=is_text)
         report = Parity(
             tokens=sum(map(len, windows)),
             positions=max(map(len, windows)),
@@ -241,12 +265,14 @@ def verify(
             reference_dtype="float64",
             dijiang=__version__,
             graph=name,
+            detail=Detail(
+                ids, positions, tuple(sums.row_errors), tuple(sums.row_kl), states, tuple(checkpoint.decays)
+            ),
         )
         return replace(report, gates=judge(recipe.gates, report.metrics))
 
     reports = [
-        report_of(name, run, sums.result(is_text=is_text), states)
-        for name, run, (sums, states) in zip(graphs, runs, compared, strict=True)
+        report_of(name, run, sums, states) for name, run, (sums, states) in zip(graphs, runs, compared, strict=True)
     ]
     report = replace(reports[0], others=tuple(reports[1:]))
     if store:

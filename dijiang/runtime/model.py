@@ -23,6 +23,9 @@ from .state import State
 from .step import Step
 from .text import TextTokenizer
 
+#: Logits that `likelihood` looks at together: bounds its float64 temporaries to 128 MB each.
+LOGITS = 1 << 24
+
 
 class Model:
     """A loaded bundle. `spec` and `manifest` describe it, `session` runs it."""
@@ -127,14 +130,22 @@ class Model:
         return result if all_logits else result[:, 0]
 
     def score(self, ids: np.ndarray, state: State | None = None) -> np.ndarray:
-        """Log-probabilities that the model gives to a text.
+        """Log-probabilities that the model gives to a text: the first result of `likelihood`."""
+        return self.likelihood(ids, state)[0]
+
+    def likelihood(
+        self, ids: np.ndarray, state: State | None = None, *, mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """How likely texts are, token by token.
 
         Args:
             ids: [B, T] int64, T at least 2.
             state: to start from, batch B; advanced over ids. None: a new one.
+            mask: [B, T], 0 where a token is padding on the right; None: no padding.
 
         Returns:
             [B, T - 1] float64, nats: of ids[:, t + 1] after ids[:, : t + 1].
+            [B, T - 1] bool: whether no token was more likely.  Under padding both hold no meaning.
 
         Raises:
             InputError: as `forward`.
@@ -143,15 +154,21 @@ class Model:
         if ids.ndim != 2 or ids.shape[1] < 2:
             raise InputError(f"ids of shape {list(ids.shape)}, expected [batch, 2 or more tokens]")
         state = self.new_state(len(ids)) if state is None else state
-        self.check(ids, state)
-        found, longest = [], self.session.longest
+        real = None if mask is None else (np.asarray(mask) != 0).astype(np.int64)
+        self.check(ids, state, real)
+        if real is not None:
+            ids = np.where(real, ids, 0)
+        longest = max(1, min(self.session.longest, LOGITS // (len(ids) * self.spec.vocab_size)))
+        found, best = [], []
         for start in range(0, ids.shape[1], longest):
             piece, following = ids[:, start : start + longest], ids[:, start + 1 : start + longest + 1]
-            logits = self.forward(piece, state, all_logits=True)[:, : following.shape[1]]
+            of_piece = None if real is None else real[:, start : start + longest]
+            logits = self.forward(piece, state, mask=of_piece, all_logits=True)[:, : following.shape[1]]
             shifted = (logits - logits.max(-1, keepdims=True)).astype(np.float64)
             chosen = np.take_along_axis(shifted, following[..., None], axis=-1)[..., 0]
             found.append(chosen - np.log(np.exp(shifted).sum(-1)))
-        return np.concatenate(found, axis=1)
+            best.append(chosen == 0)
+        return np.concatenate(found, axis=1), np.concatenate(best, axis=1)
 
     def check(self, ids: np.ndarray, state: State, real: np.ndarray | None = None, user: object = None) -> None:
         """InputError unless ids [B, T] (real [B, T]: 0 for padding) can follow the state.

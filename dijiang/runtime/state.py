@@ -245,16 +245,35 @@ class State:
 
     def clone(self) -> State:
         """An independent copy: fork a sequence, or keep a point to come back to."""
-        kept = self.snapshot()
-        return State.of(
-            replace(
-                kept,
-                layers=[layer.copy() for layer in kept.layers],
-                position=kept.position.copy(),
-                last=kept.last.copy(),
-                seen=kept.seen.copy(),
-                history=kept.history.copy(),
+        return self.take(range(self.batch))
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> State:
+        """A state of some of the sequences, independent of this one.
+
+        Args:
+            rows: [N] integers from 0 to batch - 1, N at least 1; in any order, one may come several times
+                (the beams of a beam search).
+
+        Raises:
+            InputError: rows are anything else.
+        """
+        chosen = np.asarray(rows)
+        if chosen.ndim != 1 or not chosen.size or chosen.dtype.kind not in "iu":
+            raise InputError(
+                f"rows are {chosen.dtype} of shape {list(chosen.shape)}, expected one or more integers"
             )
+        if chosen.min() < 0 or chosen.max() >= self.batch:
+            raise InputError(f"rows from {chosen.min()} to {chosen.max()}, expected 0 to {self.batch - 1}")
+        kept = self.snapshot()
+        return State(
+            [layer[chosen] for layer in kept.layers],
+            kept.position[chosen],
+            kept.fingerprint,
+            kept.vocab_size,
+            last=kept.last[chosen],
+            seen=kept.seen[chosen],
+            history=kept.history[chosen],
+            seams=[kept.seams[row] for row in chosen],
         )
 
     def snapshot(self, note: Note = NO_NOTE) -> Snapshot:
@@ -270,20 +289,6 @@ class State:
             self.fingerprint,
             self.vocab_size,
             note,
-        )
-
-    def row(self, row: int) -> State:
-        """An independent copy of one sequence of the batch, of batch 1."""
-        one = slice(row, row + 1)
-        return State(
-            [layer[one].copy() for layer in self.layers],
-            self.position[one].copy(),
-            self.fingerprint,
-            self.vocab_size,
-            last=self.last[one].copy(),
-            seen=self.seen[one].copy(),
-            history=self.history[one].copy(),
-            seams=[self.seam(row)],
         )
 
     @classmethod

@@ -1,14 +1,19 @@
 """Opening a bundle: every file whole, nothing outside the folder, formats known."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import dijiang
 from dijiang.bundle import integrity
-from tests.conftest import RUNNABLE
+from dijiang.bundle.manifest import fingerprint_of
+from dijiang.models.load import load_checkpoint
+from dijiang.models.spec import ModelSpec
+from tests.conftest import GOLDEN, RUNNABLE
 
 
 @pytest.fixture
@@ -150,3 +155,21 @@ def test_folder_without_a_manifest_is_no_bundle(tmp_path):
 def test_unchecked_load_skips_the_hashes_only(bundle):
     edit_manifest(bundle, lambda m: m["files"]["model.onnx.data"].update(sha256=["0" * 64]))
     assert dijiang.load(bundle, check_hashes=False).spec.num_layers > 0
+
+
+def changed(value):
+    """Another value of the type."""
+    if isinstance(value, bool):
+        return not value
+    return value * 2 + 1 if isinstance(value, int | float) else [value]
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(ModelSpec)])
+def test_fingerprint_tells_every_fact_that_a_state_depends_on(name):
+    facts = load_checkpoint(GOLDEN["neox-base"]).spec.to_dict()
+    specs = (
+        SimpleNamespace(to_dict=lambda found=found: found)
+        for found in (facts, facts | {name: changed(facts[name])})
+    )
+    one, other = (fingerprint_of("tensors", spec, "exact") for spec in specs)
+    assert (one == other) == (name in ("max_positions", "bos_token_id", "eos_token_ids"))

@@ -206,3 +206,44 @@ def test_score_is_the_log_softmax_of_forward(model, monkeypatch, length):
 def test_score_needs_two_tokens(model):
     with pytest.raises(dijiang.InputError, match="2 or more tokens"):
         model.score([[1]])
+
+
+def test_likelihood_is_that_of_each_text_alone(model, ids, monkeypatch):
+    monkeypatch.setattr(model.session, "longest", 7, raising=False)
+    lengths, rows = [20, 7, 2], [0, 1, 0]
+    mask = np.arange(20) < np.array(lengths)[:, None]
+    batch = np.where(mask, ids[rows, :20], -1)  # what stands under padding does not matter
+    state = model.new_state(3)
+    nats, best = model.likelihood(batch, state, mask=mask)
+    assert state.position.tolist() == lengths
+    for row, length in enumerate(lengths):
+        alone = ids[rows[row], :length][None]
+        logits = model.forward(alone, model.new_state(), all_logits=True)[:, :-1].astype(np.float64)
+        expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        chosen = np.take_along_axis(expected, alone[:, 1:, None], -1)[0, :, 0]
+        np.testing.assert_allclose(nats[row, : length - 1], chosen, atol=1e-5)
+        np.testing.assert_array_equal(best[row, : length - 1], logits[0].argmax(-1) == alone[0, 1:])
+        np.testing.assert_allclose(model.score(alone)[0], chosen, atol=1e-5)
+
+
+def test_likelihood_looks_at_few_logits_at_a_time(model, ids, monkeypatch):
+    expected = model.score(ids[:, :30])
+    seen, forward = [], model.forward
+
+    def counted(*given, **options):
+        seen.append(forward(*given, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(model, "forward", counted)
+    monkeypatch.setattr("dijiang.runtime.model.LOGITS", 4 * len(ids) * model.spec.vocab_size)
+    np.testing.assert_allclose(model.score(ids[:, :30]), expected, atol=1e-5)
+    assert [logits.shape[1] for logits in seen] == [4] * 7 + [2]
+    monkeypatch.setattr("dijiang.runtime.model.LOGITS", 1)
+    np.testing.assert_allclose(model.score(ids[:, :5]), expected[:, :4], atol=1e-5)
+
+
+def test_a_greedy_text_is_the_most_likely_everywhere(model):
+    prompt = [1, 2, 3]
+    found = [record.token for record in model.generate(prompt, max_tokens=9, ignore_eos=True)]
+    assert model.likelihood([prompt + found])[1][0, 2:].all()
+    assert not model.likelihood([[*prompt, (found[0] + 1) % model.spec.vocab_size]])[1][0, 2]

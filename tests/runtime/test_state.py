@@ -282,3 +282,33 @@ def test_failed_step_tears_the_state_and_nothing_goes_on_from_it(exported, monke
     model.forward([[4]], kept)
     with pytest.raises(dijiang.InputError, match="out of range"):
         model.forward([[10**6]], kept)
+
+
+def test_take_gives_sequences_in_any_order(model):
+    state = model.new_state(3)
+    model.forward([[1, 2, 3], [4, 5, 6], [7, 8, 9]], state, mask=[[1, 1, 1], [0, 1, 1], [0, 0, 1]])
+    taken = state.take(np.array([2, 0, 0, 1]))
+    assert taken.position.tolist() == [1, 3, 3, 2]
+    for found, layer in zip(taken.layers, state.layers, strict=True):
+        np.testing.assert_array_equal(found, layer[[2, 0, 0, 1]])
+        assert found.flags.c_contiguous
+        assert not np.shares_memory(found, layer)
+    np.testing.assert_array_equal(taken.seen, state.seen[[2, 0, 0, 1]])
+    found = model.forward([[5]] * 4, taken)
+    np.testing.assert_allclose(found, model.forward([[5]] * 3, state)[[2, 0, 0, 1]], atol=2e-5)
+    assert state.position.tolist() == [4, 3, 2]
+
+
+def test_take_keeps_what_a_generation_left(model):
+    state = model.new_state()
+    list(model.generate([1, 2], max_tokens=3, state=state))
+    fork = state.take([0, 0]).take([1])
+    expected = [record.token for record in model.generate(max_tokens=3, state=state)]
+    assert [record.token for record in model.generate(max_tokens=3, state=fork)] == expected
+
+
+@pytest.mark.parametrize("rows", [[], [2], [-1], [0.5], [[0]], ["a"], [True]])
+def test_take_refuses_what_are_no_rows(model, rows):
+    state = model.new_state(2)
+    with pytest.raises(dijiang.InputError, match=r"^rows "):
+        state.take(rows)

@@ -1,0 +1,59 @@
+"""dijiang deploy."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import ExportError
+from . import model_folder
+
+OUTPUT = click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to be written."
+)
+
+
+@click.group()
+def deploy() -> None:
+    """Write a bundle as other runtimes read it."""
+
+
+@deploy.command()
+@model_folder("bundle")
+@OUTPUT
+def genai(bundle: Path, output: Path) -> None:
+    """BUNDLE for the loop of onnxruntime-genai."""
+    written(bundle, output, "genai")
+
+
+@deploy.command()
+@model_folder("bundle")
+@OUTPUT
+@click.option("--name", default="dijiang", show_default=True, help="Of the model.")
+@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Sequences a step at most.")
+@click.option("--candidates", type=click.IntRange(1), default=256, show_default=True, help="States kept at most.")
+def triton(bundle: Path, output: Path, **options: Any) -> None:
+    """BUNDLE as a model repository of Triton Inference Server."""
+    written(bundle, output, "triton", **options)
+
+
+def written(bundle: Path, output: Path, integration: str, **options: Any) -> None:
+    """Have an integration write a new folder, whole or not at all."""
+    from ..bundle.opened import open_bundle
+    from ..files import check_output, new_folder
+
+    try:
+        module = import_module(f"dijiang.integrations.{integration}")
+    except ImportError as error:
+        raise ExportError(f"{error}; pip install 'dijiang[export]'") from error
+    opened = open_bundle(bundle)
+    check_output(output, [bundle], ExportError)
+    if os.path.lexists(output):
+        raise ExportError(f"{output} exists and is never overwritten; choose another folder")
+    with new_folder(output, ExportError) as partial:
+        module.write(opened, partial, **options)
+    click.echo(output)

@@ -1,0 +1,108 @@
+"""A bundle as a model repository of Triton Inference Server: a request is token ids, Triton keeps the states.
+
+The graph gets its position from a state of its own, and makes positions, mask and indices itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from onnx import GraphProto, TensorProto, helper
+
+from .. import Bundle, ExportError
+from .rewire import change, standalone, write_graph
+
+NAME = re.compile(r"[\w][\w-]*", re.ASCII)
+#: What the graph makes itself.
+MADE = ("position_ids", "attention_mask", "logit_indices")
+POSITION = ("past_position", "present_position")
+STATES = ("past_key_values.{}.recurrent_state", "present.{}.recurrent_state")
+
+
+def write(bundle: Bundle, repository: Path, *, name: str, batch: int = 16, candidates: int = 256) -> None:
+    """Write REPOSITORY/NAME: config.pbtxt, and the graph as version 1.
+
+    The graph is the one that runs on the oldest onnxruntime, since containers have older ones.
+
+    Args:
+        bundle: with a graph that needs no compiled operator.
+        repository: exists.
+        name: of the model.
+        batch: sequences a step at most.
+        candidates: sequences whose states are kept at most.
+
+    Raises:
+        ExportError: the bundle has no such graph, or the name is none.
+    """
+    if not NAME.fullmatch(name):
+        raise ExportError(f"{name!r} is no name of a model, expected letters, digits, - and _; change --name")
+    records = bundle.manifest.graphs
+    graph = min(standalone(bundle), key=lambda one: records[one].oldest)
+    folder = repository / name
+    (folder / "1").mkdir(parents=True)
+    write_graph(bundle, graph, folder / "1" / "model.onnx", _adapt)
+    (folder / "config.pbtxt").write_text(_config(bundle, name, batch, candidates), encoding="utf-8")
+
+
+def _adapt(graph: GraphProto) -> None:
+    """Token ids and states in; the next token, its logits and states out."""
+    past, present = POSITION
+    first = [
+        helper.make_node("Constant", [], ["triton_zero"], value_int=0),
+        helper.make_node("Constant", [], ["triton_one"], value_int=1),
+        helper.make_node("Constant", [], ["triton_column"], value_ints=[1]),
+        helper.make_node("Shape", ["input_ids"], ["triton_shape"]),
+        helper.make_node("Gather", ["triton_shape", "triton_one"], ["triton_length"]),
+        helper.make_node("Range", ["triton_zero", "triton_length", "triton_one"], ["triton_steps"]),
+        helper.make_node("Add", [past, "triton_steps"], ["position_ids"]),
+        helper.make_node("Add", [past, "triton_length"], [present]),
+        helper.make_node("Expand", ["triton_column", "triton_shape"], ["attention_mask"]),
+        helper.make_node("Sub", ["triton_length", "triton_one"], ["triton_last"]),
+        helper.make_node("Mul", [past, "triton_zero"], ["triton_zeros"]),
+        helper.make_node("Add", ["triton_zeros", "triton_last"], ["logit_indices"]),
+    ]
+    infos = [helper.make_tensor_value_info(one, TensorProto.INT64, ["batch", 1]) for one in POSITION]
+    change(graph, without=MADE, first=first, last=(), inputs=infos[:1], outputs=infos[1:])
+
+
+def _config(bundle: Bundle, name: str, batch: int, candidates: int) -> str:
+    """config.pbtxt; dimensions are without the batch."""
+    spec = bundle.manifest.spec
+    layers = [tuple(one.format(layer) for one in STATES) for layer in range(spec.num_layers)]
+    states = [
+        _state(POSITION, "TYPE_INT64", (1,)),
+        *(_state(names, "TYPE_FP32", spec.state_shape) for names in layers),
+    ]
+    return f"""name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {batch}
+input [ {{ name: "input_ids" data_type: TYPE_INT64 dims: [ -1 ] }} ]
+output [
+  {{ name: "next_tokens" data_type: TYPE_INT64 dims: [ 1 ] }},
+  {{ name: "logits" data_type: TYPE_FP32 dims: [ 1, {spec.vocab_size} ] }}
+]
+instance_group [ {{ kind: KIND_CPU count: 1 }} ]
+sequence_batching {{
+  max_sequence_idle_microseconds: 600000000
+  oldest {{ max_candidate_sequences: {candidates} }}
+  state [
+{",".join(states)}
+  ]
+}}
+"""
+
+
+def _state(names: tuple[str, ...], kind: str, shape: Iterable[int]) -> str:
+    past, present = names
+    dims = ", ".join(map(str, shape))
+    start = f'initial_state {{ name: "zero" data_type: {kind} dims: [ {dims} ] zero_data: true }}'
+    return f"""
+    {{
+      input_name: "{past}"
+      output_name: "{present}"
+      data_type: {kind}
+      dims: [ {dims} ]
+      {start}
+    }}"""

@@ -1,0 +1,260 @@
+"""The page and the module of web/ in Chromium: their tokens are ours, and they outlive reloads and networks."""
+
+import json
+import shutil
+import sys
+import threading
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import dijiang
+from tests.conftest import EXAMPLES
+
+pytestmark = pytest.mark.ecosystem
+WEB = EXAMPLES.parent / "web"
+PROMPTS = ["def main(", "é ∑ 😀 = ", "import os\nclass A:\n    def f(self):\n        return " * 12]
+
+
+@pytest.fixture(scope="module")
+def serve():
+    """serve(bundle): the address of a server of the page and a bundle, and the server."""
+    sys.path.insert(0, str(WEB))
+    from serve import handler_for
+
+    servers = []
+
+    def start(bundle: Path, change=lambda handler: handler):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), change(handler_for(bundle)))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/", server
+
+    yield start
+    sys.path.remove(str(WEB))
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+#: A GPU in software, which a page sees as one.
+ADAPTER = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        path, options = shutil.which("chromium"), ["--no-sandbox", *ADAPTER]
+        browser = playwright.chromium.launch(executable_path=path, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chromium):
+    """A page of a browser that knows nothing yet; the test fails if the page raises."""
+    context = chromium.new_context()
+    page, errors = context.new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert errors == []
+
+
+def ours(bundle, prompt, count, **loading):
+    records = list(dijiang.load(bundle, **loading).generate(prompt, max_tokens=count))
+    return [record.token for record in records], "".join(record.text for record in records)
+
+
+#: Runs the module, without the page: ids and text of each prompt, and the last call of progress.
+SCRIPT = """async ([prompts, count, options]) => {
+  const { Model } = await import("./dijiang.js");
+  let progress;
+  options = { ...options, progress: (...told) => progress = told };
+  const model = await Model.load(location.origin + "/bundle/", options);
+  const found = [];
+  for (const prompt of prompts) {
+    const ids = [];
+    let text = "";
+    const stream = model.generate(prompt, { maxTokens: count, onToken: (id) => ids.push(id) });
+    for await (const piece of stream) text += piece;
+    found.push([ids, text]);
+  }
+  return { found, progress, provider: model.provider, graph: model.graph };
+}"""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_tokens_and_text_are_ours(serve, tab, exported, precision):
+    bundle = exported("tiny-python", precision=precision)
+    address, _ = serve(bundle)
+    tab.goto(address)
+    ready(tab)
+    tab.evaluate("caches.delete('dijiang')")
+    done = tab.evaluate(SCRIPT, [PROMPTS, 50, {}])
+    assert done["provider"] == "wasm"
+    assert done["progress"] == [(bundle / "model.onnx.data").stat().st_size] * 2
+    for prompt, (ids, text) in zip(PROMPTS, done["found"], strict=True):
+        expected, words = ours(bundle, prompt, 50, graph=done["graph"])
+        assert ids == expected
+        assert text == words.rstrip("\ufffd")
+
+
+def test_int4_differs_where_two_tokens_are_nearly_as_likely(serve, tab, exported):
+    """Kernels of WebAssembly round activations otherwise."""
+    bundle = exported("tiny-python", precision="int4")
+    address, _ = serve(bundle)
+    tab.goto(address)
+    done = tab.evaluate(SCRIPT, [PROMPTS, 30, {}])
+    model = dijiang.load(bundle, graph=done["graph"])
+    for prompt, (ids, _) in zip(PROMPTS, done["found"], strict=True):
+        expected = ours(bundle, prompt, 30, graph=done["graph"])[0]
+        same = next((at for at, pair in enumerate(zip(ids, expected, strict=True)) if pair[0] != pair[1]), None)
+        if same is not None:
+            fed = model.tokenizer.encode(prompt) + expected[:same]
+            logits = model.forward([fed], model.new_state())[0]
+            assert logits[expected[same]] - logits[ids[same]] < 0.1
+
+
+def test_threads_need_isolation_and_the_page_works_without(serve, tab, exported):
+    def without_headers(handler):
+        class Plain(handler):
+            def send_header(self, name, value):
+                if not name.startswith("Cross-Origin"):
+                    super().send_header(name, value)
+
+        return Plain
+
+    bundle = exported("tiny-python")
+    address, _ = serve(bundle)
+    tab.goto(address)
+    assert tab.evaluate("crossOriginIsolated")
+    address, _ = serve(bundle, without_headers)
+    tab.goto(address)
+    assert not tab.evaluate("crossOriginIsolated")
+    assert tab.evaluate(SCRIPT, [PROMPTS[:1], 20, {}])["found"][0][0] == ours(bundle, PROMPTS[0], 20)[0]
+
+
+def test_webgpu_is_ours_too_and_one_in_software_is_used_only_if_asked_for(serve, tab, exported):
+    bundle = exported("tiny-python")
+    address, _ = serve(bundle)
+    tab.goto(address)
+    done = tab.evaluate(SCRIPT, [PROMPTS[:1], 8, {"provider": "webgpu"}])
+    assert (done["provider"], done["graph"]) == ("webgpu", "webgpu")
+    assert done["found"][0][0] == ours(bundle, PROMPTS[0], 8)[0]
+    assert tab.evaluate(SCRIPT, [PROMPTS[:1], 8, {}])["provider"] == "wasm"
+
+
+def test_a_provider_that_is_not_here_is_said(serve, tab, exported):
+    address, _ = serve(exported("tiny-python"))
+    tab.add_init_script("Object.defineProperty(navigator, 'gpu', { value: undefined })")
+    tab.goto(address + "?provider=webgpu")
+    tab.wait_for_function("document.getElementById('status').textContent.includes('nothing runs')")
+    assert "webgpu is not here" in tab.inner_text("#status")
+    tab.goto(address + "?provider=abacus")
+    tab.wait_for_function("document.getElementById('status').textContent.includes('abacus is not here')")
+    tab.goto(address)
+    ready(tab)
+    assert tab.inner_text("#status").startswith("wasm")
+
+
+def write(tab):
+    """Press the button; wait until the text is written."""
+    ready(tab)
+    tab.evaluate("document.getElementById('status').textContent = ''")
+    tab.click("#write")
+    tab.wait_for_function("document.getElementById('status').textContent.includes('tokens/s')")
+    ready(tab)
+
+
+def ready(tab):
+    tab.wait_for_function("!document.getElementById('write').disabled")
+
+
+def test_the_page_goes_on_after_a_reload_and_without_a_network(serve, tab, exported):
+    bundle = exported("tiny-python")
+    address, server = serve(bundle)
+    tab.goto(address)
+    write(tab)
+    prompt = PROMPTS[0]
+    assert tab.text_content("#text") == prompt + ours(bundle, prompt, 50)[1]
+    tab.wait_for_function("navigator.serviceWorker.controller !== null")
+    tab.reload()  # what was loaded before the worker came is kept now
+    ready(tab)
+    assert tab.text_content("#text") == prompt + ours(bundle, prompt, 50)[1]
+    write(tab)
+    assert tab.text_content("#text") == prompt + ours(bundle, prompt, 100)[1]
+    server.shutdown()
+    server.server_close()
+    tab.reload()
+    write(tab)
+    assert tab.text_content("#text") == prompt + ours(bundle, prompt, 150)[1]
+    tab.click("#clear")
+    ready(tab)
+    tab.reload()
+    ready(tab)
+    assert tab.text_content("#text") == ""
+
+
+def test_a_browser_without_room_for_the_files_runs_them(serve, tab, exported):
+    tab.add_init_script(
+        "Cache.prototype.put = async () => { throw new DOMException('full', 'QuotaExceededError'); }"
+    )
+    bundle = exported("tiny-python")
+    address, _ = serve(bundle)
+    tab.goto(address)
+    write(tab)
+    assert tab.text_content("#text") == PROMPTS[0] + ours(bundle, PROMPTS[0], 50)[1]
+
+
+def test_a_damaged_file_is_refused_and_not_kept(serve, tab, exported, copy_of):
+    bundle = copy_of(exported("tiny-python"))
+    data = bundle / "model.onnx.data"
+    whole = data.read_bytes()
+    data.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
+    address, _ = serve(bundle)
+    tab.goto(address)
+    tab.wait_for_function("document.getElementById('status').textContent.includes('damaged or of another bundle')")
+    data.write_bytes(whole)
+    tab.reload()
+    write(tab)
+
+
+def test_another_bundle_at_the_same_address_replaces_the_kept_one(serve, tab, exported, tmp_path):
+    first, second = exported("tiny-python"), exported("tiny-python-published")
+    place = tmp_path / "bundle"
+    place.symlink_to(first)
+    address, _ = serve(place)
+    tab.goto(address)
+    write(tab)
+    place.unlink()
+    place.symlink_to(second)
+    tab.reload()
+    ready(tab)
+    assert tab.text_content("#text") == ""  # the state was of another checkpoint
+    found = tab.evaluate(SCRIPT, [PROMPTS[:1], 20, {}])["found"][0][0]
+    assert found == ours(second, PROMPTS[0], 20)[0]
+    kept = tab.evaluate("caches.open('dijiang').then(c => c.keys()).then(keys => keys.map(key => key.url))")
+    files = json.loads((second / "dijiang.json").read_text())["files"].values()
+    listed = {"".join(chunk[:8] for chunk in record["sha256"]) for record in files}
+    assert {url.split("?")[1] for url in kept if "?" in url} <= listed
+
+
+def test_a_state_of_another_checkpoint_is_refused(serve, tab, exported):
+    address, _ = serve(exported("tiny-python"))
+    tab.goto(address)
+    code = """async () => {
+      const { Model } = await import("./dijiang.js");
+      const model = await Model.load(location.origin + "/bundle/");
+      const state = model.newState();
+      state.fingerprint = "x";
+      const errors = [];
+      for (const [prompt, given] of [["a", state], ["", model.newState()]]) {
+        await model.generate(prompt, { state: given }).next().catch((error) => errors.push(error.message));
+      }
+      return errors;
+    }"""
+    assert tab.evaluate(code) == ["the state is of another checkpoint", "nothing to go on from: give a prompt"]

@@ -1,0 +1,214 @@
+"""transformers' `generate()` on a bundle: its tokens are ours. `make ecosystem` runs this on 4.57, too."""
+
+import gc
+import time
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MaxTimeCriteria, StoppingCriteria, TextIteratorStreamer, pipeline
+
+from dijiang.integrations.transformers import CACHE, DijiangConfig, DijiangForCausalLM, RecurrentCache
+from dijiang.runtime.options import Generation
+from dijiang.runtime.sampling import candidates
+from tests.conftest import GOLDEN
+
+PROMPTS = ["def main(", "x", "import os\nclass A:\n    def f(self):\n        return"]
+pytestmark = pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
+
+
+@pytest.fixture(scope="module")
+def model(exported):
+    return DijiangForCausalLM.from_pretrained(exported("tiny-python"))
+
+
+def ours(model, prompt, count, **options):
+    return [record.token for record in model.model.generate(prompt, max_tokens=count, **options)]
+
+
+def continued(model, texts, **options):
+    """New ids [B, N] of transformers."""
+    given = model.tokenizer(texts, return_tensors="pt", padding=True)
+    found = model.generate(**given, **options)
+    return found[:, given["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_greedy_tokens_are_those_of_model_generate(model, prompt, use_cache):
+    found = continued(model, [prompt], max_new_tokens=25, do_sample=False, use_cache=use_cache)
+    assert found == [ours(model, prompt, 25)]
+
+
+def test_padding_on_the_left_changes_no_sequence_of_a_batch(model):
+    found = continued(model, PROMPTS, max_new_tokens=20, do_sample=False)
+    assert found == [ours(model, prompt, 20) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("beams", [2, 5])
+def test_beams_with_states_are_beams_without(model, beams):
+    options = {"max_new_tokens": 16, "num_beams": beams, "num_return_sequences": 2, "do_sample": False}
+    found = continued(model, PROMPTS, use_cache=True, **options)
+    assert found == continued(model, PROMPTS, use_cache=False, **options)
+
+
+def test_beams_need_their_states_in_order(model, monkeypatch):
+    options = {"max_new_tokens": 16, "num_beams": 5, "do_sample": False}
+    right = continued(model, PROMPTS, **options)
+    monkeypatch.setattr(RecurrentCache, "reorder_cache", lambda self, beams: None)
+    assert continued(model, PROMPTS, **options) != right
+
+
+def test_a_sampled_token_has_the_probabilities_of_our_sampler(model):
+    given = model.tokenizer(PROMPTS[0], return_tensors="pt")
+    settings = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
+    torch.manual_seed(1)
+    found = model.generate(
+        **given, max_new_tokens=12, do_sample=True, output_scores=True, return_dict_in_generate=True, **settings
+    )
+    state, ids = model.model.new_state(), given["input_ids"].numpy()
+    for token, scores in zip(found.sequences[0, ids.shape[1] :], found.scores, strict=True):
+        tokens, weights = candidates(model.model.forward(ids, state)[0], Generation(**settings))
+        expected = np.zeros(model.config.vocab_size)
+        expected[tokens] = weights / weights.sum()
+        np.testing.assert_allclose(torch.softmax(scores[0].double(), -1).numpy(), expected, atol=1e-6)
+        ids = np.array([[int(token)]])
+
+
+def test_the_same_seed_samples_the_same_tokens(model):
+    drawn = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        drawn.append(continued(model, PROMPTS, max_new_tokens=12, do_sample=True, num_return_sequences=2))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_text_is_streamed(model):
+    streamer = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    given = model.tokenizer(PROMPTS[0], return_tensors="pt")
+    model.generate(**given, max_new_tokens=20, do_sample=False, streamer=streamer)
+    pieces = list(streamer)
+    expected = "".join(record.text for record in model.model.generate(PROMPTS[0], max_tokens=20))
+    assert "".join(pieces) == expected
+    assert len(pieces) > 3
+
+
+def test_stopping_criteria_and_stop_strings_end_the_text(model):
+    class Fifth(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.full((len(input_ids),), input_ids.shape[1] >= 8)
+
+    options = {"max_new_tokens": 30, "do_sample": False}
+    assert continued(model, ["def main("], stopping_criteria=[Fifth()], **options) == [ours(model, "def main(", 5)]
+    assert len(continued(model, ["x"], stopping_criteria=[MaxTimeCriteria(0)], **options)[0]) == 1
+    stopped = continued(model, ["def main("], stop_strings=["):"], tokenizer=model.tokenizer, **options)
+    assert model.tokenizer.decode(stopped[0]) == "f, f):"
+
+
+def test_an_end_token_ends_the_text_and_pads_the_batch(model):
+    end = ours(model, "x", 4)[3]
+    found = continued(model, ["x", "def main("], max_new_tokens=12, do_sample=False, eos_token_id=end)
+    expected = ours(model, "x", 12, stop_tokens=[end])
+    assert found[0] == expected + [0] * (len(found[1]) - len(expected))
+
+
+def test_a_cache_goes_on_where_it_was(model):
+    given = model.tokenizer("def main(", return_tensors="pt")
+    first = model.generate(**given, max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
+    cache = first[CACHE]
+    assert cache.state.nbytes == model.model.new_state().nbytes
+    second = model.generate(first.sequences, max_new_tokens=6, do_sample=False, **{CACHE: cache})
+    assert second[0].tolist()[3:] == ours(model, "def main(", 12)
+    with pytest.raises(ValueError, match=r"a cache of 14 tokens and 3 input ids, expected .* more ids"):
+        model.generate(given["input_ids"], max_new_tokens=2, **{CACHE: cache})
+
+
+def test_positions_end_as_in_model_generate(exported):
+    model = DijiangForCausalLM.from_pretrained(exported("neox-trained-decay"))
+    limit = model.model.manifest.positions_limit
+    prompt = 1 + np.arange(limit - 5)[None] % (model.config.vocab_size - 1)
+    expected = ours(model, prompt[0], 50, ignore_eos=True)
+    found = model.generate(torch.from_numpy(prompt), max_new_tokens=50, do_sample=False, eos_token_id=None)
+    assert found[0, limit - 5 :].tolist() == expected
+    assert len(expected) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"prompt_lookup_num_tokens": 3}, "assisted generation is not supported with stateful models"),
+        ({"assistant_model": True}, "assisted generation is not supported with stateful models"),
+        ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions: a bundle gives logits"),
+        ({"output_hidden_states": True, "return_dict_in_generate": True}, "output_hidden_states: a bundle gives"),
+        ({"inputs_embeds": torch.zeros(1, 2, 4)}, "inputs_embeds"),
+        ({"nonsense": 1}, "nonsense"),
+        ({"streamer": True, "num_beams": 2}, "streamer"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_done_is_a_value_error(model, options, reason):
+    options = {name: model if name == "assistant_model" else value for name, value in options.items()}
+    with pytest.raises(ValueError, match=reason):
+        model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, **options)
+
+
+def test_a_pipeline_generates_from_a_batch(model):
+    pipe = pipeline("text-generation", model=model, tokenizer=model.tokenizer)
+    found = pipe(PROMPTS, max_new_tokens=10, do_sample=False, batch_size=2, return_full_text=False)
+    expected = ["".join(r.text for r in model.model.generate(prompt, max_tokens=10)) for prompt in PROMPTS]
+    assert [one[0]["generated_text"] for one in found] == expected
+
+
+def test_all_logits_are_those_of_forward(model):
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    found = model(ids).logits
+    np.testing.assert_array_equal(
+        found, model.model.forward(ids.numpy(), model.model.new_state(2), all_logits=True)
+    )
+    torch.testing.assert_close(model(ids, logits_to_keep=2).logits, found[:, -2:])
+    torch.testing.assert_close(model(ids, logits_to_keep=1).logits, found[:, -1:], atol=2e-5, rtol=0)
+
+
+def test_a_checkpoint_is_exported_and_gone_afterwards(model):
+    loaded = DijiangForCausalLM.from_pretrained(GOLDEN["neox-base"], precision="int8")
+    folder = loaded.model.bundle.path
+    assert loaded.model.manifest.recipe.precision == "int8"
+    found = loaded.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=5, do_sample=False)
+    assert found[0, 3:].tolist() == ours(loaded, [1, 2, 3], 5)
+    del loaded
+    gc.collect()
+    assert not folder.exists()
+    with pytest.raises(ValueError, match="it has a precision of its own"):
+        DijiangForCausalLM.from_pretrained(model.model.bundle.path, precision="int8")
+
+
+def test_a_model_is_saved_as_the_bundle_that_it_is(model, tmp_path):
+    model.save_pretrained(tmp_path / "new")
+    again = DijiangForCausalLM.from_pretrained(tmp_path / "new")
+    assert continued(again, ["x"], max_new_tokens=5) == continued(model, ["x"], max_new_tokens=5)
+    with pytest.raises(ValueError, match="is not empty; bundles are never overwritten"):
+        model.save_pretrained(tmp_path / "new")
+
+
+def test_transformers_knows_the_class(model):
+    assert AutoModelForCausalLM._model_mapping[DijiangConfig] is DijiangForCausalLM
+
+
+@pytest.mark.timing
+def test_a_token_takes_at_most_a_millisecond_more_than_ours(model):
+    def seconds(run):
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    ids, count = torch.tensor([[316, 1647, 8]]), 300
+    options = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
+    theirs = min(seconds(lambda: model.generate(ids, **options)) for _ in range(5))
+    own = min(seconds(lambda: ours(model, ids[0].numpy(), count, ignore_eos=True)) for _ in range(5))
+    print(f"\n{1e3 * theirs / count:.3f} ms a token through transformers, {1e3 * own / count:.3f} ms ours")
+    assert theirs - own < 1e-3 * count
+
+
+@pytest.mark.ecosystem  # its last command is optimum's
+def test_the_page_does_what_it_says(page):
+    page("transformers")

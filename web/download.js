@@ -1,0 +1,75 @@
+// Files of a bundle: fetched once, checked, and kept in the browser's cache, so that a page works offline.
+
+const CACHE = "dijiang";
+/** The browser's own cache may hold a file of the bundle that was here before. */
+const FRESH = { cache: "no-store" };
+/** Bytes that one hash of a manifest covers. */
+const CHUNK = 1 << 24;
+
+/** The manifest of a bundle: the network's, without a network the kept one. What it does not list any more is dropped. */
+export async function manifestOf(url) {
+  const name = `${url}dijiang.json`;
+  const cache = await globalThis.caches?.open(CACHE);
+  let response = await fetch(name, FRESH).catch(() => null);
+  if (response?.ok) await keep(cache, name, response.clone());
+  else response = (await cache?.match(name)) ?? response;
+  if (!response?.ok) throw new Error(`${name}: ${response?.status ?? "no network"}, expected a bundle`);
+  const manifest = await response.json();
+  const listed = Object.entries(manifest.files).map(([file, record]) => nameOf(url + file, record));
+  for (const { url: kept } of (await cache?.keys()) ?? []) {
+    if (kept.startsWith(url) && kept.includes("?") && !listed.includes(kept)) await cache.delete(kept);
+  }
+  return manifest;
+}
+
+/** A browser that has no room for a file fetches it again the next time. */
+const keep = async (cache, name, response) => cache?.put(name, response).catch(() => cache.delete(name));
+
+/** What a file is kept as: other contents have another name. */
+const nameOf = (url, { sha256 }) => `${url}?${sha256.map((hash) => hash.slice(0, 8)).join("")}`;
+
+/**
+ * A file of a bundle, from the cache or the network. It is kept when it is whole, and where the browser has room for it.
+ * @param {string} url
+ * @param {{bytes: number, sha256: string[]}} record of the file, from the manifest.
+ * @param {(done: number, total: number) => void} progress told about bytes.
+ * @returns {Promise<Blob>}
+ */
+export async function fetched(url, record, progress = () => {}) {
+  const name = nameOf(url, record);
+  const cache = await globalThis.caches?.open(CACHE);
+  const kept = await cache?.match(name);
+  if (kept) return kept.blob();
+  const response = await fetch(url, FRESH);
+  if (!response.ok) throw new Error(`${url}: ${response.status} ${response.statusText}`);
+  const blob = await counted(response, progress);
+  if (!(await isWhole(blob, record))) throw new Error(`${url}: damaged or of another bundle; load the page again`);
+  await keep(cache, name, new Response(blob));
+  return blob;
+}
+
+async function counted(response, progress) {
+  const total = Number(response.headers.get("content-length")) || 0;
+  const parts = [];
+  let done = 0;
+  for (let reader = response.body.getReader(), next; !(next = await reader.read()).done; ) {
+    parts.push(next.value);
+    done += next.value.length;
+    progress(done, total);
+  }
+  return new Blob(parts);
+}
+
+async function isWhole(blob, { bytes, sha256 }) {
+  if (blob.size !== bytes) return false;
+  if (!globalThis.crypto?.subtle) return true; // a page that came by plain HTTP has none
+  for (const [at, expected] of sha256.entries()) {
+    const chunk = await blob.slice(at * CHUNK, (at + 1) * CHUNK).arrayBuffer();
+    if (hex(await crypto.subtle.digest("SHA-256", chunk)) !== expected) return false;
+  }
+  return true;
+}
+
+function hex(buffer) {
+  return Array.from(new Uint8Array(buffer), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

@@ -1,0 +1,71 @@
+// The page: loads the bundle beside it, streams text, and keeps the state, so that a reload goes on where it was.
+
+import { Model, State } from "./dijiang.js";
+import * as store from "./store.js";
+
+const at = (name) => document.getElementById(name);
+const query = new URLSearchParams(location.search);
+const KEPT = "page";
+
+async function start() {
+  navigator.serviceWorker?.register("worker.js");
+  const began = performance.now();
+  const model = await Model.load(new URL("bundle/", location.href).href, {
+    provider: query.get("provider") ?? undefined,
+    progress: (done, total) => Object.assign(at("progress"), { value: done, max: total || done }),
+  });
+  at("progress").hidden = true;
+  const seconds = ((performance.now() - began) / 1000).toFixed(1);
+  say(`${model.provider}, ${model.graph} graph, loaded in ${seconds} s`);
+  await resume(model);
+}
+
+function say(text) {
+  at("status").textContent = text;
+}
+
+/** Show what was kept, and listen. */
+async function resume(model) {
+  const kept = await store.load(KEPT);
+  const same = kept?.state.fingerprint === model.manifest.fingerprint;
+  let state = same ? State.from(kept.state) : model.newState();
+  at("text").textContent = same ? kept.text : "";
+  if (same) at("prompt").value = "";
+  at("form").onsubmit = async (event) => {
+    event.preventDefault();
+    busy(true);
+    const prompt = at("prompt").value;
+    at("text").append(prompt);
+    try {
+      await write(model, prompt, state);
+    } catch (error) {
+      say(error.message);
+    }
+    at("prompt").value = "";
+    await store.save(KEPT, { state: state.toObject(), text: at("text").textContent });
+    busy(false);
+  };
+  at("clear").onclick = async () => {
+    busy(true);
+    await store.remove(KEPT);
+    state = model.newState();
+    at("text").textContent = "";
+    busy(false);
+  };
+  busy(false);
+}
+
+function busy(yes) {
+  at("write").disabled = at("clear").disabled = yes;
+}
+
+async function write(model, prompt, state) {
+  let count = 0;
+  let first;
+  const options = { state, maxTokens: Number(query.get("tokens") ?? 50), onToken: () => (first ??= performance.now(), count++) };
+  for await (const text of model.generate(prompt, options)) at("text").append(text);
+  const rate = (1000 * (count - 1)) / (performance.now() - first);
+  say(`${model.provider}, ${model.graph} graph, ${count} tokens, ${rate.toFixed(0)} tokens/s`);
+}
+
+start().catch((error) => say(error.message));

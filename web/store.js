@@ -1,0 +1,27 @@
+// States in IndexedDB: what a page was writing is there when it comes back.
+
+function opened() {
+  return new Promise((resolve, reject) => {
+    const request = indexedDB.open("dijiang", 1);
+    request.onupgradeneeded = () => request.result.createObjectStore("states");
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}
+
+async function inStore(mode, work) {
+  const database = await opened();
+  return new Promise((resolve, reject) => {
+    const transaction = database.transaction("states", mode);
+    const request = work(transaction.objectStore("states"));
+    transaction.oncomplete = () => resolve(request.result);
+    transaction.onabort = () => reject(transaction.error);
+  });
+}
+
+/** Keep a plain object under a name. */
+export const save = (name, value) => inStore("readwrite", (store) => store.put(value, name));
+/** What was kept under a name; undefined: nothing. */
+export const load = (name) => inStore("readonly", (store) => store.get(name));
+/** Forget it. */
+export const remove = (name) => inStore("readwrite", (store) => store.delete(name));
