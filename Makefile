@@ -1,4 +1,4 @@
-# make demo: export, verify and run the shipped checkpoint.   make test: everything CI checks.
+# make demo: export, verify and run the shipped checkpoint.   make test: lint and tests; .ci/run: everything CI checks.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -11,7 +11,7 @@ ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.tx
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test lint docs soak timing gpu aarch64 kill fuzz load real rounding oldest ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 kill fuzz load real rounding steps oldest ecosystem demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -37,6 +37,10 @@ soak: $(VENV)/.dev
 timing: $(VENV)/.dev
 	$(BIN)/pytest -m timing -s
 
+# A few cases of what runs for hours: mutations of our code, kills, fuzzed files, the script for GPUs. 3 minutes.
+samples: $(VENV)/.dev
+	$(BIN)/pytest -m samples
+
 # The kernels of the WebGPU provider, on Mesa's lavapipe where it can be set up; `pytest -m gpu` takes a GPU. 5 minutes.
 gpu: $(VENV)/.dev
 	tests/gpu/lavapipe.sh .lavapipe > .lavapipe.env || { status=$$?; rm .lavapipe.env; test $$status = 75; }
@@ -47,7 +51,7 @@ gpu: $(VENV)/.dev
 AARCH64 = tests/aarch64/emulate.sh .aarch64 $(BIN)/python
 GOLDEN  = native and whole and not bin and not straddle
 aarch64: $(VENV)/.dev
-	$(AARCH64) cortex-a57 -q tests/native/test_kernels.py && $(AARCH64) max -q tests/native/test_kernels.py -W 'ignore:.*in matmul:RuntimeWarning' && \
+	$(AARCH64) cortex-a57 -q tests/native/test_kernels.py && $(AARCH64) max -q tests/native/test_kernels.py -W ignore::RuntimeWarning && \
 	$(AARCH64) cortex-a76 -q tests/native/test_kernels.py tests/graph/test_golden.py tests/graph/test_families.py \
 	  -k "kernels or $(GOLDEN) or named" || { status=$$?; test $$status = 75; }
 
@@ -75,6 +79,11 @@ real: $(VENV)/.dev
 rounding: $(VENV)/.dev
 	$(BIN)/pip install -q -c constraints.txt gguf accelerate
 	$(BIN)/python benchmarks/rounding.py .real -o benchmarks/results/rounding.json
+	$(BIN)/python docs/generate.py
+
+# Where the time of a step goes, on a machine that does nothing else. 5 GB of disk.
+steps: $(VENV)/.dev
+	$(BIN)/python benchmarks/steps.py .steps -o benchmarks/results/steps.json
 	$(BIN)/python docs/generate.py
 
 # The primitive graph on an onnxruntime that has no LinearAttention, and the oldest onnx-ir, by themselves.
@@ -123,4 +132,4 @@ $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* .aarch64 .ecosystem .load web/node_modules .lavapipe .lavapipe.env .real demo build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-* .aarch64 .ecosystem .load .steps web/node_modules .lavapipe .lavapipe.env .real demo build dist *.egg-info

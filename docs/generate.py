@@ -1,7 +1,6 @@
-"""Writes recipes.md and a part of gpu.md from the tables of `dijiang.recipe`, real.md and rounding.md from reports,
-cli.md from the commands, api.md from docstrings and adr/index.md from the decisions: make docs.
+"""Writes pages from what they are about: tables of `dijiang.recipe`, reports, commands, docstrings, decisions.
 
-A test compares the pages with what they are made of.
+`make docs` runs it. A test compares the pages with what they are made of.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ from dijiang.runtime.options import Generation, Loading
 
 HERE = Path(__file__).parent
 ADR = HERE / "adr"
+#: Share of a step from which on a kind of node has a row of its own.
+SHOWN = 0.02
 REPORTS = HERE.parent / "benchmarks" / "results"
 HEAD = """# Recipes
 
@@ -247,7 +248,74 @@ def rounding() -> str:
     return head + table(heads, lines) + "\n"
 
 
-#: Page -> what it is made by.
+PERFORMANCE = """# Where a step's time goes
+
+This page is made by `make steps` and `make docs`. Do not edit it.
+
+`make steps` runs the shape of {preset} with random weights, on all cores, batch 1. Whole steps of the graphs are
+timed in turn, in {blocks} blocks, in random order within one process. The time of the nodes comes from ONNX
+Runtime's profiler, which adds some microseconds to each. So the sums are larger than the steps.
+
+Processor: {cpu}, {cores} cores. Measured bandwidth of the memory: {bandwidths} GB/s, before, between and after
+the precisions.
+
+Choices that were made by measurement: the settings of a session ([ADR 0031](adr/0031-session-settings.md)), the
+matmul ([ADR 0020](adr/0020-matmul.md)), one operator a layer ([ADR 0010](adr/0010-native-operator.md)).
+"""
+
+
+def steps(row: dict[str, Any]) -> list[list[str]]:
+    """Rows of one precision: whole steps of each graph."""
+    return [
+        [
+            f"`{row['precision']}`",
+            length,
+            f"`{graph}`",
+            f"{one['ms']:.2f}",
+            f"{one['ratio']:.2f} ({one['quartiles'][0]:.2f} to {one['quartiles'][1]:.2f})",
+            f"{row['reads'] / 1e6 / one['ms']:.1f}" if length == "1" else "-",
+        ]
+        for length, found in row["lengths"].items()
+        for graph, one in found["steps"].items()
+    ]
+
+
+def nodes(found: dict[str, Any]) -> str:
+    """The kinds of nodes of each graph that take most of the time."""
+    rows = []
+    for graph, kinds in found["nodes"].items():
+        total = sum(kind["ms"] for kind in kinds)
+        shown = [kind for kind in kinds if kind["ms"] >= SHOWN * total]
+        rest = [kind for kind in kinds if kind["ms"] < SHOWN * total]
+        shown.append(
+            {"kind": "all others", "nodes": sum(k["nodes"] for k in rest), "ms": sum(k["ms"] for k in rest)}
+        )
+        rows += [
+            [f"`{graph}`", k["kind"], str(k["nodes"]), f"{k['ms']:.2f}", f"{k['ms'] / total:.0%}"] for k in shown
+        ]
+    return table(["graph", "kind", "nodes", "ms", "share"], rows)
+
+
+def performance() -> str:
+    """The page about the steps of each graph."""
+    found = json.loads((REPORTS / "steps.json").read_text(encoding="utf-8"))
+    head = PERFORMANCE.format(
+        preset=found["preset"],
+        blocks=found["blocks"],
+        cpu=found["cpu"]["model"],
+        cores=found["cpu"]["usable_cores"],
+        bandwidths=", ".join(f"{one['bytes_per_second'] / 1e9:.1f}" for one in found["bandwidths"]),
+    )
+    heads = ["precision", "tokens", "graph", "ms a step", "over the first graph (quartiles)", "GB/s that it reads"]
+    whole = table(heads, [line for row in found["precisions"] for line in steps(row)])
+    parts = [
+        f"## {row['precision']}, {length} tokens\n\n{nodes(one)}\n"
+        for row in found["precisions"]
+        for length, one in row["lengths"].items()
+    ]
+    return "\n".join([head, "## Whole steps\n", whole, "", *parts])
+
+
 def option(one: click.Option) -> list[str]:
     """A row: its names, what it means, and its default where the help shows it."""
     names = ", ".join(f"`{name}`" for name in (*one.opts, *one.secondary_opts))
@@ -304,6 +372,7 @@ def decisions() -> str:
     return "# Decisions\n\n" + "".join(f"- [{title}]({name})\n" for name, title in titles.items())
 
 
+#: Page -> what it is made by.
 PAGES = {
     ADR / "index.md": decisions,
     HERE / "cli.md": cli,
@@ -311,6 +380,7 @@ PAGES = {
     HERE / "recipes.md": recipes,
     HERE / "real.md": real,
     HERE / "rounding.md": rounding,
+    HERE / "performance.md": performance,
     HERE / "gpu.md": gpu,
 }
 

@@ -38,6 +38,7 @@ def in_a_process(name):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.samples
 def test_sample_of_fuzzed_checkpoints_is_one_line_or_whole():
     report = in_a_process("sample")
     assert report["findings"] == []

@@ -41,6 +41,7 @@ def dry_run(tmp_path, *cases, precision=("fp32", "int8")):
     return done, json.loads((tmp_path / "out" / "gpu-test.json").read_text())
 
 
+@pytest.mark.samples
 def test_dry_run_measures_every_case_and_goes_on_where_it_ended(tmp_path):
     _, first = dry_run(tmp_path, *CASES[:2])
     done, report = dry_run(tmp_path, *CASES, precision=("fp32",))

@@ -57,6 +57,7 @@ def test_signal_leaves_nothing_and_has_its_status(tmp_path, number, code, at):
     assert names(tmp_path) == []
 
 
+@pytest.mark.samples
 def test_kills_at_every_file_event_leave_old_or_new():
     """A sample; `make kill` has more."""
     done = subprocess.run(

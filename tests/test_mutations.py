@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import RUNNABLE
 
 
+@pytest.mark.samples
 @pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is older than 1.30")
 def test_every_mutation_is_noticed_and_none_is_not():
     done = subprocess.run([sys.executable, "-m", "tests.mutate"], capture_output=True, text=True, check=False)

@@ -122,7 +122,7 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
     """Indices of the `count` largest values, the largest first.
 
     The maxima of more than `count` columns come first: the count-th largest of them is a bound that
-    `count` values reach, and few others do. So little is left to partition (docs/performance.md).
+    `count` values reach, and few others do. So little is left to partition (ADR 0011).
     """
     columns = max(COLUMNS * count, FEWEST_COLUMNS)
     rows = len(values) // columns

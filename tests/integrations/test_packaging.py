@@ -96,7 +96,8 @@ def test_the_installation_is_small(clean):
 
 
 def test_the_import_is_fast(clean, tmp_path):
-    code = "import time; t = time.perf_counter(); import dijiang, dijiang.cli; print(time.perf_counter() - t)"
+    """Seconds of the processor: what else the machine does is not counted."""
+    code = "import time; t = time.process_time(); import dijiang, dijiang.cli; print(time.process_time() - t)"
     seconds = min(float(call(clean / "bin" / "python", "-c", code, cwd=tmp_path)) for _ in range(5))
     print(f"\n{seconds:.3f} s")
     assert seconds <= LONGEST_IMPORT

@@ -18,7 +18,7 @@ PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 MODULE, CPU_PROVIDER = "onnxruntime", "CPUExecutionProvider"
 #: Where a graph without a file of its own finds its data.
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
-#: Measured in docs/performance.md: 8 % of a decode step together with no memory pattern.
+#: Measured in docs/adr/0031-session-settings.md.
 BLOCK_BASE = ("session.dynamic_block_base", "4")
 
 
@@ -87,6 +87,7 @@ def open_inference(
     settings: dict[str, str] | None = None,
     entries: dict[str, str] | None = None,
     severity: int = 3,
+    profile: Path | None = None,
 ) -> Any:
     """An onnxruntime InferenceSession.
 
@@ -98,6 +99,7 @@ def open_inference(
         devices: of a provider that is a plug-in, in the place of its name.
         entries: further session options.
         severity: of what it logs; 4 is nothing but fatal errors.
+        profile: start of the name of a file to which `end_profiling` writes what each node took.
 
     Raises:
         whatever onnxruntime raises: its errors share no base class.
@@ -108,6 +110,8 @@ def open_inference(
     options.enable_cpu_mem_arena = False  # memory stays flat after a long prefill
     options.enable_mem_pattern = False
     options.intra_op_num_threads = threads or usable_cores()
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     for key, value in {BLOCK_BASE[0]: BLOCK_BASE[1], **(entries or {})}.items():
         options.add_session_config_entry(key, value)
     if data is not None:
