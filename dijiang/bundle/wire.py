@@ -210,8 +210,8 @@ def _all(found: Iterable[bytes]) -> tuple[str, ...]:
 
 
 def _text(found: bytes | None) -> str:
-    """What is no UTF-8 becomes escapes, and so equals no name of ours."""
-    return (found or b"").decode(errors="backslashreplace")
+    """ValueError if it is no UTF-8."""
+    return (found or b"").decode()
 
 
 class _Reader:

@@ -446,7 +446,7 @@ def test_every_form_is_checked_unhashed_too(changed, graph):
 COMMANDS = {
     "run": ["run", "BUNDLE", "-p", "x"],
     "verify": ["verify", "BUNDLE", "--against", str(BASE)],
-    "bench": ["bench", "BUNDLE", "-p", "1", "-n", "0"],
+    "bench": ["bench", "BUNDLE", "-p", "1", "-n", "1"],
     "inspect": ["inspect", "BUNDLE", "--draw", "picture.svg"],
     "upgrade": ["upgrade", "BUNDLE"],
     "build": ["build", "BUNDLE"],
@@ -473,3 +473,35 @@ def test_old_bundle_of_a_stranger_is_left_as_it_is(changed):
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert "a subgraph" in done.stderr
     assert {file.name: file.read_bytes() for file in bundle.iterdir()} == before
+
+
+def dangling(model):
+    model.graph.node[3].input[0] = "nowhere"
+
+
+def negative(model):
+    model.graph.initializer[0].dims[:] = [-7]
+
+
+def untyped(model):
+    next(n for n in model.graph.node if n.op_type == "Cast").ClearField("attribute")
+
+
+def cyclic(model):
+    one, other = model.graph.node[2], model.graph.node[5]
+    one.input[0] = other.output[0]
+
+
+def unstored(model):
+    del next(t for t in model.graph.initializer if t.external_data).external_data[:]
+
+
+BROKEN = {edit.__name__: edit for edit in (dangling, negative, untyped, cyclic, unstored)}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_graph_that_is_broken_inside_is_one_error(changed, case):
+    bundle = changed(BROKEN[case])
+    for use in (dijiang.load, lambda path: dijiang.verify(path, BASE, tokens=8, store=False)):
+        with pytest.raises(dijiang.DijiangError, match=r"cannot (be read as a graph|load the primitive graph)"):
+            use(bundle)
