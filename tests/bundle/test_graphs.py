@@ -505,3 +505,34 @@ def test_graph_that_is_broken_inside_is_one_error(changed, case):
     for use in (dijiang.load, lambda path: dijiang.verify(path, BASE, tokens=8, store=False)):
         with pytest.raises(dijiang.DijiangError, match=r"cannot (be read as a graph|load the primitive graph)"):
             use(bundle)
+
+
+def misfit(at):
+    """Input `at` of the compiled operator is one number."""
+
+    def edit(model):
+        model.graph.initializer.append(helper.make_tensor("small", TensorProto.FLOAT, [1], [0.5]))
+        next(n for n in model.graph.node if n.op_type == "RecurrentStep").input[at] = "small"
+
+    return edit
+
+
+def heads(count):
+    def edit(model):
+        step = next(n for n in model.graph.node if n.op_type == "RecurrentStep")
+        next(a for a in step.attribute if a.name == "kv_num_heads").i = count
+
+    return edit
+
+
+@pytest.mark.skipif("native" not in RUNNABLE, reason="the operator is not compiled")
+@pytest.mark.parametrize("edit", [*map(misfit, range(1, 10)), heads(0), heads(-1), heads(1 << 62)])
+def test_operator_reads_nothing_outside_of_its_tensors(changed, edit):
+    bundle = changed(edit, "native")
+
+    def step():
+        model = dijiang.load(bundle)
+        model.forward([[1, 2, 3]], model.new_state())
+
+    with pytest.raises(dijiang.SessionError, match=r"RecurrentStep: |cannot load the native graph"):
+        step()
