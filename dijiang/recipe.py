@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from .errors import BundleError, ExportError
+from .nodes import DEQUANTIZE, NATIVE, NBITS, ONNX, ORT, PRIMITIVE, WEBGPU, Nodes
 
 #: Bytes of a number of each floating-point type that weights and activations can have.
 TYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -21,8 +22,6 @@ TYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 #: 0.6 to 2.3 on random models of every family, 0.8 on SmolLM2, 5.7 on the trained example, whose float32
 #: reference is unusually near. Planted faults: 200 and more (ADR 0019).
 FLOAT32_FACTOR = 16.0
-#: Of our own operators in graphs.
-DOMAIN = "dijiang"
 #: Input channels that share one scale, and that are mixed before they are rounded (ADR 0024).
 BLOCK, ROTATION = 64, 64
 BLOCKS = (16, 32, 64, 128, 256)
@@ -140,11 +139,13 @@ PRECISIONS = {
 class Scheme:
     """How weights are stored in a graph.
 
-    code: the class that writes them, see `graph.schemes`.  type: of the rest of the graph; None: as the
-    precision says.  tunable: head precision, block size and calibration can be chosen.
+    code: the class that writes them, see `graph.schemes`.  nodes: that it adds to a form.
+    type: of the rest of the graph; None: as the precision says.  tunable: head precision, block size and
+    calibration can be chosen.
     """
 
     code: str
+    nodes: Nodes = frozenset()
     type: str | None = None
     tunable: bool = False
 
@@ -154,9 +155,9 @@ class Scheme:
 #: the form that TensorRT's parsers fuse.
 SCHEMES = {
     "floats": Scheme("dijiang.graph.schemes.floats:Floats"),
-    "nbits": Scheme("dijiang.graph.schemes.nbits:NBits", "fp32", tunable=True),
-    "nbits_gpu": Scheme("dijiang.graph.schemes.nbits:GpuNBits", "fp16", tunable=True),
-    "dequantize": Scheme("dijiang.graph.schemes.dequantize:Dequantize", "fp16"),
+    "nbits": Scheme("dijiang.graph.schemes.nbits:NBits", NBITS, "fp32", tunable=True),
+    "nbits_gpu": Scheme("dijiang.graph.schemes.nbits:GpuNBits", NBITS, "fp16", tunable=True),
+    "dequantize": Scheme("dijiang.graph.schemes.dequantize:Dequantize", DEQUANTIZE, "fp16"),
 }
 
 
@@ -165,6 +166,7 @@ class Graph:
     """A form of the step graph.
 
     file: its name in a bundle.  layer: the strategy that writes a layer, see `graph.layers`.
+    nodes: that it may hold; another one is refused before anything runs.
     onnxruntime: oldest version that runs it; integers_from: the same with weights in blocks.
     fused: norms, rotary embedding and activations are ONNX Runtime's own single nodes.  in_place: the
     new state may be written over the old one.  exact: norms subtract the mean in nodes of their own, and
@@ -175,6 +177,7 @@ class Graph:
     help: str
     file: str
     layer: str
+    nodes: Nodes
     opset: int
     onnxruntime: tuple[int, int]
     fused: bool = False
@@ -192,6 +195,7 @@ GRAPHS = {
         "fastest on a CPU, with the operator that is compiled when dijiang is installed",
         file="model.native.onnx",
         layer="dijiang.graph.layers.native:NativeLayer",
+        nodes=NATIVE,
         opset=23,
         onnxruntime=(1, 30),
         fused=True,
@@ -203,6 +207,7 @@ GRAPHS = {
         "onnxruntime 1.30 or newer, CPU and CUDA",
         file="model.onnx",
         layer="dijiang.graph.layers.recurrent:contrib",
+        nodes=ORT,
         opset=23,
         onnxruntime=(1, 30),
         fused=True,
@@ -212,6 +217,7 @@ GRAPHS = {
         "any GPU, by WebGPU: what its kernels compute too coarsely is in other nodes",
         file="model.webgpu.onnx",
         layer="dijiang.graph.layers.recurrent:contrib",
+        nodes=WEBGPU,
         opset=23,
         onnxruntime=(1, 30),
         fused=True,
@@ -222,6 +228,7 @@ GRAPHS = {
         "basic nodes of opset 17 only, for TensorRT and old onnxruntime",
         file="model.primitive.onnx",
         layer="dijiang.graph.layers.recurrent:primitive",
+        nodes=PRIMITIVE,
         opset=17,
         onnxruntime=(1, 15),
         on_device=False,
@@ -231,6 +238,7 @@ GRAPHS = {
         "the standard LinearAttention function of opset 27",
         file="model.opset27.onnx",
         layer="dijiang.graph.layers.recurrent:standard",
+        nodes=ONNX,
         opset=27,
         onnxruntime=(1, 30),
     ),

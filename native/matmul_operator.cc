@@ -62,14 +62,13 @@ struct MatMulKernel {
     return std::equal(expected.begin(), expected.end(), found) ? nullptr : api.fail(kShapes);
   }
 
-  // Packs once, in the first run, on all threads: codes, scales and bias are constants of the graph.
-  ort::Status* pack(ort::Context* context, const uint8_t* codes, const float* scales, bool has_bias) {
+  // Packs once, in the first run, on all threads: codes and scales are constants of the graph.
+  ort::Status* pack(ort::Context* context, const uint8_t* codes, const float* scales) {
     if (!is_packed.load(std::memory_order_acquire)) {
       const std::lock_guard<std::mutex> lock(packing);
       if (!is_packed.load(std::memory_order_relaxed)) {
         CHECK(expect(context, 1, {weights.outputs, weights.blocks(), weights.block * weights.bits / 8}));
         CHECK(expect(context, 2, {weights.outputs, weights.blocks()}));
-        if (has_bias) CHECK(expect(context, 3, {weights.outputs}));
         const size_t bytes = weights.tiles() * weights.tile_bytes();
         data.reset(static_cast<uint8_t*>(::operator new(bytes, kAligned, std::nothrow)));
         if (!data) return api.fail("MatMul: no memory for the packed weights");
@@ -106,7 +105,8 @@ struct MatMulKernel {
     int64_t shape[3];
     CHECK(dims_of(api, context, 0, shape, 3, "MatMul: rank of the input, expected 3"));
     if (shape[2] != weights.inputs) return api.fail("MatMul: width of the input, expected K");
-    CHECK(pack(context, codes, scales, m.bias != nullptr));
+    if (m.bias) CHECK(expect(context, 3, {weights.outputs}));
+    CHECK(pack(context, codes, scales));
     m.rows = shape[0] * shape[1];
     shape[2] = weights.outputs;
     ort::Value* output;

@@ -39,6 +39,7 @@ struct Api {
   Status* dims(const Shape* shape, int64_t* out, size_t rank) const {
     return call<62, Status*>(shape, out, rank);
   }
+  Status* count(const Shape* shape, size_t* out) const { return call<64, Status*>(shape, out); }
   Status* shape(const Value* value, Shape** out) const { return call<65, Status*>(value, out); }
   Status* attribute(const Info* info, const char* name, float* out) const {
     return call<85, Status*>(info, name, out);

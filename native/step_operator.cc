@@ -42,6 +42,8 @@ struct StepKernel {
     CHECK(api.attribute(info, "activation", &activation));
     if (activation && !is_activation(activation))
       return api.fail("RecurrentStep: unknown activation; this library is older than the graph");
+    if (groups < 1 || heads < groups || heads % groups)
+      return api.fail("RecurrentStep: num_heads and kv_num_heads do not go together");
     return api.attribute(info, "epsilon", &epsilon);
   }
 
@@ -59,9 +61,28 @@ struct StepKernel {
     step.heads = heads, step.groups = groups, step.size = state[2], step.rotary = 2 * angles[2];
     step.mlp = packed[2] - (2 * heads + 2 * groups) * step.size;
     step.activation = activation, step.epsilon = epsilon;
-    if (state[0] != step.batch || state[1] != groups || state[3] != step.size || step.mlp < 0 ||
-        (step.mlp > 0 && !activation) || step.size > kLongestHead)
+    // No more heads than channels: then no product here overflows.
+    if (heads > packed[2] || state[0] != step.batch || state[1] != groups || state[3] != step.size ||
+        step.mlp < 0 || (step.mlp > 0 && !activation) || step.size < 1 || step.size > kLongestHead)
       return api.fail("RecurrentStep: shapes of packed and state");
+    // A graph may come from anybody: nothing outside of its tensors is read.
+    if (step.rotary > step.size || !data[kCos] != !data[kSin]) return api.fail("RecurrentStep: rotary angles");
+    const struct {
+      Input input;
+      int64_t numbers;
+    } sizes[] = {
+        {kProjection, step.size * step.size},
+        {kLogDecay, step.rows() * groups},
+        {kMask, step.rows()},
+        {kWeight, step.width()},
+        {kBias, step.width()},
+        {kCos, step.rows() * angles[2]},
+        {kSin, step.rows() * angles[2]},
+        {kScales, step.rows() * (heads + groups)},
+    };
+    for (const auto& [input, numbers] : sizes)
+      if (input < kOptionalFrom || data[input])
+        CHECK(expect_count(api, context, input, numbers, "RecurrentStep: sizes of its inputs"));
     step.packed = data[kPacked], step.cos = data[kCos], step.sin = data[kSin];
     step.projection = data[kProjection], step.scales = data[kScales];
     step.log_decay = data[kLogDecay], step.mask = data[kMask];

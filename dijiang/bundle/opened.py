@@ -11,13 +11,14 @@ from typing import Any
 from ..errors import BundleError
 from ..files import read_json, write_file
 from ..hidden import locked, recover
+from .graphs import check_graphs
 from .integrity import check_file
 from .manifest import AGAIN, DATA, GENERATION, MANIFEST, PARITY, SAMPLING, Manifest
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle whose files are all present and whole."""
+    """An opened bundle: its files are all present and whole, its graphs are ours and fit the manifest."""
 
     path: Path
     manifest: Manifest
@@ -109,7 +110,8 @@ def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
         check_hashes: read every file once and compare its sha256 with the manifest.
 
     Raises:
-        BundleError: missing, damaged, of another format, or with files outside the folder.
+        BundleError: missing, damaged, of another format, with files outside the folder, or with a graph that
+            dijiang does not write (`graphs.check_graphs`).
 
     A bundle that a killed `export --force` had put aside is brought back first.
     """
@@ -130,6 +132,7 @@ def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
     absent = sorted(needed - set(manifest.files))
     if absent or not manifest.graphs:
         raise BundleError(f"{folder}: {', '.join(absent) or 'no graph'} not in {MANIFEST}; export the bundle again")
+    check_graphs(folder, manifest)
     return Bundle(folder, manifest)
 
 

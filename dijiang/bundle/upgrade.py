@@ -9,6 +9,7 @@ from ..errors import BundleError, DijiangError
 from ..files import read_json
 from ..models.spec import ModelSpec
 from ..recipe import Recipe, resolve
+from .graphs import check_graphs
 from .integrity import FileRecord, record_file
 from .manifest import DATA, MANIFEST, PARITY, GraphRecord, Manifest, fingerprint_of
 from .opened import Bundle, open_bundle
@@ -37,6 +38,7 @@ def upgrade(path: str | Path) -> Bundle:
     try:
         recipe = _recipe(old)
         manifest = _manifest(folder, old, recipe)
+        check_graphs(folder, manifest)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, DijiangError) as error:
         raise BundleError(f"{folder}: not a whole bundle of format 1 ({error}); export again") from error
     return Bundle(folder, manifest).with_manifest(manifest)

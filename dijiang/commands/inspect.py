@@ -40,11 +40,13 @@ def draw_layer(bundle: Bundle, graph: str | None, layer: int, file: Path) -> Non
         import onnx_ir
 
         from ..graph.drawing import draw
+        from ..graph.strangers import reading
     except ImportError as error:
         raise InputError(f"{error}; pip install 'dijiang[export]'") from error
     chosen = graph or next(iter(bundle.manifest.graphs))
     require("graph", chosen, bundle.manifest.graphs)
-    picture = draw(onnx_ir.load(bundle.graph_file(chosen)).graph, layer)
+    with reading(bundle.graph_file(chosen)):
+        picture = draw(onnx_ir.load(bundle.graph_file(chosen)).graph, layer)
     write_file(file, picture.encode(), InputError)
 
 

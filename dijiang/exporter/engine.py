@@ -22,6 +22,7 @@ from ..bundle.opened import Bundle, open_bundle
 from ..errors import ExportError, SessionError
 from ..files import move_file
 from ..graph.passes.turing import ExpandMatMuls
+from ..graph.strangers import reading
 from ..hidden import hidden_folder
 from ..machine.driver import Cuda, Gpu
 from ..machine.memory import build_bytes, require_memory
@@ -177,8 +178,10 @@ def _graph_for(graph: Path, gpus: tuple[str, ...], folder: Path) -> Iterator[Pat
     if TURING not in gpus:
         yield graph
         return
-    model, path = ir.load(graph), folder / "graph" / f"{TURING}.onnx"
-    ExpandMatMuls()(model)
+    path = folder / "graph" / f"{TURING}.onnx"
+    with reading(graph):
+        model = ir.load(graph)
+        ExpandMatMuls()(model)
     path.parent.mkdir()
     (path.parent / DATA).symlink_to((graph.parent / DATA).absolute())
     ir.save(model, path)

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
+from ..nodes import CONTRIB
 from .config import brief
 
 Array = np.ndarray
-#: Domain of ONNX Runtime's own nodes.
-CONTRIB = "com.microsoft"
 #: quick_gelu is x * sigmoid(QUICK x).
 QUICK = 1.702
 

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from ..bundle.opened import Bundle
 from ..files import temporary_folder
 from ..graph.passes.emulate import Emulate
+from ..graph.strangers import reading
 from ..runtime.model import Model
 from ..runtime.sessions.cpu import CpuSession
 from .cut import parts
@@ -19,14 +20,17 @@ def load_emulated(bundle: Bundle, graph: str, *, threads: int | None = None) -> 
     ONNX Runtime has no bfloat16 kernels for the CPU, and its float16 graphs compute in float32 without
     rounding in between: neither would tell what a GPU computes.
     """
-    loaded = ir.load(bundle.graph_file(graph))
-    emulated = bool(Emulate()(loaded).modified)
-    if len(cut := parts(loaded.graph)) > 1:
+    with reading(bundle.graph_file(graph)):
+        loaded = ir.load(bundle.graph_file(graph))
+        emulated = bool(Emulate()(loaded).modified)
+        cut = parts(loaded.graph)
+    if len(cut) > 1:
         session = PartedSession(bundle, graph, loaded, cut, written=emulated, threads=threads)
         return PartedModel(bundle, session)
     if not emulated:
         return Model(bundle, CpuSession(bundle, graph, threads=threads))
     with temporary_folder() as folder:
         file = folder / "model.onnx"
-        ir.save(loaded, file, external_data="model.onnx.data")
+        with reading(bundle.graph_file(graph)):
+            ir.save(loaded, file, external_data="model.onnx.data")
         return Model(bundle, CpuSession(bundle, graph, threads=threads, file=file))

@@ -31,7 +31,9 @@ def test_missing_backend_names_the_extras(exported, monkeypatch):
 
 def test_graph_that_the_backend_cannot_load_is_one_error(exported, copy_of):
     bundle = copy_of(exported("neox-base", graph="primitive"))
-    onnx_file(bundle).write_bytes(b"\x08\x0a")
+    newer = b"\x08\x63"  # field 1, the version of the file format: 99
+    data = onnx_file(bundle).read_bytes()
+    onnx_file(bundle).write_bytes(newer + data[2:])
     signed(bundle, onnx_file(bundle))
     with pytest.raises(dijiang.SessionError, match=r"cannot load the primitive graph .*upgrade"):
         dijiang.load(bundle, check_hashes=False)

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ...bundle import names
-from ...models.activations import CONTRIB
 from ...models.rotary import inverse_frequencies
+from ...nodes import CONTRIB
 from ..blocks import rotary_angles, rotate
 from ..roles import Role
 from . import Frame, Strategy

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from ...errors import ExportError
 from ...models.activations import ACTIVATIONS
-from ...recipe import DOMAIN
+from ...nodes import DOMAIN
 from ...runtime.operators import activation_number, longest_head
 from ..roles import Role
 from . import Frame

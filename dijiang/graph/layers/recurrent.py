@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ...bundle import names
-from ...models.activations import CONTRIB
 from ...models.decay import Decay
+from ...nodes import CONTRIB
 from ..blocks import group_norm, rotary_angles, rotate, silu
 from ..builder import GraphBuilder
 from ..roles import Role

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
 
-from ...models.activations import CONTRIB
+from ...nodes import CONTRIB
 from .linear import is_vector, value_of
 from .rewrite import Rewrite
 

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
-from ...models.activations import CONTRIB
-from ...recipe import DOMAIN, Blocks, Graph, Recipe
+from ...nodes import CONTRIB, DOMAIN
+from ...recipe import Blocks, Graph, Recipe
 from ..passes.linear import (
     Linear,
     Shared,
