@@ -10,6 +10,7 @@ import pytest
 import dijiang
 from dijiang.bundle.sizes import sizes
 from dijiang.runtime.options import Generation
+from dijiang.server.hosted import Hosted
 from dijiang.server.page import FILES, FOLDER, POLICY
 from tests.server.chromium import PROGRAM, Chromium
 from tests.server.serving import events, running
@@ -47,7 +48,8 @@ def opened(chromium, served):
         made = chromium.tab(**how)
         tabs.append((made, made.__enter__()))
         tab = tabs[-1][1]
-        tab.goto(f"http://127.0.0.1:{server.port}/")
+        tab.home = f"http://127.0.0.1:{server.port}/"
+        tab.goto(tab.home)
         tab.until("!document.querySelector('#gate').hidden || document.querySelector('.ask textarea')")
         return tab
 
@@ -252,8 +254,9 @@ def test_a_full_server_and_too_long_a_prompt_are_said_in_words(opened, models):
         assert not tab.run(f"document.querySelector('{A} .stop').hidden")  # the other goes on
         tab.click(f"{A} .stop")
         assert server.idle()
-        ask(tab, "")
-        assert tab.text(f"{B} .trouble") == ""
+        choose(tab, max_tokens=5)
+        ask(tab, "", B)  # what stands there still
+        assert (tab.text(f"{B} .trouble"), tab.text(f"{B} article:last-child .question")) == ("", "x")
         ask(tab, "long " * 400, B)
         assert re.match(r"the prompt has \d+ tokens, expected at most 300", tab.text(f"{B} [role=alert]"))
         assert statuses(tab) == [429, 400]
@@ -293,9 +296,28 @@ def test_a_key_is_asked_for_and_kept_nowhere(opened, models):
         kept = "localStorage.length + sessionStorage.length + document.cookie.length"
         assert tab.run(kept) == 0
         assert "sesame" not in tab.run("document.documentElement.outerHTML + location.href")
-        tab.goto(f"http://127.0.0.1:{server.port}/")
+        tab.goto("about:blank")
+        tab.goto(tab.home)
         tab.until(focused("#key"))
         assert set(statuses(tab)) == {401}
+
+
+@in_browser
+def test_a_model_without_a_template_or_a_tokenizer_offers_what_it_has(opened, monkeypatch):
+    monkeypatch.setattr(Hosted, "chats", False)
+    tab = opened()
+    tab.until(f"document.querySelector('{A}')")
+    assert tab.run(
+        "[document.querySelector('#mode').value, document.querySelector('#mode').options[0].disabled]"
+    ) == [
+        "text",
+        True,
+    ]
+    monkeypatch.setattr(dijiang.Model, "has_tokenizer", False)
+    tab.goto("about:blank")
+    tab.goto(tab.home)
+    tab.until("document.querySelector('#trouble').textContent.includes('No model here has a tokenizer')")
+    assert tab.run("document.querySelector('#settings').hidden")
 
 
 @in_browser

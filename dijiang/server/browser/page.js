@@ -1,7 +1,7 @@
 // The page of `dijiang serve`. What the server and its models say becomes text of the page, never HTML.
 
-const at = (id) => document.getElementById(id);
-const copyOf = (id) => at(id).content.firstElementChild.cloneNode(true);
+const byId = (id) => document.getElementById(id);
+const copyOf = (id) => byId(id).content.firstElementChild.cloneNode(true);
 
 // Asking the server.
 
@@ -68,14 +68,15 @@ function bodyOf({ model, chat, system }, turns, options) {
 let models = [];
 let conversation = null;
 
-const chosenModel = () => models.find((model) => model.id === at("model").value);
+const chats = () => byId("mode").value === "chat";
+const chosenModel = () => models.find((model) => model.id === byId("model").value);
 
 /** Show what the chosen model can do, and its options. */
 function showModel() {
   const { chat, options } = chosenModel().dijiang;
-  at("mode").options[0].disabled = !chat;
-  at("mode").value = chat ? "chat" : "text";
-  at("options").replaceChildren(
+  byId("mode").options[0].disabled = !chat;
+  byId("mode").value = chat ? "chat" : "text";
+  byId("options").replaceChildren(
     ...options.map((option) => {
       const label = copyOf("option");
       const [name, input, help] = label.children;
@@ -90,15 +91,14 @@ function showModel() {
 }
 
 function showMode() {
-  const chat = at("mode").value === "chat";
-  at("system-label").hidden = !chat;
-  at("branches").classList.toggle("code", !chat);
+  byId("system-label").hidden = !chats();
+  byId("branches").classList.toggle("code", !chats());
   for (const branch of branches) branch.show();
 }
 
 /** The options of a generation; null, and the browser says why, where one is out of range. */
 function chosenOptions() {
-  const form = at("settings");
+  const form = byId("settings");
   if (!form.checkValidity()) {
     form.querySelector("details").open = true;
     form.reportValidity();
@@ -112,7 +112,7 @@ function chosenOptions() {
 function showSettings() {
   const begun = branches.some((branch) => branch.turns.length);
   if (!begun) conversation = null;
-  for (const id of ["fixed", "system"]) at(id).disabled = begun;
+  for (const id of ["fixed", "system"]) byId(id).disabled = begun;
 }
 
 // Branches: turns, each with what was asked and what came. Forks share the turns before the fork.
@@ -142,7 +142,7 @@ class Branch {
     });
     find(".stop").addEventListener("click", () => this.stop());
     find(".close").setAttribute("aria-label", `Close branch ${name}`);
-    find(".close").addEventListener("click", () => close(this));
+    find(".close").addEventListener("click", () => closeBranch(this));
     this.box.addEventListener("keydown", (event) => {
       if (event.key === "Escape") this.stop();
       if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.target !== this.input) return;
@@ -164,8 +164,8 @@ class Branch {
   /** Ask what stands in the box, and show the answer as it comes. */
   async send() {
     const options = this.stopper ? null : chosenOptions();
-    if (!options || (at("mode").value === "chat" && !this.input.value.trim())) return;
-    conversation ??= { model: chosenModel(), chat: at("mode").value === "chat", system: at("system").value };
+    if (!options || (chats() && !this.input.value.trim())) return;
+    conversation ??= { model: chosenModel(), chat: chats(), system: byId("system").value };
     const turn = { question: this.input.value, answer: "", note: "" };
     this.stopper = new AbortController();
     this.turns.push(turn);
@@ -236,10 +236,10 @@ class Branch {
     box.setAttribute("aria-label", `Turn ${at + 1} of branch ${this.name}${shared ? ", from before the fork" : ""}`);
     box.classList.toggle("shared", shared);
     for (const part of ["question", "answer"]) box.querySelector(`.${part}`).append(new Text(turn[part]));
-    const fork = (selector, turns, question) => {
+    const fork = (selector, before, question) => {
       const button = box.querySelector(selector);
       button.setAttribute("aria-label", `${button.textContent}, turn ${at + 1} of branch ${this.name}`);
-      button.addEventListener("click", () => open(this.turns.slice(0, turns), question));
+      button.addEventListener("click", () => openBranch(this.turns.slice(0, before), question));
     };
     fork(".again", at, turn.question);
     fork(".fork", at + 1, "");
@@ -266,7 +266,7 @@ class Branch {
       box.querySelector(".forks").hidden = waits || branches.length === NAMES.length;
     }
     if (follows) this.log.scrollTop = this.log.scrollHeight;
-    this.log.dataset.empty = `Nothing yet. ${at("mode").value === "chat" ? "Ask something." : "Begin a text."}`;
+    this.log.dataset.empty = `Nothing yet. ${chats() ? "Ask something." : "Begin a text."}`;
     this.showSizes(last?.usage?.total_tokens ?? 0);
     this.swap(busy);
     this.box.querySelector(".close").hidden = branches.length < 2;
@@ -315,17 +315,17 @@ function bar(share) {
 }
 
 /** Open a branch after some turns, beside the one that is there. */
-function open(turns = [], question = "") {
+function openBranch(turns = [], question = "") {
   const name = NAMES.find((one) => branches.every((branch) => branch.name !== one));
   const branch = new Branch(name, turns, question);
   branches.push(branch);
-  at("branches").append(branch.box);
+  byId("branches").append(branch.box);
   for (const one of branches) one.show();
   branch.log.scrollTop = branch.log.scrollHeight;
   branch.input.focus();
 }
 
-function close(branch) {
+function closeBranch(branch) {
   branch.stop();
   branches = branches.filter((one) => one !== branch);
   branch.box.remove();
@@ -334,51 +334,51 @@ function close(branch) {
 }
 
 function restart() {
-  for (const branch of [...branches]) close(branch);
-  open();
+  for (const branch of [...branches]) closeBranch(branch);
+  openBranch();
 }
 
 // The start.
 
 function openGate() {
-  at("gate").hidden = false;
-  at("key").focus();
+  byId("gate").hidden = false;
+  byId("key").focus();
 }
 
 /** Learn what is served; a server with a key is asked again with it. */
 async function start() {
-  at("trouble").textContent = "";
+  byId("trouble").textContent = "";
   try {
     const { data } = await (await ask("v1/models")).json();
-    at("gate").hidden = true;
+    byId("gate").hidden = true;
     if (!branches.length) begin(data.filter((model) => model.dijiang.text));
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     if (error.status === 401) openGate();
-    if (error.status !== 401 || key) at("trouble").textContent = error.message;
+    if (error.status !== 401 || key) byId("trouble").textContent = error.message;
   }
 }
 
 function begin(found) {
   if (!found.length) {
-    at("trouble").textContent = "No model here has a tokenizer, so none can be asked by text. The API takes token ids.";
+    byId("trouble").textContent = "No model here has a tokenizer, so none can be asked by text. The API takes token ids.";
     return;
   }
   models = found;
-  at("model").replaceChildren(...models.map((model) => new Option(model.id)));
+  byId("model").replaceChildren(...models.map((model) => new Option(model.id)));
   showModel();
-  at("settings").hidden = false;
-  open();
+  byId("settings").hidden = false;
+  openBranch();
 }
 
-at("gate").addEventListener("submit", (event) => {
+byId("gate").addEventListener("submit", (event) => {
   event.preventDefault();
-  key = at("key").value;
-  at("key").value = "";
+  key = byId("key").value;
+  byId("key").value = "";
   start();
 });
-at("settings").addEventListener("submit", (event) => event.preventDefault());
-at("model").addEventListener("change", showModel);
-at("mode").addEventListener("change", showMode);
-at("fresh").addEventListener("click", restart);
+byId("settings").addEventListener("submit", (event) => event.preventDefault());
+byId("model").addEventListener("change", showModel);
+byId("mode").addEventListener("change", showMode);
+byId("fresh").addEventListener("click", restart);
 start();
