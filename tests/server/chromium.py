@@ -4,6 +4,7 @@ https://chromedevtools.github.io/devtools-protocol: JSON objects, each ended by 
 """
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ FLAGS = [
     "--remote-debugging-pipe",
 ]
 #: Seconds that anything may take.
-PATIENCE = 30
+PATIENCE = 20
 #: Name of a key -> its code, and what it writes.
 KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "Escape": (27, ""), "ArrowDown": (40, ""), "ArrowUp": (38, "")}
 SHIFT = 8
@@ -36,11 +37,13 @@ class Chromium:
     def __init__(self, profile):
         to_read, self._to = os.pipe()
         self._from, to_write = os.pipe()
-        shell = ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write}', "sh"]
+        # Through descriptors above 4, so that none is taken by the other first; dash knows no such numbers.
+        high = [fcntl.fcntl(one, fcntl.F_DUPFD, 10) for one in (to_read, to_write)]
+        shell = ["bash", "-c", f'exec "$@" 3<&{high[0]} 4>&{high[1]}', "bash"]
         command = [*shell, PROGRAM, *FLAGS, f"--user-data-dir={profile}"]
-        self._process = subprocess.Popen(command, pass_fds=(to_read, to_write), stderr=subprocess.DEVNULL)
-        os.close(to_read)
-        os.close(to_write)
+        self._process = subprocess.Popen(command, pass_fds=high, stderr=subprocess.DEVNULL)
+        for one in (to_read, to_write, *high):
+            os.close(one)
         self._rest, self._count, self.events = b"", 0, []
 
     def call(self, method, session=None, **parameters):
@@ -110,10 +113,9 @@ class Tab:
     def until(self, code):
         """Wait until an expression is true."""
         end = time.monotonic() + PATIENCE
-        while not (found := self.run(code)):
+        while not self.run(f"!!({code})"):
             assert time.monotonic() < end, f"{code}\n{self.run('document.body.innerText')}"
             time.sleep(0.02)
-        return found
 
     def goto(self, address):
         self.call("Page.navigate", url=address)

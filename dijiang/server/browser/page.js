@@ -354,8 +354,9 @@ async function start() {
     if (!branches.length) begin(data.filter((model) => model.dijiang.text));
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
+    if (error.status !== 401) byId("trouble").textContent = error.message;
+    else if (key) byId("trouble").textContent = "The server does not take this key.";
     if (error.status === 401) openGate();
-    if (error.status !== 401 || key) byId("trouble").textContent = error.message;
   }
 }
 
