@@ -24,10 +24,10 @@ from .about import about
 from .answers import Answer, encoded
 from .conversations import Conversations
 from .failures import Refused
+from .front_page import FILES, page
 from .guards import EventStream, read_body, require_key, until_gone
 from .hosted import Hosted, Job, Told
 from .metrics import Metrics
-from .page import FILES, page
 from .settings import Serving
 from .wanted import Wanted, read
 

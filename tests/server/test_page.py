@@ -10,8 +10,8 @@ import pytest
 import dijiang
 from dijiang.bundle.sizes import sizes
 from dijiang.runtime.options import Generation
+from dijiang.server.front_page import FILES, FOLDER, POLICY
 from dijiang.server.hosted import Hosted
-from dijiang.server.page import FILES, FOLDER, POLICY
 from tests.server.chromium import PROGRAM, Chromium
 from tests.server.serving import events, running
 
