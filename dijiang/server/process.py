@@ -75,8 +75,8 @@ def serve(
     with _listening(settings) as listening:
         host, port = listening.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        say(f"a page for browsers: {address}/")
         say(f"listening on {address}/v1")
-        say(f"in a browser: {address}/")
         config = uvicorn.Config(
             server.app(),
             http=patient_protocol(settings.patience),
