@@ -273,6 +273,8 @@ def test_an_answer_that_the_server_forgot_is_sent_again(opened, models):
         found = ask(tab, "three", B)
         said = [("user", "one"), ("assistant", first), ("user", "three")]
         whole = [{"role": role, "content": text} for role, text in said]
+        assert tab.text(f"{B} article:last-child .question") == "three"
+        assert tab.text(f"{B} .trouble") == ""
         assert found == content(answer_of(server, whole, max_tokens=9))
         assert statuses(tab) == [400]
 
@@ -407,8 +409,7 @@ SMALL = """[...document.querySelectorAll("button, input, select, textarea, summa
 
 
 @in_browser
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360], ids=["desk", "phone"])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (360, True)])
 def test_page_fits_is_readable_and_is_named(opened, served, width, dark):
     tab = opened(width=width, height=800, dark=dark)
     choose(tab, max_tokens=30, seed=1)
