@@ -77,7 +77,8 @@ class Answer:
             logprobs = self._shaped([entry])
         piece: dict[str, Any] = {"index": told.choice, "logprobs": logprobs, "finish_reason": choice.reason}
         piece |= {"delta": {"content": record.text}} if self._chat else {"text": record.text}
-        return self._piece([piece | self._ids([record.token])])
+        usage = {"usage": self.usage} if self._wanted.usage_each else {}
+        return self._piece([piece | self._ids([record.token])]) | usage
 
     def opening(self) -> list[dict[str, Any]]:
         """Pieces before the first token: in a chat, who speaks."""

@@ -20,9 +20,11 @@ from starlette.routing import Route
 from ..errors import DijiangError, InputError
 from ..runtime.state import State
 from ..runtime.state_folder import StateFolder
+from .about import about
 from .answers import Answer, encoded
 from .conversations import Conversations
 from .failures import Refused
+from .front_page import FILES, page
 from .guards import EventStream, read_body, require_key, until_gone
 from .hosted import Hosted, Job, Told
 from .metrics import Metrics
@@ -80,6 +82,7 @@ class Server:
             Route("/metrics", self._guarded(self._metrics), methods=["GET"]),
             Route("/healthz", self._open(self._health), methods=["GET"]),
             Route("/readyz", self._open(self._ready), methods=["GET"]),
+            *(Route(path, self._open(page), methods=["GET"]) for path in FILES),
         ]
         handlers: dict[Any, Any] = {HTTPException: _refused_route, Exception: _broken}
         return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
@@ -221,10 +224,10 @@ class Server:
     # What is told about the server.
 
     async def _models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": [_about(hosted) for hosted in self.models.values()]})
+        return _json({"object": "list", "data": [about(hosted) for hosted in self.models.values()]})
 
     async def _model(self, request: Request) -> Response:
-        return _json(_about(self._named(request.path_params["name"])))
+        return _json(about(self._named(request.path_params["name"])))
 
     async def _metrics(self, request: Request) -> Response:
         return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
@@ -239,13 +242,15 @@ class Server:
         return _json({"status": "ready"})
 
 
-KNOWN = frozenset(
-    ("/v1/completions", "/v1/chat/completions", "/v1/models", "/tokenize", "/metrics", "/healthz", "/readyz")
-)
-
-
-def _about(hosted: Hosted) -> dict[str, Any]:
-    return {"id": hosted.name, "object": "model", "created": hosted.created, "owned_by": "dijiang"}
+KNOWN = FILES.keys() | {
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/models",
+    "/tokenize",
+    "/metrics",
+    "/healthz",
+    "/readyz",
+}
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -110,6 +110,14 @@ class Hosted:
             self._template = ChatTemplate.of(self.model.bundle)
         return self._template
 
+    @property
+    def chats(self) -> bool:
+        """Whether messages can be sent: there are a tokenizer and a template that can be read."""
+        try:
+            return self.model.has_tokenizer and self.template is not None
+        except DijiangError:
+            return False
+
     async def job(self, wanted: Wanted, state: State | None, deadline: float) -> Job:
         """What a request asks for, with its places taken; not begun. Whoever has it closes it.
 

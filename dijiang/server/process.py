@@ -74,7 +74,9 @@ def serve(
         log.setLevel(logging.INFO)
     with _listening(settings) as listening:
         host, port = listening.getsockname()[:2]
-        say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        say(f"a page for browsers: {address}/")
+        say(f"listening on {address}/v1")
         config = uvicorn.Config(
             server.app(),
             http=patient_protocol(settings.patience),

@@ -38,6 +38,7 @@ class Wanted:
     """What a request asks for.
 
     prompts: texts or ids, one or more; or `messages` of a chat.
+    usage, usage_each: tell what it took, at the end; with each piece of a stream, too.
     logprobs: most likely tokens to name beside each; None: no log-probabilities.
     previous: id of the answer that is continued.  sealed: state that is continued.
     schema: of JSON that the text has to be.
@@ -51,6 +52,7 @@ class Wanted:
     n: int = 1
     stream: bool = False
     usage: bool = False
+    usage_each: bool = False
     logprobs: int | None = None
     bias: tuple[tuple[int, float], ...] = ()
     schema: dict[str, Any] | None = None
@@ -91,6 +93,7 @@ def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) 
         n=_whole(body, "n", 1, MOST_CHOICES) or 1,
         stream=stream,
         usage=not stream or bool(_field(stream_options, "include_usage", bool)),
+        usage_each=bool(_field(stream_options, "continuous_usage_stats", bool)),
         logprobs=_logprobs(body, chat=chat),
         bias=_bias(_field(body, "logit_bias", dict) or {}),
         schema=_schema(_field(body, "response_format", dict) or {"type": "text"}),

@@ -68,7 +68,7 @@ def test_the_wheel_is_for_any_python_on_any_linux_with_glibc(wheel):
     assert re.search(r"-py3-none-manylinux_2_\d+_x86_64\.whl$", wheel.name)
     assert wheel.stat().st_size <= LARGEST_WHEEL * 1e6
     with zipfile.ZipFile(wheel) as files:
-        assert "dijiang/runtime/_native.so" in files.namelist()
+        assert {"dijiang/runtime/_native.so", "dijiang/server/browser/page.js"} <= set(files.namelist())
         assert not [name for name in files.namelist() if ".libs/" in name]
 
 

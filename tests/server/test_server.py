@@ -610,9 +610,10 @@ def test_sigterm_lets_answers_end(bundles):
     program = [sys.executable, "-m", "dijiang", "serve", bundles / "tiny", "--port", "0", "--json-logs"]
     process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
     try:
-        lines = [process.stderr.readline() for _ in range(2)]
+        lines = [process.stderr.readline() for _ in range(3)]
         assert "16 slots in" in lines[0]
-        url = lines[1].removeprefix("[listening on ").rstrip("]\n")
+        url = lines[2].removeprefix("[listening on ").rstrip("]\n")
+        assert lines[1] == f"[a page for browsers: {url.removesuffix('v1')}]\n"
         with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
             stream = iter(
                 client.completions.create(
