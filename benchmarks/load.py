@@ -71,7 +71,7 @@ class Load:
                 await asyncio.sleep(min(10, max(0.0, self.end - time.monotonic())))
                 return
             body = json.dumps({"model": self.model, "prompt": prompt, "max_tokens": 400, "stream": True}).encode()
-            head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
             writer.write(head + body)
             status = (await reader.readline()).split()
             self.statuses[status[1].decode() if len(status) > 1 else "closed"] += 1

@@ -7,7 +7,13 @@ from typing import Any
 from ..errors import DijiangError
 
 #: Status -> what OpenAI calls the type of the error.
-TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
 
 
 class Refused(DijiangError):

@@ -8,6 +8,7 @@ import hmac
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import anyio
 from starlette.requests import Request
@@ -16,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..files import parse_json
 from .failures import Refused
+from .settings import is_loopback
 
 T = TypeVar("T")
 #: Where the rest of a request is not read.
@@ -52,9 +54,32 @@ def patient_protocol(seconds: float) -> type[H11Protocol]:
     return Patient
 
 
+def require_own_name(request: Request) -> None:
+    """Refused where another site led a browser here: its page asks, or its name means this machine."""
+    for header in ("host", "origin"):
+        given = request.headers.get(header)
+        if given is not None and not is_loopback(_host_in(given)):
+            raise Refused(
+                f"{header} is {given[:100]!r}, expected this machine (localhost); start the server with an API key",
+                status=403,
+                code="not_local",
+            )
+
+
+def _host_in(given: str) -> str | None:
+    try:
+        return urlsplit(given if "://" in given else f"//{given}").hostname
+    except ValueError:
+        return None
+
+
 def require_key(request: Request, key: str | None) -> None:
-    """Refused unless the request has the server's key; takes as long whatever is wrong with it."""
+    """Refused unless the request has the server's key; takes as long whatever is wrong with it.
+
+    key: None: who can reach the server may ask, but for other sites' pages.
+    """
     if key is None:
+        require_own_name(request)
         return
     kind, _, given = request.headers.get("authorization", "").partition(" ")
     hashes = [hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in (given, key)]

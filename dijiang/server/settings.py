@@ -10,6 +10,14 @@ from ..errors import InputError
 from ..runtime.options import Checked, option
 
 
+def is_loopback(host: str | None) -> bool:
+    """Whether a name or address always means this machine."""
+    try:
+        return host is not None and (host == "localhost" or ipaddress.ip_address(host).is_loopback)
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True)
 class Serving(Checked):
     """Where and how much is served.
@@ -45,11 +53,7 @@ class Serving(Checked):
 
     def require_safe(self, api_key: str | None) -> None:
         """InputError if anybody on the network could use it."""
-        try:
-            local = ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            local = self.host == "localhost"
-        if not local and not api_key:
+        if not is_loopback(self.host) and not api_key:
             raise InputError(
                 f"host is {self.host}, which others can reach, and there is no API key; set DIJIANG_API_KEY, or "
                 "listen on 127.0.0.1"

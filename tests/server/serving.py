@@ -38,7 +38,7 @@ class Running:
         method = method or ("GET" if body is None else "POST")
         lines = [
             f"{method} {path} HTTP/1.1",
-            "Host: x",
+            "Host: localhost",
             "Connection: close",
             f"Content-Length: {len(data)}",
             *headers,

@@ -445,6 +445,26 @@ def test_key_is_needed_where_there_is_one(models):
         assert server.ask("/healthz")[0] == 200
 
 
+FOREIGN = ["example.org", "localhost.example.org", "192.168.1.1", "0.0.0.0", "[::", "x" * 300]
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, "null"])
+def test_page_of_another_site_gets_nothing_without_a_key(models, name):
+    """A browser says whose page asks (Origin), and by which name (Host)."""
+    with running(models, slots=1) as server:
+        status, _, body = server.ask(
+            "/v1/models", headers=[f"Origin: https://{name}" if name != "null" else "Origin: null"]
+        )
+        assert (status, body["error"]["code"]) == (403, "not_local")
+        found = server.raw(f"GET /v1/models HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
+        assert found.startswith(b"HTTP/1.1 403 ")
+        for own in (f"http://127.0.0.1:{server.port}", "http://localhost:1", "http://[::1]"):
+            assert server.ask("/v1/models", headers=[f"Origin: {own}"])[0] == 200
+    with running(models, api_key="secret", slots=1) as server:
+        headers = [f"Origin: https://{name}", "Authorization: Bearer secret"]
+        assert server.ask("/v1/models", headers=headers)[0] == 200
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.1", "::", "example.org"])
 def test_other_addresses_need_a_key(host):
     with pytest.raises(dijiang.InputError, match="there is no API key; set DIJIANG_API_KEY"):
@@ -465,7 +485,7 @@ def test_body_and_prompt_have_limits(models):
         body = {"model": "tiny", "prompt": "x " * 60}
         assert server.ask("/v1/completions", body)[2]["error"]["code"] == "context_length_exceeded"
         assert server.ask("/v1/completions", {"model": "tiny", "prompt": "x" * 3000})[0] == 413
-        chunked = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        chunked = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         assert b" 413 " in server.raw(
             chunked + b"7d0\r\n" + b"x" * 2000 + b"\r\n7d0\r\n" + b"x" * 2000 + b"\r\n0\r\n\r\n"
         )
@@ -476,7 +496,7 @@ def test_silent_and_slow_clients_are_let_go(models):
         started = time.monotonic()
         assert server.raw(b"") == b""  # never asks
         assert server.raw(b"POST /v1/comp") == b""  # asks half
-        found = server.raw(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        found = server.raw(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
         assert found.startswith(b"HTTP/1.1 408 ")
         assert time.monotonic() - started < 5
         assert server.ask("/healthz")[0] == 200
@@ -489,7 +509,7 @@ def test_who_does_not_read_loses_the_connection_and_the_slot(models):
         with server.connect() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data) + data
             )
             time.sleep(0.5)
             assert server.server.models["tiny"].load == 1
@@ -503,7 +523,8 @@ def test_who_goes_frees_the_slot(models):
             data = json.dumps(body).encode()
             with server.connect() as sock:
                 sock.sendall(
-                    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data
+                    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data)
+                    + data
                 )
                 while not server.server.models["tiny"].batcher.scheduler.running:
                     time.sleep(0.01)
@@ -542,7 +563,9 @@ def test_many_clients_of_all_kinds_leave_nothing(models, served):
                 with server.connect() as sock:
                     data = json.dumps(body | {"stream": True}).encode()
                     sock.sendall(
-                        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data
+                        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+                        % len(data)
+                        + data
                     )
                 return
             found.append(server.ask("/v1/completions", body)[0])
