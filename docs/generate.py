@@ -309,7 +309,7 @@ def performance() -> str:
     heads = ["precision", "tokens", "graph", "ms a step", "over the first graph (quartiles)", "GB/s that it reads"]
     whole = table(heads, [line for row in found["precisions"] for line in steps(row)])
     parts = [
-        f"## {row['precision']}, {length} tokens\n\n{nodes(one)}\n"
+        f"## {row['precision']}, {length} token{'s' * (length != '1')}\n\n{nodes(one)}\n"
         for row in found["precisions"]
         for length, one in row["lengths"].items()
     ]
