@@ -5,15 +5,20 @@ heads are right against code that is not ours, and `convert` has left every weig
 """
 
 import math
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dijiang.models.convert import convert
 from dijiang.models.load import load_checkpoint
 from dijiang.models.reference import Reference, _linear, rotate
+from tests.random_models import configs
 
 SMALL = {"vocab_size": 61, "num_hidden_layers": 2, "max_position_embeddings": 48}
 NEOX = SMALL | {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 37}
@@ -69,10 +74,9 @@ class WithSoftmax(Reference):
         return _linear(w, "out", out.reshape(x.shape))
 
 
-def vanilla(name, folder):
+def random_model(family, options, folder, seed=0):
     """A model of transformers with random weights, norms and biases too, saved in `folder`."""
-    family, options = CASES[name]
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = getattr(transformers, f"{family}Config")(**options)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():
@@ -84,7 +88,7 @@ def vanilla(name, folder):
 
 @pytest.mark.parametrize("name", CASES)
 def test_our_blocks_with_softmax_attention_are_those_of_transformers(name, tmp_path):
-    model = vanilla(name, tmp_path / "vanilla")
+    model = random_model(*CASES[name], tmp_path / "vanilla")
     convert(tmp_path / "vanilla", tmp_path / "converted")
     ids = np.random.default_rng(0).integers(0, 61, (2, 33))
     with torch.no_grad():
@@ -92,3 +96,40 @@ def test_our_blocks_with_softmax_attention_are_those_of_transformers(name, tmp_p
     found = WithSoftmax(load_checkpoint(tmp_path / "converted")).forward(ids)
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(found, expected, atol=2e-5)  # transformers' angles are float32
+
+
+#: transformers has a padding id of 1 in every OPT vocabulary.
+DRAWN = configs().filter(lambda config: config["vocab_size"] > 1)
+CLASSES = {"gpt_neox": "GPTNeoX", "llama": "Llama", "opt": "OPT"}
+
+
+def check_drawn(config, seed):
+    """Spec and logits of a config, as transformers' own model has them, in float64."""
+    options = {key: value for key, value in config.items() if key != "model_type"}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = random_model(CLASSES[config["model_type"]], options, folder / "vanilla", seed)
+        convert(folder / "vanilla", folder / "converted")
+        ids = np.random.default_rng(seed).integers(0, config["vocab_size"], (2, 9))
+        with torch.no_grad():
+            expected = model.double()(torch.from_numpy(ids)).logits.numpy()
+        checkpoint = load_checkpoint(folder / "converted")
+        found = WithSoftmax(checkpoint).forward(ids)
+    # transformers' angles are float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    theirs = model.config
+    assert checkpoint.spec.num_layers == theirs.num_hidden_layers
+    assert checkpoint.spec.tied_embeddings == theirs.tie_word_embeddings
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(config=DRAWN, seed=st.integers(0, 99))
+def test_drawn_configs_have_the_logits_of_transformers(config, seed):
+    check_drawn(config, seed)
+
+
+@pytest.mark.soak
+@settings(max_examples=2000, deadline=None)
+@given(config=DRAWN, seed=st.integers(0, 10**6))
+def test_2000_drawn_configs_have_the_logits_of_transformers(config, seed):
+    check_drawn(config, seed)
