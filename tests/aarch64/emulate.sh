@@ -58,7 +58,7 @@ if [ ! -e "$folder/done" ]; then
   for glibc in _2_28 _2_27 _2_17 2014; do
     platforms+=(--platform "manylinux${glibc}_aarch64")
   done
-  test -e "$folder/site" || "$python" -m pip install -q --target "$folder/site" --only-binary=:all: --python-version 3.11 --implementation cp \
+  "$python" -m pip install -q --target "$folder/site" --only-binary=:all: --python-version 3.11 --implementation cp \
     "${platforms[@]}" -c "$repository/constraints.txt" "${wheels[@]}" >>"$folder/log" 2>&1 || cannot "no wheels, see $folder/log"
   touch "$folder/done"
 fi
@@ -67,9 +67,10 @@ fi
 rm -rf "$folder/source"
 mkdir "$folder/source"
 cp -r "$repository"/{dijiang,tests,examples,benchmarks,native,pyproject.toml} "$folder/source"
+rm -rf "$folder/build"
 cmake -S "$repository/native" -B "$folder/build" -G Ninja -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
-  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_BUILD_TYPE=Release >>"$folder/log" 2>&1
-cmake --build "$folder/build" >>"$folder/log" 2>&1
+  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_BUILD_TYPE=Release
+cmake --build "$folder/build"
 cp "$folder/build/_native.so" "$folder/source/dijiang/runtime/"
 # What a test starts by `sys.executable` is emulated, too.
 cat >"$folder/python" <<END
