@@ -110,6 +110,11 @@ def load_plain(path: str, threads: int | None, provider: str) -> DijiangSubject:
     )
 
 
+def load_graph(path: str, threads: int | None, provider: str, *, graph: str) -> DijiangSubject:
+    """One graph of a bundle."""
+    return DijiangSubject(dijiang.load(path, graph=graph, provider=provider, threads=threads, check_hashes=False))
+
+
 def load_loops(path: str, threads: int | None, provider: str) -> DijiangSubject:
     """A bundle with two more loops: records of `Model.generate`, and its bare bound session."""
     subject = load_bundle(path, threads, provider)

@@ -3,36 +3,37 @@
     python benchmarks/steps.py CACHE_FOLDER -o REPORT.json
 
 Weights are random. ONNX Runtime's profiler times the nodes, and adds some microseconds to
-each. So whole steps are timed without it, in blocks in random order within one process.
+each. So whole steps are timed without it, by the bench: the graphs of a bundle take turns.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections import Counter
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from bundles import Place
+from bundles import Place, load_graph
 
-import dijiang
+from dijiang.bench.matrix import Test
+from dijiang.bench.measure import Effort
+from dijiang.bench.runner import run_sides
+from dijiang.bench.subject import Side, bundle_side
 from dijiang.bundle.opened import Bundle, open_bundle
-from dijiang.machine.bandwidth import measure_bandwidth
-from dijiang.machine.describe import describe_cpu
 from dijiang.recipe import GRAPHS
+from dijiang.runtime.sessions.base import PIECE
 from dijiang.runtime.sessions.inference import open_inference
 from dijiang.runtime.step import Step
 
 PRECISIONS = ("fp32", "int8", "int4")
-#: Tokens of a step: decoding, and a whole piece of a prompt.
-LENGTHS = (1, 256)
-#: Steps of a profile; blocks of a comparison, and decode steps or pieces in a block.
-PROFILED, BLOCKS, TOGETHER = 20, 20, {1: 16, 256: 1}
+#: Tokens of the steps that are looked into: decoding, and a whole piece of a prompt.
+LENGTHS = (1, PIECE)
+#: Steps of a profile; tokens of a sample of decoding.
+PROFILED, DECODED = 20, 32
 
 
 def profile(bundle: Bundle, graph: str, length: int) -> list[dict[str, Any]]:
@@ -61,46 +62,11 @@ def profile(bundle: Bundle, graph: str, length: int) -> list[dict[str, Any]]:
     return [{"kind": kind, "nodes": counts[kind], "ms": ms} for kind, ms in spent.most_common()]
 
 
-def in_turn(bundle: Bundle, graphs: list[str], length: int) -> dict[str, Any]:
-    """Milliseconds of a step of each graph, and its ratio to the first graph's, by blocks in random order."""
-    models = [dijiang.load(bundle.path, graph=graph, check_hashes=False) for graph in graphs]
-    ids = np.arange(length)[None] % bundle.manifest.spec.vocab_size
-    states = [model.new_state() for model in models]
-    times = np.zeros((BLOCKS + 1, len(models)))
-    random = np.random.default_rng(0)
-    for block in times:
-        for at in random.permutation(len(models)):
-            started = time.perf_counter()
-            for _ in range(TOGETHER[length]):
-                models[at].forward(ids, states[at])
-            block[at] = (time.perf_counter() - started) / TOGETHER[length] * 1e3
-    times = times[1:]
-    ratios = times / times[:, :1]
-    return {
-        graph: {
-            "ms": float(np.median(times[:, at])),
-            "ratio": float(np.median(ratios[:, at])),
-            "quartiles": [float(q) for q in np.percentile(ratios[:, at], (25, 75))],
-        }
-        for at, graph in enumerate(graphs)
-    }
-
-
-def measure(place: Place) -> dict[str, Any]:
-    """One precision: graphs in turn, and their profiles."""
+def sides(place: Place) -> list[Side]:
+    """The graphs of a bundle that are for the CPU; those of one bundle take turns."""
     bundle = open_bundle(place.bundle, check_hashes=False)
     graphs = [graph for graph in bundle.manifest.graphs if GRAPHS[graph].fused and not GRAPHS[graph].exact]
-    return {
-        "precision": place.precision,
-        "reads": bundle.manifest.graphs[graphs[0]].reads["step"] + 2 * bundle.manifest.spec.state_bytes,
-        "lengths": {
-            str(length): {
-                "steps": in_turn(bundle, graphs, length),
-                "nodes": {graph: profile(bundle, graph, length) for graph in graphs},
-            }
-            for length in LENGTHS
-        },
-    }
+    return [bundle_side(f"{place.precision} {graph}", bundle, partial(load_graph, graph=graph)) for graph in graphs]
 
 
 @click.command()
@@ -108,18 +74,16 @@ def measure(place: Place) -> dict[str, Any]:
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--preset", default="pythia-410m", show_default=True)
 def main(cache: Path, output: Path, preset: str) -> None:
-    """Measure all precisions; the bandwidth of the memory before, between and after them."""
-    bandwidths, rows = [asdict(measure_bandwidth())], []
-    for precision in PRECISIONS:
-        rows.append(measure(Place(cache, preset, precision, "cpu")))
-        bandwidths.append(asdict(measure_bandwidth()))
-    found = {
-        "preset": preset,
-        "blocks": BLOCKS,
-        "cpu": describe_cpu(Path("/")),
-        "bandwidths": bandwidths,
-        "precisions": rows,
-    }
+    """Measure all precisions, as one report of the bench with a table of nodes for each side and length."""
+    groups = [sides(Place(cache, preset, precision, "cpu")) for precision in PRECISIONS]
+    tests = [Test("tg", DECODED), Test("pp", PIECE)]
+    report = run_sides(groups, tests, Effort(10, 10.0), provider="cpu", say=click.echo)
+    nodes = []
+    for side in (side for group in groups for side in group):
+        bundle, graph = open_bundle(side.path, check_hashes=False), side.name.split()[1]
+        for length in LENGTHS:
+            nodes.append({"model": side.name, "tokens": length, "kinds": profile(bundle, graph, length)})
+    found = {"preset": preset, "report": report, "nodes": nodes}
     output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -113,6 +113,15 @@ def check_output(target: Path, inputs: Iterable[Path], error: type[DijiangError]
                 raise error(f"{target} is or holds {source}, which is read; choose another folder")
 
 
+def check_new(
+    target: Path, inputs: Iterable[Path], error: type[DijiangError], advice: str = "choose another folder"
+) -> None:
+    """`check_output`, and `error` with `advice` if anything stands at the target."""
+    check_output(target, inputs, error)
+    if os.path.lexists(target):
+        raise error(f"{target} exists and is never overwritten; {advice}")
+
+
 @contextmanager
 def new_folder(
     target: Path, error: type[DijiangError], *, foreign: Callable[[Path], list[str]] | None = None

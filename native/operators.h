@@ -11,34 +11,37 @@ namespace dijiang {
 #define CHECK(call) \
   if (ort::Status* failed = (call)) return failed
 
-// Dimensions of input `index`; an error unless it is there and has this rank.
-inline ort::Status* dims_of(const ort::Api& api, const ort::Context* context, size_t index, int64_t* out,
-                            size_t rank, const char* complaint) {
+// What `look` finds in the shape of input `index`; an error unless the input is there.
+template <class Look>
+ort::Status* with_shape(const ort::Api& api, const ort::Context* context, size_t index, const char* complaint, Look look) {
   const ort::Value* value;
   CHECK(api.input(context, index, &value));
   if (!value) return api.fail(complaint);
   ort::Shape* shape;
   CHECK(api.shape(value, &shape));
-  size_t found;
-  ort::Status* status = api.rank(shape, &found);
-  if (!status) status = found == rank ? api.dims(shape, out, rank) : api.fail(complaint);
+  ort::Status* status = look(shape);
   api.release(shape);
   return status;
+}
+
+// Dimensions of input `index`; an error unless it is there and has this rank.
+inline ort::Status* dims_of(const ort::Api& api, const ort::Context* context, size_t index, int64_t* out,
+                            size_t rank, const char* complaint) {
+  return with_shape(api, context, index, complaint, [&](ort::Shape* shape) {
+    size_t found;
+    if (ort::Status* failed = api.rank(shape, &found)) return failed;
+    return found == rank ? api.dims(shape, out, rank) : api.fail(complaint);
+  });
 }
 
 // An error unless input `index` is there and holds so many numbers, in whatever shape.
 inline ort::Status* expect_count(const ort::Api& api, const ort::Context* context, size_t index, int64_t expected,
                                  const char* complaint) {
-  const ort::Value* value;
-  CHECK(api.input(context, index, &value));
-  if (!value) return api.fail(complaint);
-  ort::Shape* shape;
-  CHECK(api.shape(value, &shape));
-  size_t found;
-  ort::Status* status = api.count(shape, &found);
-  if (!status && static_cast<int64_t>(found) != expected) status = api.fail(complaint);
-  api.release(shape);
-  return status;
+  return with_shape(api, context, index, complaint, [&](ort::Shape* shape) -> ort::Status* {
+    size_t found;
+    CHECK(api.count(shape, &found));
+    return static_cast<int64_t>(found) == expected ? nullptr : api.fail(complaint);
+  });
 }
 
 // Input `index` of a node; null where it is left out.

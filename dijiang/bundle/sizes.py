@@ -33,11 +33,16 @@ class Sizes:
     cache_bytes: dict[int, int]
 
 
+def cache_bytes_per_token(layers: int, heads: int, channels: int) -> int:
+    """Bytes of keys and values of one token in a vanilla model's float16 cache; heads: those of keys and values."""
+    return 2 * CACHE_NUMBER * layers * heads * channels
+
+
 def sizes(bundle: Bundle) -> Sizes:
     """Sizes of an opened bundle."""
     spec = bundle.manifest.spec
     weights = bundle.data_bytes
-    per_token = 2 * CACHE_NUMBER * spec.num_layers * spec.num_kv_heads * spec.head_size
+    per_token = cache_bytes_per_token(spec.num_layers, spec.num_kv_heads, spec.head_size)
     return Sizes(
         parameters=bundle.manifest.parameters,
         bundle_bytes=bundle.nbytes,

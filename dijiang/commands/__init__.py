@@ -74,6 +74,16 @@ def _option(one: Field[Any]) -> Callable[[Any], Any]:
     )
 
 
+def taken(cls: type, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of one options class, taken out of all that a command has."""
+    return {one.name: options.pop(one.name) for one in fields(cls)}
+
+
+def say(text: str) -> None:
+    """A remark for people: on stderr, in brackets, so that it is not taken for what the command makes."""
+    click.echo(f"[{text}]", err=True)
+
+
 def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the options that the command line gives, and no default."""
     source = click.get_current_context().get_parameter_source

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..bundle.sizes import sizes
 from ..errors import DijiangError, InputError
 from ..runtime.options import Generation, Loading
-from . import given_options, model_folder, options_of, printable
+from . import given_options, model_folder, options_of, printable, say, taken
 
 if TYPE_CHECKING:
     from ..runtime.dialogue import Dialogue
@@ -34,8 +34,7 @@ def chat(bundle: Path, system: str | None, load_state: Path | None, **options: A
     from ..runtime.model import load
     from ..runtime.options import authors_choice
 
-    loading = {one.name: options.pop(one.name) for one in fields(Loading)}
-    model = load(bundle, say=_say, **loading)
+    model = load(bundle, say=say, **taken(Loading, options))
     chosen = {"max_tokens": ANSWER} | authors_choice(model.bundle.sampling) | given_options(options)
     dialogue = Dialogue(model, Generation.of(options | chosen), system)
     if load_state is not None:
@@ -72,7 +71,7 @@ class Desk:
     def help(self, _: str) -> None:
         """name the commands"""
         for name, command in COMMANDS.items():
-            _say(f"/{name}: {command.__doc__}")
+            say(f"/{name}: {command.__doc__}")
 
     def save(self, file: str) -> None:
         """FILE: keep the conversation"""
@@ -84,7 +83,7 @@ class Desk:
 
     def undo(self, _: str) -> None:
         """take the last message and its answer back"""
-        _say(f"taken back: {printable(self._dialogue.undo())}")
+        say(f"taken back: {printable(self._dialogue.undo())}")
 
     def regenerate(self, _: str) -> None:
         """another answer to the last message"""
@@ -94,7 +93,7 @@ class Desk:
         """go on in a copy; /branch leads back"""
         self._dialogue = self._dialogue.fork()
         self._branches.append(self._dialogue)
-        _say(f"branch {len(self._branches)}")
+        say(f"branch {len(self._branches)}")
 
     def branch(self, number: str) -> None:
         """N: go on in the N-th branch"""
@@ -108,15 +107,15 @@ class Desk:
 
     def stats(self, _: str) -> None:
         """tokens, rates and the size of the state"""
-        state, spec = self._dialogue.state, self._dialogue.model.spec
-        cache = 4 * spec.num_layers * spec.num_kv_heads * spec.head_size * int(state.position[0])
-        _say(
-            f"{int(state.position[0])} tokens; the state is {state.nbytes / 1e6:,.2f} MB at any length, a vanilla "
-            f"fp16 cache would be {cache / 1e6:,.2f} MB"
+        state, bundle = self._dialogue.state, self._dialogue.model.bundle
+        tokens = int(state.position[0])
+        say(
+            f"{tokens} tokens; the state is {state.nbytes / 1e6:,.2f} MB at any length, a vanilla fp16 cache would "
+            f"be {tokens * sizes(bundle).cache_bytes_per_token / 1e6:,.2f} MB"
         )
         if self._last is not None:
             last = self._last
-            _say(f"last answer: {last.generated} tokens, {last.decode_rate:,.0f} tokens/s, {last.finish_reason}")
+            say(f"last answer: {last.generated} tokens, {last.decode_rate:,.0f} tokens/s, {last.finish_reason}")
 
     def _answer(self, records: Iterator[Record]) -> None:
         """Print an answer as it comes; Ctrl-C ends it, and what was said stays in the state."""
@@ -142,10 +141,6 @@ def _needed(argument: str, usage: str) -> str:
     if not argument:
         raise InputError(f"the name of a file is missing; say {usage}")
     return argument
-
-
-def _say(text: str) -> None:
-    click.echo(f"[{text}]", err=True)
 
 
 def _lines() -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -44,16 +43,14 @@ def triton(bundle: Path, output: Path, **options: Any) -> None:
 def written(bundle: Path, output: Path, integration: str, **options: Any) -> None:
     """Have an integration write a new folder, whole or not at all."""
     from ..bundle.opened import open_bundle
-    from ..files import check_output, new_folder
+    from ..files import check_new, new_folder
 
     try:
         module = import_module(f"dijiang.integrations.{integration}")
     except ImportError as error:
         raise ExportError(f"{error}; pip install 'dijiang[export]'") from error
     opened = open_bundle(bundle)
-    check_output(output, [bundle], ExportError)
-    if os.path.lexists(output):
-        raise ExportError(f"{output} exists and is never overwritten; choose another folder")
+    check_new(output, [bundle], ExportError)
     with new_folder(output, ExportError) as partial:
         module.write(opened, partial, **options)
     click.echo(output)

@@ -14,7 +14,7 @@ import click
 from ..errors import InputError
 from ..progress import bars
 from ..runtime.options import Generation, Loading
-from . import JSON, given_options, model_folder, options_of
+from . import JSON, given_options, model_folder, options_of, say, taken
 
 if TYPE_CHECKING:
     from ..runtime.model import Model
@@ -58,11 +58,11 @@ def run(
 
     if (jsonl is None) is not (output is None) or (jsonl and (prompt or save_state or load_state or as_json)):
         raise click.UsageError("--jsonl and -o go together, and without -p, --json and states")
-    loading = {one.name: options.pop(one.name) for one in fields(Loading)}
+    loading = taken(Loading, options)
     kept = None if load_state is None else Snapshot.load(load_state)
-    model = load(bundle, say=lambda text: click.echo(f"[{text}]", err=True), **loading)
+    model = load(bundle, say=say, **loading)
     if verbose:
-        click.echo(f"[{model.graph} graph on {model.provider}]", err=True)
+        say(f"{model.graph} graph on {model.provider}")
     if jsonl is not None and output is not None:
         _answer_file(model, jsonl, output, Generation.of(options))
         return
@@ -70,7 +70,7 @@ def run(
         options |= _continued(kept, model) | given_options(options)
     elif prompt is None:
         if sys.stdin.isatty():
-            click.echo("[type the text to continue, then Ctrl-D]", err=True)
+            say("type the text to continue, then Ctrl-D")
         prompt = sys.stdin.read()
     chosen = Generation.of(options)
     if save_state is not None:
@@ -93,11 +93,10 @@ def run(
         return
     detail = f" ({record.detail})" if record.detail else ""
     click.echo()
-    click.echo(
-        f"[{record.prompt_tokens} + {record.generated} tokens, "
+    say(
+        f"{record.prompt_tokens} + {record.generated} tokens, "
         f"prefill {record.prefill_rate:,.0f} tokens/s, decode {record.decode_rate:,.0f} tokens/s, "
-        f"finish: {record.finish_reason}{detail}]",
-        err=True,
+        f"finish: {record.finish_reason}{detail}"
     )
 
 
@@ -120,6 +119,6 @@ def _continued(kept: Snapshot, model: Model) -> dict[str, Any]:
     made, here = kept.note.made, made_by(model)
     changed = [f"{name} {made[name]} -> {value}" for name, value in here.items() if made.get(name, value) != value]
     if changed:
-        click.echo(f"[the state goes on elsewhere: {', '.join(changed)}]", err=True)
+        say(f"the state goes on elsewhere: {', '.join(changed)}")
     known = {one.name for one in fields(Generation)}
     return {name: value for name, value in kept.note.sampler.items() if name in known}

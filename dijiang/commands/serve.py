@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import click
 from ..errors import InputError
 from ..runtime.options import Loading
 from ..server.settings import Serving
-from . import options_of
+from . import options_of, say, taken
 
 
 @click.command()
@@ -29,13 +28,13 @@ def serve(bundles: tuple[Path, ...], json_logs: bool, **options: Any) -> None:
     except ImportError as error:
         raise InputError(f"the server is not installed ({error}); pip install 'dijiang[serve]'") from None
 
-    loading = {one.name: options.pop(one.name) for one in fields(Loading)}
+    loading = taken(Loading, options)
     run(
         bundles,
         Serving.of(options),
         loading,
         api_key=os.environ.get("DIJIANG_API_KEY") or None,
         seal_key=os.environ.get("DIJIANG_SEAL_KEY") or None,
-        say=lambda text: click.echo(f"[{text}]", err=True),
+        say=say,
         logs=json_logs,
     )

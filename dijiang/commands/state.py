@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..bundle.sizes import cache_bytes_per_token
 from ..runtime.options import Loading
 from . import JSON, model_folder, options_of, print_table
 
 if TYPE_CHECKING:
     from ..runtime.snapshot import Snapshot
 
-#: Bytes of a number of the key-value cache that a state is compared with: float16.
-CACHE_NUMBER = 2
 FILE = click.Path(path_type=Path)
 
 
@@ -91,8 +90,8 @@ def _load(file: Path) -> Snapshot:
 
 def _facts(kept: Snapshot) -> dict[str, Any]:
     """What a snapshot says, JSON-ready."""
-    batch, heads, features, values = kept.layers[0].shape
-    a_token = CACHE_NUMBER * len(kept.layers) * heads * (features + values)
+    batch, heads, channels, _ = kept.layers[0].shape
+    a_token = cache_bytes_per_token(len(kept.layers), heads, channels)
     seams = [None if seam is None else vars(seam) for seam in kept.seams]
     return {
         "checkpoint": kept.fingerprint,

@@ -20,7 +20,7 @@ from ..bundle.manifest import (
 )
 from ..bundle.opened import Bundle, open_bundle, read_manifest
 from ..errors import CheckpointError, ExportError, InputError
-from ..files import check_output, new_folder, read_regular, refuse_foreign
+from ..files import check_new, check_output, new_folder, read_regular, refuse_foreign
 from ..graph.reads import parameter_reads
 from ..hidden import sweep
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
@@ -158,12 +158,12 @@ def _bytes_of(file: Path) -> bytes:
 
 def check_target(target: Path, inputs: Iterable[Path], *, force: bool) -> None:
     """ExportError if the target may not be written: only a bundle is ever replaced, and only whole."""
-    check_output(target, inputs, ExportError)
-    if not os.path.lexists(target):
-        return
     if not force:
-        raise ExportError(f"{target} exists and is never overwritten; use --force or another folder")
-    refuse_foreign(target, foreign(target), ExportError)
+        check_new(target, inputs, ExportError, "use --force or another folder")
+        return
+    check_output(target, inputs, ExportError)
+    if os.path.lexists(target):
+        refuse_foreign(target, foreign(target), ExportError)
 
 
 def foreign(folder: Path) -> list[str]:

@@ -9,8 +9,10 @@ from html import escape
 import onnx_ir as ir
 
 from ..errors import InputError
+from . import roles
 
-LAYER = re.compile(r"(?:layers|past_key_values|present)\.(\d+)\.")
+#: How names begin that are of one layer: of its states, which no writer marks; and of its weights, to shorten them.
+STATE, PREFIX = re.compile(r"(?:past_key_values|present)\.(\d+)\."), re.compile(r"layers\.\d+\.")
 #: Pixels: of a box, and between two.
 WIDTH, HEIGHT, ACROSS, DOWN = 190, 38, 24, 34
 #: Of a weight's name in a box.
@@ -19,8 +21,10 @@ LETTERS = 23
 
 def layer_of(node: ir.Node, known: dict[ir.Node, int | None]) -> int | None:
     """The layer of a node: that of a weight or state it reads or writes, else the last of the nodes before it."""
-    names = [value.name or "" for value in (*node.inputs, *node.outputs) if value is not None]
-    own = [int(found[1]) for name in names if (found := LAYER.match(name))]
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+    marked = [layer for value in values if (layer := roles.layer_of(value)) is not None and layer.isdecimal()]
+    states = [found[1] for value in values if (found := STATE.match(value.name or ""))]
+    own = [int(layer) for layer in (*marked, *states)]
     before = [known.get(one) for one in _before(node)]
     return max(own or [layer for layer in before if layer is not None], default=None)
 
@@ -93,7 +97,7 @@ def _box(node: ir.Node, place: tuple[float, float]) -> str:
     """What a node does, its first weight, and its output's shape on hovering."""
     x, y = place
     names = [value.name or "" for value in node.inputs if value is not None and value.is_initializer()]
-    weights = [LAYER.sub("", name) for name in names if LAYER.match(name)]
+    weights = [PREFIX.sub("", name) for name in names if PREFIX.match(name)]
     named = escape(weights[0] if len(weights[0]) <= LETTERS else f"{weights[0][:LETTERS]}…") if weights else ""
     shapes = "\n".join(f"{value.name}: {value.dtype} {value.shape}" for value in node.outputs)
     return (

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from ..files import check_output, new_folder
+from ..files import check_new, new_folder
 from ..progress import Progress
 from .binding import Shape
 from .weights import is_decay_table
@@ -64,8 +64,8 @@ def write_checkpoint(
     Raises:
         CheckpointError: the target exists, cannot be written, or does not fit on the disk.
     """
-    check_output(target, [file.parent for file in files], CheckpointError)
-    _check(target, total)
+    check_new(target, [file.parent for file in files], CheckpointError)
+    _check_room(target, total)
     with new_folder(target, CheckpointError) as folder:
         shards = _Shards(folder, total, progress)
         for name, tensor in tensors:
@@ -76,9 +76,7 @@ def write_checkpoint(
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _check(target: Path, total: int) -> None:
-    if target.exists():
-        raise CheckpointError(f"{target} exists and is never overwritten; choose a new folder")
+def _check_room(target: Path, total: int) -> None:
     place = next(path for path in target.absolute().parents if path.is_dir())
     need, free = total + SPARE_BYTES, shutil.disk_usage(place).free
     if need > free:

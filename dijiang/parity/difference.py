@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..runtime.sampling import log_softmax
+
 #: Rows of logits compared at once: bounds the float64 temporaries.
 ROWS = 64
 
@@ -57,11 +59,12 @@ class Sums:
 
     def _add(self, reference: np.ndarray, candidate: np.ndarray, following: np.ndarray) -> None:
         error = candidate - reference
+        squares = error**2
         self.max_error = float(np.maximum(self.max_error, np.abs(error).max()))  # keeps NaN
-        self.squares += float((error**2).sum())
-        self.row_errors += ((error**2).mean(-1) ** 0.5).tolist()
+        self.squares += float(squares.sum())
+        self.row_errors += (squares.mean(-1) ** 0.5).tolist()
         self.reference_squares += float((reference**2).sum())
-        expected, found = log_softmax(reference), log_softmax(candidate.astype(np.float64))
+        expected, found = log_softmax(reference), log_softmax(candidate)
         likelihood = np.exp(expected)
         kl = (likelihood * (expected - found)).sum(-1)
         self.kl += float(kl.sum())
@@ -87,10 +90,3 @@ class Sums:
             reference_perplexity=None if perplexities[0] is None else float(perplexities[0]),
             perplexity=None if perplexities[1] is None else float(perplexities[1]),
         )
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Natural log-probabilities over the last axis."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return result

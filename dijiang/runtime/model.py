@@ -16,6 +16,7 @@ from ..progress import Progress, silent
 from .generate import as_ids, generate
 from .grammar import Grammar, GrammarTokenizer
 from .options import Generation, Loading
+from .sampling import log_softmax
 from .sequence import Record
 from .sessions.base import Session
 from .sessions.providers import Say, open_session
@@ -164,10 +165,10 @@ class Model:
             piece, following = ids[:, start : start + longest], ids[:, start + 1 : start + longest + 1]
             of_piece = None if real is None else real[:, start : start + longest]
             logits = self.forward(piece, state, mask=of_piece, all_logits=True)[:, : following.shape[1]]
-            shifted = (logits - logits.max(-1, keepdims=True)).astype(np.float64)
-            chosen = np.take_along_axis(shifted, following[..., None], axis=-1)[..., 0]
-            found.append(chosen - np.log(np.exp(shifted).sum(-1)))
-            best.append(chosen == 0)
+            nats = log_softmax(logits)
+            chosen = np.take_along_axis(nats, following[..., None], axis=-1)[..., 0]
+            found.append(chosen)
+            best.append(chosen == nats.max(-1))
         return np.concatenate(found, axis=1), np.concatenate(best, axis=1)
 
     def check(self, ids: np.ndarray, state: State, real: np.ndarray | None = None, user: object = None) -> None:

@@ -33,6 +33,14 @@ class Draws:
         return float(int(self._philox.random_raw()) >> 11) * 2.0**-53
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Natural log-probabilities over the last axis, float64."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return shifted
+
+
 class Sampler:
     """Draws tokens of one sequence.
 

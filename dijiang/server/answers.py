@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.sampling import largest
+from ..runtime.sampling import largest, log_softmax
 from ..runtime.text import TextTokenizer
 from .hosted import Told
 from .wanted import Wanted
@@ -132,10 +132,9 @@ class Answer:
 
     def _logprob(self, token: int, logits: np.ndarray) -> dict[str, Any]:
         """A token's log-probability by the model itself, and those of the most likely ones."""
-        shifted = (logits - logits.max()).astype(np.float64)
-        total = np.log(np.exp(shifted).sum())
+        nats = log_softmax(logits)
         best = largest(logits, self._wanted.logprobs).tolist() if self._wanted.logprobs else []
-        named = [self._named(one, float(shifted[one] - total)) for one in (token, *best)]
+        named = [self._named(one, float(nats[one])) for one in (token, *best)]
         return named[0] | {"top_logprobs": named[1:]}
 
     def _named(self, token: int, logprob: float) -> dict[str, Any]:

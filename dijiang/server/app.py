@@ -74,34 +74,27 @@ class Server:
                 await anyio.to_thread.run_sync(self.conversations.close)
 
         routes = [
-            Route("/v1/completions", self._guarded(self._completions), methods=["POST"]),
-            Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
-            Route("/v1/models", self._guarded(self._models), methods=["GET"]),
-            Route("/v1/models/{name:path}", self._guarded(self._model), methods=["GET"]),
-            Route("/tokenize", self._guarded(self._tokenize), methods=["POST"]),
-            Route("/metrics", self._guarded(self._metrics), methods=["GET"]),
-            Route("/healthz", self._open(self._health), methods=["GET"]),
-            Route("/readyz", self._open(self._ready), methods=["GET"]),
-            *(Route(path, self._open(page), methods=["GET"]) for path in FILES),
+            self._route("POST", "/v1/completions", self._completions),
+            self._route("POST", "/v1/chat/completions", self._chat),
+            self._route("GET", "/v1/models", self._models),
+            self._route("GET", "/v1/models/{name:path}", self._model),
+            self._route("POST", "/tokenize", self._tokenize),
+            self._route("GET", "/metrics", self._metrics),
+            self._route("GET", "/healthz", self._health, guarded=False),
+            self._route("GET", "/readyz", self._ready, guarded=False),
+            *(self._route("GET", path, page, guarded=False) for path in FILES),
         ]
         handlers: dict[Any, Any] = {HTTPException: _refused_route, Exception: _broken}
         return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
-    def _guarded(self, handler: Handler) -> Handler:
-        """A route that needs the key."""
-
-        async def checked(request: Request) -> Response:
-            require_key(request, self._key)
-            return await handler(request)
-
-        return self._open(checked)
-
-    def _open(self, handler: Handler) -> Handler:
-        """A route whose errors have OpenAI's shape, and that is counted and logged."""
+    def _route(self, method: str, path: str, handler: Handler, *, guarded: bool = True) -> Route:
+        """A route whose errors have OpenAI's shape, and that is counted and logged. guarded: it needs the key."""
 
         async def handled(request: Request) -> Response:
             started = time.perf_counter()
             try:
+                if guarded:
+                    require_key(request, self._key)
                 response = await handler(request)
             except Refused as error:
                 response = _json(error.body, error.status, error.headers)
@@ -109,13 +102,12 @@ class Server:
                 response = _json(Refused(str(error)).body, 400)
             except DijiangError as error:
                 response = _json(Refused(str(error), status=503).body, 503)
-            route = request.scope["path"] if request.scope["path"] in KNOWN else "other"
-            self.metrics.answered(route, response.status_code)
+            self.metrics.answered(path, response.status_code)
             seconds = time.perf_counter() - started
-            log.info(json.dumps({"route": route, "status": response.status_code, "ms": round(seconds * 1e3, 1)}))
+            log.info(json.dumps({"route": path, "status": response.status_code, "ms": round(seconds * 1e3, 1)}))
             return response
 
-        return handled
+        return Route(path, handled, methods=[method])
 
     # What is asked for.
 
@@ -240,17 +232,6 @@ class Server:
         if dead:
             raise Refused(f"{', '.join(dead)} takes no steps; start the server again", status=503)
         return _json({"status": "ready"})
-
-
-KNOWN = FILES.keys() | {
-    "/v1/completions",
-    "/v1/chat/completions",
-    "/v1/models",
-    "/tokenize",
-    "/metrics",
-    "/healthz",
-    "/readyz",
-}
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -3,7 +3,6 @@
 import html.parser
 import json
 import re
-import shutil
 import subprocess
 import sys
 
@@ -16,20 +15,9 @@ from dijiang.bench.render import to_html
 from dijiang.cli import main
 from dijiang.errors import BenchError
 from tests.bench.test_compare import TESTS, report
+from tests.chromium import FLAGS, PROGRAM
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-    "--window-size=1000,2600",
-]
+COMMAND = [PROGRAM, *FLAGS, "--enable-logging=stderr", "--window-size=1000,2600"]
 
 
 def whole(tests=TESTS, name="<model> & co"):
@@ -80,11 +68,11 @@ def test_page_escapes_what_it_shows_and_keeps_the_raw_report():
     assert json.loads(data) == json.loads(json.dumps(found))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs one")
+@pytest.mark.skipif(PROGRAM is None, reason="no Chromium here; .ci/run installs one")
 def test_page_renders_in_a_browser_without_console_messages(tmp_path):
     page, picture = tmp_path / "page.html", tmp_path / "page.png"
     page.write_text(to_html(whole()), encoding="utf-8")
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}"]
+    command = [*COMMAND, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}"]
     done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "CONSOLE" not in done.stderr
@@ -95,12 +83,12 @@ def test_page_renders_in_a_browser_without_console_messages(tmp_path):
     assert (pixels[:2400].max(axis=(1, 2)) - pixels[:2400].min(axis=(1, 2)) > 0.5).sum() > 700
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs one")
+@pytest.mark.skipif(PROGRAM is None, reason="no Chromium here; .ci/run installs one")
 def test_the_browser_does_report_console_messages(tmp_path):
     """The assertion above can fail: a page with an error is noticed."""
     page = tmp_path / "page.html"
     page.write_text("<script>undefined_function()</script>")
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    command = [*COMMAND, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "CONSOLE" in done.stderr
 

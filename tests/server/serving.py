@@ -12,6 +12,9 @@ from dijiang.server.guards import patient_protocol
 from dijiang.server.process import build
 from dijiang.server.settings import Serving
 
+KEY = "k" * 40
+PROMPT = "def main("
+
 
 class Running:
     """A running server: `port`, `server` and plain requests to it."""
@@ -99,3 +102,8 @@ def running(models, *, api_key=None, seal_key=None, buffer=None, **options):
         process.should_exit = True
         thread.join()
         listening.close()
+
+
+def text_of(model, prompt, **options):
+    options = {"top_k": 50} | options  # its authors' choice
+    return "".join(r.text for r in model.generate(prompt, **options))

@@ -12,7 +12,7 @@ from dijiang.bundle.sizes import sizes
 from dijiang.runtime.options import Generation
 from dijiang.server.front_page import FILES, FOLDER, POLICY
 from dijiang.server.hosted import Hosted
-from tests.server.chromium import PROGRAM, Chromium
+from tests.chromium import PROGRAM, Chromium
 from tests.server.serving import events, running
 
 in_browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here; .ci/run installs one")

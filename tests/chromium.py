@@ -17,12 +17,11 @@ FLAGS = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--hide-scrollbars",
-    "--remote-debugging-pipe",
 ]
 #: Seconds that anything may take.
 PATIENCE = 20
@@ -40,7 +39,14 @@ class Chromium:
         # Through descriptors above 4, so that none is taken by the other first; dash knows no such numbers.
         high = [fcntl.fcntl(one, fcntl.F_DUPFD, 10) for one in (to_read, to_write)]
         shell = ["bash", "-c", f'exec "$@" 3<&{high[0]} 4>&{high[1]}', "bash"]
-        command = [*shell, PROGRAM, *FLAGS, f"--user-data-dir={profile}"]
+        command = [
+            *shell,
+            PROGRAM,
+            *FLAGS,
+            "--hide-scrollbars",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
+        ]
         self._process = subprocess.Popen(command, pass_fds=high, stderr=subprocess.DEVNULL)
         for one in (to_read, to_write, *high):
             os.close(one)

