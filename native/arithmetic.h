@@ -8,6 +8,12 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #include "step.h"
 
 namespace dijiang {
@@ -34,6 +40,37 @@ DIJIANG_INLINE float fused(float a, float b, float c) {
   const uint64_t bits = bits_of<uint64_t>(sum), inexact = bits_of<uint64_t>(flag) >> 61;  // 1 or 0
   const uint64_t away = inexact & ((bits_of<uint64_t>(rest) ^ bits) >> 63);
   return static_cast<float>(bits_of<double>((bits - away) | inexact));
+#endif
+}
+
+// Numbers in one register, for the loops that the compiler does not keep there by itself.
+#if defined(__AVX512F__)
+constexpr int kWide = 16;
+#elif defined(__AVX__)
+constexpr int kWide = 8;
+#else
+constexpr int kWide = 4;
+#endif
+typedef float Wide __attribute__((vector_size(kWide * sizeof(float))));
+
+DIJIANG_INLINE Wide wide(const float* x) {
+  Wide values;
+  std::memcpy(&values, x, sizeof values);
+  return values;
+}
+
+DIJIANG_INLINE void store(float* x, Wide values) { std::memcpy(x, &values, sizeof values); }
+
+DIJIANG_INLINE Wide fused(float a, Wide b, Wide c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(_mm512_set1_ps(a), b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(_mm256_set1_ps(a), b, c);
+#elif defined(__aarch64__) && defined(DIJIANG_HARDWARE_FMA)
+  return vfmaq_n_f32(c, b, a);
+#else
+  for (int i = 0; i < kWide; i++) c[i] = fused(a, b[i], c[i]);
+  return c;
 #endif
 }
 

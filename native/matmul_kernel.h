@@ -15,19 +15,29 @@
 namespace dijiang {
 namespace {
 
-// Four numbers: what every processor has registers for.
-typedef float Four __attribute__((vector_size(16)));
-typedef int32_t Order __attribute__((vector_size(16)));
+// Places of a register.
+typedef int32_t Order __attribute__((vector_size(kWide * sizeof(int32_t))));
 
-DIJIANG_INLINE Four shuffled(Four values, Order order) {
+DIJIANG_INLINE Wide shuffled(Wide values, Order order) {
 #ifdef __clang__
-  return Four{values[order[0]], values[order[1]], values[order[2]], values[order[3]]};
+  Wide result;
+  for (int i = 0; i < kWide; i++) result[i] = values[order[i]];
+  return result;
 #else
   return __builtin_shuffle(values, order);
 #endif
 }
 
-// Sums and differences of pairs that lie `half` apart.
+// Sums and differences of pairs that lie `half` apart, inside of a register.
+template <int half>
+DIJIANG_INLINE Wide pairs_added(Wide values) {
+  Order order{};
+  Wide sign{};
+  for (int i = 0; i < kWide; i++) order[i] = i ^ half, sign[i] = i & half ? -1.0f : 1.0f;
+  return shuffled(values, order) + values * sign;
+}
+
+// The same between registers.
 template <int half>
 DIJIANG_INLINE void add_pairs(float* __restrict x, int64_t count) {
   for (int64_t start = 0; start < count; start += 2 * half)
@@ -38,23 +48,20 @@ DIJIANG_INLINE void add_pairs(float* __restrict x, int64_t count) {
     }
 }
 
-// The same of pairs inside of four: `order` swaps them, `sign` is 1 for the first of a pair and -1.
-DIJIANG_INLINE void add_pairs(float* x, int64_t count, Order order, Four sign) {
-  for (int64_t i = 0; i < count; i += 4) {
-    Four values;
-    std::memcpy(&values, x + i, sizeof values);
-    values = shuffled(values, order) + values * sign;
-    std::memcpy(x + i, &values, sizeof values);
-  }
-}
-
-// x H for each `size` neighbours, H the orthonormal Hadamard matrix; count: a multiple of 4 and of size.
+// x H for each `size` neighbours, H the orthonormal Hadamard matrix; count: a multiple of 16 and of size.
 DIJIANG_INLINE void mix(float* __restrict x, int64_t count, int64_t size) {
   if (size <= 1) return;
-  add_pairs(x, count, Order{1, 0, 3, 2}, Four{1, -1, 1, -1});
-  if (size > 2) add_pairs(x, count, Order{2, 3, 0, 1}, Four{1, 1, -1, -1});
-  if (size > 4) add_pairs<4>(x, count);
-  if (size > 8) add_pairs<8>(x, count);
+  for (int64_t i = 0; i < count; i += kWide) {
+    Wide values = pairs_added<1>(wide(x + i));
+    if (size > 2) values = pairs_added<2>(values);
+    if constexpr (kWide > 4)
+      if (size > 4) values = pairs_added<4>(values);
+    if constexpr (kWide > 8)
+      if (size > 8) values = pairs_added<8>(values);
+    store(x + i, values);
+  }
+  if (kWide <= 4 && size > 4) add_pairs<4>(x, count);
+  if (kWide <= 8 && size > 8) add_pairs<8>(x, count);
   if (size > 16) add_pairs<16>(x, count);
   if (size > 32) add_pairs<32>(x, count);
   if (size > 64) add_pairs<64>(x, count);
@@ -63,40 +70,52 @@ DIJIANG_INLINE void mix(float* __restrict x, int64_t count, int64_t size) {
   for (int64_t i = 0; i < count; i++) x[i] *= scale;
 }
 
-void round_row(const MatMul& given, int64_t row) {
+// `fixed`: block and rotation where the compiler may know them and they are equal.
+template <int fixed>
+DIJIANG_INLINE void round_row_by(const MatMul& given, int64_t row) {
   const MatMul m = given;
   const Packed w = *m.weights;
-  const int64_t rows = m.padded_rows(), padded = w.padded(), span = w.block > w.rotation ? w.block : w.rotation;
+  const int64_t block = fixed ? fixed : w.block, rotation = fixed ? fixed : w.rotation;
+  const int64_t rows = m.padded_rows(), padded = w.padded(), span = block > rotation ? block : rotation;
   const int32_t offset = w.bits == 8 ? Lanes::kOffset : 8;
   const float* __restrict input = m.input + row * w.inputs;
   int8_t* __restrict codes = m.codes + row * padded;
   for (int64_t start = 0; start < w.inputs; start += span) {
-    float x[kLongestBlock];
+    alignas(64) float x[fixed ? fixed : kLongestBlock];
     const int64_t left = w.inputs - start, n = left < span ? left : span;
-    for (int64_t i = 0; i < n; i++) x[i] = input[start + i];
-    for (int64_t i = n; i < span; i++) x[i] = 0.0f;
-    mix(x, span, w.rotation);
-    for (int64_t from = 0; from < span && start + from < padded; from += w.block) {
+    if (n == span)
+      std::memcpy(x, input + start, span * sizeof(float));
+    else
+      for (int64_t i = 0; i < span; i++) x[i] = i < n ? input[start + i] : 0.0f;
+    mix(x, span, rotation);
+    for (int64_t from = 0; from < span && start + from < padded; from += block) {
       // As integers, magnitudes have their order, and infinities and NaN come last.
       uint32_t top = 0;
-      for (int64_t i = from; i < from + w.block; i++) {
+      for (int64_t i = from; i < from + block; i++) {
         const uint32_t magnitude = bits_of<uint32_t>(x[i]) & 0x7fffffffu;
         top = magnitude > top ? magnitude : top;
       }
       const float largest = bits_of<float>(top), inverse = top ? 127.0f / largest : 0.0f;
       int32_t sum = 0;
-      for (int64_t i = from; i < from + w.block; i++) {
+      for (int64_t i = from; i < from + block; i++) {
         // The nearest integer is in the last bits of the sum with 1.5 2^23.
         const float shifted = x[i] * inverse + 12582912.0f;
         const int8_t code = static_cast<int8_t>(bits_of<uint32_t>(shifted));
         codes[start + i] = code;
         sum += code;
       }
-      const int64_t at = (start + from) / w.block * rows + row;
+      const int64_t at = (start + from) / block * rows + row;
       m.scales[at] = largest * (1.0f / 127.0f);
       m.offsets[at] = sum * offset;
     }
   }
+}
+
+void round_row(const MatMul& m, int64_t row) {
+  if (m.weights->block == 64 && m.weights->rotation == 64)
+    round_row_by<64>(m, row);
+  else
+    round_row_by<0>(m, row);
 }
 
 DIJIANG_INLINE void put(const MatMul& m, int64_t outputs, int64_t row, int64_t tile, Lanes::Floats values) {

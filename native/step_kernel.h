@@ -28,80 +28,144 @@ DIJIANG_INLINE float reduce(Take take, Join join, float start, const float* x, i
   return join(join(lanes[0], lanes[2]), join(lanes[1], lanes[3]));
 }
 
-// features = softmax(rotated(x) P) * scale. `fixed`: the head size where the compiler may know it.
-template <int fixed>
-DIJIANG_INLINE void feature_map(const Step& s, const float* __restrict x, int64_t row, float scale,
-                                float* __restrict features) {
-  constexpr int64_t room = fixed ? fixed : kLongestHead;
-  const int64_t size = fixed ? fixed : s.size, half = s.rotary / 2;
-  float z[room], y[room];
-  for (int64_t i = 0; i < half; i++) {
-    const float c = s.cos[row * half + i], n = s.sin[row * half + i];
-    z[i] = fused(x[i], c, -(x[half + i] * n));
-    z[half + i] = fused(x[half + i], c, x[i] * n);
-  }
-  for (int64_t i = 2 * half; i < size; i++) z[i] = x[i];
-  for (int64_t j = 0; j < size; j++) y[j] = 0.0f;
-  for (int64_t i = 0; i < size; i++) {
-    const float* __restrict p = s.projection + i * size;
-    for (int64_t j = 0; j < size; j++) y[j] = fused(z[i], p[j], y[j]);
-  }
-  const float top = reduce(larger, larger, y[0], y, size);
-  for (int64_t j = 0; j < size; j++) y[j] = exponential(y[j] - top);
-  const float factor = scale / reduce(add, add, 0.0f, y, size);
-  for (int64_t j = 0; j < size; j++) features[j] = y[j] * factor;
+// Columns [from, from + V kWide) of y[r] = x[r]^T M, R vectors at once. Sums stay in registers.
+template <int R, int V>
+DIJIANG_INLINE void multiply_columns(const float* __restrict matrix, int64_t size, int64_t from,
+                                     const float* const* x, float* const* y) {
+  Wide sums[R][V] = {};
+  for (int64_t i = 0; i < size; i++)
+    for (int v = 0; v < V; v++) {
+      const Wide line = wide(matrix + i * size + from + v * kWide);
+      for (int r = 0; r < R; r++) sums[r][v] = fused(x[r][i], line, sums[r][v]);
+    }
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) store(y[r] + from + v * kWide, sums[r][v]);
 }
 
-// S = decay S + k v^T and o = q^T S in one reading of S.
-template <int fixed>
-DIJIANG_INLINE void advance(float* __restrict state, int64_t runtime_size, float decay,
-                            const float* __restrict k, const float* __restrict v,
-                            const float* __restrict q, float* __restrict out) {
-  constexpr int64_t room = fixed ? fixed : kLongestHead;
-  const int64_t size = fixed ? fixed : runtime_size;
-  float o[room];
-  for (int64_t j = 0; j < size; j++) o[j] = 0.0f;
-  for (int64_t i = 0; i < size; i++) {
-    float* __restrict line = state + i * size;
-    for (int64_t j = 0; j < size; j++) {
-      line[j] = fused(k[i], v[j], decay * line[j]);
-      o[j] = fused(q[i], line[j], o[j]);
-    }
+// y[r] = x[r]^T M, M [size, size].
+template <int R>
+DIJIANG_INLINE void multiply_matrix(const float* __restrict matrix, int64_t size, const float* const* x,
+                                    float* const* y) {
+  constexpr int several = R > 2 ? 2 : 4;
+  int64_t from = 0;
+  for (; from + several * kWide <= size; from += several * kWide) multiply_columns<R, several>(matrix, size, from, x, y);
+  for (; from + kWide <= size; from += kWide) multiply_columns<R, 1>(matrix, size, from, x, y);
+  for (int r = 0; r < R; r++) {
+    for (int64_t j = from; j < size; j++) y[r][j] = 0.0f;
+    for (int64_t i = 0; i < size; i++)
+      for (int64_t j = from; j < size; j++) y[r][j] = fused(x[r][i], matrix[i * size + j], y[r][j]);
   }
-  std::memcpy(out, o, size * sizeof(float));
+}
+
+// One head of one token, and what its features are multiplied by.
+struct Head {
+  const float* x;
+  int64_t row;
+  float scale;
+};
+
+// Heads whose features are made together, so that the projection is read once for all of them.
+constexpr int kHeadsTogether = 4;
+
+// features = softmax(rotated(x) P) * scale, of R heads. `fixed`: the head size where the compiler may know it.
+template <int fixed, int R>
+DIJIANG_INLINE void feature_map(const Step& s, const Head* heads, float (*features)[fixed ? fixed : kLongestHead]) {
+  constexpr int64_t room = fixed ? fixed : kLongestHead;
+  const int64_t size = fixed ? fixed : s.size, half = s.rotary / 2;
+  float rotated[R][room];
+  const float* from[R];
+  float* to[R];
+  for (int r = 0; r < R; r++) {
+    const float* __restrict x = heads[r].x;
+    float* __restrict z = rotated[r];
+    for (int64_t i = 0; i < half; i++) {
+      const float c = s.cos[heads[r].row * half + i], n = s.sin[heads[r].row * half + i];
+      z[i] = fused(x[i], c, -(x[half + i] * n));
+      z[half + i] = fused(x[half + i], c, x[i] * n);
+    }
+    for (int64_t i = 2 * half; i < size; i++) z[i] = x[i];
+    from[r] = z, to[r] = features[r];
+  }
+  multiply_matrix<R>(s.projection, size, from, to);
+  for (int r = 0; r < R; r++) {
+    float* __restrict y = features[r];
+    const float top = reduce(larger, larger, y[0], y, size);
+    for (int64_t j = 0; j < size; j++) y[j] = exponential(y[j] - top);
+    const float factor = heads[r].scale / reduce(add, add, 0.0f, y, size);
+    for (int64_t j = 0; j < size; j++) y[j] *= factor;
+  }
+}
+
+// Columns [from, from + V kWide) of S = decay S + k v^T and of o = q^T S, in one reading of S.
+template <int V>
+DIJIANG_INLINE void advance_columns(float* __restrict state, int64_t size, int64_t from, float decay,
+                                    const float* k, const float* v, const float* q, float* out) {
+  Wide values[V], sums[V] = {};
+  for (int c = 0; c < V; c++) values[c] = wide(v + from + c * kWide);
+  for (int64_t i = 0; i < size; i++)
+    for (int c = 0; c < V; c++) {
+      float* line = state + i * size + from + c * kWide;
+      const Wide updated = fused(k[i], values[c], wide(line) * decay);
+      store(line, updated);
+      sums[c] = fused(q[i], updated, sums[c]);
+    }
+  for (int c = 0; c < V; c++) store(out + from + c * kWide, sums[c]);
+}
+
+DIJIANG_INLINE void advance(float* __restrict state, int64_t size, float decay, const float* k, const float* v,
+                            const float* q, float* out) {
+  int64_t from = 0;
+  for (; from + 4 * kWide <= size; from += 4 * kWide) advance_columns<4>(state, size, from, decay, k, v, q, out);
+  for (; from + kWide <= size; from += kWide) advance_columns<1>(state, size, from, decay, k, v, q, out);
+  for (int64_t j = from; j < size; j++) {
+    float sum = 0.0f;
+    for (int64_t i = 0; i < size; i++) {
+      float& at = state[i * size + j];
+      at = fused(k[i], v[j], decay * at);
+      sum = fused(q[i], at, sum);
+    }
+    out[j] = sum;
+  }
 }
 
 // o = q^T S, in the order of `advance`.
-DIJIANG_INLINE void read_out(const float* __restrict state, int64_t size, const float* __restrict q,
-                             float* __restrict out) {
-  for (int64_t j = 0; j < size; j++) out[j] = 0.0f;
-  for (int64_t i = 0; i < size; i++)
-    for (int64_t j = 0; j < size; j++) out[j] = fused(q[i], state[i * size + j], out[j]);
+DIJIANG_INLINE void read_out(const float* state, int64_t size, const float* q, float* out) {
+  multiply_matrix<1>(state, size, &q, &out);
 }
 
+// The heads of a token that share a state: its key, then its queries. Token after token.
 template <int fixed>
 DIJIANG_INLINE void attend_head(const Step& s, int64_t unit) {
   constexpr int64_t room = fixed ? fixed : kLongestHead;
-  const int64_t size = fixed ? fixed : s.size, sharing = s.heads / s.groups;
-  const int64_t sequence = unit / s.groups, group = unit % s.groups;
-  float k[room], q[room];
+  const int64_t size = fixed ? fixed : s.size, sharing = s.heads / s.groups, parts = 1 + sharing;
+  const int64_t sequence = unit / s.groups, group = unit % s.groups, count = s.tokens * parts;
+  float features[kHeadsTogether][room], key[room];
   float* state = s.state + unit * size * size;
-  for (int64_t t = 0; t < s.tokens; t++) {
-    const int64_t row = sequence * s.tokens + t;
-    const float* heads = s.packed + row * s.packed_width();
-    const float* v = heads + (s.heads + s.groups + group) * size;
-    const float* scales = s.scales ? s.scales + row * (s.heads + s.groups) : nullptr;
-    float* out = s.output + row * s.output_width() + group * sharing * size;
-    const int64_t key = s.heads + group, query = group * sharing;
-    const float kept = s.mask[row] * (scales ? scales[key] : 1.0f);
-    const float decay = exact_exponential(s.log_decay[row * s.groups + group]);
-    feature_map<fixed>(s, heads + key * size, row, kept, k);
-    for (int64_t r = 0; r < sharing; r++) {
-      feature_map<fixed>(s, heads + (query + r) * size, row, scales ? scales[query + r] : 1.0f, q);
-      if (r == 0)
-        advance<fixed>(state, size, decay, k, v, q, out);
+  for (int64_t first = 0; first < count; first += kHeadsTogether) {
+    const int64_t left = count - first, n = left < kHeadsTogether ? left : kHeadsTogether;
+    Head heads[kHeadsTogether];
+    for (int64_t i = 0; i < n; i++) {
+      const int64_t row = sequence * s.tokens + (first + i) / parts, part = (first + i) % parts;
+      const int64_t head = part ? group * sharing + part - 1 : s.heads + group;
+      const float scale = s.scales ? s.scales[row * (s.heads + s.groups) + head] : 1.0f;
+      heads[i] = {s.packed + row * s.packed_width() + head * size, row, part ? scale : s.mask[row] * scale};
+    }
+    if (n == 4) {
+      feature_map<fixed, 4>(s, heads, features);
+    } else {
+      if (n >= 2) feature_map<fixed, 2>(s, heads, features);
+      if (n % 2) feature_map<fixed, 1>(s, heads + n - 1, features + n - 1);
+    }
+    for (int64_t i = 0; i < n; i++) {
+      const int64_t row = heads[i].row, part = (first + i) % parts;
+      float* out = s.output + row * s.output_width() + (group * sharing + part - 1) * size;
+      if (part == 0)
+        std::memcpy(key, features[i], size * sizeof(float));
+      else if (part > 1)
+        read_out(state, size, features[i], out);
       else
-        read_out(state, size, q, out + r * size);
+        advance(state, size, exact_exponential(s.log_decay[row * s.groups + group]), key,
+                s.packed + row * s.packed_width() + (s.heads + s.groups + group) * size, features[i], out);
     }
   }
 }

@@ -51,6 +51,9 @@ DIJIANG_INLINE void multiply_tiles(const MatMul& given, int64_t tile) {
         for (Lanes::Floats& value : line) value = Lanes::none();
     const uint8_t* at = w.data + tile * tile_bytes;
     for (int64_t b = 0; b < blocks; b++, at += block_bytes) {
+      // Lines of the output are fetched a few at a time, so that their writing does not wait for all of them.
+      for (int64_t r = b * count / blocks; r < (b + 1) * count / blocks; r++)
+        for (int t = 0; t < T; t++) __builtin_prefetch(m.output + (row + r) * w.outputs + (tile + t) * kColumns, 1);
       _tile_zero(0);
       _tile_zero(1);
       _tile_zero(2);
