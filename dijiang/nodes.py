@@ -32,7 +32,7 @@ PLAIN_NORMS = _of("", "Pow ReduceSum Sqrt")
 PLAIN_RECURRENCE = _of("", "CumSum Exp Less Mod Range Shape Softmax Squeeze Transpose")
 
 BASE = COMMON | NORMS | ACTIVATIONS
-NATIVE = BASE | FUSED | _of(DOMAIN, "MatMul RecurrentStep")
+NATIVE = BASE | FUSED | _of(DOMAIN, "AddNorm MatMul RecurrentStep")
 ORT = BASE | FUSED | _of("", "Softmax") | _of(CONTRIB, "LinearAttention")
 WEBGPU = ORT | _of("", "ReduceMean")
 PRIMITIVE = BASE | PLAIN_NORMS | PLAIN_RECURRENCE

@@ -86,5 +86,6 @@ ort::Op make_op() {
 // One in each file NAME_operator.cc.
 ort::Op step_op();
 ort::Op matmul_op();
+ort::Op norm_op();
 
 }  // namespace dijiang

@@ -3,7 +3,7 @@
 
 extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps(
     ort::Options* options, const ort::ApiBase* base) {
-  static const ort::Op ops[] = {dijiang::step_op(), dijiang::matmul_op()};
+  static const ort::Op ops[] = {dijiang::step_op(), dijiang::matmul_op(), dijiang::norm_op()};
   const ort::Api* api = base->get(ort::kApiVersion);
   if (!api) return base->get(1)->fail("the native graph needs onnxruntime 1.17 or newer");
   if (const char* error = dijiang::choice().error) return api->fail(error);

@@ -51,20 +51,23 @@ struct Step {
 };
 
 struct MatMul;  // matmul.h
+struct Norm;    // norm.h
 struct Gptq;    // gptq.h
 
 // The same functions for one instruction set. All sets give the same bits.
 struct Kernels {
   const char* name;
-  // One key/value head of one sequence: rotary embedding, feature map, recurrence; and its share of
-  // the MLP's activation.
+  // One key/value head of one sequence: rotary embedding, feature map, recurrence; and of few rows its share
+  // of the MLP's activation.
   void (*attend)(const Step& step, int64_t unit);
-  // One token: group norm over its heads, times silu(gate).
+  // One token: group norm over its heads, times silu(gate); and of many rows the MLP's activation.
   void (*finish)(const Step& step, int64_t row);
   // y[i] = f(x[i]) of the activation with this number.
   void (*activate)(int64_t number, const float* x, float* y, int64_t n);
   // out[i] = a[i] b[i] + c[i], rounded once.
   void (*multiply_add)(const float* a, const float* b, const float* c, float* out, int64_t n);
+  // A residual sum and its norm, one row.
+  void (*add_norm)(const Norm& n, int64_t row);
   // The input of a matmul: codes, scales and sums of one row.
   void (*round)(const MatMul& m, int64_t row);
   // All rows of one unit of its outputs.

@@ -186,6 +186,10 @@ void activate(int64_t number, const float* x, float* y, int64_t n) {
   }
 }
 
+// From so many rows on, the threads share the MLP's activation by rows: each reads and writes whole lines of
+// memory. Of fewer rows each unit takes its share of the channels.
+constexpr int64_t kRowsOfMlp = 4;
+
 // The unit's share of the MLP's channels.
 DIJIANG_INLINE void activate_share(const Step& s, int64_t unit) {
   const int64_t sequence = unit / s.groups, group = unit % s.groups;
@@ -204,7 +208,7 @@ void attend(const Step& s, int64_t unit) {
     case 128: attend_head<128>(s, unit); break;
     default: attend_head<0>(s, unit);
   }
-  activate_share(s, unit);
+  if (s.rows() < kRowsOfMlp) activate_share(s, unit);
 }
 
 void finish(const Step& s, int64_t row) {
@@ -221,6 +225,7 @@ void finish(const Step& s, int64_t row) {
     for (int64_t i = 0; i < n; i++) y[c + i] *= inverse;
   }
   for (int64_t c = 0; c < d; c++) y[c] = fused(y[c], s.weight[c], s.bias[c]) * silu(gate[c]);
+  if (s.rows() >= kRowsOfMlp) activate(s.activation, gate + d, y + d, s.mlp);
 }
 
 void multiply_add(const float* a, const float* b, const float* c, float* out, int64_t n) {

@@ -47,7 +47,7 @@ def step_graph(model: Source, graph: str, recipe: Recipe, moments: Moments | Non
     """
     row = GRAPHS[graph]
     skip = row.fused and recipe.type not in TYPES
-    written = optimise(write_graph(model, graph), skip_norms=skip, centred=row.exact)
+    written = optimise(write_graph(model, graph), skip_norms=skip, operators=row.operators, centred=row.exact)
     return store_weights(written, recipe, row, tied=model.spec.tied_embeddings, moments=moments)
 
 

@@ -4,6 +4,7 @@
 #include "../lanes/avx512vnni.h"
 #include "../gptq_kernel.h"
 #include "../matmul_kernel.h"
+#include "../norm_kernel.h"
 #include "../step_kernel.h"
 
 namespace dijiang {
@@ -112,5 +113,5 @@ void multiply_with_tiles(const MatMul& m, int64_t unit) {
 
 }  // namespace
 
-const Kernels kAmx = {"amx", attend, finish, activate, multiply_add, round_row, multiply_with_tiles, gptq};
+const Kernels kAmx = {"amx", attend, finish, activate, multiply_add, add_norm, round_row, multiply_with_tiles, gptq};
 }  // namespace dijiang

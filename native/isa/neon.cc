@@ -3,8 +3,9 @@
 #include "../lanes/neon.h"
 #include "../gptq_kernel.h"
 #include "../matmul_kernel.h"
+#include "../norm_kernel.h"
 #include "../step_kernel.h"
 
 namespace dijiang {
-const Kernels kNeon = {"neon", attend, finish, activate, multiply_add, round_row, multiply, gptq};
+const Kernels kNeon = {"neon", attend, finish, activate, multiply_add, add_norm, round_row, multiply, gptq};
 }

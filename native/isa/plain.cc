@@ -2,8 +2,9 @@
 #include "../lanes/plain.h"
 #include "../gptq_kernel.h"
 #include "../matmul_kernel.h"
+#include "../norm_kernel.h"
 #include "../step_kernel.h"
 
 namespace dijiang {
-const Kernels kPlain = {"plain", attend, finish, activate, multiply_add, round_row, multiply, gptq};
+const Kernels kPlain = {"plain", attend, finish, activate, multiply_add, add_norm, round_row, multiply, gptq};
 }

@@ -35,7 +35,7 @@ def test_layer_of_a_parallel_residual_is_four_nodes():
     layers = load_checkpoint(GOLDEN["neox-base"]).spec.num_layers
     assert found["RecurrentStep"] == layers
     assert found["MatMul"] == 2 * layers + 1  # each with its bias in an Add; int8 has it in the node
-    assert found["SkipLayerNormalization"] == layers - 1
+    assert found["AddNorm"] == layers - 1
     assert found["Concat"] == found["Split"] == found["Reshape"] == 0
 
 

@@ -1,4 +1,4 @@
-"""Single nodes `RecurrentStep`: cases, their float64 oracle, and a program that runs them and all `MatMul`s.
+"""Single nodes `RecurrentStep`: cases, their float64 oracle, and a program that runs all single nodes.
 
 `python -m tests.native.steps OUT.npz [BUNDLE]`: a process of its own, as `DIJIANG_ISA` is read once.
 """
@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from dijiang.models.activations import ACTIVATIONS
 from dijiang.runtime import operators as native
-from tests.native import products
+from tests.native import norms, products
 
 EPSILON = 1e-5
 
@@ -46,6 +46,7 @@ CASES = {
     "head-64": Case(64, rotary=16, mlp=1024, activation="gelu"),
     "head-64-3-tokens-2-sequences": Case(64, tokens=3, rotary=16, batch=2, padded=True, scales=True),
     "head-64-grouped": Case(64, tokens=3, heads=6, groups=2, rotary=64, scales=True),
+    "head-64-many-rows": Case(64, tokens=5, heads=4, groups=2, rotary=16, mlp=37, activation="gelu"),
     "head-80-one-kv-head": Case(80, heads=5, groups=1, rotary=20, mlp=131, activation="gelu_tanh"),
     "head-96-unknown-to-the-compiler": Case(96, tokens=3, heads=3, groups=3, rotary=24),
     "head-128-32-heads": Case(128, heads=32, groups=8, rotary=128),
@@ -207,6 +208,11 @@ def main(out: str, bundle: str | None = None) -> None:
         for rows in (products.ROWS, *products.FEWER):
             (y,) = session.run(None, {"x": product.x[None, :rows]})
             results[f"{name}.{rows}-rows"] = y[0]
+    for name, case in norms.CASES.items():
+        session, feeds = onnxruntime.InferenceSession(norms.model(case), options), norms.inputs(case)
+        results[f"{name}.output"], results[f"{name}.sum"] = session.run(None, feeds)
+        first = {key: value[:, :1] if value.ndim == 3 else value for key, value in feeds.items()}
+        results[f"{name}.first"] = session.run(["y"], first)[0]
     a, b, c = (np.ascontiguousarray(row) for row in triples())
     results["multiply_add"] = np.empty_like(a)
     assert call("multiply_add", a, b, c, results["multiply_add"], a.size) == 0

@@ -7,11 +7,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from dijiang.runtime import operators as native
-from tests.native import products
+from tests.native import norms, products
 from tests.native.steps import CASES, inputs, oracle, triples
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +88,34 @@ def test_product_meets_float64(results, case):
     assert np.median(error / np.where(step, step, 1)) < 1e-3
 
 
+@pytest.mark.parametrize("isa", native.isa_names())
+@pytest.mark.parametrize("case", norms.CASES)
+def test_row_of_a_norm_has_the_bits_of_the_plain_twin_whatever_the_rows(results, case, isa):
+    found, expected = results[isa], results["plain"][f"{case}.output"]
+    assert same_bits(found[f"{case}.output"], expected)
+    assert same_bits(found[f"{case}.first"], expected[:, :1])
+
+
+@pytest.mark.parametrize("case", norms.CASES)
+def test_norm_meets_float64_and_its_sum_is_exact(results, case):
+    x, found = norms.inputs(norms.CASES[case]), results["plain"]
+    assert np.array_equal(found[f"{case}.sum"], x["a"] + x["b"])
+    assert np.abs(found[f"{case}.output"] - norms.oracle(norms.CASES[case])).max() <= 5e-6
+
+
+@pytest.mark.parametrize("wrong", ["b", "weight", "bias"])
+def test_norm_of_wrong_sizes_is_one_line(wrong):
+    case = norms.CASES["norm-16"] if wrong != "bias" else norms.CASES["norm-101"]
+    feeds = norms.inputs(case)
+    feeds[wrong] = feeds[wrong][..., :-1]
+    model = onnx.load_from_string(norms.model(case))
+    for value in model.graph.input:
+        value.type.tensor_type.ClearField("shape")
+    session = session_of(model.SerializeToString())
+    with pytest.raises(Exception, match="AddNorm: sizes of its inputs"):
+        session.run(None, feeds)
+
+
 WRONG = {
     "bits": ({"bits": 3}, "K, N, bits, block_size and rotation do not go together"),
     "block": ({"block_size": 48}, "do not go together"),
@@ -126,13 +155,17 @@ def test_product_of_what_is_no_number_is_none(value):
     assert same_bits(np.delete(found, 3, 0), np.delete(clean, 3, 0))
 
 
-def run_product(product, **changed):
-    """Output [ROWS, out] in this process."""
+def session_of(model):
+    """A model that may have our nodes, in this process; errors are raised, not logged."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.register_custom_ops_library(str(native.operator_library()))
-    session = onnxruntime.InferenceSession(product.model(**changed), options, ["CPUExecutionProvider"])
-    return session.run(None, {"x": product.x[None]})[0][0]
+    return onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+
+
+def run_product(product, **changed):
+    """Output [ROWS, out] in this process."""
+    return session_of(product.model(**changed)).run(None, {"x": product.x[None]})[0][0]
 
 
 @pytest.mark.parametrize("isa", FAST)

@@ -12,10 +12,11 @@ from .merge import DropRejoined, FlattenSplits, MergeOutputs, MergeProjections
 from .residual import FuseResidualNorms
 
 
-def optimise(model: ir.Model, *, skip_norms: bool, centred: bool = False) -> ir.Model:
+def optimise(model: ir.Model, *, skip_norms: bool, operators: bool = False, centred: bool = False) -> ir.Model:
     """Fewer and larger nodes, the same function; `model` is changed in place.
 
-    skip_norms: use ONNX Runtime's node for a residual sum and the norm that reads it.
+    skip_norms: one node for a residual sum and the norm that reads it.
+    operators: that node is ours, not ONNX Runtime's.
     centred: norms subtract the mean in nodes of their own.
 
     Norm weights go into the projections after them, which makes the two norms of a parallel residual
@@ -32,5 +33,5 @@ def optimise(model: ir.Model, *, skip_norms: bool, centred: bool = False) -> ir.
     if centred:
         steps.append(CentreNorms())
     if skip_norms:
-        steps.append(FuseResidualNorms())
+        steps.append(FuseResidualNorms(operators=operators))
     return PassManager(steps)(model).model
