@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -75,6 +76,42 @@ def version(cache: Path) -> dict[str, str]:
     return {"llama.cpp": PACKAGE, "compiler": said.splitlines()[0], "options": options}
 
 
+def logits_tool(cache: Path) -> Path:
+    """`llama-logits` in `cache`, from llama_logits.cc beside this file and llama.cpp's libraries."""
+    tool = cache / "llama-logits"
+    if not tool.is_file():
+        built, source = build(cache).parent, next(cache.glob("llama_cpp_python-*/vendor/llama.cpp"))
+        parts = ["src/libllama.a", *(f"ggml/src/libggml{part}.a" for part in ("", "-cpu", "-base"))]
+        includes = [f"-I{source / folder}" for folder in ("include", "ggml/include")]
+        libraries = [*(built / part for part in parts), "-fopenmp", "-lpthread", "-ldl"]
+        own = Path(__file__).with_name("llama_logits.cc")
+        _run("c++", "-O2", "-std=c++17", *includes, own, *libraries, "-o", tool)
+    return tool
+
+
+def convert(checkpoint: Path, cache: Path) -> Path:
+    """A checkpoint of transformers as an F32 GGUF file in `cache`, by llama.cpp's own converter."""
+    build(cache)
+    target = cache / f"{checkpoint.name}-f32.gguf"
+    if not target.is_file():
+        source, copy = next(cache.glob("llama_cpp_python-*/vendor/llama.cpp")), cache / checkpoint.name
+        shutil.copytree(checkpoint, copy, dirs_exist_ok=True)
+        config = json.loads((copy / "config.json").read_text())
+        config.pop("quantization_config", None)  # where it came from; the weights are float32
+        (copy / "config.json").write_text(json.dumps(config))
+        script = [source / "convert_hf_to_gguf.py", copy, "--outtype", "f32", "--outfile", target]
+        _run("env", f"PYTHONPATH={source / 'gguf-py'}", sys.executable, *script)
+    return target
+
+
+def quantized(cache: Path, source: Path, kind: str) -> Path:
+    """A GGUF file in another type, by llama-quantize as its users do."""
+    target = source.with_name(f"{source.name.rsplit('-', 1)[0]}-{kind}.gguf")
+    if not target.is_file():
+        _run(build(cache) / "llama-quantize", source, target, kind.upper())
+    return target
+
+
 def write_model(config: dict[str, Any], path: Path) -> None:
     """A vanilla GPT-NeoX of this config.json with random weights, as an F16 GGUF file."""
     import gguf
@@ -120,7 +157,7 @@ def model(cache: Path, preset: str, config: dict[str, Any], kind: str) -> Path:
         source = cache / f"{preset}-f16.gguf"
         if not source.is_file():
             write_model(config, source)
-        _run(build(cache) / "llama-quantize", source, target, kind.upper())
+        quantized(cache, source, kind)
     return target
 
 

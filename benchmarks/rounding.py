@@ -2,6 +2,8 @@
 
     python benchmarks/rounding.py WORK_FOLDER -o REPORT.json
 
+llama.cpp's types are judged beside them: the same weights, the same tokens.
+
 There is no DiJiang fine-tune of a real model, and rounding does not ask what stands between the projections.
 So the graph is that of `dijiang bench`'s Transformer with real weights: the same writer, passes and schemes
 as a bundle. The weights lie on a 4-bit grid of their own (Q4_1). For the cases in 4 bits noise of one step
@@ -11,7 +13,9 @@ breaks it, or a scheme that hits the grid would look free of loss. Exit 75: PyPI
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import llama
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -32,6 +37,7 @@ from dijiang.graph.passes.linear import linears
 from dijiang.graph.reads import parameter_reads
 from dijiang.graph.schemes import Moments
 from dijiang.machine.describe import describe_cpu
+from dijiang.machine.limits import usable_cores
 from dijiang.models.load import DijiangModel, load_checkpoint
 from dijiang.recipe import Blocks, Recipe, resolve
 from dijiang.runtime.sessions.inference import open_inference
@@ -108,6 +114,28 @@ class Vanilla:
         return {weight: found[name] for weight, name in self.inputs.items()}
 
 
+class LlamaCpp:
+    """The same weights in a type of llama.cpp, see `Vanilla`. bytes: of all tensors."""
+
+    def __init__(self, checkpoint: Path, kind: str, cache: Path, vocab: int) -> None:
+        import gguf
+
+        self._shape = (1, WINDOW, vocab)
+        file = llama.quantized(cache, llama.convert(checkpoint, cache), kind)
+        self.bytes = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(file).tensors)
+        command = [str(llama.logits_tool(cache)), str(file), str(WINDOW), str(usable_cores())]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def run(self, ids: np.ndarray) -> list[np.ndarray]:
+        """Logits [1, WINDOW, vocab] of a window."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(ids.astype(np.int32).tobytes())
+        stdin.flush()
+        return [np.frombuffer(stdout.read(4 * math.prod(self._shape)), np.float32).reshape(self._shape)]
+
+
 def windows(ids: np.ndarray) -> Iterator[np.ndarray]:
     """Whole windows of token ids."""
     return iter(ids[: len(ids) // WINDOW * WINDOW].reshape(-1, WINDOW))
@@ -137,6 +165,8 @@ class Case:
         )
 
 
+#: Bits of our cases -> types of llama.cpp that are judged beside them.
+LLAMA_CPP = {8: ("q8_0",), 4: ("q4_0", "q4_k_m")}
 CASES = [
     Case(8, 128, 0, False),  # what was the default before
     Case(8, 64, 0, False),
@@ -169,7 +199,7 @@ def main(work: Path, output: Path, tokens: int) -> None:
         converted = work / f"{folder.name}-converted"
         if not converted.exists():
             run("convert", folder, "-o", converted)
-        rows += measure(converted, [case for case in CASES if case.bits == bits], judged, left, work)
+        rows += measure(folder, converted, [case for case in CASES if case.bits == bits], judged, left, work)
     found = {
         "package": PACKAGE,
         "cpu": describe_cpu(Path("/")),
@@ -181,28 +211,33 @@ def main(work: Path, output: Path, tokens: int) -> None:
 
 
 def measure(
-    checkpoint: Path, cases: list[Case], judged: np.ndarray, left: np.ndarray, work: Path
+    vanilla: Path, checkpoint: Path, cases: list[Case], judged: np.ndarray, left: np.ndarray, work: Path
 ) -> list[dict[str, Any]]:
-    """A row for each case of one checkpoint."""
+    """A row for each case of one checkpoint, and for each type of llama.cpp of as many bits."""
     model = load_checkpoint(checkpoint)
     exact = Vanilla(model, resolve("fp32", graph="ort"), work / "rounding" / "exact")
-    moments, graphs, seconds = exact.moments(left), [], []
+    moments = exact.moments(left)
+    graphs: dict[str, tuple[Vanilla | LlamaCpp, float]] = {}
     for case in cases:
         own = moments.__getitem__ if case.calibrated else None
         start = time.perf_counter()
-        graphs.append(Vanilla(model, case.recipe, work / "rounding" / case.name, own))
-        seconds.append(time.perf_counter() - start)
-    sums = np.zeros((len(cases), 4))
+        graph = Vanilla(model, case.recipe, work / "rounding" / case.name, own)
+        graphs[case.name] = graph, time.perf_counter() - start
+    for kind in LLAMA_CPP[cases[0].bits]:
+        start = time.perf_counter()
+        peer = LlamaCpp(vanilla, kind, work / "llama.cpp", model.spec.vocab_size)
+        graphs[f"llama.cpp, {kind.upper()}"] = peer, time.perf_counter() - start
+    sums = np.zeros((len(graphs), 4))
     for window in windows(judged):
         expected = log_softmax(exact.run(window)[0][0])
-        for case, graph in enumerate(graphs):
-            sums[case] += compared(expected, log_softmax(graph.run(window)[0][0]), window)
+        for found, (graph, _) in zip(sums, graphs.values(), strict=True):
+            found += compared(expected, log_softmax(graph.run(window)[0][0]), window)
     rows = []
-    for case, graph, took, (agreed, kl, loss, exact_loss) in zip(cases, graphs, seconds, sums, strict=True):
+    for (name, (graph, took)), (agreed, kl, loss, exact_loss) in zip(graphs.items(), sums, strict=True):
         count = len(judged) // WINDOW
         rows.append(
             {
-                "case": case.name,
+                "case": name,
                 "bytes": graph.bytes,
                 "seconds": took,
                 "perplexity": float(np.exp(loss / (count * (WINDOW - 1)))),

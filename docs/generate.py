@@ -14,6 +14,7 @@ from typing import Any
 import click
 from markdown_parts import table, words
 from measured import performance, real, rounding
+from messages import messages
 
 import dijiang
 from dijiang.cli import main
@@ -191,6 +192,7 @@ PAGES = {
     HERE / "cli.md": cli,
     HERE / "api.md": api,
     HERE / "recipes.md": recipes,
+    HERE / "messages.md": messages,
     HERE / "real.md": real,
     HERE / "rounding.md": rounding,
     HERE / "performance.md": performance,
