@@ -3,8 +3,8 @@
 #
 #   tests/aarch64/emulate.sh FOLDER PYTHON CPU [PYTEST ARGUMENT...]
 #
-# Fetches QEMU, a Python and our dependencies for aarch64 into FOLDER once; compiles the library with
-# aarch64-linux-gnu-g++; runs pytest in one process on a CPU that QEMU knows. PYTHON: one with pip.
+# Fetches QEMU, a Python and our dependencies for aarch64 into FOLDER once; builds a wheel with
+# aarch64-linux-gnu-g++; runs pytest in one process on a CPU that QEMU knows. PYTHON: one with pip and what `dev` names.
 # Exit status 75: it cannot be had here. How long something takes under emulation says nothing.
 set -euo pipefail
 
@@ -63,15 +63,14 @@ if [ ! -e "$folder/done" ]; then
   touch "$folder/done"
 fi
 
-# Tests import the package that has the library of aarch64 in it, so that they lie beside it.
-rm -rf "$folder/source"
+# The wheel of aarch64 is built here. Tests lie beside the package that is in it.
+rm -rf "$folder/source" "$folder/wheel"
 mkdir "$folder/source"
-cp -r "$repository"/{dijiang,tests,examples,benchmarks,native,pyproject.toml} "$folder/source"
-rm -rf "$folder/build"
-cmake -S "$repository/native" -B "$folder/build" -G Ninja -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
-  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_BUILD_TYPE=Release
-cmake --build "$folder/build"
-cp "$folder/build/_native.so" "$folder/source/dijiang/runtime/"
+cp -r "$repository"/{tests,examples,benchmarks,native,pyproject.toml} "$folder/source"
+cross="-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++"
+_PYTHON_HOST_PLATFORM=linux-aarch64 CMAKE_ARGS="$cross" "$python" -m pip wheel -q --no-deps --no-build-isolation \
+  -w "$folder/wheel" "$repository"
+"$python" -m zipfile -e "$folder"/wheel/dijiang-*-py3-none-linux_aarch64.whl "$folder/source"
 # What a test starts by `sys.executable` is emulated, too.
 cat >"$folder/python" <<END
 #!/bin/sh

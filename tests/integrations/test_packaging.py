@@ -83,6 +83,15 @@ def test_the_wheel_runs_in_a_clean_environment(clean, exported, tmp_path):
     assert "native graph" in call("bash", "-c", f"{clean}/bin/dijiang run {bundle} -p x -n 1 -v 2>&1", cwd=tmp_path)
 
 
+def test_uv_keeps_it_as_a_tool(wheel, exported, tmp_path):
+    places = {"UV_TOOL_DIR": tmp_path / "tools", "UV_TOOL_BIN_DIR": tmp_path / "bin"}
+    python = ("--python", sys.executable, "--no-python-downloads")
+    call("uv", "tool", "install", "-q", *python, f"{wheel}[cpu]", env={k: str(v) for k, v in places.items()})
+    bundle = exported("tiny-python", precision="int8")
+    found = call(tmp_path / "bin" / "dijiang", "run", bundle, "-p", "def main(", "-n", "8", "--json", cwd=tmp_path)
+    assert json.loads(found)["generated"] == 8
+
+
 def test_the_installation_is_small(clean):
     folder = next((clean / "lib").glob("python*")) / "site-packages"
     not_ours = ("numpy", "onnxruntime", "pip", "setuptools", "pkg_resources", "_distutils_hack")
