@@ -54,12 +54,22 @@ bool amx() {
 #ifdef DIJIANG_AARCH64
 // Bits of HWCAP.
 constexpr unsigned long kAsimd = 1 << 1, kAsimdDp = 1 << 20;
+// A bit of HWCAP2.
+constexpr unsigned long kI8mmBit = 1 << 13;
 
 bool has(unsigned long bit) {
 #ifdef __linux__
   return (getauxval(AT_HWCAP) & bit) != 0;
 #else
   return bit == kAsimd || bit == kAsimdDp;  // every Apple processor
+#endif
+}
+
+bool i8mm() {
+#ifdef __linux__
+  return has(kAsimdDp) && (getauxval(AT_HWCAP2) & kI8mmBit) != 0;
+#else
+  return false;
 #endif
 }
 #endif
@@ -71,6 +81,7 @@ const Set kSets[] = {
     {&kAvxVnni, avxvnni}, {&kAvx2, avx2},
 #endif
 #ifdef DIJIANG_AARCH64
+    {&kI8mm, i8mm},
     {&kDotprod, [] { return has(kAsimdDp); }},
     {&kNeon, [] { return has(kAsimd); }},
 #endif
@@ -79,7 +90,7 @@ const Set kSets[] = {
 
 // Of all families, so that a set of another one is told from a misspelt name.
 const char* const kNames[] = {"amx",  "avx512vnni", "avx512", "avxvnni",
-                              "avx2", "dotprod",    "neon",   "plain"};
+                              "avx2", "i8mm", "dotprod", "neon", "plain"};
 
 struct Names {
   char text[64] = "";
