@@ -27,6 +27,8 @@ TOKENIZER_FILES = (
     GENERATION,
 )
 AGAIN = "export the checkpoint again"
+#: Characters that a signature has at most: one by RSA of 16,384 bits has half of it.
+SIGNATURE = 10_000
 #: Fields of a ModelSpec that say nothing about what a state means. All others do, beside the weights.
 NOT_OF_STATES = ("max_positions", "bos_token_id", "eos_token_ids")
 
@@ -66,7 +68,7 @@ class Manifest:
     reports: names of files that may be missing or change: parity, model card.
     engines: backend -> `sessions.engines.EngineRecord` of the TensorRT engine that `dijiang build` made.
     parameters: numbers in the checkpoint's weights, D1 and D2 left out; 0: not counted.
-    signature: room for one over this manifest without it.
+    signature: over `signed_part`, see `bundle.signature`; None: nobody signed it.
     """
 
     fingerprint: str
@@ -89,6 +91,14 @@ class Manifest:
     def to_json(self) -> str:
         """The file's text."""
         return json.dumps(asdict(self), indent=1) + "\n"
+
+    def signed_part(self) -> bytes:
+        """What a signature is over: all that this says, but for itself and for what `verify` notes later."""
+        facts = asdict(self)
+        del facts["signature"], facts["reports"]
+        for record in facts["graphs"].values():
+            del record["passed"]
+        return json.dumps(facts, sort_keys=True).encode()
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> Manifest:
@@ -123,6 +133,9 @@ def _typed(data: dict[str, Any]) -> dict[str, Any]:
         str(name): FileRecord(int(entry["bytes"]), tuple(map(str, entry["sha256"])))
         for name, entry in data["files"].items()
     }
+    signature = data.get("signature")
+    if signature is not None and not (signature.isascii() and len(signature) <= SIGNATURE):
+        raise ValueError("a signature that is none")
     return data | {
         "spec": ModelSpec.from_dict(data["spec"]),
         "recipe": recipe,

@@ -234,12 +234,12 @@ def load(bundle: str | Path, *, check_hashes: bool = True, say: Say = lambda tex
         bundle: folder written by `dijiang export`.
         check_hashes: compare every file's sha256 with the manifest.
         say: told why provider `auto` takes what it takes, where a trial decided.
-        loading: provider, graph, threads, cuda_graph: see `options.Loading`.
+        loading: provider, graph, threads, cuda_graph, require_signature: see `options.Loading`.
 
     Raises:
         BundleError, SessionError
         InputError: an option is unknown or out of range.
     """
     options = Loading.of(loading)
-    opened = open_bundle(bundle, check_hashes=check_hashes)
+    opened = open_bundle(bundle, check_hashes=check_hashes, require_signature=options.require_signature)
     return Model(opened, open_session(opened, options, say))
