@@ -33,6 +33,9 @@ demo: $(VENV)/.demo
 
 soak: $(VENV)/.dev
 	$(BIN)/pytest -m soak -s
+	$(BIN)/python -m tests.refusals --calls 3000 --output benchmarks/results/refusals.json
+	for life in tiny-python pythia-70m; do $(BIN)/python -m tests.soak live $$life && \
+	  $(BIN)/python -m tests.soak judge $$life --output benchmarks/results/soak-$$life.json || exit; done
 
 timing: $(VENV)/.dev
 	$(BIN)/pytest -m timing -s

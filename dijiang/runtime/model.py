@@ -105,7 +105,7 @@ class Model:
             InputError: ids, mask, state or positions that do not fit; the state is not touched.
         """
         ids = as_ids(ids)
-        real = None if mask is None else (np.asarray(mask) != 0).astype(np.int64)
+        real = None if mask is None else _as_mask(mask)
         self.check(ids, state, real)
         batch, length = int(ids.shape[0]), int(ids.shape[1])
         if real is None:
@@ -155,7 +155,7 @@ class Model:
         if ids.ndim != 2 or ids.shape[1] < 2:
             raise InputError(f"ids of shape {list(ids.shape)}, expected [batch, 2 or more tokens]")
         state = self.new_state(len(ids)) if state is None else state
-        real = None if mask is None else (np.asarray(mask) != 0).astype(np.int64)
+        real = None if mask is None else _as_mask(mask)
         self.check(ids, state, real)
         if real is not None:
             ids = np.where(real, ids, 0)
@@ -214,6 +214,14 @@ class Model:
     ) -> Iterator[Record]:
         """Stream records of generated text: `generate.generate` with `options.Generation`."""
         return generate(self, prompt, Generation.of(options), state, progress)
+
+
+def _as_mask(mask: object) -> np.ndarray:
+    """A mask as int64 of 0 and 1; InputError for rows of different lengths."""
+    try:
+        return (np.asarray(mask) != 0).astype(np.int64)
+    except ValueError as error:
+        raise InputError(f"the mask is no array ({error}); give it the shape of the ids") from error
 
 
 def _read_tokenizer(bundle: Bundle) -> bytes | None:
