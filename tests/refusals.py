@@ -113,9 +113,8 @@ def ids_that_are_none(place: Place) -> Any:
 
 def a_mask_that_is_none(place: Place) -> tuple[np.ndarray, Any]:
     ids = place.ids()
-    return ids, place.draw.choice(
-        [np.ones((9, 9)), [1], 1, [[]], np.ones(ids.shape[::-1] + (1,)), "x", [[1], [1, 2]]]
-    )
+    turned = np.ones((*ids.shape[::-1], 1))
+    return ids, place.draw.choice([np.ones((9, 9)), [1], 1, [[]], turned, "x", [[1], [1, 2]]])
 
 
 def options_that_are_none(place: Place) -> dict[str, Any]:
@@ -303,7 +302,7 @@ def places(models: list[Model], folder: Path, seed: int, calls: int) -> Any:
 
 
 def run(models: list[Model], seed: int, calls: int) -> dict[str, Any]:
-    """Make calls; the report. found: what was not refused, what was no error of ours, and what changed something."""
+    """Make calls; the report. found: what was not refused, was no error of ours, or changed something."""
     counts: Counter[str] = Counter()
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:

@@ -3,7 +3,6 @@
 import pytest
 
 from dijiang.runtime.model import Model
-from dijiang.runtime.state import State
 from dijiang.runtime.step import Step
 from tests import refusals
 from tests.conftest import RUNNABLE
@@ -33,8 +32,8 @@ def advanced_first(self, ids, state, **options):
 
 BROKEN = {
     "moves before it looks": (Model, "forward", advanced_first, "something changed"),
-    "looks at nothing": (State, "take", lambda *_: None, "not refused"),
-    "an error that is not ours": (State, "take", lambda *_: 1 / 0, "ZeroDivisionError"),
+    "looks at nothing": (Model, "grammar", lambda *_: None, "not refused"),
+    "an error that is not ours": (Model, "grammar", lambda *_: 1 / 0, "ZeroDivisionError"),
 }
 
 
