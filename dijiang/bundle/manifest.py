@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import BundleError, CheckpointError
 from ..models.spec import ModelSpec
 from ..recipe import Recipe
+from ..typed import check_types
 from .integrity import FileRecord
 
 FORMAT_VERSION = 2
@@ -27,6 +28,8 @@ TOKENIZER_FILES = (
     GENERATION,
 )
 AGAIN = "export the checkpoint again"
+#: What reading a value of a wrong kind raises.
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 #: Characters that a signature has at most: one by RSA of 16,384 bits has half of it.
 SIGNATURE = 10_000
 #: Fields of a ModelSpec that say nothing about what a state means. All others do, beside the weights.
@@ -117,8 +120,10 @@ class Manifest:
                 "upgrade dijiang, or export the checkpoint again"
             )
         try:
-            return cls(**_typed(data))
-        except (KeyError, TypeError, ValueError, AttributeError, CheckpointError, BundleError) as error:
+            found = cls(**_typed(data))
+            check_types(found)
+            return found
+        except (*UNREADABLE, CheckpointError, BundleError) as error:
             raise BundleError(f"{where}: not a whole manifest ({error}); {AGAIN}") from error
 
 
