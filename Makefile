@@ -11,7 +11,7 @@ ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.tx
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit kill fuzz load real rounding steps oldest ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load real rounding steps oldest ecosystem demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -82,6 +82,12 @@ mutants: $(VENV)/.dev
 	for tests in $(RECORDED); do $(BIN)/python -m tests.mutants record $$tests || exit; done
 	$(BIN)/python -m tests.mutants run
 	$(BIN)/python -m tests.mutants report --output benchmarks/results/mutants.json
+
+# The packages of the container, with their hashes.
+lock: $(VENV)/.dev
+	$(BIN)/pip install -q pip-tools
+	$(BIN)/pip-compile -q --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --strip-extras \
+	  --allow-unsafe --extra cpu -o deploy/container/runtime.lock pyproject.toml
 
 # Known holes of what is installed, from PyPI's advisories.
 audit: $(VENV)/.dev
