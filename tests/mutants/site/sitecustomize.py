@@ -22,7 +22,7 @@ class Finder:
     @staticmethod
     def find_spec(name, path=None, target=None):
         if name == FOUND["module"]:
-            return importlib.util.spec_from_loader(name, Mutated(name, FOUND["file"]), origin=FOUND["file"])
+            return importlib.util.spec_from_file_location(name, FOUND["file"], loader=Mutated(name, FOUND["file"]))
         return None
 
 
