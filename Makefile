@@ -11,7 +11,7 @@ ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.tx
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test samples lint docs soak timing gpu aarch64 kill fuzz load real rounding steps oldest ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load real rounding steps oldest ecosystem demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -33,6 +33,9 @@ demo: $(VENV)/.demo
 
 soak: $(VENV)/.dev
 	$(BIN)/pytest -m soak -s
+	$(BIN)/python -m tests.refusals --calls 3000 --output benchmarks/results/refusals.json
+	for life in tiny-python pythia-70m; do $(BIN)/python -m tests.soak live $$life && \
+	  $(BIN)/python -m tests.soak judge $$life --output benchmarks/results/soak-$$life.json || exit; done
 
 timing: $(VENV)/.dev
 	$(BIN)/pytest -m timing -s
@@ -55,13 +58,41 @@ aarch64: $(VENV)/.dev
 	$(AARCH64) cortex-a76 -q tests/native/test_kernels.py tests/graph/test_golden.py tests/graph/test_families.py \
 	  -k "kernels or $(GOLDEN) or named" || { status=$$?; test $$status = 75; }
 
+# The compiled operator under ASan, UBSan and TSan. 3 minutes.
+sanitize: $(VENV)/.dev
+	tests/native/sanitize.sh .sanitize $(BIN)/python tests/native/test_kernels.py tests/native/test_interface.py \
+	  tests/graph/test_native.py || test $$? = 75
+
 # What is left when a process that writes is killed, 500 times.
 kill: $(VENV)/.dev
 	$(BIN)/python -m tests.kill --runs 500 --output benchmarks/results/kill.json
 
-# 10,000 fuzzed checkpoints through export and convert, and as many sequences of each kind of tokenizer. An hour.
-fuzz: $(VENV)/.dev
+# 10,000 fuzzed checkpoints through export and convert, and as many sequences of each kind of tokenizer: an hour. And
+# 10,000 bundles with right hashes, states, reports and requests: 4 minutes each.
+FUZZED = bundles states reports requests
+fuzz: $(VENV)/.dev $(FUZZED:%=fuzz-%)
 	$(BIN)/python -m tests.fuzz --cases 10000 --seed 1 --output benchmarks/results/fuzz.json
+
+fuzz-%: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz $* --cases 10000 --seed 1 --output benchmarks/results/fuzz-$*.json
+
+# 300 random changes of our code: do the tests notice? First once which test runs which line. Two hours.
+RECORDED = tests/runtime tests/models tests/parity tests/bundle tests/batching tests/graph tests/exporter
+mutants: $(VENV)/.dev
+	for tests in $(RECORDED); do $(BIN)/python -m tests.mutants record $$tests || exit; done
+	$(BIN)/python -m tests.mutants run
+	$(BIN)/python -m tests.mutants report --output benchmarks/results/mutants.json
+
+# The packages of the container, with their hashes.
+lock: $(VENV)/.dev
+	$(BIN)/pip install -q pip-tools
+	$(BIN)/pip-compile -q --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --strip-extras \
+	  --allow-unsafe --extra cpu -o deploy/container/runtime.lock pyproject.toml
+
+# Known holes of what is installed, from PyPI's advisories.
+audit: $(VENV)/.dev
+	$(BIN)/pip install -q pip-audit
+	$(BIN)/pip-audit --local --skip-editable --strict
 
 # 200 clients of one server, some of them rude, for 5 minutes.
 load: $(VENV)/.dev
@@ -132,4 +163,4 @@ $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* .aarch64 .ecosystem .load .steps web/node_modules .lavapipe .lavapipe.env .real demo build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-* .aarch64 .ecosystem .load .mutants .sanitize .soak .steps web/node_modules .lavapipe .lavapipe.env .real demo build dist *.egg-info

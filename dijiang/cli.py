@@ -28,6 +28,7 @@ from .commands.init import init
 from .commands.inspect import inspect
 from .commands.run import run
 from .commands.serve import serve
+from .commands.sign import sign
 from .commands.state import state
 from .commands.upgrade import upgrade
 from .commands.verify import verify
@@ -72,6 +73,6 @@ def main() -> None:
 
 for command in (
     *(bench, build, chat, convert, deploy, doctor, evaluate),
-    *(export, init, inspect, run, serve, state, upgrade, verify),
+    *(export, init, inspect, run, serve, sign, state, upgrade, verify),
 ):
     main.add_command(command)

@@ -264,12 +264,17 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 def _take_after(descriptor: int, name: str, folder: int) -> None:
-    """Give a new file the permissions of the one that it replaces; OSError if that is a device or a pipe."""
+    """Give a new file the permissions of the one that it replaces.
+
+    OSError if that is a device or a pipe, or a link to one, as /dev/stdout is.
+    """
     with suppress(FileNotFoundError):
         old = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
         if stat.S_ISREG(old):
             os.fchmod(descriptor, stat.S_IMODE(old))
-        elif not stat.S_ISLNK(old) and not stat.S_ISDIR(old):
+            return
+        found = os.stat(name, dir_fd=folder).st_mode
+        if not stat.S_ISREG(found) and not stat.S_ISDIR(found):
             raise OSError(errno.EEXIST, "something stands there that is no file")
 
 

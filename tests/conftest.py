@@ -104,8 +104,12 @@ TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def chatty(tmp_path_factory):
+    """What `talkative` makes."""
+    return talkative(tmp_path_factory.mktemp("chatty"))
+
+
+def talkative(folder: Path) -> Path:
     """The example in int8, where a batch changes no bit, with a chat template and its authors' sampling."""
-    folder = tmp_path_factory.mktemp("chatty")
     checkpoint = Path(shutil.copytree(EXAMPLES / "tiny-python", folder / "checkpoint"))
     (checkpoint / "chat_template.jinja").write_text(TEMPLATE)
     (checkpoint / "generation_config.json").write_text(json.dumps({"do_sample": True, "top_k": 50}))

@@ -64,6 +64,18 @@ def test_link_is_replaced_and_what_it_leads_to_stays(tmp_path, link):
     assert outside.stat().st_nlink == 1
 
 
+def test_link_to_a_device_or_a_pipe_is_refused_and_stays(tmp_path):
+    """As /dev/stdout is one."""
+    os.mkfifo(tmp_path / "pipe")
+    for number, place in enumerate((Path("/dev/null"), tmp_path / "pipe")):
+        link = tmp_path / f"link-{number}"
+        link.symlink_to(place)
+        with pytest.raises(Refused, match="something stands there that is no file"):
+            write_file(link, b"new", Refused)
+        assert link.is_symlink()
+    assert not any("partial" in path.name for path in tmp_path.iterdir())
+
+
 def test_link_to_nowhere_makes_no_file_there(tmp_path):
     (tmp_path / "f").symlink_to(tmp_path / "nowhere")
     write_file(tmp_path / "f", b"new", Refused)

@@ -1,11 +1,14 @@
-"""Tests of GPU sessions fail where our code is broken, although no GPU is there."""
+"""Broken code is noticed: by tests of GPU sessions, although no GPU is there; and how random mutants are made."""
 
+import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 from tests.conftest import RUNNABLE
+from tests.mutants.__main__ import ROOT, SITE, Known, annotated, attempt, places
 
 
 @pytest.mark.samples
@@ -13,3 +16,40 @@ from tests.conftest import RUNNABLE
 def test_every_mutation_is_noticed_and_none_is_not():
     done = subprocess.run([sys.executable, "-m", "tests.mutate"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_mutants_leave_annotations_alone():
+    source = "def f(a: int | None = 1) -> int | str:\n    b: int | str = a | 2\n    return b\n"
+    assert sorted(annotated(source)) == [((1, 9), (1, 19)), ((1, 28), (1, 37)), ((2, 7), (2, 16))]
+    step = ROOT / "dijiang" / "runtime" / "step.py"
+    changed = {
+        step.read_text().splitlines()[start[0] - 1] for (start, _), name, _ in places(step) if "BitOr" in name
+    }
+    assert not any("mask: np.ndarray | None" in line for line in changed)
+
+
+def test_mutant_is_what_python_imports_and_the_file_stays(tmp_path):
+    file = ROOT / "dijiang" / "version.py"
+    before = file.read_bytes()
+    (tmp_path / "code.py").write_text("__version__ = 'mutant'\n")
+    told = json.dumps({"module": "dijiang.version", "file": str(file), "code": str(tmp_path / "code.py")})
+    environment = os.environ | {"PYTHONPATH": str(SITE), "DIJIANG_MUTANT": told}
+    code = "import dijiang.version as v, subprocess, sys; print(v.__version__, v.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == ["mutant", str(file)]
+    assert file.read_bytes() == before
+
+
+def test_mutant_is_killed_by_the_test_that_runs_its_line_and_a_comment_survives(monkeypatch):
+    file, test = "dijiang/typed.py", "tests/test_typed.py::test_declared_types_pass"
+    monkeypatch.setattr(Known, "__init__", lambda self: None)
+    monkeypatch.setattr(Known, "tests", lambda self, path, first, last: [test])
+    source = (ROOT / file).read_text()
+    for changed, outcome in (
+        (source.replace("if not _fits(", "if _fits("), "killed"),
+        (source + "# nothing\n", "survived"),
+    ):
+        mutant = {"file": file, "place": [[1, 0], [1, 1]], "operator": "x", "code": changed}
+        assert attempt(mutant, Known())["outcome"] == outcome

@@ -1,13 +1,18 @@
 """The package as it is imported and documented."""
 
+import re
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import dijiang
 
+ROOT = Path(__file__).parents[1]
 HEAVY = (
     "torch",
     "onnx",
@@ -23,6 +28,18 @@ HEAVY = (
     "uvicorn",
     "prompt_toolkit",
 )
+
+
+def test_lock_of_the_container_has_a_hash_of_every_package_that_is_asked_for():
+    tomllib = pytest.importorskip("tomllib")  # not in Python 3.10
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [Requirement(one) for one in [*project["dependencies"], *project["optional-dependencies"]["cpu"]]]
+    lock = (ROOT / "deploy" / "container" / "runtime.lock").read_text()
+    locked = dict(re.findall(r"^(\S+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", lock, re.MULTILINE))
+    assert len(locked) == len(re.findall(r"^\S+==", lock, re.MULTILINE))
+    for one in asked:
+        if one.marker is None or one.marker.evaluate({"python_version": "3.12"}):
+            assert one.specifier.contains(locked[canonicalize_name(one.name)]), f"{one}: run make lock"
 
 
 def run_python(code):

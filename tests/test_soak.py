@@ -9,6 +9,7 @@ import pytest
 import dijiang
 from dijiang.models.load import load_checkpoint
 from dijiang.models.reference import Reference
+from tests import soak
 from tests.conftest import EXAMPLES
 
 TOKENS = 100_000
@@ -73,3 +74,35 @@ def test_prompt_of_100_000_tokens_takes_the_memory_of_one_piece(exported, monkey
     assert state.position[0] == TOKENS
     # Mask, positions and the like are 8 bytes a token each; a logit row a token would be 820 MB.
     assert grown < 8 * MIB
+
+
+def life(**changes):
+    """A report of a good life, with changes."""
+    text = {"first": {"nats": 2.0, "different": 200.0}, "last": {"nats": 2.1, "different": 190.0}}
+    logits = {"rms_relative_error": 1e-6, "rms_relative_error_of_a_fresh_state": 1e-6, "layers_finite": True}
+    good = {"precision": "fp32", "resumed_equal": 9, "killed_and_resumed": 9, "logits": logits, "text": text}
+    return good | {"memory": {"interval": [-0.5, 0.5]}} | changes
+
+
+def test_faults_of_a_life_are_seen():
+    assert soak.faults(life()) == []
+    assert soak.faults(life(memory={"interval": [2.0, 3.0]})) == ["the memory grows"]
+    assert soak.faults(life(resumed_equal=8)) == ["a resumed process said something else"]
+    bad = life()["logits"] | {"rms_relative_error": 1e-3}
+    assert soak.faults(life(logits=bad)) == ["the logits have drifted"]
+    assert soak.faults(life(logits=bad | {"layers_finite": False}, precision="int8")) == [
+        "the state is not finite",
+        "the logits have drifted",
+    ]
+    dull = {"first": {"nats": 2.0, "different": 200.0}, "last": {"nats": 0.1, "different": 3.0}}
+    assert soak.faults(life(text=dull)) == ["the text has changed"]
+
+
+def test_slope_is_of_the_settled_part_of_each_piece():
+    def piece(slope):
+        return {"memory": [[at, 10**8 + slope * at] for at in range(1000, 90_000, 1000)]}
+
+    found = soak.slope([piece(2.0), piece(3.0), {"memory": [[1000, 5]]}])
+    assert found["pieces"] == 2
+    np.testing.assert_allclose(found["bytes_a_token"], 2.5, rtol=1e-6)
+    assert found["interval"][0] < 2 < 3 < found["interval"][1]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BenchError
+from ..files import write_file
 from .matrix import Test
 from .report import Report, target
 
@@ -129,10 +130,9 @@ def save_plot(report: Report, file: Path) -> None:
             axes.set_axis_off()
             axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
     grid[-1].set_axis_off()
-    try:
-        figure.savefig(file, dpi=100)
-    except OSError as error:
-        raise BenchError(f"{file}: cannot be written ({error.strerror}); choose another place") from error
+    picture = io.BytesIO()
+    figure.savefig(picture, format=file.suffix[1:].lower(), dpi=100)
+    write_file(file, picture.getvalue(), BenchError)
 
 
 def check_plot(file: Path) -> None:

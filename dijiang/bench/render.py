@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BenchError
+from ..files import write_file
 from .matrix import Test
 from .plots import panels
 from .report import Report, target
@@ -192,15 +193,14 @@ FORMATS: dict[str, Callable[[Report], str]] = {
 
 def write(text: str, file: Path | None) -> None:
     """Text to a file, or to stdout; BenchError if the file cannot be written."""
-    try:
-        if file is not None:
-            file.write_text(text + "\n", encoding="utf-8")
-            return
-    except OSError as error:
+    if file is None:
         sys.stdout.write(text + "\n")
-        message = f"{file}: cannot be written ({error.strerror}); the report is on stdout instead"
-        raise BenchError(message) from error
-    sys.stdout.write(text + "\n")
+        return
+    try:
+        write_file(file, f"{text}\n".encode(), BenchError)
+    except BenchError as error:
+        sys.stdout.write(text + "\n")
+        raise BenchError(f"{error}; the report is on stdout instead") from error
 
 
 def require(report: Report) -> None:

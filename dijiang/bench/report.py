@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import BenchError
+from ..files import read_json
+from ..typed import check_types
+from .matrix import Test
 
 Report = dict[str, Any]
 SCHEMA_VERSION = 2
@@ -31,18 +35,47 @@ def read_report(path: str | Path) -> Report:
     """A report that `dijiang bench -o json` wrote, as this version has it; BenchError if it is none."""
     again = "write it with dijiang bench -o json"
     try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        report = read_json(Path(path))
         version = report["schema_version"]
-        _ = [(model["name"], model["baseline_of"]) for model in report["models"]]
-        _ = [(r["model"], r["test"], seconds_of(r)) for r in report["results"]]
-        known = 1 <= version <= SCHEMA_VERSION
+        if not 1 <= version <= SCHEMA_VERSION:
+            raise BenchError(f"{path}: layout {version}, expected 1 to {SCHEMA_VERSION}; {again} of this version")
+        for model in report["models"]:
+            check_types(_Model(model["name"], model["baseline_of"]))
+        for result in report["results"]:
+            check_types(_Result.of(result))
+        return _upgraded(report)
     except (OSError, UnicodeDecodeError) as error:
         raise BenchError(f"{path}: cannot be read ({error}); {again}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise BenchError(f"{path}: not a report of dijiang bench ({error}); {again}") from error
-    if not known:
-        raise BenchError(f"{path}: layout {version}, expected 1 to {SCHEMA_VERSION}; {again} of this version")
-    return _upgraded(report)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is read of a model, whoever wrote the report."""
+
+    name: str
+    baseline_of: str | None
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What is read of a result."""
+
+    model: str
+    test: Test
+    seconds: tuple[float, ...]
+    tokens_per_second: float | None
+    max_ram: float | None
+    noisy: bool
+
+    @classmethod
+    def of(cls, row: Report) -> _Result:
+        seconds = tuple(seconds_of(row))
+        if not all(0 < value < math.inf for value in seconds):
+            raise ValueError("seconds that are none")
+        memory = target(row)["memory"]["max_ram"]
+        return cls(row["model"], Test.of(row), seconds, row["tokens_per_second"], memory, row["noisy"])
 
 
 def _upgraded(report: Report) -> Report:

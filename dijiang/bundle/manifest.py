@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import BundleError, CheckpointError
 from ..models.spec import ModelSpec
 from ..recipe import Recipe
+from ..typed import check_types
 from .integrity import FileRecord
 
 FORMAT_VERSION = 2
@@ -27,6 +28,10 @@ TOKENIZER_FILES = (
     GENERATION,
 )
 AGAIN = "export the checkpoint again"
+#: What reading a value of a wrong kind raises.
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+#: Characters that a signature has at most: one by RSA of 16,384 bits has half of it.
+SIGNATURE = 10_000
 #: Fields of a ModelSpec that say nothing about what a state means. All others do, beside the weights.
 NOT_OF_STATES = ("max_positions", "bos_token_id", "eos_token_ids")
 
@@ -66,7 +71,7 @@ class Manifest:
     reports: names of files that may be missing or change: parity, model card.
     engines: backend -> `sessions.engines.EngineRecord` of the TensorRT engine that `dijiang build` made.
     parameters: numbers in the checkpoint's weights, D1 and D2 left out; 0: not counted.
-    signature: room for one over this manifest without it.
+    signature: over `signed_part`, see `bundle.signature`; None: nobody signed it.
     """
 
     fingerprint: str
@@ -90,6 +95,14 @@ class Manifest:
         """The file's text."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
+    def signed_part(self) -> bytes:
+        """What a signature is over: all that this says, but for itself and for what `verify` notes later."""
+        facts = asdict(self)
+        del facts["signature"], facts["reports"]
+        for record in facts["graphs"].values():
+            del record["passed"]
+        return json.dumps(facts, sort_keys=True).encode()
+
     @classmethod
     def from_dict(cls, data: Any, where: str) -> Manifest:
         """Read the value that `to_json` wrote; BundleError, which begins with `where`, for anything else."""
@@ -107,8 +120,10 @@ class Manifest:
                 "upgrade dijiang, or export the checkpoint again"
             )
         try:
-            return cls(**_typed(data))
-        except (KeyError, TypeError, ValueError, AttributeError, CheckpointError, BundleError) as error:
+            found = cls(**_typed(data))
+            check_types(found)
+            return found
+        except (*UNREADABLE, CheckpointError, BundleError) as error:
             raise BundleError(f"{where}: not a whole manifest ({error}); {AGAIN}") from error
 
 
@@ -123,6 +138,9 @@ def _typed(data: dict[str, Any]) -> dict[str, Any]:
         str(name): FileRecord(int(entry["bytes"]), tuple(map(str, entry["sha256"])))
         for name, entry in data["files"].items()
     }
+    signature = data.get("signature")
+    if signature is not None and not (signature.isascii() and len(signature) <= SIGNATURE):
+        raise ValueError("a signature that is none")
     return data | {
         "spec": ModelSpec.from_dict(data["spec"]),
         "recipe": recipe,

@@ -14,6 +14,7 @@ from ..hidden import locked, recover
 from .graphs import check_graphs
 from .integrity import check_file
 from .manifest import AGAIN, DATA, GENERATION, MANIFEST, PARITY, SAMPLING, Manifest
+from .signature import check_signature, required_signers, sign
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Bundle:
     def edited(self, edit: Callable[[Manifest], Manifest]) -> Bundle:
         """The bundle after an edit of the manifest that it has by now; nobody else edits it meanwhile.
 
+        An edit of what was signed takes the signature away.
+
         Raises:
             BundleError: another bundle stands there by now, or the manifest cannot be written.
         """
@@ -87,11 +90,30 @@ class Bundle:
                 ):
                     raise BundleError(f"{self.path}: another bundle was written there meanwhile; run this again")
                 changed = edit(found)
+                if changed.signed_part() != found.signed_part():
+                    changed = replace(changed, signature=None)
                 return Bundle(self.path, found) if changed == found else self.with_manifest(changed)
         except OSError as error:
             raise BundleError(
                 f"{self.path / MANIFEST}: unreadable ({error}); export the checkpoint again"
             ) from error
+
+    def signed(self, key: str | Path) -> Bundle:
+        """The bundle after it was signed, see `signature.sign`.
+
+        Raises:
+            BundleError: it was changed since it was opened, or the manifest cannot be written.
+            InputError: the key does not sign.
+        """
+        part = self.manifest.signed_part()
+        signature = sign(part, key)
+
+        def edit(found: Manifest) -> Manifest:
+            if found.signed_part() != part:
+                raise BundleError(f"{self.path}: it was changed meanwhile; run this again")
+            return replace(found, signature=signature)
+
+        return self.edited(edit)
 
     def announced(self, names: Iterable[str]) -> Bundle:
         """The bundle after its manifest says that these files may be there, whole or not.
@@ -102,23 +124,36 @@ class Bundle:
         return self.edited(lambda m: replace(m, reports=tuple(dict.fromkeys([*m.reports, *added]))))
 
 
-def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
+def open_bundle(
+    path: str | Path, *, check_hashes: bool = True, require_signature: str | Path | None = None
+) -> Bundle:
     """Open and check a bundle folder.
 
     Args:
         path: folder written by `dijiang export`.
         check_hashes: read every file once and compare its sha256 with the manifest.
+        require_signature: file of public keys; one of them must have signed the bundle, and the hashes are
+            compared in any case. None: the file that DIJIANG_REQUIRE_SIGNATURE names, if that is set.
 
     Raises:
-        BundleError: missing, damaged, of another format, with files outside the folder, or with a graph that
-            dijiang does not write (`graphs.check_graphs`).
+        BundleError: missing, damaged, of another format, with files outside the folder, with a graph that
+            dijiang does not write (`graphs.check_graphs`), or not signed as it must be.
+        InputError: the public keys cannot be read.
 
     A bundle that a killed `export --force` had put aside is brought back first.
     """
-    folder = Path(path)
+    signers = required_signers() if require_signature is None else Path(require_signature)
+    return open_any(Path(path), signers, check_hashes=check_hashes)
+
+
+def open_any(folder: Path, signers: Path | None, *, check_hashes: bool = True) -> Bundle:
+    """`open_bundle`, with the keys that must have signed it; None: whoever signed it or not."""
     if not folder.exists():
         recover(folder)
     manifest = read_manifest(folder)
+    if signers is not None:
+        check_signature(manifest.signed_part(), manifest.signature, signers, str(folder))
+        check_hashes = True
     for name, expected in manifest.files.items():
         _check_name(folder, name, hashes=check_hashes)
         file = folder / name

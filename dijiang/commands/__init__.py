@@ -125,6 +125,11 @@ GRAPH = click.option(
     "--graph", "--dialect", type=click.Choice(list(GRAPHS)), help="Only this one of the bundle's graphs."
 )
 THREADS = click.option("-t", "--threads", type=click.IntRange(1), help="Default: all cores it may use.")
+SIGNERS = click.option(
+    "--require-signature",
+    type=click.Path(path_type=Path),
+    help="File of public keys; one of them must have signed the bundle.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 PROGRESS = click.option(
     "--progress/--no-progress", default=None, help="Bars on stderr; default: if it is a terminal."

@@ -51,6 +51,7 @@ from .inspect import show_bundle
     help="Compare with CHECKPOINT in float64, and keep the bundle only if it passes.",
 )
 @TEXT
+@click.option("--sign", type=click.Path(path_type=Path), help="Key of OpenSSH to sign the bundle with.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @PROGRESS
 @THREADS

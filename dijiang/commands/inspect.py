@@ -92,6 +92,7 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
             ("positions", "no end" if limit is None else f"{limit}: {manifest.limit_reason}"),
             ("decay", manifest.decay),
             ("parity", _verdict(bundle, bundle.passed)),
+            ("signature", "none" if manifest.signature is None else "there: --require-signature checks it"),
             *(("warning", text) for text in manifest.warnings),
             *(
                 ("engine", f"{name} {e.version} for {', '.join(e.gpus)}, batch {e.batch}")

@@ -10,7 +10,7 @@ import click
 
 from ..bundle.opened import open_bundle
 from ..hub import is_snapshot
-from . import GRAPH, JSON, PROGRESS, TEXT, THREADS, ModelFolder, model_folder, print_table
+from . import GRAPH, JSON, PROGRESS, SIGNERS, TEXT, THREADS, ModelFolder, model_folder, print_table
 from .inspect import NOT_JUDGED, VERDICTS
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     "--html", type=click.Path(path_type=Path), help="Write a page: errors by layer, position and token; decay."
 )
 @GRAPH
+@SIGNERS
 @PROGRESS
 @THREADS
 @JSON
@@ -44,18 +45,19 @@ def verify(
     against: Path,
     store: bool,
     html: Path | None,
+    require_signature: Path | None,
     as_json: bool,
     progress: bool | None,
     **options: Any,
 ) -> None:
     """Compare BUNDLE with its checkpoint in float64; exit 1 if a gate fails."""
     from ..parity.page import write_page
-    from ..parity.verify import store_report
-    from ..parity.verify import verify as compare
+    from ..parity.verify import compare_bundle, store_report
     from ..progress import bars
 
+    opened = open_bundle(bundle, require_signature=require_signature)
     with bars(progress) as shown:
-        report = compare(bundle, against, progress=shown, store=False, **options)
+        report = compare_bundle(opened, against, progress=shown, **options)
     if as_json:
         click.echo(json.dumps(report.to_dict()))
     else:
@@ -72,9 +74,9 @@ def verify(
         rows.append(("result", (VERDICTS | {None: NOT_JUDGED})[report.passed]))
         print_table(rows)
     if html is not None:
-        write_page(html, report, open_bundle(bundle, check_hashes=False))
+        write_page(html, report, opened)
     if store and not is_snapshot(bundle):
-        store_report(open_bundle(bundle, check_hashes=False), report)
+        store_report(opened, report)
     report.require()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,14 +19,15 @@ from ..bundle.manifest import (
     Manifest,
     fingerprint_of,
 )
-from ..bundle.opened import Bundle, open_bundle, read_manifest
+from ..bundle.opened import Bundle, open_any, read_manifest
+from ..bundle.signature import sign as make_signature
 from ..errors import CheckpointError, ExportError, InputError
 from ..files import check_new, check_output, new_folder, read_regular, refuse_foreign
 from ..graph.reads import parameter_reads
 from ..hidden import sweep
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
 from ..models.tokenizer import TOKENIZER, find_tokenizer
-from ..parity.verify import verify as compare
+from ..parity.verify import compare_bundle, store_report
 from ..parity.windows import read_ids
 from ..progress import Progress, silent
 from ..recipe import AUTO, GRAPHS, Recipe, resolve
@@ -55,6 +57,7 @@ def export(
     text: str | Path | None = None,
     threads: int | None = None,
     force: bool = False,
+    sign: str | Path | None = None,
     progress: Progress = silent,
     dialect: str | None = None,
 ) -> Bundle:
@@ -79,12 +82,14 @@ def export(
         text: file to verify on, for perplexity; None: random token ids.
         threads: of the verification; None: as many as usable cores.
         force: replace a bundle that is already there, if nothing else is in its folder.
+        sign: key of OpenSSH to sign the bundle with, see `bundle.signature.sign`; None: it is not signed.
         progress: told about bytes written, and compared.
         dialect: the old name of `graph`.
 
     Raises:
         CheckpointError: the checkpoint does not fit.
         ExportError: the output cannot be written, or an option is unknown.
+        InputError: the key does not sign, or a text cannot be read.
         ParityError: a graph failed a gate of its precision; nothing is left of the bundle.
     """
     recipe = resolve(
@@ -100,6 +105,8 @@ def export(
     check_target(
         folder, [Path(path) for path in (checkpoint, text, calibration_text) if path is not None], force=force
     )
+    if sign is not None:
+        make_signature(b"", sign)  # before minutes are spent on the bundle
     model = load_checkpoint(checkpoint, decay=decay, repair_decay=repair_decay)
     tokenizer = find_tokenizer(model.path, model.spec.vocab_size)
     if verify:
@@ -134,19 +141,16 @@ def export(
         mode = "repaired" if repair_decay else decay
         manifest = _manifest(model, partial, recipe, graphs, mode)
         (partial / CARD).write_text(model_card(manifest), encoding="utf-8")
-        bundle = Bundle(partial, manifest).with_manifest(manifest)
+        if sign is not None:
+            manifest = replace(manifest, signature=make_signature(manifest.signed_part(), sign))
+        Bundle(partial, manifest).with_manifest(manifest)
+        bundle = open_any(partial, None, check_hashes=False)
         del graphs
         if verify:
-            report = compare(
-                bundle.path,
-                model.path,
-                text=text,
-                threads=threads,
-                check_hashes=False,
-                progress=progress,
-            )
+            report = compare_bundle(bundle, model.path, text=text, threads=threads, progress=progress)
+            store_report(bundle, report)
             report.require("nothing was written; look into it with --no-verify and dijiang verify")
-    return open_bundle(folder, check_hashes=False)
+    return open_any(folder, None, check_hashes=False)
 
 
 def _bytes_of(file: Path) -> bytes:

@@ -190,7 +190,7 @@ def verify(
     graph: str | None = None,
     threads: int | None = None,
     store: bool = True,
-    check_hashes: bool = True,
+    require_signature: str | Path | None = None,
     progress: Progress = silent,
 ) -> Parity:
     """Compare the graphs of a bundle with the checkpoint it came from, in float64.
@@ -206,14 +206,31 @@ def verify(
         graph: only this one; None: all that run here.
         threads: of the session; None: as many as usable cores.
         store: put the report into the bundle, if it is about the checkpoint that it was exported from.
-        check_hashes: compare every file of the bundle with its manifest first.
+        require_signature: file of public keys, see `load`.
         progress: told about the tokens drawn, and about the bytes of weights that are through.
 
     Returns:
         The report of the first graph, with those of the others; `report.require()` raises if a gate of
         the bundle's precision was not met.
     """
-    opened = open_bundle(bundle, check_hashes=check_hashes)
+    opened = open_bundle(bundle, require_signature=require_signature)
+    report = compare_bundle(opened, against, text, tokens, provider, graph, threads, progress)
+    if store:
+        store_report(opened, report)
+    return report
+
+
+def compare_bundle(
+    opened: Bundle,
+    against: str | Path,
+    text: str | Path | None = None,
+    tokens: int | None = None,
+    provider: str = "cpu",
+    graph: str | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Parity:
+    """`verify` of a bundle that was opened; nothing is stored."""
     manifest, recipe = opened.manifest, opened.manifest.recipe
     graphs = _graphs(opened, provider, graph)
     mode: DecayMode = "analytic" if manifest.decay == "analytic" else "exact"
@@ -274,10 +291,7 @@ def verify(
     reports = [
         report_of(name, run, sums, states) for name, run, (sums, states) in zip(graphs, runs, compared, strict=True)
     ]
-    report = replace(reports[0], others=tuple(reports[1:]))
-    if store:
-        store_report(opened, report)
-    return report
+    return replace(reports[0], others=tuple(reports[1:]))
 
 
 def store_report(bundle: Bundle, report: Parity) -> bool:

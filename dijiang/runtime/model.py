@@ -105,7 +105,7 @@ class Model:
             InputError: ids, mask, state or positions that do not fit; the state is not touched.
         """
         ids = as_ids(ids)
-        real = None if mask is None else (np.asarray(mask) != 0).astype(np.int64)
+        real = None if mask is None else _as_mask(mask)
         self.check(ids, state, real)
         batch, length = int(ids.shape[0]), int(ids.shape[1])
         if real is None:
@@ -155,7 +155,7 @@ class Model:
         if ids.ndim != 2 or ids.shape[1] < 2:
             raise InputError(f"ids of shape {list(ids.shape)}, expected [batch, 2 or more tokens]")
         state = self.new_state(len(ids)) if state is None else state
-        real = None if mask is None else (np.asarray(mask) != 0).astype(np.int64)
+        real = None if mask is None else _as_mask(mask)
         self.check(ids, state, real)
         if real is not None:
             ids = np.where(real, ids, 0)
@@ -216,6 +216,14 @@ class Model:
         return generate(self, prompt, Generation.of(options), state, progress)
 
 
+def _as_mask(mask: object) -> np.ndarray:
+    """A mask as int64 of 0 and 1; InputError for rows of different lengths."""
+    try:
+        return (np.asarray(mask) != 0).astype(np.int64)
+    except ValueError as error:
+        raise InputError(f"the mask is no array ({error}); give it the shape of the ids") from error
+
+
 def _read_tokenizer(bundle: Bundle) -> bytes | None:
     """The tokenizer's bytes, read when the bundle is loaded: later changes of the file do not matter."""
     if TOKENIZER not in bundle.manifest.files:
@@ -234,12 +242,12 @@ def load(bundle: str | Path, *, check_hashes: bool = True, say: Say = lambda tex
         bundle: folder written by `dijiang export`.
         check_hashes: compare every file's sha256 with the manifest.
         say: told why provider `auto` takes what it takes, where a trial decided.
-        loading: provider, graph, threads, cuda_graph: see `options.Loading`.
+        loading: provider, graph, threads, cuda_graph, require_signature: see `options.Loading`.
 
     Raises:
         BundleError, SessionError
         InputError: an option is unknown or out of range.
     """
     options = Loading.of(loading)
-    opened = open_bundle(bundle, check_hashes=check_hashes)
+    opened = open_bundle(bundle, check_hashes=check_hashes, require_signature=options.require_signature)
     return Model(opened, open_session(opened, options, say))

@@ -74,7 +74,8 @@ class Loading(Checked):
     there is a GPU, CUDA if the installed onnxruntime has it, a GPU by WebGPU if it decodes faster than the
     CPU, else the CPU. The one asked for is used, or it is an error.  graph: None: the best of the bundle that
     runs here.  threads: None: as many as usable cores (`machine.limits`).  cuda_graph: None: where they are
-    proven equal.
+    proven equal.  require_signature: file of public keys; one of them must have signed the bundle. None: the
+    file that DIJIANG_REQUIRE_SIGNATURE names, if that is set.
     """
 
     provider: str = option(AUTO, str, f"{', '.join(PROVIDERS)}, with :N for the N-th GPU; {AUTO}: the best.")
@@ -90,6 +91,9 @@ class Loading(Checked):
     )
     cuda_graph: bool | None = option(
         None, bool, "Replay captured decode steps on a GPU; default: where they are proven equal."
+    )
+    require_signature: str | None = option(
+        None, str, "File of public keys; one of them must have signed the bundle."
     )
 
 

@@ -10,7 +10,7 @@ import matplotlib.image
 import pytest
 from click.testing import CliRunner
 
-from dijiang.bench import plots
+from dijiang.bench import plots, render
 from dijiang.bench.render import to_html
 from dijiang.cli import main
 from dijiang.errors import BenchError
@@ -117,6 +117,19 @@ def test_bad_picture_files_are_one_line(tmp_path, exported):
     done = CliRunner().invoke(main, ["bench", str(exported("tiny-python")), "--plot", "x.jpg"])
     assert done.exit_code == 1
     assert done.stderr.startswith("Error: x.jpg: a picture ends in")
+
+
+def test_reports_and_pictures_go_through_no_link(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    for name, write in (
+        ("r.md", lambda f: render.write("text", f)),
+        ("p.svg", lambda f: plots.save_plot(whole(), f)),
+    ):
+        (tmp_path / name).symlink_to(outside)
+        write(tmp_path / name)
+        assert not (tmp_path / name).is_symlink()
+    assert outside.read_text() == "mine"
 
 
 def test_pictures_without_matplotlib_name_the_extra(monkeypatch):

@@ -1,7 +1,9 @@
-"""Fuzzed checkpoints through `export` and `convert`: one line or a whole output, soon, in little memory.
+"""Files and requests of strangers: one line or a whole output, soon, in little memory.
 
-    python -m tests.fuzz --cases 10000 --output benchmarks/results/fuzz.json
+    python -m tests.fuzz --cases 10000 --output benchmarks/results/fuzz.json              # checkpoints
+    python -m tests.fuzz states --cases 10000 --output benchmarks/results/fuzz-states.json
 
-A case is data: a family, a verb, a layout of files and edits that a grammar drew. So it can be kept: what
-was found and mended is in tests/corpus, and ordinary tests run it again.
+A case is data: what is changed, and edits that a grammar drew. So it can be kept: what was found and mended is in
+tests/corpus, and ordinary tests run it again. Each class is a module with `draw_case` and `attempt`: bundles whose
+hashes are right, saved states, reports, requests. Checkpoints are in `grammar` and `folders`.
 """

@@ -11,7 +11,7 @@ from typing import Any
 
 from dijiang.version import __version__
 from tests.fuzz.grammar import draw_case
-from tests.fuzz.workers import run_cases
+from tests.fuzz.workers import CLASSES, run_cases
 from tests.random_tokenizers import KINDS, sequence, streamed
 from tests.random_tokenizers import tokenizer as tokenizer_of
 
@@ -29,6 +29,7 @@ def stream_texts(seed: int, cases: int) -> dict[str, Any]:
 def main() -> None:
     """Run as many cases as asked for, and say what was found; exit 1 if anything was."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("kind", nargs="?", choices=list(CLASSES), help="default: checkpoints")
     parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
@@ -36,13 +37,24 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     numbers = range(options.first, options.first + options.cases)
+    draw = draw_case
+    if options.kind is not None:
+        CLASSES[options.kind].warm()
+        draw = CLASSES[options.kind].draw_case
     report = run_cases(
-        ((number, draw_case(options.seed, number)) for number in numbers),
+        ((number, draw(options.seed, number)) for number in numbers),
         lambda text: print(text, file=sys.stderr, flush=True),
         options.workers,
     )
-    facts = {"dijiang": __version__, "seed": options.seed, "first": options.first, "cases": options.cases}
-    text = json.dumps(facts | report | stream_texts(options.seed, options.cases), indent=1)
+    facts = {
+        "dijiang": __version__,
+        "class": options.kind or "checkpoints",
+        "seed": options.seed,
+        "first": options.first,
+        "cases": options.cases,
+    }
+    texts = stream_texts(options.seed, options.cases) if options.kind is None else {}
+    text = json.dumps(facts | report | texts, indent=1)
     print(text)
     if options.output is not None:
         options.output.write_text(text + "\n")

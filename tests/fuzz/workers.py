@@ -27,6 +27,7 @@ import dijiang
 from dijiang.bundle.opened import open_bundle
 from dijiang.models.convert import convert
 from dijiang.models.load import load_checkpoint
+from tests.fuzz import bundles, reports, requests, states
 from tests.fuzz.folders import build
 from tests.fuzz.grammar import Case
 
@@ -34,12 +35,19 @@ from tests.fuzz.grammar import Case
 SECONDS, MEGABYTES = 5, 1000
 #: Seconds on the clock without an answer, where a case waits and does not work: a busy machine is slow.
 WAIT = 60
+#: What else than checkpoints is fuzzed.
+CLASSES = {"bundles": bundles, "states": states, "reports": reports, "requests": requests}
 #: A worker begins anew after so many cases, and may never have more than so many bytes.
 CASES, LIMIT = 400, 6 << 30
 
 
 def attempt(case: Case, folder: Path) -> str:
-    """Run a case in an empty folder: "written", or the class of the error; AssertionError: a finding."""
+    """Run a case in an empty folder: what became of it, or the class of the error; AssertionError: a finding."""
+    return (CLASSES[case["class"]].attempt if "class" in case else checkpoint)(case, folder)
+
+
+def checkpoint(case: Case, folder: Path) -> str:
+    """A case of checkpoints: "written", or the class of the error."""
     build(case, folder / "checkpoint")
     area = folder / "area"
     area.mkdir()
@@ -83,6 +91,7 @@ def worker(pipe: Any, folder: Path) -> None:
         seconds = time.process_time() - start
         shutil.rmtree(place, ignore_errors=True)
         pipe.send((outcome, found, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+    os._exit(0)  # a server's thread would be waited for
 
 
 class Worker:

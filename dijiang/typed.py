@@ -1,0 +1,53 @@
+"""Values of a stranger against the types that a dataclass declares."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def check_types(record: object, where: str = "") -> None:
+    """ValueError unless every field of a dataclass, and of those inside of it, is of its declared type.
+
+    A whole number may stand for a float. A boolean is no number.
+    """
+    cls: Any = type(record)
+    for name, declared in _declared(cls).items():
+        value = getattr(record, name)
+        if not _fits(value, declared, f"{where}{name}."):
+            raise ValueError(f"{where}{name} is {type(value).__name__}, expected {_named(declared)}")
+
+
+@cache
+def _declared(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _fits(value: Any, declared: Any, where: str) -> bool:
+    origin, inner = get_origin(declared), get_args(declared)
+    if declared is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, one, where) for one in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(one, inner[0], where) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _fits(key, inner[0], where) and _fits(one, inner[1], where) for key, one in value.items()
+        )
+    if is_dataclass(declared):
+        if type(value) is not declared:
+            return False
+        check_types(value, where)
+        return True
+    if declared in (int, float):
+        return type(value) is int or (declared is float and type(value) is float)
+    return isinstance(value, declared)
+
+
+def _named(declared: Any) -> str:
+    return declared.__name__ if isinstance(declared, type) else str(declared)

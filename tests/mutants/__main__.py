@@ -1,0 +1,230 @@
+"""`python -m tests.mutants`: see the package."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import coverage
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+
+from dijiang.version import __version__
+
+ROOT = Path(__file__).parents[2]
+SITE, KEPT = Path(__file__).parent / "site", ROOT / ".mutants"
+TARGETS = ("dijiang/runtime/**/*.py", "dijiang/models/*.py", "dijiang/parity/*.py", "dijiang/recipe.py")
+MUTANTS, SEED = 300, 1
+#: Seconds of tests that a mutant may cost, as they took without it; and on the clock.
+TESTS, CLOCK = 40.0, 120
+#: A mutant may ask for endless memory.
+MEMORY = 8 << 30
+#: A signal in the middle of coverage's own code never ends.
+UNSEEN = "not signal and not interrupt"
+#: pytest's words for: all passed; a test failed; it was interrupted, broke, or could not import.
+PASSED, NOTICED = 0, (1, 2, 3, 4)
+
+
+def record(paths: list[str]) -> None:
+    """Run tests, and keep the lines that each of them runs."""
+    KEPT.mkdir(exist_ok=True)
+    name = "-".join(Path(path).stem for path in paths)[:80]
+    command = [sys.executable, "-m", "coverage", "run", f"--data-file={KEPT / name}.coverage", "--source=dijiang"]
+    command += ["-m", "pytest", "-q", "-k", UNSEEN, "-p", "tests.mutants.recorder", *paths]
+    os.execve(sys.executable, command, os.environ | {"MUTANTS_DURATIONS": str(KEPT / f"{name}.durations")})
+
+
+class Known:
+    """Which tests run a line."""
+
+    def __init__(self) -> None:
+        self.durations: dict[str, float] = {}
+        self.lines: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+        for file in KEPT.glob("*.durations"):
+            self.durations |= json.loads(file.read_text())
+        for file in KEPT.glob("*.coverage"):
+            data = coverage.CoverageData(str(file))
+            data.read()
+            for path in data.measured_files():
+                for line, tests in data.contexts_by_lineno(path).items():
+                    self.lines[path][line].update(filter(None, tests))
+
+    def tests(self, file: Path, first: int, last: int) -> list[str]:
+        """Tests that run one of the lines, the quickest first; at import alone: those of the module."""
+        lines = self.lines.get(str(file), {})
+        found = set().union(*(lines.get(line, set()) for line in range(first, last + 1)))
+        found = found or set().union(*lines.values())
+        chosen, seconds = [], 0.0
+        for test in sorted(found, key=lambda test: self.durations.get(test, 1e9)):
+            seconds += self.durations.get(test, 1e9)
+            if seconds > TESTS:
+                break
+            chosen.append(test)
+        return chosen
+
+
+def annotated(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Places of annotations: nothing reads them when the code runs."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        for name in ("annotation", "returns"):
+            one = getattr(node, name, None)
+            if isinstance(one, ast.expr):
+                found.append(((one.lineno, one.col_offset), (one.end_lineno or 0, one.end_col_offset or 0)))
+    return found
+
+
+def places(file: Path) -> Iterator[tuple[Any, str, int]]:
+    """All that an operator could change in a file: the place, the operator, and its number for it."""
+    source = file.read_text()
+    nodes, idle = list(ast_nodes(get_ast(source))), annotated(source)
+    for name in operator_names():
+        operator = get_operator(name)
+        if operator.arguments():
+            continue
+        number = 0
+        for node in nodes:
+            for start, end in operator().mutation_positions(node):
+                if not any(first <= start and end <= last for first, last in idle):
+                    yield (start, end), name, number
+                number += 1
+
+
+def draw() -> list[dict[str, Any]]:
+    """The mutants of the seed: a place each, and one of the ways to change it that Python still reads."""
+    ways: dict[Any, list[tuple[str, int]]] = defaultdict(list)
+    for file in sorted(file for pattern in TARGETS for file in ROOT.glob(pattern)):
+        for place, name, number in places(file):
+            ways[file, place].append((name, number))
+    random_ = random.Random(SEED)
+    mutants: list[dict[str, Any]] = []
+    for file, place in random_.sample(sorted(ways), len(ways)):
+        name, number = random_.choice(ways[file, place])
+        before = file.read_text()
+        after = mutate_code(before, get_operator(name)(), number)
+        try:
+            if ast.dump(ast.parse(after)) == ast.dump(ast.parse(before)):
+                continue
+        except SyntaxError:
+            continue
+        mutants.append({"file": str(file.relative_to(ROOT)), "place": place, "operator": name, "code": after})
+        if len(mutants) == MUTANTS:
+            break
+    return mutants
+
+
+def attempt(mutant: dict[str, Any], known: Known) -> dict[str, Any]:
+    """Ask the tests; what they say."""
+    file, (start, end) = ROOT / mutant["file"], mutant["place"]
+    tests = known.tests(file, start[0], end[0])
+    facts = {name: mutant[name] for name in ("file", "place", "operator")} | {"tests": len(tests)}
+    before, after = file.read_text().splitlines(), mutant["code"].splitlines()
+    changed = [
+        line for line in difflib.unified_diff(before, after, n=0, lineterm="") if line[:2] not in ("--", "++")
+    ]
+    facts["change"] = changed[1:]
+    if not tests:
+        return facts | {"outcome": "not run by any test", "seconds": 0}
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        code = Path(folder) / "code.py"
+        code.write_text(mutant["code"])
+        module = mutant["file"].removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        told = json.dumps({"module": module, "file": str(file), "code": str(code)})
+        environment = os.environ | {"PYTHONPATH": str(SITE), "DIJIANG_MUTANT": told}
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
+        command += [f"--basetemp={folder}/t", *tests]
+        with subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY)),
+        ) as process:
+            try:
+                said, _ = process.communicate(timeout=CLOCK)
+                status = process.returncode
+                outcome = "survived" if status == PASSED else "killed" if status in NOTICED or status < 0 else "?"
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                said, outcome = "", "killed: endless"
+    failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return facts | {"outcome": outcome, "by": failed[:1], "seconds": round(time.monotonic() - started, 1)}
+
+
+def run(first: int, count: int, seconds: float) -> None:
+    """Some of the mutants, two at a time, as many as the seconds allow; what is known of each is kept."""
+    known, mutants, end = Known(), draw(), time.monotonic() + seconds
+
+    def one(number: int) -> None:
+        file = KEPT / f"mutant-{number:03}.json"
+        if file.exists() or time.monotonic() > end:
+            return
+        found = attempt(mutants[number], known)
+        file.write_text(json.dumps({"number": number} | found))
+        print(number, found["outcome"], found["seconds"], found["file"], found["change"], flush=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one, range(first, min(first + count, len(mutants)))))
+
+
+def report() -> dict[str, Any]:
+    """What is known by now. judged: why a survivor is no fault of the tests, by hand."""
+    found = [json.loads(file.read_text()) for file in sorted(KEPT.glob("mutant-*.json"))]
+    judged = json.loads((Path(__file__).parent / "judged.json").read_text())
+    left = [one | {"judged": judged.get(str(one["number"]))} for one in found if "killed" not in one["outcome"]]
+    killed = len(found) - len(left)
+    return {
+        "dijiang": __version__,
+        "seed": SEED,
+        "mutants": len(found),
+        "outcomes": dict(Counter(one["outcome"] for one in found)),
+        "killed_share": round(killed / max(1, len(found)), 3),
+        "seconds_a_mutant": round(sum(one["seconds"] for one in found) / max(1, len(found)), 1),
+        "left": left,
+    }
+
+
+def main() -> None:
+    """See the package."""
+    parser = argparse.ArgumentParser()
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("record").add_argument("paths", nargs="+")
+    some = verbs.add_parser("run")
+    some.add_argument("--first", type=int, default=0)
+    some.add_argument("--count", type=int, default=MUTANTS)
+    some.add_argument("--seconds", type=float, default=1e9)
+    verbs.add_parser("report").add_argument("--output", type=Path)
+    options = parser.parse_args()
+    if options.verb == "record":
+        record(options.paths)
+    elif options.verb == "run":
+        run(options.first, options.count, options.seconds)
+    else:
+        text = json.dumps(report(), indent=1)
+        print(text)
+        if options.output is not None:
+            options.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
