@@ -2,11 +2,9 @@
 
     python benchmarks/speculation.py CACHE_FOLDER REAL_FOLDER -o REPORT.json
 
-Prompt lookup (the continuation of the last time that the final tokens stood in the text) needs no second model. A draft
-of k tokens costs one call of k + 1 tokens; where not all of it is right, the state is put back and what was right
-is fed again. Two things decide, and both are measured:
+Drafts are looked up in the text so far: `dijiang.runtime.drafts`. Two things decide, and both are measured:
 
-- what calls of few tokens cost beside one of one token, and a copy of the state: Pythia-410M in int8 and int4;
+- what calls of few tokens cost beside one of one token: Pythia-410M in int8 and int4;
 - how many tokens of a draft are right: greedy text of two models that were trained. tiny-python writes code from
   code, the vanilla SmolLM2-135M-Instruct writes from code and from English.
 """
@@ -16,6 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,36 +25,40 @@ from real import english, fetch, run
 
 import dijiang
 from dijiang.machine.describe import describe_cpu
+from dijiang.runtime.drafts import WAITING, Lookup
 from dijiang.runtime.model import Model
 
-#: Final tokens that are looked up, the most first; tokens of a draft.
-MATCHED, DRAFTS = (3, 2), (1, 2, 4, 8)
+#: Tokens of a draft at most.
+DRAFTS = (1, 2, 4, 8, 16)
+#: Tokens of the calls that are timed.
+SIZES = (1, 2, 3, 4, 6, 8, 12, 17, 25)
 #: Prompts of a text, their tokens, and the tokens that are written.
 PROMPTS, PROMPT, WRITTEN = 10, 256, 128
 REPEATS = 40
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-python"
 
 
-def draft(ids: Sequence[int], longest: int) -> list[int]:
-    """What followed the last earlier place of the final tokens: at most `longest` tokens, or none."""
-    for matched in MATCHED:
-        end = list(ids[-matched:])
-        for start in range(len(ids) - matched - 1, -1, -1):
-            if list(ids[start : start + matched]) == end:
-                return list(ids[start + matched : start + matched + longest])
-    return []
+@dataclass(frozen=True)
+class Call:
+    """One call: tokens that are fed, those of them that are a draft, and how many of these were right."""
+
+    fed: int
+    drafted: int
+    right: int
 
 
-def replay(prompt: Sequence[int], written: Sequence[int], longest: int) -> list[tuple[int, int]]:
-    """Greedy text, had it been written with drafts: (tokens of a draft, how many were right) of each call."""
-    calls, at = [], 0
+def replay(prompt: Sequence[int], written: Sequence[int], longest: int) -> list[Call]:
+    """The calls of a greedy text, had it been written with drafts."""
+    calls, at, waiting, lookup = [], 0, 1, Lookup(prompt)
     while at < len(written):
-        proposed = draft([*prompt, *written[:at]], longest)
+        proposed = lookup.draft(longest) if waiting <= WAITING else []
         right = 0
         while right < len(proposed) and at + right < len(written) and proposed[right] == written[at + right]:
             right += 1
-        calls.append((len(proposed), right))
+        calls.append(Call(waiting + len(proposed), len(proposed), right))
+        lookup.add(written[at : at + right + 1])
         at += right + 1
+        waiting = 1 if right == len(proposed) else waiting + right + 1
     return calls
 
 
@@ -71,31 +74,17 @@ def milliseconds(model: Model, count: int) -> float:
 
 
 def costs(cache: Path, precision: str) -> dict[str, Any]:
-    """Milliseconds of calls by their tokens, and of a copy of the state."""
+    """Milliseconds of calls by their tokens."""
     model = dijiang.load(Place(cache, "pythia-410m", precision, "cpu").bundle, graph="native", check_hashes=False)
-    state, copies = model.new_state(), []
-    model.forward(np.array([[1]]), state)
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        state.clone()
-        copies.append(time.perf_counter() - start)
-    calls = {count: milliseconds(model, count) for count in sorted({1, *DRAFTS, *(k + 1 for k in DRAFTS)})}
-    return {"precision": precision, "calls": calls, "copy": float(np.median(copies)) * 1e3}
+    calls = {count: milliseconds(model, count) for count in SIZES}
+    return {"precision": precision, "calls": calls}
 
 
-def gain(calls: list[tuple[int, int]], cost: dict[str, Any]) -> float:
+def gain(calls: list[Call], cost: dict[str, Any]) -> float:
     """Times as fast as one token a call, by what calls cost; sizes between the measured ones are interpolated."""
-    sizes = sorted(cost["calls"])
-
-    def call(tokens: int) -> float:
-        return float(np.interp(tokens, sizes, [cost["calls"][size] for size in sizes]))
-
-    spent = 0.0
-    for proposed, right in calls:
-        spent += call(1 + proposed) + (cost["copy"] if proposed else 0)
-        if right < proposed:
-            spent += call(1 + right)  # put back, and fed again
-    return sum(right + 1 for _, right in calls) * call(1) / spent
+    times = [cost["calls"][size] for size in SIZES]
+    spent = sum(float(np.interp(call.fed, SIZES, times)) for call in calls)
+    return sum(call.right + 1 for call in calls) * times[0] / spent
 
 
 def texts(work: Path) -> dict[str, list[tuple[list[int], list[int]]]]:
@@ -141,13 +130,12 @@ def main(cache: Path, work: Path, output: Path) -> None:
     for kind, pairs in texts(work).items():
         for longest in DRAFTS:
             calls = [call for prompt, written in pairs for call in replay(prompt, written, longest)]
-            written = sum(right + 1 for _, right in calls)
             rows.append(
                 {
                     "text": kind,
                     "draft": longest,
-                    "tokens_a_call": written / len(calls),
-                    "right": sum(right for _, right in calls) / max(1, sum(proposed for proposed, _ in calls)),
+                    "tokens_a_call": 1 + sum(call.right for call in calls) / len(calls),
+                    "right": sum(call.right for call in calls) / max(1, sum(call.drafted for call in calls)),
                     **{cost["precision"]: gain(calls, cost) for cost in measured},
                 }
             )

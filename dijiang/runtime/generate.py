@@ -18,6 +18,7 @@ from ..bundle.manifest import Manifest
 from ..errors import InputError
 from ..models.spec import ModelSpec
 from ..progress import Progress, silent
+from .drafts import can_speculate, decode_drafts
 from .grammar import Grammar
 from .options import MOST_TOKENS, Generation
 from .sampling import NO_BIAS, Sampler
@@ -90,15 +91,19 @@ class Plan:
     bias: Mapping[int, float]
     grammar: Grammar | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the most likely token is always chosen."""
+        return self.options.is_argmax and not self.bias and self.grammar is None
+
     def begin(self, model: Model, state: State, started: float) -> Sequence:
         """The sequence of tokens after the ids were fed to the state (batch 1); started: when that began."""
         known = state.last[0]
         known = known[known != NONE].tolist()
         opened, held = (None, "") if self.seam is None else (self.seam.open, self.seam.held)
         text = model.tokenizer.stream(known, opened) if model.has_tokenizer else None
-        plain = self.options.is_argmax and not self.bias and self.grammar is None
         matcher = None if self.grammar is None else self.grammar.begin()
-        sampler = None if plain else Sampler(self.options, state.seen[0].copy(), self.bias, matcher)
+        sampler = None if self.is_plain else Sampler(self.options, state.seen[0].copy(), self.bias, matcher)
         stops = StopStrings(self.stops, held)
         return Sequence(self.limits, stops, sampler, text, prompt_tokens=len(self.ids), started=started)
 
@@ -142,7 +147,13 @@ def prepare(
         frozenset((*options.stop_tokens, *own)),
         keeps,
     )
-    return Plan(ids, options, limits, options.stops, seam if prompt is None else None, bias, grammar)
+    plan = Plan(ids, options, limits, options.stops, seam if prompt is None else None, bias, grammar)
+    if options.speculate and not (plan.is_plain and can_speculate(model)):
+        raise InputError(
+            "speculate needs the most likely token of int8 or int4 in the native graph, where drafts change no "
+            "bit; leave it out"
+        )
+    return plan
 
 
 def _prompt_ids(
@@ -185,8 +196,12 @@ def stream(model: Model, plan: Plan, state: State, progress: Progress = silent) 
     try:
         started = time.perf_counter()
         output = prefill(model, plan.ids[None], state, progress)
-        for (record,) in decode(model, output, state, [plan.begin(model, state, started)]):
-            yield record
+        sequence = plan.begin(model, state, started)
+        if plan.options.speculate:
+            yield from decode_drafts(model, output, state, sequence, plan.ids.tolist())
+        else:
+            for (record,) in decode(model, output, state, [sequence]):
+                yield record
     finally:
         state.release()
 

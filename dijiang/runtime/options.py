@@ -113,6 +113,8 @@ class Generation(Checked):
     stop: strings that end the text; not part of it.
     stop_tokens: ids that end it, beside the model's own end tokens.
     ignore_eos: do not end at the model's own end tokens.
+    speculate: check drafts from the text so far, several tokens a call; the same text, see `drafts`. What feeds
+        many sequences at once leaves it out.
     """
 
     max_tokens: int = option(
@@ -131,6 +133,7 @@ class Generation(Checked):
         (), Integral, "Token id that ends it; may be given several times.", flags=("--stop-token",)
     )
     ignore_eos: bool = option(False, bool, "Go on after the model's own end token.")
+    speculate: bool = option(False, bool, "Several tokens a call where the text repeats itself; the same text.")
 
     @property
     def is_argmax(self) -> bool:

@@ -1,0 +1,127 @@
+"""Several tokens a call: drafts from the text so far, checked by the model itself.
+
+What followed the last earlier place of the final tokens is proposed (prompt lookup). One call checks all of it.
+Where not all is right, the state goes back to where it was before the call: a piece of several tokens writes to
+new arrays, so the old ones are still there. The tokens that were right wait, and are fed with the next draft. The
+text is that of decoding one token a call: see `can_speculate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from ..bundle.manifest import Manifest
+from ..recipe import GRAPHS
+from .sequence import Record, Sequence
+from .sessions.base import Output, Session
+from .state import Point, State
+from .step import Step
+
+#: Final tokens that are looked up, the most first.
+MATCHED = (3, 2)
+#: Tokens of a draft at most.
+LONGEST = 8
+#: Tokens that wait to be fed at most; with more of them a call has no draft.
+WAITING = 8
+#: Tokens of the text that are looked through.
+WINDOW = 1 << 14
+
+
+class Model(Protocol):
+    """What is needed of a `model.Model`."""
+
+    @property
+    def session(self) -> Session: ...
+    @property
+    def manifest(self) -> Manifest: ...
+
+
+def can_speculate(model: Model) -> bool:
+    """Whether a token has the same bits whatever is fed with it: integers in the graph with our operators."""
+    return model.manifest.recipe.in_blocks and GRAPHS[model.session.graph].operators
+
+
+class Lookup:
+    """Where each pair and triple of a text stood last, of the last WINDOW tokens or some more."""
+
+    def __init__(self, ids: Iterable[int]) -> None:
+        self._text: list[int] = []
+        self._places: dict[tuple[int, ...], int] = {}
+        self.add(ids)
+
+    def add(self, ids: Iterable[int]) -> None:
+        """More tokens at the end of the text."""
+        for token in ids:
+            if len(self._text) >= 2 * WINDOW:
+                text, self._text, self._places = self._text[-WINDOW:], [], {}
+                self.add(text)
+            for matched in MATCHED:
+                self._places[tuple(self._text[-matched:])] = len(self._text)
+            self._text.append(token)
+
+    def draft(self, longest: int) -> list[int]:
+        """What followed the last earlier place of the final tokens: at most `longest` tokens, or none."""
+        for matched in MATCHED:
+            place = self._places.get(tuple(self._text[-matched:]))
+            if place is not None:
+                return self._text[place : place + longest]
+        return []
+
+
+def decode_drafts(
+    model: Model, output: Output, state: State, sequence: Sequence, known: Iterable[int]
+) -> Iterator[Record]:
+    """Records of one sequence of most likely tokens until it ends.
+
+    output: of the last token fed.  known: the text so far.
+
+    When the generator ends or is closed, the state is advanced over every token that was told but the last.
+    """
+    lookup, limit = Lookup(known), model.manifest.positions_limit
+    start = int(state.position[0])  # of the first token that waits
+    waiting: list[int] = []  # told, and not for certain in the state
+    chosen = [int(output.tokens[0, 0])]
+    before: Point | None = None  # a call that had a draft
+    try:
+        while True:
+            for token in chosen:
+                position = start + len(waiting)
+                record = sequence.push(token, position)
+                state.leave(0, sequence.seam(token, position))
+                waiting.append(token)
+                lookup.add([token])
+                yield record
+                if record.finish_reason:
+                    return
+            if int(state.position[0]) > start:  # all that was fed was right
+                start, waiting = start + len(waiting) - 1, waiting[-1:]
+            room = LONGEST if limit is None else min(LONGEST, limit - start - len(waiting))
+            proposed = lookup.draft(room) if len(waiting) <= WAITING and room > 0 else []
+            before = state.point if proposed else None
+            found = _call(model.session, state, waiting, proposed)
+            right = next((i for i, token in enumerate(proposed) if token != found[i]), len(proposed))
+            if before is not None and right < len(proposed):
+                state.commit(before)
+            chosen = [*proposed[:right], found[right]]
+    finally:
+        _settle(model.session, state, start, waiting, before)
+
+
+def _call(session: Session, state: State, waiting: list[int], proposed: list[int]) -> list[int]:
+    """Feed both; the most likely token after the last one that waits, and after each that is proposed."""
+    ids = np.array([waiting + proposed])
+    kept = np.arange(len(waiting) - 1, ids.shape[1])[None]
+    found: list[int] = session.run(Step.of(ids, state.position, kept), state).tokens[0].tolist()
+    return found
+
+
+def _settle(session: Session, state: State, start: int, waiting: list[int], before: Point | None) -> None:
+    """Advance the state over every token that was told but the last, from wherever the last call left it."""
+    if before is not None and int(state.position[0]) >= start + len(waiting):  # over tokens that were not told
+        state.commit(before)
+    missing = waiting[int(state.position[0]) - start : -1]
+    if missing:
+        session.run(Step.of(np.array([missing]), state.position, np.array([[len(missing) - 1]])), state)
