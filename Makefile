@@ -11,7 +11,7 @@ ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.tx
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load real rounding steps oldest ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load real rounding steps speculation oldest ecosystem demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -113,6 +113,11 @@ rounding: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
 
 # Where the time of a step goes, on a machine that does nothing else. 5 GB of disk.
+speculation: $(VENV)/.dev
+	$(BIN)/pip install -q -c constraints.txt gguf accelerate
+	$(BIN)/python benchmarks/speculation.py .steps .real -o benchmarks/results/speculation.json
+	$(BIN)/python docs/generate.py
+
 steps: $(VENV)/.dev
 	$(BIN)/python benchmarks/steps.py .steps -o benchmarks/results/steps.json
 	$(BIN)/python docs/generate.py

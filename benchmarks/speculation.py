@@ -140,7 +140,13 @@ def main(cache: Path, work: Path, output: Path) -> None:
                 }
             )
             click.echo(json.dumps(rows[-1]))
-    found = {"cpu": describe_cpu(Path("/")), "costs": measured, "rows": rows}
+    found = {
+        "cpu": describe_cpu(Path("/")),
+        "prompts": PROMPTS,
+        "written": WRITTEN,
+        "costs": measured,
+        "rows": rows,
+    }
     output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -146,10 +146,44 @@ def kinds(row: dict[str, Any]) -> str:
     return f"## {row['model']}, {tokens}\n\n{table(['kind', 'nodes', 'ms', 'share'], lines)}\n"
 
 
+DRAFTS = """
+## Drafts
+
+`--speculate` feeds several tokens a call where the text repeats itself ([ADR 0034](adr/0034-drafts.md)). `make
+speculation` times calls of pythia-410m's shape in the `native` graph. The texts are greedy: {written} tokens after each
+of {prompts} prompts. The last columns are worked out of both: times as fast as one token a call.
+
+Processor: {cpu}.
+
+"""
+
+
+def drafts() -> str:
+    """The part about `--speculate`."""
+    found = json.loads((REPORTS / "speculation.json").read_text(encoding="utf-8"))
+    sizes = list(found["costs"][0]["calls"])
+    costs = [[row["precision"], *(f"{row['calls'][size]:.1f}" for size in sizes)] for row in found["costs"]]
+    gains = [
+        [
+            row["text"],
+            str(row["draft"]),
+            f"{row['tokens_a_call']:.2f}",
+            f"{row['right']:.0%}",
+            *(f"{row[cost['precision']]:.2f}" for cost in found["costs"]),
+        ]
+        for row in found["rows"]
+    ]
+    precisions = [cost["precision"] for cost in found["costs"]]
+    head = DRAFTS.format(written=found["written"], prompts=found["prompts"], cpu=found["cpu"]["model"])
+    timed = table(["ms a call of tokens", *sizes], costs)
+    worked_out = table(["text", "draft at most", "tokens a call", "of drafts right", *precisions], gains)
+    return f"{head}{timed}\n\n{worked_out}\n"
+
+
 def performance() -> str:
     """The page about the steps of each graph."""
     found = json.loads((REPORTS / "steps.json").read_text(encoding="utf-8"))
     report = found["report"]
     header = "\n".join(f"- {line}" for line in header_lines(report))
     parts = ["\n\n".join([header, *tables(report)]) + "\n", *map(kinds, found["nodes"])]
-    return PERFORMANCE.format(preset=found["preset"]) + "\n".join(parts)
+    return PERFORMANCE.format(preset=found["preset"]) + "\n".join(parts) + drafts()

@@ -232,7 +232,7 @@ def test_full_queue_is_429_and_time_is_408(models):
 
 def test_many_clients_of_all_kinds_leave_nothing(models, served):
     """A sample of the long load: benchmarks/load.py."""
-    with running(models, slots=4, queue=8, patience=2.0) as server:
+    with running(models, slots=4, queue=8, patience=20.0) as server:
         assert server.ask("/healthz")[0] == 200
         before = len(os.listdir("/proc/self/fd"))
         found = []
