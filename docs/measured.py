@@ -150,8 +150,8 @@ DRAFTS = """
 ## Drafts
 
 `--speculate` feeds several tokens a call where the text repeats itself ([ADR 0034](adr/0034-drafts.md)). `make
-speculation` times calls of pythia-410m's shape in the `native` graph. The texts are greedy: {written} tokens after each
-of {prompts} prompts. The last columns are worked out of both: times as fast as one token a call.
+speculation` times calls of pythia-410m's shape in the `native` graph. The texts are greedy: {written} tokens after
+each of {prompts} prompts. The last columns are worked out of both: times as fast as one token a call.
 
 Processor: {cpu}.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import BenchError
 from ..files import write_file
+from .llama_bench import to_llama_bench
 from .matrix import Test
 from .plots import panels
 from .report import Report, target
@@ -188,6 +189,7 @@ FORMATS: dict[str, Callable[[Report], str]] = {
     "jsonl": to_jsonl,
     "csv": to_csv,
     "html": to_html,
+    "llama-bench": to_llama_bench,
 }
 
 

@@ -30,7 +30,7 @@ SIZES = "A size, a list 0,2048 or a range 128-512+128, 1-16*2."
     show_default=True,
     help="Keys and values of the baseline.",
 )
-@click.option("-o", "form", type=click.Choice(["md", "json", "jsonl", "csv", "html"]), default="md")
+@click.option("-o", "form", type=click.Choice(["md", "json", "jsonl", "csv", "html", "llama-bench"]), default="md")
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="Write there, not to stdout.")
 @click.option("--plot", type=click.Path(path_type=Path), help="All pictures in one .png or .svg file.")
 @click.option(

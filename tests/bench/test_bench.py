@@ -146,6 +146,18 @@ def test_csv_and_json_lines_hold_the_same_rows(report):
     assert lines[0]["environment"] == report["environment"]
 
 
+def test_llama_bench_rows_are_those_of_one_sequence(report):
+    rows = json.loads(render.to_llama_bench(report))
+    ours = [result for result in report["results"] if result["batch"] == 1]
+    assert len(rows) == len(ours) == 4
+    for row, result in zip(rows, ours, strict=True):
+        assert (row["n_prompt"], row["n_gen"])[result["kind"] == "tg"] == result["tokens"]
+        assert row["n_prompt"] * row["n_gen"] == 0
+        assert row["n_depth"] == result["depth"]
+        assert row["avg_ts"] == pytest.approx(np.mean([result["tokens"] / ns * 1e9 for ns in row["samples_ns"]]))
+        assert row["avg_ns"] == pytest.approx(np.mean(row["samples_ns"]), rel=1e-5)  # samples have six digits
+
+
 def test_noise_is_said():
     quiet = [1.0] * 10
     assert not runner_result(quiet)["noisy"]

@@ -131,7 +131,12 @@ def test_models_say_their_sizes_and_options(served, models):
     assert found["cache_bytes_per_token"] == size.cache_bytes_per_token
     assert (found["text"], found["chat"]) == (True, True)
     options = {one["name"]: one for one in found["options"]}
-    assert options.keys() == {one.name for one in fields(Generation)} - {"stop", "stop_tokens", "ignore_eos", "speculate"}
+    assert options.keys() == {one.name for one in fields(Generation)} - {
+        "stop",
+        "stop_tokens",
+        "ignore_eos",
+        "speculate",
+    }
     assert options["top_k"]["default"] == 50  # its authors' choice
     assert options["max_tokens"]["high"] == served.server.settings.max_tokens
 
