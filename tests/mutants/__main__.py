@@ -37,6 +37,11 @@ TESTS, CLOCK = 40.0, 120
 MEMORY = 8 << 30
 #: A signal in the middle of coverage's own code never ends.
 UNSEEN = "not signal and not interrupt"
+#: Files that are slow under coverage, or hold such tests only: asked last, and whole, about what they are for.
+WHOLE = {
+    "dijiang/runtime/sessions/": ["tests/runtime/test_cuda.py", "tests/runtime/test_resident.py"],
+    "dijiang/runtime/": ["tests/runtime/test_seam.py"],
+}
 #: pytest's words for: all passed; a test failed; it was interrupted, broke, or could not import.
 PASSED, NOTICED = 0, (1, 2, 3, 4)
 
@@ -76,7 +81,8 @@ class Known:
             if seconds > TESTS:
                 break
             chosen.append(test)
-        return chosen
+        name = str(file.relative_to(ROOT))
+        return chosen + [one for start, whole in WHOLE.items() if name.startswith(start) for one in whole]
 
 
 def annotated(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
