@@ -41,6 +41,13 @@ UNSEEN = "not signal and not interrupt"
 WHOLE = {
     "dijiang/runtime/sessions/": ["tests/runtime/test_cuda.py", "tests/runtime/test_resident.py"],
     "dijiang/runtime/": ["tests/runtime/test_seam.py"],
+    "dijiang/models/": [
+        "tests/models/test_spec.py",
+        "tests/models/test_decay.py",
+        "tests/models/test_reference.py",
+        "tests/models/test_checkpoint.py",
+    ],
+    "dijiang/parity/": ["tests/parity/test_verify.py", "tests/parity/test_parts.py"],
 }
 #: pytest's words for: all passed; a test failed; it was interrupted, broke, or could not import.
 PASSED, NOTICED = 0, (1, 2, 3, 4)
@@ -172,7 +179,7 @@ def attempt(mutant: dict[str, Any], known: Known) -> dict[str, Any]:
                 outcome = "survived" if status == PASSED else "killed" if status in NOTICED or status < 0 else "?"
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-                said, outcome = "", "killed: endless"
+                said, outcome = "", "out of time"
     failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return facts | {"outcome": outcome, "by": failed[:1], "seconds": round(time.monotonic() - started, 1)}
 
