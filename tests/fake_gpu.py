@@ -11,6 +11,7 @@ import ctypes
 import json
 import threading
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 
 import numpy as np
@@ -232,7 +233,10 @@ class FakeLibcuda:
 
 def fake_tensorrt(cuda):
     """A module with the part of TensorRT's API that dijiang uses."""
-    trt = SimpleNamespace(__version__="10.3.0", built=[], timings=[], fails=set())
+    # torch asks for the specs of modules like it, when it is imported.
+    trt = SimpleNamespace(
+        __spec__=ModuleSpec("tensorrt", None), __version__="10.3.0", built=[], timings=[], fails=set()
+    )
 
     class ILogger:
         ERROR = 1

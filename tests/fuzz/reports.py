@@ -115,8 +115,20 @@ def parity(case: Case, folder: Path) -> str:
     return "read"
 
 
+def asks_for_much(line: bytes) -> bool:
+    """Whether a line of prompts wants so many tokens that it takes long."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    wanted = found.get("max_tokens") if isinstance(found, dict) else None
+    return isinstance(wanted, int) and wanted > 1000
+
+
 def prompts(case: Case, folder: Path) -> str:
     lines = [changed(json.dumps(line), case) for line in LINES]
+    if any(asks_for_much(line) for line in lines):
+        return "left out"  # who asks for a billion tokens gets them
     (folder / "prompts").write_bytes(b"\n".join(lines))
     failed = answer_file(states.model(), folder / "prompts", folder / "answers", Generation(max_tokens=2))
     count = len([line for line in (folder / "prompts").read_bytes().splitlines() if line.strip()])

@@ -37,6 +37,18 @@ TESTS, CLOCK = 40.0, 120
 MEMORY = 8 << 30
 #: A signal in the middle of coverage's own code never ends.
 UNSEEN = "not signal and not interrupt"
+#: Files that are slow under coverage, or hold such tests only: asked last, and whole, about what they are for.
+WHOLE = {
+    "dijiang/runtime/sessions/": ["tests/runtime/test_cuda.py", "tests/runtime/test_resident.py"],
+    "dijiang/runtime/": ["tests/runtime/test_seam.py"],
+    "dijiang/models/": [
+        "tests/models/test_spec.py",
+        "tests/models/test_decay.py",
+        "tests/models/test_reference.py",
+        "tests/models/test_checkpoint.py",
+    ],
+    "dijiang/parity/": ["tests/parity/test_verify.py", "tests/parity/test_parts.py"],
+}
 #: pytest's words for: all passed; a test failed; it was interrupted, broke, or could not import.
 PASSED, NOTICED = 0, (1, 2, 3, 4)
 
@@ -76,7 +88,8 @@ class Known:
             if seconds > TESTS:
                 break
             chosen.append(test)
-        return chosen
+        name = str(file.relative_to(ROOT))
+        return chosen + [one for start, whole in WHOLE.items() if name.startswith(start) for one in whole]
 
 
 def annotated(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -166,7 +179,7 @@ def attempt(mutant: dict[str, Any], known: Known) -> dict[str, Any]:
                 outcome = "survived" if status == PASSED else "killed" if status in NOTICED or status < 0 else "?"
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-                said, outcome = "", "killed: endless"
+                said, outcome = "", "out of time"
     failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return facts | {"outcome": outcome, "by": failed[:1], "seconds": round(time.monotonic() - started, 1)}
 
