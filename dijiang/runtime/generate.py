@@ -98,7 +98,8 @@ class Plan:
         text = model.tokenizer.stream(known, opened) if model.has_tokenizer else None
         plain = self.options.is_argmax and not self.bias and self.grammar is None
         matcher = None if self.grammar is None else self.grammar.begin()
-        sampler = None if plain else Sampler(self.options, state.seen[0].copy(), self.bias, matcher)
+        counts = () if self.seam is None else self.seam.counts
+        sampler = None if plain else Sampler(self.options, state.seen[0].copy(), self.bias, matcher, counts)
         stops = StopStrings(self.stops, held)
         return Sequence(self.limits, stops, sampler, text, prompt_tokens=len(self.ids), started=started)
 

@@ -19,8 +19,6 @@ DEFAULTS = {"temperature": 1.0}
 COMPLETION_TOKENS = 16
 #: Fields that would change the answer and cannot be served -> values that change nothing.
 UNSERVED: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
     "echo": (None, False),
     "suffix": (None, ""),
     "best_of": (None, 1),

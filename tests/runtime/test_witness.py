@@ -79,7 +79,7 @@ def test_what_follows_is_near_in_another_precision(exported, kept, precision):
 KINDS = (
     {},
     DRAWN,
-    {"temperature": 2.5, "repetition_penalty": 1.7},
+    {"temperature": 0.8, "repetition_penalty": 1.7, "presence_penalty": 0.5, "frequency_penalty": 0.9},
     {"temperature": 1.3, "top_k": 50, "stop": ["ing", "\n", "\ufffd\ufffd"]},
 )
 

@@ -39,7 +39,7 @@ REFUSED = {
     "bias out of range": ({"model": "tiny", "prompt": "x", "logit_bias": {"1": 1e9}}, 400, "logit_bias"),
     "bias of no token": ({"model": "tiny", "prompt": "x", "logit_bias": {"99999": 1}}, 400, None),
     "stream of text": ({"model": "tiny", "prompt": "x", "stream": "yes"}, 400, "stream"),
-    "penalty": ({"model": "tiny", "prompt": "x", "presence_penalty": 1}, 400, "presence_penalty"),
+    "penalty": ({"model": "tiny", "prompt": "x", "presence_penalty": 2.5}, 400, "presence_penalty"),
     "format": (
         {"model": "tiny", "prompt": "x", "response_format": {"type": "xml"}},
         400,
