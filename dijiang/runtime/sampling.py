@@ -106,7 +106,7 @@ class Sampler:
 
     @property
     def counts(self) -> tuple[tuple[int, int], ...]:
-        """How often each token stands in the answer, where the options ask for it; as many as the vocabulary at most."""
+        """How often each token stands in the answer, where the options ask for it; one entry a token id."""
         return tuple(self._counts.items())
 
 

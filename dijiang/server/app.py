@@ -128,7 +128,8 @@ class Server:
         tokenizer = hosted.model.tokenizer if hosted.model.has_tokenizer else None
         fed = sum(len(turn.plan.ids) for turn in job.turns) // wanted.n
         self.metrics.asked(hosted.name, fed)
-        answer = Answer(wanted, tokenizer, prompt_tokens=cached + fed, cached=cached)
+        syntax = None if wanted.offer is None else hosted.syntax
+        answer = Answer(wanted, tokenizer, prompt_tokens=cached + fed, cached=cached, syntax=syntax)
         headers = {"X-Request-Id": answer.id}
         told = self._told(hosted, job)
         if wanted.stream:

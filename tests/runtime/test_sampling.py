@@ -135,7 +135,8 @@ def test_penalties_by_counts_are_those_of_openais_api():
 
 
 def test_counts_begin_anew_with_a_prompt(exported):
-    model, hot = dijiang.load(exported("tiny-python")), {"frequency_penalty": 2.0, "max_tokens": 12, "ignore_eos": True}
+    model = dijiang.load(exported("tiny-python"))
+    hot = {"frequency_penalty": 2.0, "max_tokens": 12, "ignore_eos": True}
     one, two = model.new_state(), model.new_state()
     answer = [r.token for r in model.generate([5, 6], state=one, **hot)]
     list(model.generate([5, 6, *answer[:-1]], state=two, max_tokens=1))  # the same tokens, none of them an answer

@@ -71,7 +71,6 @@ CHATS = {
     "message of text": ({"model": "tiny", "messages": ["x"]}, "messages[0]"),
     "no content": ({"model": "tiny", "messages": [{"role": "user"}]}, "messages[0]"),
     "image": ({"model": "tiny", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0]"),
-    "tools": ({"model": "tiny", "messages": [{"role": "user", "content": "x"}], "tools": [{}]}, "tools"),
     "top without": (
         {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "top_logprobs": 2},
         "top_logprobs",
