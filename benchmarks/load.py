@@ -9,10 +9,14 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,7 @@ import psutil
 
 #: Of ten clients: six of the official package, and one of each rude kind.
 KINDS = (*("polite",) * 6, "leaves", "kills", "reads slowly", "is silent")
+ADDRESS = re.compile(r"listening on (http://[^\s\]]+)")
 #: Seconds that a client waits after 429, and tokens that it asks for.
 PAUSE, TOKENS = 1.0, 24
 #: Seconds of load before anything is counted, and until the server's patience with silent clients has ended.
@@ -102,6 +107,26 @@ async def measured(url: str, model: str, clients: int, seconds: float) -> Load:
     return load
 
 
+@contextmanager
+def serving(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+    """A server in a process of its own, on loopback; its address, and the file of its standard error."""
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "stderr"
+        program = [sys.executable, "-m", "dijiang", "serve", str(bundle), "--port", "0", *options]
+        with said.open("w") as stderr:
+            server = subprocess.Popen(program, stderr=stderr, text=True)
+        try:
+            while not (found := ADDRESS.search(said.read_text())):
+                if server.poll() is not None:
+                    raise SystemExit(f"the server did not start: {said.read_text()}")
+                time.sleep(0.05)
+            yield server, found[1], said
+        finally:
+            server.terminate()
+            server.wait()
+            print(said.read_text()[-2000:], file=sys.stderr, end="")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
@@ -110,14 +135,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
-    program = [sys.executable, "-m", "dijiang", "serve", given.bundle, "--port", "0", "--slots", str(given.slots)]
-    server = subprocess.Popen([*program, "--prefix-memory", "0"], stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    try:
-        while "listening on " not in (line := server.stderr.readline()):
-            if not line:
-                raise SystemExit("the server did not start")
-        url, model = line.split("listening on ")[1].rstrip("]\n"), given.bundle.resolve().name
+    model = given.bundle.resolve().name
+    with serving(given.bundle, "--slots", str(given.slots), "--prefix-memory", "0") as (server, url, _):
         process = psutil.Process(server.pid)
         asyncio.run(measured(url, model, given.clients, WARM))  # what is allocated once
         time.sleep(SETTLE)
@@ -139,10 +158,6 @@ def main() -> None:
         print(text, end="")
         if given.output:
             given.output.write_text(text)
-    finally:
-        server.terminate()
-        server.wait()
-        print(server.stderr.read()[-2000:], file=sys.stderr, end="")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from .front_page import FILES, page
 from .guards import EventStream, read_body, require_key, until_gone
 from .hosted import Hosted, Job, Told
 from .metrics import Metrics
+from .openapi import document
 from .settings import Serving
 from .wanted import Wanted, read
 
@@ -79,6 +80,7 @@ class Server:
             self._route("GET", "/v1/models", self._models),
             self._route("GET", "/v1/models/{name:path}", self._model),
             self._route("POST", "/tokenize", self._tokenize),
+            self._route("GET", "/openapi.json", self._openapi),
             self._route("GET", "/metrics", self._metrics),
             self._route("GET", "/healthz", self._health, guarded=False),
             self._route("GET", "/readyz", self._ready, guarded=False),
@@ -221,6 +223,9 @@ class Server:
 
     async def _model(self, request: Request) -> Response:
         return _json(about(self._named(request.path_params["name"])))
+
+    async def _openapi(self, request: Request) -> Response:
+        return _json(document(self.models))
 
     async def _metrics(self, request: Request) -> Response:
         return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
