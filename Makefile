@@ -113,6 +113,7 @@ ecosystem-browser: web/node_modules/.package-lock.json
 ecosystem-genai: TESTS := test_genai.py
 ecosystem-site: TESTS := test_site.py
 ecosystem-triton: TESTS := test_triton.py
+ecosystem-ray: TESTS := test_ray.py
 ecosystem-packaging: TESTS := test_packaging.py
 
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from load import serving
 
 #: Part of the requests that are bytes at random. Cases of schemathesis for each route in one round.
-RAW, CASES = 0.1, 300
+RAW, CASES = 0.5, 300
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 COUNT = re.compile(r'dijiang_requests_total{route="[^"]*",status="(\d+)"} ([\d.]+)')
 BODY = b'{"model": "%s", "prompt": "x", "max_tokens": 2, "stop": ["a"], "logit_bias": {"3": 1}, "stream": true}'
@@ -41,7 +41,17 @@ def statuses(base: str) -> Counter[str]:
 def drawn(base: str, seed: int, cases: int) -> tuple[bool, str]:
     """One round of schemathesis: whether it found nothing, and what it wrote."""
     program = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run"]
-    options = ["--checks", CHECKS, "--max-examples", str(cases), "--seed", str(seed), "--continue-on-failure"]
+    options = [
+        "--checks",
+        CHECKS,
+        "--max-examples",
+        str(cases),
+        "--seed",
+        str(seed),
+        "--continue-on-failure",
+        "-w",
+        "2",
+    ]
     options += ["--phases", "fuzzing" if seed else "coverage,fuzzing"]  # what it covers does not depend on the seed
     quiet = ["--no-color", "--warnings", "off", "--generation-database", "none"]
     done = subprocess.run([*program, *options, *quiet, f"{base}/openapi.json"], capture_output=True, text=True)

@@ -30,6 +30,7 @@ from .hosted import Hosted, Job, Told
 from .metrics import Metrics
 from .openapi import document
 from .settings import Serving
+from .spans import note, traced
 from .wanted import Wanted, read
 
 log = logging.getLogger("dijiang.server")
@@ -60,8 +61,8 @@ class Server:
         self.metrics = Metrics(self.models, self.conversations)
         self._most = settings.max_body or BODY + largest_state
 
-    def app(self) -> Starlette:
-        """The application."""
+    def app(self) -> Any:
+        """The ASGI application."""
 
         @asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -87,7 +88,7 @@ class Server:
             *(self._route("GET", path, page, guarded=False) for path in FILES),
         ]
         handlers: dict[Any, Any] = {HTTPException: _refused_route, Exception: _broken}
-        return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+        return traced(Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers))
 
     def _route(self, method: str, path: str, handler: Handler, *, guarded: bool = True) -> Route:
         """A route whose errors have OpenAI's shape, and that is counted and logged. guarded: it needs the key."""
@@ -182,6 +183,14 @@ class Server:
     def _finish(self, job: Job, wanted: Wanted, answer: Answer) -> None:
         """Keep the state, or give it to the client; say what was not fed."""
         answer.spared(sum(turn.reused for turn in job.turns))
+        usage = answer.usage
+        note(
+            {
+                "gen_ai.request.model": wanted.model,
+                "gen_ai.usage.input_tokens": usage["prompt_tokens"],
+                "gen_ai.usage.output_tokens": usage["completion_tokens"],
+            }
+        )
         if wanted.store:
             self.conversations.store(answer.id, job.turns[0].state)
         if wanted.seal:

@@ -53,7 +53,9 @@ def document(models: Collection[str]) -> dict[str, Any]:
         for path, (table, needed, kinds) in bodies.items()
     }
     name = {"name": "name", "in": "path", "required": True, "schema": names["model"]}
-    told = {path: {"get": {"responses": _responses((JSON,))}} for path in ("/v1/models", "/healthz", "/readyz")}
+    told: dict[str, Any] = {
+        path: {"get": {"responses": _responses((JSON,))}} for path in ("/v1/models", "/healthz", "/readyz")
+    }
     told["/v1/models/{name}"] = {"get": {"parameters": [name], "responses": _responses((JSON,))}}
     told["/metrics"] = {"get": {"responses": _responses((PLAIN,))}}
     return {
