@@ -125,9 +125,10 @@ def test_stream_that_broke_is_asked_for_again(client, model):
         return text, reason
 
     try:
-        assert stream(killing=True)[1] is None
-    except Exception as error:  # of which class depends on the package's HTTP client
-        assert not isinstance(error, AssertionError)
+        broken = stream(killing=True)
+    except Exception:  # of which class depends on the package's HTTP client
+        broken = "", None
+    assert broken[1] is None
     again = patiently(stream)
     assert again == patiently(stream)
     assert (len(again[0]) > 1000, again[1]) == (True, "length")
