@@ -55,7 +55,7 @@ def begun(model: dijiang.Model, batcher: Batcher, prompt: list[int], tokens: int
 def joined(model: dijiang.Model, running: int, budget: int | None) -> dict[str, Any]:
     """Milliseconds between tokens of the first stream, before a prompt joins and while it is fed."""
     batcher = Batcher(model, 16, budget)
-    stream = [begun(model, batcher, [1, 2, 3 + number], MOST_TOKENS) for number in range(running)][0]
+    stream, *_ = (begun(model, batcher, [1, 2, 3 + number], MOST_TOKENS) for number in range(running))
     for _ in range(BEFORE):
         batcher.step()
     count, started = len(stream.times), time.perf_counter()
