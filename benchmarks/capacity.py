@@ -12,11 +12,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import random
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,8 +36,10 @@ from dijiang.machine.describe import describe_cpu
 ROWS, STEPS, PROMPT = (1, 2, 4, 8, 16), 40, 512
 #: The check: slots of a replica, clients at once, tokens of a prompt, mean of an answer's, seconds.
 SLOTS, CLIENTS, ASKED, ANSWERED, WARM, SECONDS = 8, (2, 4, 8, 16, 32), 64, 48, 3.0, 12.0
-#: The simulation: nodes, conversations, seconds; how many nodes die, when, until when; how busy nodes are to be.
-NODES, CONVERSATIONS, END, DYING, DEATH, RETURN, BUSY = 1_000, 1_000_000, 120.0, 10, 60.0, 90.0, 0.75
+#: The simulation: nodes, conversations, seconds; part of the nodes that dies, when, until when; how busy nodes are.
+NODES, CONVERSATIONS, END, DYING, DEATH, RETURN, BUSY = 1_000, 1_000_000, 60.0, 0.01, 30.0, 45.0, 0.75
+#: Conversations by which a number of nodes is found, and how often it is tried.
+TRIED, SETTLED = 20_000, 7
 #: Base64 in a request.
 SEALED = 4 / 3
 KEY = "only for a measurement on loopback."
@@ -133,6 +138,7 @@ def check(bundle: Path, found: dict[str, Any]) -> list[dict[str, Any]]:
     The first load, a client for each replica, says what the server adds to a row of a step, and to a request. The
     others are predicted.
     """
+    sys.path.insert(0, str(Path(__file__).parent.parent / "deploy" / "ray"))
     from loopback import on_loopback
 
     lines: list[dict[str, Any]] = []
@@ -170,58 +176,67 @@ def ways(found: dict[str, Any]) -> list[Way]:
     ]
 
 
-def work(node: Node, load: Load, feed: float) -> float:
-    """Seconds of a full node that a turn costs."""
-    return load.answer * node.table()[node.slots] / node.slots + feed * node.prompt
+def work(node: Node, load: Load, way: Way, feed: float) -> float:
+    """Seconds of a full node that a turn costs. feed: tokens of its prompt."""
+    past = load.system + load.turns * (load.question + load.answer)
+    read = way.size(past) / node.bandwidth if way.reads else 0.0
+    return load.answer * (node.table()[node.slots] / node.slots + read) + feed * node.prompt
 
 
 def simulate(found: dict[str, Any], nodes: int, conversations: int) -> dict[str, Any]:
-    """Every way on the same nodes with the same load: as much as keeps them busy where nothing is fed again."""
-    node = node_of(found["node"], bandwidth=found["bandwidth"])
-    load = Load()
-    load = replace(load, think=conversations * work(node, load, load.question) / (BUSY * nodes))
-    lines = []
-    for way in ways(found):
-        cluster = Cluster(nodes, node, way, load, conversations)
-        gone = cluster.servers[: max(1, nodes * DYING // NODES)]
-        held: list[float] = []
-        times = {
-            DEATH - 1e-3: lambda held=held, all=cluster.servers: held.extend(one.kept_bytes for one in all),
-            DEATH: lambda gone=gone: [one.die() for one in gone],
-            RETURN: lambda gone=gone: [one.rise() for one in gone],
-        }
-        seen = cluster.run(END, times)
-        before = [wait for asked, wait in seen.first if DEATH / 2 <= asked < DEATH - 5]
-        after = [wait for asked, wait in seen.first if DEATH <= asked < RETURN]
-        feed = seen.fed / max(1, len(seen.first))
-        lines.append(
-            asdict(way)
-            | {
-                "turns": len(seen.first),
-                "tokens_per_second": seen.tokens / END,
-                "busy": sum(one.busy for one in cluster.servers) / nodes / END,
-                "fed_again_per_turn": seen.fed_again / max(1, len(seen.first)),
-                "nodes_needed": conversations / load.think * work(node, load, feed) / BUSY,
-                **{f"first_p{p}": float(np.percentile(before, p)) for p in (50, 95, 99)},
-                **{f"first_after_p{p}": float(np.percentile(after, p)) for p in (50, 95, 99)},
-                **{f"token_p{p}": float(np.percentile(seen.each, p)) for p in (50, 99)},
-                "moved_per_second": seen.moved / END,
-                "kept_mean": float(np.mean(held)),
-                "kept_max": float(np.max(held)),
-                "evicted_per_second": seen.evicted / END,
-                "turns_lost": seen.lost,
-                "series": list(by_second(seen)),
-            }
-        )
-        print({name: value for name, value in lines[-1].items() if name != "series"}, flush=True)
-    told = {
-        "nodes": nodes,
-        "conversations": conversations,
-        "died": len(gone),
-        "death": DEATH,
-        "back": RETURN - DEATH,
-    }
+    """Every way with the same load, each on as many nodes as it keeps equally busy.
+
+    The load is what keeps so many nodes busy where the state is sent along.
+    """
+    node, load, (first, *others) = node_of(found["node"], bandwidth=found["bandwidth"]), Load(), ways(found)
+    load = replace(load, think=conversations * work(node, load, first, load.question) / (BUSY * nodes))
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        lines = list(pool.map(partial(simulated, node, load, conversations), [first, *others]))
+    told = {"nodes": nodes, "conversations": conversations, "dying": DYING, "death": DEATH, "back": RETURN - DEATH}
     return told | {"memory": node.memory, "link": node.link, "load": asdict(load), "ways": lines}
+
+
+def sized(node: Node, load: Load, way: Way, conversations: int) -> int:
+    """Nodes for so many conversations, of which a few are tried: from many nodes down, until it settles."""
+    few = min(conversations, TRIED)
+    feed = load.question + (0 if way.moves else load.turns * (load.question + load.answer))
+    for _ in range(SETTLED):
+        count = math.ceil(few / load.think * work(node, load, way, feed) / BUSY)
+        seen = Cluster(count, node, way, load, few).run(END)
+        feed = (feed + seen.fed / max(1, len(seen.first))) / 2
+    return math.ceil(conversations / load.think * work(node, load, way, feed) / BUSY)
+
+
+def simulated(node: Node, load: Load, conversations: int, way: Way) -> dict[str, Any]:
+    """One way: some nodes die and come back."""
+    nodes = sized(node, load, way, conversations)
+    cluster = Cluster(nodes, node, way, load, conversations)
+    gone, held = cluster.servers[: max(1, round(nodes * DYING))], list[float]()
+    times = {
+        DEATH - 1e-3: lambda: held.extend(one.kept_bytes for one in cluster.servers),
+        DEATH: lambda: [one.die() for one in gone],
+        RETURN: lambda: [one.rise() for one in gone],
+    }
+    seen = cluster.run(END, times)
+    before = [wait for asked, wait in seen.first if DEATH / 2 <= asked < DEATH - 5]
+    after = [wait for asked, wait in seen.first if DEATH <= asked < RETURN]
+    turns = max(1, len(seen.first))
+    return asdict(way) | {
+        "nodes": nodes,
+        "turns": turns,
+        "tokens_per_second": seen.tokens / END,
+        "rows": sum(one.rows for one in cluster.servers) / nodes / END,
+        "fed_again_per_turn": seen.fed_again / turns,
+        **{f"first_p{p}": float(np.percentile(before, p)) for p in (50, 95, 99)},
+        **{f"first_after_p{p}": float(np.percentile(after, p)) for p in (50, 95, 99)},
+        **{f"token_p{p}": float(np.percentile(seen.each, p)) for p in (50, 99)},
+        "moved_per_second": seen.moved / END,
+        "kept_mean": float(np.mean(held)),
+        "kept_max": float(np.max(held)),
+        "evicted_per_second": seen.evicted / END,
+        "turns_lost": seen.lost,
+        "series": list(by_second(seen)),
+    }
 
 
 def by_second(seen: Seen) -> Iterator[float | None]:

@@ -70,8 +70,8 @@ class Load:
     each conversation, which every node has kept.  turns: of a conversation.
     """
 
-    question: int = 100
-    answer: int = 150
+    question: int = 200
+    answer: int = 400
     think: float = 300.0
     system: int = 500
     turns: float = 10.0
@@ -124,7 +124,7 @@ class Server:
     ) -> None:
         self.env, self.number, self.node, self.table, self.way, self.seen = env, number, node, table, way, seen
         self.kept: OrderedDict[Conversation, float] = OrderedDict()
-        self.kept_bytes = self.busy = 0.0
+        self.kept_bytes = self.rows = 0.0
         self.up = True
         self._waiting: deque[Turn] = deque()
         self._feeding: deque[Turn] = deque()
@@ -153,7 +153,7 @@ class Server:
         decode, feed = self._speeds()
         self._progress += passed * decode
         self._fed += passed * feed
-        self.busy += passed * bool(self._running or self._feeding)
+        self.rows += passed * len(self._running)
 
     def _settle(self) -> None:
         """Let turns go on whose time has come, and set the timer for the next of them."""

@@ -21,8 +21,10 @@ from urllib.parse import urlsplit
 
 from load import serving
 
-#: Part of the requests that are bytes at random. Cases of schemathesis for each route in one round.
-RAW, CASES = 0.5, 300
+#: Part of the requests that are bytes at random, and of those the part of clients that leave in the middle of one.
+RAW, LEFT = 0.5, 0.1
+#: Cases of schemathesis for each route in one round.
+CASES = 300
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 COUNT = re.compile(r'dijiang_requests_total{route="[^"]*",status="(\d+)"} ([\d.]+)')
 BODY = b'{"model": "%s", "prompt": "x", "max_tokens": 2, "stop": ["a"], "logit_bias": {"3": 1}, "stream": true}'
@@ -68,7 +70,7 @@ def changed(data: bytes, draw: random.Random) -> bytes:
 
 
 def raw(base: str, model: str, draw: random.Random) -> str:
-    """A request of changed bytes, in head or body; the status, or `closed`."""
+    """A request of changed bytes, in head or body; the status, `closed`, or `left`."""
     body, path = BODY % model.encode(), draw.choice((b"/v1/completions", b"/v1/chat/completions", b"/tokenize"))
     body, broken = (body, True) if draw.random() < 0.5 else (changed(body, draw), False)
     head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (
@@ -77,6 +79,9 @@ def raw(base: str, model: str, draw: random.Random) -> str:
     )
     parts = urlsplit(base)
     with socket.create_connection((parts.hostname, parts.port), timeout=20) as sock:
+        if draw.random() < LEFT:
+            sock.sendall(head + body[: draw.randrange(len(body))])
+            return "left"
         sock.sendall((changed(head, draw) if broken else head) + body)
         sock.shutdown(socket.SHUT_WR)
         try:

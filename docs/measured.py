@@ -178,18 +178,19 @@ ms. The other lines are predicted.
 
 """
 WAYS = """
-## {nodes} nodes, {conversations} conversations
+## {conversations} conversations
 
 A turn is a question of {question} tokens and an answer of {answer} on average. Between two turns somebody
 thinks for {think:.0f} s. A conversation has {turns:.0f} turns on average, after {system} tokens that every node
-has kept. With so much to do {nodes} nodes are busy for three quarters of the time, where nothing is fed again.
-A node keeps {memory:.0f} GB between turns, the network carries {link:.2f} GB/s a node. At {death:.0f} s {died}
-nodes die at once, with all that they keep. They are back after {back:.0f} s.
+has kept. That is what keeps {nodes} nodes busy for three quarters of the time where the state is sent along. Each
+other way has as many nodes as it keeps equally busy. A node keeps {memory:.0f} GB between turns, the network
+carries {link:.2f} GB/s a node. At {death:.0f} s one of a hundred nodes dies, with all that it keeps. They are
+back after {back:.0f} s.
 
 """
 NOTES = """
-- *nodes*: for this load, busy for three quarters of the time. *first*: seconds to the first token, before nodes
-  die. *after*: for questions that are asked while they are away. *token*: of an answer.
+- *first*: seconds to the first token, before nodes die. *after*: for questions that are asked while they are
+  away. *rows*: that a step has on average. *token*: of an answer.
 - *moved*: over the network, for the whole cluster. A state that is sent along is sealed text, there and back.
   *kept*: for all conversations, before the deaths. *fed again*: tokens of the past in each turn.
 - The cache is float16. Its steps take as long as ours and the time to read it from memory at the measured
@@ -241,7 +242,7 @@ def capacity() -> str:
             line += [f"{scale * row[side][name]:.0f}" for side in ("measured", "model")]
         lines.append(line)
     about = WAYS.format(
-        **{name: f"{simulated[name]:,}" for name in ("nodes", "conversations", "died")},
+        **{name: f"{simulated[name]:,}" for name in ("nodes", "conversations")},
         **load,
         memory=simulated["memory"] / 1e9,
         link=simulated["link"] / 1e9,
@@ -251,7 +252,7 @@ def capacity() -> str:
     names = [
         "way",
         "nodes",
-        "busy",
+        "rows",
         "first p50, s",
         "p99",
         "after p99",
@@ -263,15 +264,15 @@ def capacity() -> str:
     rows = [
         [
             way["name"],
-            f"{way['nodes_needed']:,.0f}",
-            f"{way['busy']:.0%}",
+            f"{way['nodes']:,}",
+            f"{way['rows']:.1f}",
             f"{way['first_p50']:.2f}",
             f"{way['first_p99']:.2f}",
             f"{way['first_after_p99']:.2f}",
             f"{1e3 * way['token_p50']:.1f}",
             f"{1e3 * way['token_p99']:.1f}",
             f"{way['moved_per_second'] / 1e9:.1f}",
-            f"{way['kept_mean'] * simulated['nodes'] / 1e9:,.0f}",
+            f"{way['kept_mean'] * way['nodes'] / 1e9:,.0f}",
             f"{way['fed_again_per_turn']:.0f}",
             f"{way['turns_lost']:,}",
         ]

@@ -25,7 +25,7 @@ from .answers import Answer, encoded
 from .conversations import Conversations
 from .failures import Refused
 from .front_page import FILES, page
-from .guards import EventStream, read_body, require_key, until_gone
+from .guards import GONE, EventStream, read_body, require_key, until_gone
 from .hosted import Hosted, Job, Told
 from .metrics import Metrics
 from .openapi import document
@@ -36,8 +36,6 @@ from .wanted import Wanted, read
 log = logging.getLogger("dijiang.server")
 #: Bytes of a request beside a sealed state.
 BODY = 1 << 20
-#: Status in the logs where the client has gone before the answer.
-GONE = 499
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 

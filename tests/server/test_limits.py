@@ -92,6 +92,18 @@ def test_bad_request_is_one_error_of_the_apis_shape(served, case):
     assert served.idle()
 
 
+def test_client_that_leaves_in_the_middle_of_its_request_is_no_fault(served, caplog):
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+    for _ in range(5):
+        with served.connect() as sock:
+            sock.sendall(head)
+    gone, end = 'dijiang_requests_total{route="/v1/completions",status="499"} 5.0', time.monotonic() + 5
+    while gone not in served.ask("/metrics")[2] and time.monotonic() < end:
+        time.sleep(0.01)
+    assert gone in served.ask("/metrics")[2]
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_unknown_fields_are_ignored_and_null_is_nothing(served):
     body = {
         "model": "tiny",
