@@ -37,9 +37,9 @@ ROWS, STEPS, PROMPT = (1, 2, 4, 8, 16), 40, 512
 #: The check: slots of a replica, clients at once, tokens of a prompt, mean of an answer's, seconds.
 SLOTS, CLIENTS, ASKED, ANSWERED, WARM, SECONDS = 8, (2, 4, 8, 16, 32), 64, 48, 3.0, 12.0
 #: The simulation: nodes, conversations, seconds; part of the nodes that dies, when, until when; how busy nodes are.
-NODES, CONVERSATIONS, END, DYING, DEATH, RETURN, BUSY = 1_000, 1_000_000, 60.0, 0.01, 30.0, 45.0, 0.75
+NODES, CONVERSATIONS, END, DYING, DEATH, RETURN, BUSY = 1_000, 1_000_000, 45.0, 0.01, 25.0, 37.0, 0.75
 #: Conversations by which a number of nodes is found, and how often it is tried.
-TRIED, SETTLED = 20_000, 7
+TRIED, SETTLED = 10_000, 6
 #: Base64 in a request.
 SEALED = 4 / 3
 KEY = "only for a measurement on loopback."

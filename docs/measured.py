@@ -174,7 +174,8 @@ goes in at {prompt:,.0f} tokens/s.
 
 Clients ask both replicas through Ray's proxy; each asks again at once. Replicas, proxy and clients share two
 cores. The first line says what the server adds to a row of a step and to a request: {added:.1f} ms, {hop:.0f}
-ms. The other lines are predicted.
+ms. The other lines are predicted. Rates and times between tokens are the model's strong side. It does not know that a
+request waits for the same cores as the steps, so its times to the first token are too short in between.
 
 """
 WAYS = """
@@ -184,8 +185,8 @@ A turn is a question of {question} tokens and an answer of {answer} on average. 
 thinks for {think:.0f} s. A conversation has {turns:.0f} turns on average, after {system} tokens that every node
 has kept. That is what keeps {nodes} nodes busy for three quarters of the time where the state is sent along. Each
 other way has as many nodes as it keeps equally busy. A node keeps {memory:.0f} GB between turns, the network
-carries {link:.2f} GB/s a node. At {death:.0f} s one of a hundred nodes dies, with all that it keeps. They are
-back after {back:.0f} s.
+carries {link:.2f} GB/s a node. At {death:.0f} s one node of a hundred dies, and at least one, with all that it
+keeps. It is back after {back:.0f} s.
 
 """
 NOTES = """
