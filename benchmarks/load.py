@@ -9,22 +9,29 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import openai
 import psutil
 
-#: Of ten clients: six of the official package, and one of each rude kind.
-KINDS = (*("polite",) * 6, "leaves", "kills", "reads slowly", "is silent")
+#: Of ten clients: five of the official package, and one of each rude kind.
+KINDS = (*("polite",) * 5, "leaves", "kills", "reads slowly", "is silent", "stops halfway")
+ADDRESS = re.compile(r"listening on (http://[^\s\]]+)")
 #: Seconds that a client waits after 429, and tokens that it asks for.
 PAUSE, TOKENS = 1.0, 24
 #: Seconds of load before anything is counted, and until the server's patience with silent clients has ended.
 WARM, SETTLE = 15.0, 25.0
+#: Seconds between two looks at the server's memory.
+WATCH = 10.0
 
 
 class Load:
@@ -64,7 +71,7 @@ class Load:
             self.first.append(first - started)
 
     async def rude(self, kind: str, prompt: str) -> None:
-        """A socket that is left, killed, read slowly, or never used."""
+        """A socket that is left, killed, read slowly, never used, or half open after half of a request."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 12)
         try:
             if kind == "is silent":
@@ -72,6 +79,10 @@ class Load:
                 return
             body = json.dumps({"model": self.model, "prompt": prompt, "max_tokens": 400, "stream": True}).encode()
             head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+            if kind == "stops halfway":
+                writer.write((head + body)[: len(head) + len(body) // 2])
+                await asyncio.sleep(min(10, max(0.0, self.end - time.monotonic())))
+                return
             writer.write(head + body)
             status = (await reader.readline()).split()
             self.statuses[status[1].decode() if len(status) > 1 else "closed"] += 1
@@ -95,11 +106,44 @@ def left(process: psutil.Process) -> dict[str, float]:
     }
 
 
-async def measured(url: str, model: str, clients: int, seconds: float) -> Load:
-    """A load that has ended."""
-    load = Load(url, model, time.monotonic() + seconds)
-    await asyncio.gather(*(load.client(number) for number in range(clients)))
-    return load
+async def measured(
+    url: str, model: str, clients: int, seconds: float, process: psutil.Process
+) -> tuple[Load, list[float]]:
+    """A load that has ended, and the server's memory at times of it, MiB."""
+    load, memory = Load(url, model, time.monotonic() + seconds), list[float]()
+
+    async def watch() -> None:
+        while time.monotonic() < load.end:
+            memory.append(left(process)["memory_mib"])
+            await asyncio.sleep(WATCH)
+
+    await asyncio.gather(watch(), *(load.client(number) for number in range(clients)))
+    return load, memory
+
+
+def slope(memory: list[float]) -> float:
+    """MiB a minute, by least squares."""
+    return float(np.polyfit(np.arange(len(memory)) * WATCH / 60, memory, 1)[0]) if len(memory) > 1 else 0.0
+
+
+@contextmanager
+def serving(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+    """A server in a process of its own, on loopback; its address, and the file of its standard error."""
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "stderr"
+        program = [sys.executable, "-m", "dijiang", "serve", str(bundle), "--port", "0", *options]
+        with said.open("w") as stderr:
+            server = subprocess.Popen(program, stderr=stderr, text=True)
+        try:
+            while not (found := ADDRESS.search(said.read_text())):
+                if server.poll() is not None:
+                    raise SystemExit(f"the server did not start: {said.read_text()}")
+                time.sleep(0.05)
+            yield server, found[1], said
+        finally:
+            server.terminate()
+            server.wait()
+            print(said.read_text()[-2000:], file=sys.stderr, end="")
 
 
 def main() -> None:
@@ -110,19 +154,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
-    program = [sys.executable, "-m", "dijiang", "serve", given.bundle, "--port", "0", "--slots", str(given.slots)]
-    server = subprocess.Popen([*program, "--prefix-memory", "0"], stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    try:
-        while "listening on " not in (line := server.stderr.readline()):
-            if not line:
-                raise SystemExit("the server did not start")
-        url, model = line.split("listening on ")[1].rstrip("]\n"), given.bundle.resolve().name
+    model = given.bundle.resolve().name
+    with serving(given.bundle, "--slots", str(given.slots), "--prefix-memory", "0") as (server, url, _):
         process = psutil.Process(server.pid)
-        asyncio.run(measured(url, model, given.clients, WARM))  # what is allocated once
+        asyncio.run(measured(url, model, given.clients, WARM, process))  # what is allocated once
         time.sleep(SETTLE)
         before = left(process)
-        load = asyncio.run(measured(url, model, given.clients, given.seconds))
+        load, memory = asyncio.run(measured(url, model, given.clients, given.seconds, process))
         time.sleep(SETTLE)
         polite = [load.tokens[n] for n in range(given.clients) if KINDS[n % len(KINDS)] == "polite"]
         report = {
@@ -134,15 +172,16 @@ def main() -> None:
             "tokens_of_a_client": {f"p{p}": float(np.percentile(polite, p)) for p in (0, 5, 50, 95, 100)},
             "before": before,
             "after": left(process),
+            "memory_mib_every_10_s": memory,
+            "memory_mib_a_minute": {
+                "first half": round(slope(memory[: len(memory) // 2]), 2),
+                "second half": round(slope(memory[len(memory) // 2 :]), 2),
+            },
         }
         text = json.dumps(report, indent=1) + "\n"
         print(text, end="")
         if given.output:
             given.output.write_text(text)
-    finally:
-        server.terminate()
-        server.wait()
-        print(server.stderr.read()[-2000:], file=sys.stderr, end="")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 from markdown_parts import table, words
-from measured import performance, real, rounding
+from measured import capacity, first_tokens, memories, performance, real, rounding
 from messages import messages
 
 import dijiang
@@ -196,6 +196,9 @@ PAGES = {
     HERE / "real.md": real,
     HERE / "rounding.md": rounding,
     HERE / "performance.md": performance,
+    HERE / "capacity.md": capacity,
+    HERE / "capacity-first.svg": first_tokens,
+    HERE / "capacity-memory.svg": memories,
     HERE / "gpu.md": gpu,
 }
 

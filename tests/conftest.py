@@ -100,6 +100,13 @@ TEMPLATE = (
     "{% for m in messages %}# {{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}# assistant:{% endif %}"
 )
+#: One that knows tools. A call begins with a token that one can ask for.
+TOOLED = (
+    "{% if tools %}# tools: {{ tools | tojson }}\n{% endif %}"
+    "{% for m in messages %}# {{ m.role }}: {{ m.content }}"
+    "{% for c in m.tool_calls or [] %}({{ c.function.name }}: {{ c.function.arguments | tojson }}){% endfor %}"
+    "{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}# assistant: {% endif %}"
+)
 
 
 @pytest.fixture(scope="session")

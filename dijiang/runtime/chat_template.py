@@ -21,7 +21,7 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls
 ASKED, ANSWERED = "\u2402asked\u2403", "\u2402answered\u2403"
 #: What Python raises where a template of any origin asks for nonsense.
 FAILURES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-#: One message: `role` and `content`, text.
+#: One message: `role` and `content`, text; with calls of tools also `tool_calls` or `tool_call_id`.
 Message = dict[str, Any]
 
 
@@ -71,10 +71,12 @@ class ChatTemplate:
         tokens = {name: t.get("content") if isinstance(t, dict) else t for name, t in given.items()}
         return cls(source, {name: text for name, text in tokens.items() if isinstance(text, str)})
 
-    def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
+    def render(
+        self, messages: Sequence[Message], *, answer: bool = True, tools: Sequence[dict[str, Any]] = ()
+    ) -> str:
         """The text of a conversation.
 
-        answer: with the start of the assistant's answer.
+        answer: with the start of the assistant's answer.  tools: may be called; as OpenAI's API describes them.
 
         Raises:
             InputError: the template refuses the messages, or takes too long.
@@ -84,18 +86,18 @@ class ChatTemplate:
                 lambda: self._template.render(
                     messages=list(messages),
                     add_generation_prompt=answer,
-                    tools=None,
+                    tools=list(tools) or None,
                     documents=None,
                     **self._tokens,
                 ),
-                sum(len(str(message)) for message in messages),
+                sum(len(str(message)) for message in (*messages, *tools)),
             )
         except self._failures as error:
             raise InputError(f"the chat template refuses the messages ({error}); change their roles") from error
         except TimeoutError as error:
             raise InputError(f"the chat template takes too long ({error}); use another one") from error
 
-    def following(self, messages: Sequence[Message]) -> str:
+    def following(self, messages: Sequence[Message], *, tools: Sequence[dict[str, Any]] = ()) -> str:
         """The text from the end of an answer on: what ends it, further messages, the start of the next answer.
 
         So a conversation goes on from its state, without what was said before.
@@ -104,7 +106,7 @@ class ChatTemplate:
             InputError: as `render`; or the template writes an earlier answer otherwise than a new one.
         """
         before: list[Message] = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}]
-        _, found, rest = self.render([*before, *messages]).partition(ANSWERED)
+        _, found, rest = self.render([*before, *messages], tools=tools).partition(ANSWERED)
         if not found:
             raise InputError(
                 "the chat template leaves out what was answered before; send the whole conversation instead"
@@ -118,6 +120,8 @@ def continued(
     state: State,
     ends: Collection[int],
     messages: Sequence[Message],
+    *,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> list[int]:
     """Token ids that continue a conversation from its state, which stands at the end of an answer.
 
@@ -126,7 +130,7 @@ def continued(
     Raises:
         InputError: as `ChatTemplate.following`.
     """
-    text, seam = template.following(messages), state.seam()
+    text, seam = template.following(messages, tools=tools), state.seam()
     if seam is not None and seam.token in ends:
         text = text.removeprefix(tokenizer.name(seam.token))
     return tokenizer.encode(text, start=False)

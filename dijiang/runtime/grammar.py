@@ -1,4 +1,4 @@
-"""What a text may look like: JSON of a schema, token by token, by llguidance."""
+"""What a text may look like, token by token, by llguidance."""
 
 from __future__ import annotations
 
@@ -38,18 +38,23 @@ class GrammarTokenizer:
 
 
 class Grammar:
-    """JSON that a schema allows, compiled.
+    """What a text may look like, compiled.
+
+    form: a JSON schema, or a grammar in llguidance's dialect of Lark.
 
     Raises:
-        InputError: the schema is none, or too complex.
+        InputError: it is none, or too complex.
     """
 
-    def __init__(self, tokenizer: GrammarTokenizer, schema: dict[str, Any]) -> None:
+    def __init__(self, tokenizer: GrammarTokenizer, form: dict[str, Any] | str) -> None:
         from llguidance import LLMatcher
 
         self._tokenizer = tokenizer
         try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT)
+            if isinstance(form, str):
+                grammar = LLMatcher.grammar_from_lark(form)
+            else:
+                grammar = LLMatcher.grammar_from_json_schema(json.dumps(form), overrides=COMPACT)
         except ValueError as error:
             raise InputError(f"the schema does not compile ({_line(error)}); change it") from error
         self._matcher = LLMatcher(tokenizer.inner, grammar, log_level=0)

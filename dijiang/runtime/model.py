@@ -67,13 +67,13 @@ class Model:
             self._tokenizer = TextTokenizer(self._tokenizer_data, self.bundle.path / TOKENIZER)
         return self._tokenizer
 
-    def grammar(self, schema: dict[str, Any]) -> Grammar:
-        """Texts that are JSON of a schema; InputError if it does not compile, or there is no tokenizer."""
+    def grammar(self, form: dict[str, Any] | str) -> Grammar:
+        """Texts of a form, see `grammar.Grammar`; InputError if it does not compile, or there is no tokenizer."""
         if self._grammars is None:
             _ = self.tokenizer
             assert self._tokenizer_data is not None
             self._grammars = GrammarTokenizer(self._tokenizer_data, self.spec.vocab_size, self.spec.eos_token_ids)
-        return Grammar(self._grammars, schema)
+        return Grammar(self._grammars, form)
 
     def new_state(self, batch: int = 1) -> State:
         """The state of `batch` sequences before their first token."""

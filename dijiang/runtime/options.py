@@ -104,6 +104,8 @@ class Generation(Checked):
     max_tokens: to generate at most.
     repetition_penalty: logits of tokens seen before are divided by it if positive, else multiplied
         (CTRL, arXiv 1909.05858); 1 is off.
+    presence_penalty: taken from the logit of each token of the answer so far, as OpenAI's API does; 0 is off.
+    frequency_penalty: as that, times how often the token stands in the answer.
     temperature: 0 takes the most likely token.
     top_k: keep the k most likely tokens; 0 keeps all.
     top_p: keep the fewest most likely tokens whose probabilities reach p; 1 keeps all.
@@ -121,6 +123,8 @@ class Generation(Checked):
         128, Integral, "Tokens at most.", low=1, high=MOST_TOKENS, flags=("-n", "--max-tokens")
     )
     repetition_penalty: float = option(1.0, Real, "1: off.", low=1e-3, high=1e3)
+    presence_penalty: float = option(0.0, Real, "0: off.", low=-2, high=2)
+    frequency_penalty: float = option(0.0, Real, "0: off.", low=-2, high=2)
     temperature: float = option(0.0, Real, "0: the most likely token.", low=0, high=1e3)
     top_k: int = option(0, Integral, "0: off.", low=0)
     top_p: float = option(1.0, Real, "1: off.", low=1e-9, high=1)
@@ -138,7 +142,12 @@ class Generation(Checked):
     @property
     def is_argmax(self) -> bool:
         """Whether the next token is always the most likely one."""
-        return self.temperature == 0 and self.repetition_penalty == 1
+        return self.temperature == 0 and self.repetition_penalty == 1 and not self.counts
+
+    @property
+    def counts(self) -> bool:
+        """Whether it matters how often a token stands in the answer."""
+        return bool(self.presence_penalty or self.frequency_penalty)
 
     def seeded(self) -> Generation:
         """With a seed: one is drawn where there is none, so that who goes on draws the same numbers."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -47,6 +48,7 @@ class Sampler:
     seen: which token ids stand in the sequence so far, [vocab] bool; the sampler's own from now on.
     bias: added to the logits before all else, by token id.
     matcher: where a grammar says what may come.
+    counts: how often each token stands in the answer so far, where the options ask for it.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class Sampler:
         seen: np.ndarray,
         bias: Mapping[int, float] = NO_BIAS,
         matcher: Matcher | None = None,
+        counts: Iterable[tuple[int, int]] = (),
     ) -> None:
         self._options, self._seen, self._matcher = options, seen, matcher
+        self._counts = Counter(dict(counts))
         self._biased = np.array([*bias], np.int64), np.array([*bias.values()], np.float32)
         self._draw = Draws(options.seed)
 
@@ -82,6 +86,10 @@ class Sampler:
         if penalty != 1:
             scaled = np.where(logits > 0, logits / penalty, logits * penalty)
             logits = np.where(self._seen, scaled, logits)
+        if self._counts:
+            tokens, counts = (np.array([*found]) for found in (self._counts, self._counts.values()))
+            logits = logits.copy()
+            logits[tokens] -= self._options.presence_penalty + self._options.frequency_penalty * counts
         if self._options.temperature == 0:
             token = int(np.argmax(logits))
         else:
@@ -90,9 +98,16 @@ class Sampler:
             at = np.searchsorted(edges, self._draw(position) * edges[-1], side="right")
             token = int(tokens[min(at, len(tokens) - 1)])
         self._seen[token] = True
+        if self._options.counts:
+            self._counts[token] += 1
         if self._matcher is not None:
             self._matcher.take(token)
         return token
+
+    @property
+    def counts(self) -> tuple[tuple[int, int], ...]:
+        """How often each token stands in the answer, where the options ask for it; one entry a token id."""
+        return tuple(self._counts.items())
 
 
 def candidates(logits: np.ndarray, options: Generation) -> tuple[np.ndarray, np.ndarray]:

@@ -115,4 +115,6 @@ class Sequence:
 
     def seam(self, token: int, position: int) -> Seam:
         """What another sequence needs to go on from here."""
-        return Seam(token, position, 0 if self._text is None else self._text.open, self._stops.held)
+        opened = 0 if self._text is None else self._text.open
+        counts = () if self._sampler is None else self._sampler.counts
+        return Seam(token, position, opened, self._stops.held, counts)

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import write_file
 
-FORMAT, VERSION = "dijiang-state", "2"
+FORMAT, VERSION = "dijiang-state", "3"
 #: Largest file that is read: sixteen times the state of LLaMA2-7B for 64 sequences.
 LARGEST = 1 << 36
 #: Name -> dtype and rank; layers are named layer.0, layer.1, ...
@@ -36,12 +36,14 @@ class Seam:
     token: the last one, generated but not fed.  at: the position where it belongs; past it, it was fed.
     open: last tokens, this one included, of a character that is not whole yet.
     held: text that may be the start of a stop string, not given out yet.
+    counts: how often each token stands in the answer, where its options ask for it.
     """
 
     token: int
     at: int
     open: int = 0
     held: str = ""
+    counts: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -233,10 +235,13 @@ def _seams(found: Any, batch: int, vocab: int) -> list[Seam | None]:
         if entry is None:
             seams.append(None)
             continue
-        token, at, open_, held = entry
-        if not all(type(n) is int for n in (token, at, open_)) or not isinstance(held, str):
+        token, at, open_, held, pairs = entry
+        counts = tuple((one, count) for one, count in pairs)
+        if not all(type(n) is int for n in (token, at, open_, *sum(counts, ()))) or not isinstance(held, str):
             raise ValueError("a seam of the wrong types")
-        if not 0 <= token < vocab or at < 0 or not 0 <= open_ <= LAST:
+        if not all(0 <= one < vocab for one in (token, *dict(counts))) or at < 0 or not 0 <= open_ <= LAST:
             raise ValueError("a seam out of range")
-        seams.append(Seam(token, at, open_, held))
+        if not all(1 <= count < 1 << 53 for _, count in counts):
+            raise ValueError("a seam with counts out of range")
+        seams.append(Seam(token, at, open_, held, counts))
     return seams

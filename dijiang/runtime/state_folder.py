@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import InputError
+from ..hidden import sweep
 from .snapshot import Note, Snapshot
 from .state import State
 
@@ -22,6 +23,8 @@ MOST_WAITING = 8
 class StateFolder:
     """States that were used last. A file is whole or not there, and is checked when it is read.
 
+    What a killed process had not finished is removed at the start.
+
     Args:
         path: made where it is missing.
         most: bytes of all files; the oldest ones make room.
@@ -33,6 +36,7 @@ class StateFolder:
     def __init__(self, path: Path, most: int) -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
+            sweep(path)
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be made ({error}); choose another folder") from error
         self._path, self._most = path, most

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime.calls import Part, Reader, Syntax
 from ..runtime.sampling import largest, log_softmax
+from ..runtime.sequence import Record
 from ..runtime.text import TextTokenizer
 from .hosted import Told
+from .tools import Calls
 from .wanted import Wanted
 
 #: Why a text ends -> what OpenAI's API calls it.
@@ -26,28 +29,61 @@ def encoded(value: Any) -> bytes:
 
 @dataclass
 class Choice:
-    """What was told of one choice so far."""
+    """What was told of one choice so far.
 
+    reader: of the calls of tools in its text; None: there are none.
+    """
+
+    reader: Reader | None = None
+    calls: Calls = field(default_factory=Calls)
     text: list[str] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     reason: str | None = None
+
+    def take(self, record: Record) -> dict[str, Any]:
+        """Note a token; what a stream of a chat tells of it."""
+        ended = record.finish_reason is not None
+        parts = [Part(record.text)] if self.reader is None else self.reader.push(record.text, last=ended)
+        said = "".join(part.text for part in parts if part.call is None)
+        deltas = [self.calls.delta(part) for part in parts if part.call is not None]
+        self.text.append(said)
+        self.tokens.append(record.token)
+        self.reason = REASONS[record.finish_reason]
+        if self.calls.all and record.finish_reason == "stop":
+            self.reason = "tool_calls"
+        return ({"content": said} if said or not deltas else {}) | ({"tool_calls": deltas} if deltas else {})
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """All of it, as a chat tells it."""
+        text, calls = "".join(self.text), self.calls.all
+        said = {"content": text or None, "tool_calls": calls} if calls else {"content": text}
+        return {"role": "assistant"} | said
 
 
 class Answer:
     """Takes in what is told, and gives the answer of `/v1/completions` or `/v1/chat/completions`.
 
     prompt_tokens: of all prompts.  cached: tokens of the state that was continued.
+    syntax: of calls of tools, where they are offered.
     """
 
     def __init__(
-        self, wanted: Wanted, tokenizer: TextTokenizer | None, *, prompt_tokens: int, cached: int = 0
+        self,
+        wanted: Wanted,
+        tokenizer: TextTokenizer | None,
+        *,
+        prompt_tokens: int,
+        cached: int = 0,
+        syntax: Syntax | None = None,
     ) -> None:
         self._wanted, self._tokenizer = wanted, tokenizer
         self._chat = bool(wanted.messages)
         self._prompt_tokens, self._cached = prompt_tokens, cached
         self._created = int(time.time())
-        self._choices = [Choice() for _ in range(wanted.choices)]
+        readers = [None if syntax is None else syntax.reader() for _ in range(wanted.choices)]
+        self._choices = [Choice(reader) for reader in readers]
         self.id = f"{'chatcmpl' if self._chat else 'cmpl'}-{secrets.token_hex(16)}"
         self._extra: dict[str, Any] = {}
 
@@ -67,16 +103,14 @@ class Answer:
     def take(self, told: Told) -> dict[str, Any]:
         """Note a token; the piece of a stream that tells of it."""
         choice, record = self._choices[told.choice], told.record
-        choice.text.append(record.text)
-        choice.tokens.append(record.token)
-        choice.reason = REASONS[record.finish_reason]
+        delta = choice.take(record)
         logprobs = None
         if told.logits is not None:
             entry = self._logprob(record.token, told.logits)
             choice.logprobs.append(entry)
             logprobs = self._shaped([entry])
         piece: dict[str, Any] = {"index": told.choice, "logprobs": logprobs, "finish_reason": choice.reason}
-        piece |= {"delta": {"content": record.text}} if self._chat else {"text": record.text}
+        piece |= {"delta": delta} if self._chat else {"text": record.text}
         usage = {"usage": self.usage} if self._wanted.usage_each else {}
         return self._piece([piece | self._ids([record.token])]) | usage
 
@@ -111,10 +145,9 @@ class Answer:
         """The answer to who did not ask for a stream."""
         choices = []
         for index, choice in enumerate(self._choices):
-            text = "".join(choice.text)
             said: dict[str, Any] = {"index": index, "finish_reason": choice.reason}
             said["logprobs"] = self._shaped(choice.logprobs) if self._wanted.logprobs is not None else None
-            said |= {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
+            said |= {"message": choice.message} if self._chat else {"text": "".join(choice.text)}
             choices.append(said | self._ids(choice.tokens))
         kind = "chat.completion" if self._chat else "text_completion"
         return self._head(kind) | {"choices": choices, "usage": self.usage} | self._extra

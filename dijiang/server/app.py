@@ -25,17 +25,17 @@ from .answers import Answer, encoded
 from .conversations import Conversations
 from .failures import Refused
 from .front_page import FILES, page
-from .guards import EventStream, read_body, require_key, until_gone
+from .guards import GONE, EventStream, read_body, require_key, until_gone
 from .hosted import Hosted, Job, Told
 from .metrics import Metrics
+from .openapi import document
 from .settings import Serving
+from .spans import note, traced
 from .wanted import Wanted, read
 
 log = logging.getLogger("dijiang.server")
 #: Bytes of a request beside a sealed state.
 BODY = 1 << 20
-#: Status in the logs where the client has gone before the answer.
-GONE = 499
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -59,8 +59,8 @@ class Server:
         self.metrics = Metrics(self.models, self.conversations)
         self._most = settings.max_body or BODY + largest_state
 
-    def app(self) -> Starlette:
-        """The application."""
+    def app(self) -> Any:
+        """The ASGI application."""
 
         @asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -79,13 +79,14 @@ class Server:
             self._route("GET", "/v1/models", self._models),
             self._route("GET", "/v1/models/{name:path}", self._model),
             self._route("POST", "/tokenize", self._tokenize),
+            self._route("GET", "/openapi.json", self._openapi),
             self._route("GET", "/metrics", self._metrics),
             self._route("GET", "/healthz", self._health, guarded=False),
             self._route("GET", "/readyz", self._ready, guarded=False),
             *(self._route("GET", path, page, guarded=False) for path in FILES),
         ]
         handlers: dict[Any, Any] = {HTTPException: _refused_route, Exception: _broken}
-        return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+        return traced(Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers))
 
     def _route(self, method: str, path: str, handler: Handler, *, guarded: bool = True) -> Route:
         """A route whose errors have OpenAI's shape, and that is counted and logged. guarded: it needs the key."""
@@ -128,7 +129,8 @@ class Server:
         tokenizer = hosted.model.tokenizer if hosted.model.has_tokenizer else None
         fed = sum(len(turn.plan.ids) for turn in job.turns) // wanted.n
         self.metrics.asked(hosted.name, fed)
-        answer = Answer(wanted, tokenizer, prompt_tokens=cached + fed, cached=cached)
+        syntax = None if wanted.offer is None else hosted.syntax
+        answer = Answer(wanted, tokenizer, prompt_tokens=cached + fed, cached=cached, syntax=syntax)
         headers = {"X-Request-Id": answer.id}
         told = self._told(hosted, job)
         if wanted.stream:
@@ -179,6 +181,14 @@ class Server:
     def _finish(self, job: Job, wanted: Wanted, answer: Answer) -> None:
         """Keep the state, or give it to the client; say what was not fed."""
         answer.spared(sum(turn.reused for turn in job.turns))
+        usage = answer.usage
+        note(
+            {
+                "gen_ai.request.model": wanted.model,
+                "gen_ai.usage.input_tokens": usage["prompt_tokens"],
+                "gen_ai.usage.output_tokens": usage["completion_tokens"],
+            }
+        )
         if wanted.store:
             self.conversations.store(answer.id, job.turns[0].state)
         if wanted.seal:
@@ -220,6 +230,9 @@ class Server:
 
     async def _model(self, request: Request) -> Response:
         return _json(about(self._named(request.path_params["name"])))
+
+    async def _openapi(self, request: Request) -> Response:
+        return _json(document(self.models))
 
     async def _metrics(self, request: Request) -> Response:
         return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")

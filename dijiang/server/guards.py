@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -20,6 +20,8 @@ from .failures import Refused
 from .settings import is_loopback
 
 T = TypeVar("T")
+#: Status in the logs where the client has gone before the answer.
+GONE = 499
 #: Where the rest of a request is not read.
 CLOSE = {"Connection": "close"}
 
@@ -96,7 +98,7 @@ async def read_body(request: Request, most: int, seconds: float) -> Any:
     """The JSON of a request.
 
     Raises:
-        Refused: more bytes than `most` (413), slower than `seconds` (408), or no JSON.
+        Refused: more bytes than `most` (413), slower than `seconds` (408), not all of it (499), or no JSON.
     """
     data = bytearray()
     try:
@@ -105,6 +107,8 @@ async def read_body(request: Request, most: int, seconds: float) -> Any:
                 data += piece
                 if len(data) > most:
                     raise Refused(f"the body has more than {most} bytes; send less", status=413, headers=CLOSE)
+    except ClientDisconnect:
+        raise Refused("the client left before its request was whole", status=GONE) from None
     except TimeoutError:
         raise Refused(
             f"the body did not come within {seconds:g} s; send it faster",

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -19,6 +19,7 @@ from ..batching.prefixes import Prefixes
 from ..batching.slots import slots_that_fit
 from ..batching.turn import NO_BORDERS, Turn
 from ..errors import DijiangError, InputError
+from ..runtime.calls import Syntax, described
 from ..runtime.chat_template import ChatTemplate, continued
 from ..runtime.generate import prepare
 from ..runtime.grammar import Grammar
@@ -85,6 +86,7 @@ class Hosted:
         self.sampling = authors_choice(model.bundle.sampling)
         self._thread = threading.Thread(target=self.batcher.run, name=f"steps of {name}", daemon=True)
         self._template: ChatTemplate | None = None
+        self._syntax: Syntax | None = None
         self._readers = anyio.CapacityLimiter(READERS)
 
     def start(self) -> None:
@@ -109,6 +111,16 @@ class Hosted:
         if self._template is None:
             self._template = ChatTemplate.of(self.model.bundle)
         return self._template
+
+    @property
+    def syntax(self) -> Syntax:
+        """How it writes calls of tools; Refused if its template does not."""
+        if self._syntax is None:
+            try:
+                self._syntax = Syntax.learn(self.template, self.model.tokenizer, self.model.spec.eos_token_ids)
+            except InputError as error:
+                raise Refused(str(error), param="tools") from None
+        return self._syntax
 
     @property
     def chats(self) -> bool:
@@ -151,10 +163,7 @@ class Hosted:
     def _turns(self, wanted: Wanted, state: State | None, posts: Sequence[Post]) -> list[Turn]:
         """One a choice; those of one prompt are forks of the first of them."""
         turns: list[Turn] = []
-        try:
-            grammar = None if wanted.schema is None else self.model.grammar(wanted.schema)
-        except InputError as error:
-            raise Refused(str(error), param="response_format") from None
+        grammar = self._grammar(wanted)
         for given in [self._chat_ids(wanted, state)] if wanted.messages else wanted.prompts:
             prompt: str | Sequence[int] | np.ndarray = given
             forks: list[Turn] = []
@@ -198,12 +207,25 @@ class Hosted:
             borders=NO_BORDERS if self._prefixes is None else self._prefixes.borders(own, plan.ids),
         )
 
+    def _grammar(self, wanted: Wanted) -> Grammar | None:
+        """What the answer has to look like; None: like anything."""
+        form: dict[str, Any] | str | None = wanted.schema
+        offer = wanted.offer
+        if offer is not None:
+            form = self.syntax.grammar(offer.tools, must=offer.must, several=offer.several)
+        try:
+            return None if form is None else self.model.grammar(form)
+        except InputError as error:
+            raise Refused(str(error), param="response_format" if offer is None else "tools") from None
+
     def _chat_ids(self, wanted: Wanted, state: State | None) -> list[int]:
         """Token ids of a chat's messages, after what a state has seen."""
-        tokenizer = self.model.tokenizer
+        tokenizer, offer = self.model.tokenizer, wanted.offer
+        tools = [] if offer is None else [described(tool) for tool in offer.tools]
         if state is None:
-            return tokenizer.as_it_stands(self.template.render(wanted.messages))
-        return continued(self.template, tokenizer, state, self.model.spec.eos_token_ids, wanted.messages)
+            return tokenizer.as_it_stands(self.template.render(wanted.messages, tools=tools))
+        ends = self.model.spec.eos_token_ids
+        return continued(self.template, tokenizer, state, ends, wanted.messages, tools=tools)
 
 
 class Job:

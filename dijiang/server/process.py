@@ -38,6 +38,17 @@ def build(
     return Server(hosted, settings, api_key=api_key, seal_key=seal, largest_state=2 * largest)
 
 
+def loaded(bundles: Sequence[Path], loading: dict[str, Any], say: Say = lambda text: None) -> dict[str, Model]:
+    """Models by the names of their folders; InputError: two bundles of one name."""
+    models: dict[str, Model] = {}
+    for bundle in bundles:
+        name = bundle.resolve().name
+        if name in models:
+            raise InputError(f"two bundles have the name {name}, expected one of each; rename a folder")
+        models[name] = load(bundle, say=say, **loading)
+    return models
+
+
 def serve(
     bundles: Sequence[Path],
     settings: Serving,
@@ -54,13 +65,7 @@ def serve(
         InputError: two bundles of one name, or the address cannot be used.
     """
     settings.require_safe(api_key)
-    models: dict[str, Model] = {}
-    for bundle in bundles:
-        name = bundle.resolve().name
-        if name in models:
-            raise InputError(f"two bundles have the name {name}, expected one of each; rename a folder")
-        models[name] = load(bundle, say=say, **loading)
-    server = build(models, settings, api_key=api_key, seal_key=seal_key)
+    server = build(loaded(bundles, loading, say), settings, api_key=api_key, seal_key=seal_key)
     for hosted in server.models.values():
         one = hosted.model.spec.state_bytes / 1e6
         say(

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
 from ..runtime.options import Generation
 from .failures import Refused
+from .fields import CHAT, COMPLETION, GENERATION, MOST_BIAS, MOST_CHOICES, MOST_STOPS, STREAM_OPTIONS, Fields, named
 from .settings import Serving
+from .tools import Offer, offer, past_calls
 
-#: Fields that are options of a generation, under our names. The others of `Generation` are ours alone.
-GENERATION = {one.name: one.name for one in fields(Generation)} | {"max_completion_tokens": "max_tokens"}
 #: What OpenAI's API takes where nothing is said.
 DEFAULTS = {"temperature": 1.0}
 #: Tokens of an answer where nothing is said: of a completion; a chat's end with its turn, or the server's limit.
 COMPLETION_TOKENS = 16
 #: Fields that would change the answer and cannot be served -> values that change nothing.
 UNSERVED: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
     "echo": (None, False),
     "suffix": (None, ""),
     "best_of": (None, 1),
-    "tools": (None, []),
     "functions": (None, []),
-    "tool_choice": (None, "none", "auto"),
     "audio": (None,),
     "modalities": (None, ["text"]),
 }
-MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS, MOST_BIAS = 16, 4, 20, 100.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class Wanted:
     usage, usage_each: tell what it took, at the end; with each piece of a stream, too.
     logprobs: most likely tokens to name beside each; None: no log-probabilities.
     previous: id of the answer that is continued.  sealed: state that is continued.
-    schema: of JSON that the text has to be.
+    schema: of JSON that the text has to be.  offer: tools that may be called.
     store, seal: keep the state, or give it back, at the end.
     """
 
@@ -56,6 +51,7 @@ class Wanted:
     logprobs: int | None = None
     bias: tuple[tuple[int, float], ...] = ()
     schema: dict[str, Any] | None = None
+    offer: Offer | None = None
     priority: int = 0
     previous: str | None = None
     sealed: str | None = None
@@ -77,33 +73,35 @@ def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) 
         Refused: a field is missing, of the wrong type, out of range or not served. Unknown ones are ignored.
     """
     if not isinstance(body, dict):
-        raise Refused(f"the body is {_name(body)}, expected an object")
+        raise Refused(f"the body is {named(body)}, expected an object")
     for name, same in UNSERVED.items():
         if body.get(name) not in same:
             raise Refused(f"{name} is not served here; leave it out", param=name, code="unsupported_parameter")
-    chosen = _chat(body) if chat else {"prompts": _prompts(_field(body, "prompt", (str, list), needed=True))}
-    previous, sealed = _field(body, "previous_response_id", str), _field(body, "state", str)
+    given = Fields(body, CHAT if chat else COMPLETION)
+    chosen = _chat(given) if chat else {"prompts": _prompts(given("prompt", needed=True))}
+    previous, sealed = given("previous_response_id"), given("state")
     if previous is not None and sealed is not None:
         raise Refused("both previous_response_id and state are given; give one", param="state")
-    stream = bool(_field(body, "stream", bool))
-    stream_options = _field(body, "stream_options", dict) or {}
+    stream, stream_options = bool(given("stream")), Fields(given("stream_options") or {}, STREAM_OPTIONS)
     wanted = Wanted(
-        model=_field(body, "model", str, needed=True),
+        model=given("model", needed=True),
         options=_options(body, settings, sampling, chat=chat),
-        n=_whole(body, "n", 1, MOST_CHOICES) or 1,
+        n=given("n") or 1,
         stream=stream,
-        usage=not stream or bool(_field(stream_options, "include_usage", bool)),
-        usage_each=bool(_field(stream_options, "continuous_usage_stats", bool)),
-        logprobs=_logprobs(body, chat=chat),
-        bias=_bias(_field(body, "logit_bias", dict) or {}),
-        schema=_schema(_field(body, "response_format", dict) or {"type": "text"}),
-        priority=_whole(body, "priority", -100, 100) or 0,
+        usage=not stream or bool(stream_options("include_usage")),
+        usage_each=bool(stream_options("continuous_usage_stats")),
+        logprobs=_top_logprobs(given) if chat else given("logprobs"),
+        bias=_bias(given("logit_bias") or {}),
+        schema=_schema(given("response_format") or {"type": "text"}),
+        priority=given("priority") or 0,
         previous=previous,
         sealed=sealed,
-        store=bool(_field(body, "store", bool)),
-        seal=bool(_field(body, "return_state", bool)),
+        store=bool(given("store")),
+        seal=bool(given("return_state")),
         **chosen,
     )
+    if wanted.schema is not None and wanted.offer is not None:
+        raise Refused("both tools and a response_format are given; give one", param="response_format")
     if wanted.choices > MOST_CHOICES:
         raise Refused(f"{wanted.choices} choices, expected at most {MOST_CHOICES}; send more requests", param="n")
     if wanted.choices > 1 and (wanted.store or wanted.seal or previous is not None or sealed is not None):
@@ -132,26 +130,30 @@ def _options(body: dict[str, Any], settings: Serving, sampling: dict[str, Any], 
     return options.seeded()
 
 
-def _chat(body: dict[str, Any]) -> dict[str, Any]:
-    messages = _field(body, "messages", list, needed=True)
+def _chat(given: Fields) -> dict[str, Any]:
+    messages = given("messages", needed=True)
     if not messages:
         raise Refused("messages is empty, expected at least one", param="messages")
-    return {"messages": tuple(_message(message, at) for at, message in enumerate(messages))}
+    return {"messages": tuple(_message(message, at) for at, message in enumerate(messages)), "offer": offer(given)}
 
 
-def _message(message: Any, at: int) -> dict[str, str]:
-    """Role and text; content in parts is joined, as long as they are text."""
+def _message(message: Any, at: int) -> dict[str, Any]:
+    """Role, text and calls of tools; content in parts is joined, as long as they are text."""
     where = f"messages[{at}]"
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise Refused(f"{where} is {_name(message)}, expected an object with a role", param=where)
+        raise Refused(f"{where} is {named(message)}, expected an object with a role", param=where)
+    beside = {name: message[name] for name in ("name", "tool_call_id") if isinstance(message.get(name), str)}
     content = message.get("content")
+    if message.get("tool_calls"):
+        beside["tool_calls"] = past_calls(message["tool_calls"], where)
+        content = content or ""
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
         texts = [part for part in parts if isinstance(part, str)]
         content = "".join(texts) if len(texts) == len(parts) else None
     if not isinstance(content, str):
         raise Refused(f"{where}.content is no text, expected text", param=where)
-    return {"role": message["role"], "content": content}
+    return {"role": message["role"], "content": content} | beside
 
 
 def _prompts(prompt: str | list[Any]) -> tuple[str | list[int], ...]:
@@ -170,16 +172,12 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
-def _logprobs(body: dict[str, Any], *, chat: bool) -> int | None:
-    """How many most likely tokens to name; None: no log-probabilities at all."""
-    if not chat:
-        return _whole(body, "logprobs", 0, MOST_LOGPROBS)
-    top = _whole(body, "top_logprobs", 0, MOST_LOGPROBS)
-    if not _field(body, "logprobs", bool):
-        if top:
-            raise Refused("top_logprobs needs logprobs to be true", param="top_logprobs")
-        return None
-    return top or 0
+def _top_logprobs(given: Fields) -> int | None:
+    """How many most likely tokens a chat wants named; None: no log-probabilities at all."""
+    top: int = given("top_logprobs") or 0
+    if top and not given("logprobs"):
+        raise Refused("top_logprobs needs logprobs to be true", param="top_logprobs")
+    return top if given("logprobs") else None
 
 
 def _schema(form: dict[str, Any]) -> dict[str, Any] | None:
@@ -205,34 +203,3 @@ def _bias(given: dict[str, Any]) -> tuple[tuple[int, float], ...]:
             raise Refused(f"logit_bias of token {token} is no number from -100 to 100", param="logit_bias")
         found.append((int(token), float(amount)))
     return tuple(found)
-
-
-def _field(body: dict[str, Any], name: str, kind: Any, *, needed: bool = False) -> Any:
-    """A field of the right type; None where it is missing or null."""
-    value = body.get(name)
-    if value is None and not needed:
-        return None
-    if not isinstance(value, kind):
-        told = "missing" if name not in body else _name(value)
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        raise Refused(f"{name} is {told}, expected {' or '.join(map(_NAMES.__getitem__, kinds))}", param=name)
-    return value
-
-
-def _whole(body: dict[str, Any], name: str, low: int, high: int) -> int | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise Refused(f"{name} is out of range, expected a whole number from {low} to {high}", param=name)
-    return value
-
-
-_NAMES = {str: "text", list: "a list", dict: "an object", bool: "true or false"}
-
-
-def _name(value: Any) -> str:
-    """What a JSON value is."""
-    if value is None:
-        return "null"
-    return next((name for kind, name in _NAMES.items() if isinstance(value, kind)), "a number")

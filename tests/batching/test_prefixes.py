@@ -7,6 +7,7 @@ import dijiang
 from dijiang.batching.batcher import Batcher
 from dijiang.batching.prefixes import CHUNK, Prefixes, worth_keeping
 from dijiang.batching.turn import Turn
+from dijiang.hidden import hidden_name, locked
 from dijiang.runtime.generate import prepare
 from dijiang.runtime.options import Generation
 from dijiang.runtime.state_folder import StateFolder
@@ -102,6 +103,19 @@ def test_memory_and_disk_are_bounded_and_the_last_used_stay(model, tmp_path):
     assert 1 <= len(list(tmp_path.iterdir())) <= 3
     last = answered(model, Prefixes(model, 3 * size, StateFolder(tmp_path, MB)), [12] * (CHUNK + 1))
     assert last.reused == CHUNK
+
+
+def test_what_a_killed_process_had_not_finished_goes_at_the_next_start(model, tmp_path):
+    StateFolder(tmp_path, MB).save("whole", model.new_state())
+    dead, mine = tmp_path / hidden_name("dead.state"), tmp_path / "notes.txt"
+    dead.write_bytes(b"half")
+    mine.write_bytes(b"mine")
+    writing = tmp_path / hidden_name("writing.state")
+    writing.write_bytes(b"half")
+    with locked(writing):
+        folder = StateFolder(tmp_path, MB)
+        assert {file.name for file in tmp_path.iterdir()} == {"whole.state", "notes.txt", writing.name}
+    assert folder.load("whole") is not None
 
 
 def test_damaged_or_foreign_files_are_fed_again(model, exported, tmp_path):

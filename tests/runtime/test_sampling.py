@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import dijiang
 from dijiang.errors import InputError
 from dijiang.runtime.options import Generation
 from dijiang.runtime.sampling import SHORTLIST, Draws, Sampler, candidates, largest
+from dijiang.runtime.snapshot import Seam
 
 
 def naive_distribution(logits, options):
@@ -117,3 +119,29 @@ def test_logits_that_hold_nan_are_one_error():
 def test_options_of_the_wrong_kind_are_one_error(option, value):
     with pytest.raises(InputError, match=f"{option} is {value!r}, expected a"):
         Generation(**{option: value})
+
+
+def test_penalties_by_counts_are_those_of_openais_api():
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, where c counts the tokens of the answer alone."""
+    random, options = np.random.default_rng(5), Generation(presence_penalty=0.6, frequency_penalty=0.25)
+    sampler, counts = Sampler(options, np.ones(6, bool)), np.zeros(6)
+    for position in range(200):
+        logits = random.normal(size=6).astype(np.float32)
+        expected = int(np.argmax(logits - counts * 0.25 - (counts > 0) * 0.6))
+        assert sampler(logits, position) == expected
+        counts[expected] += 1
+    assert dict(sampler.counts) == {token: count for token, count in enumerate(counts) if count}
+    assert Sampler(Generation(), np.zeros(6, bool)).counts == ()
+
+
+def test_counts_begin_anew_with_a_prompt(exported):
+    model = dijiang.load(exported("tiny-python"))
+    hot = {"frequency_penalty": 2.0, "max_tokens": 12, "ignore_eos": True}
+    one, two = model.new_state(), model.new_state()
+    answer = [r.token for r in model.generate([5, 6], state=one, **hot)]
+    list(model.generate([5, 6, *answer[:-1]], state=two, max_tokens=1))  # the same tokens, none of them an answer
+    two.leave(0, Seam(answer[-1], 13))
+    again = [[r.token for r in model.generate([9], state=state, **hot)] for state in (one, two)]
+    assert again[0] == again[1]
+    plain = [r.token for r in model.generate([5, 6], max_tokens=12, ignore_eos=True)]
+    assert len(set(plain)) < len(set(answer))

@@ -171,8 +171,8 @@ def test_file_that_is_no_state_is_one_error(model, saved, tmp_path, damage):
 
 def test_state_of_a_later_version_is_refused(saved):
     data = saved.read_bytes()
-    saved.write_bytes(data.replace(b'"version":"2"', b'"version":"9"'))
-    with pytest.raises(dijiang.InputError, match="dijiang-state version 9, expected dijiang-state version 2"):
+    saved.write_bytes(data.replace(b'"version":"3"', b'"version":"9"'))
+    with pytest.raises(dijiang.InputError, match="dijiang-state version 9, expected dijiang-state version 3"):
         dijiang.State.load(saved)
 
 

@@ -1,7 +1,10 @@
 """Snapshots of a generation: on any bundle of the checkpoint they go on, and what follows can be proven."""
 
 import json
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import cache
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from dijiang.runtime.witness import take, verify
 from tests.conftest import RUNNABLE
 
 DRAWN = {"temperature": 1.2, "top_p": 0.9, "seed": 7, "repetition_penalty": 1.2}
-#: Of each bundle; 200 of each were run by hand.
+#: Of each bundle; `make soak` takes 1,000, continued by another process.
 CONTINUATIONS = 20
 
 
@@ -72,20 +75,69 @@ def test_what_follows_is_near_in_another_precision(exported, kept, precision):
     assert "allowed 1e-04" in verify(other, own)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-@pytest.mark.parametrize("graph", [graph for graph in ("native", "ort") if graph in RUNNABLE])
-def test_random_continuations_through_a_file_are_the_whole(exported, tmp_path, precision, graph):
-    random = np.random.default_rng(3)
-    model = dijiang.load(exported("tiny-python", precision=precision, graph=graph), threads=1)
-    for _ in range(CONTINUATIONS):
+#: Options of one of every four continuations each.
+KINDS = (
+    {},
+    DRAWN,
+    {"temperature": 0.8, "repetition_penalty": 1.7, "presence_penalty": 0.5, "frequency_penalty": 0.9},
+    {"temperature": 1.3, "top_k": 50, "stop": ["ing", "\n", "\ufffd\ufffd"]},
+)
+
+
+@cache
+def opened(bundle):
+    """A model of a process: the parent's is another one."""
+    return dijiang.load(bundle, threads=1)
+
+
+def gone_on(bundle, file, tokens, options):
+    """What a model makes of a saved state: ids and text."""
+    return told(opened(bundle).generate(state=dijiang.State.load(file), max_tokens=tokens, **options))
+
+
+def told(records):
+    records = list(records)
+    return [r.token for r in records], "".join(r.text for r in records), records[-1].finish_reason
+
+
+def compare_continuations(bundle, file, count, elsewhere):
+    """Random prompts, options and cuts; elsewhere(*arguments): `gone_on` by another model."""
+    random, model, compared = np.random.default_rng(3), dijiang.load(bundle, threads=1), 0
+    while compared < count:
         prompt = random.integers(0, model.spec.vocab_size, random.integers(1, 30)).tolist()
-        total, options = int(random.integers(2, 16)), DRAWN | {"seed": int(random.integers(99)), "ignore_eos": True}
-        whole = [r.token for r in model.generate(prompt, max_tokens=total, **options)]
+        total, kind = int(random.integers(2, 16)), KINDS[compared % len(KINDS)]
+        options = {"seed": int(random.integers(99)), "ignore_eos": True} | kind
+        whole = told(model.generate(prompt, max_tokens=total, state=model.new_state(), **options))
         cut, state = int(random.integers(1, total)), model.new_state()
-        found = [r.token for r in model.generate(prompt, max_tokens=cut, state=state, **options)]
-        state.save(tmp_path / "s")
-        rest = model.generate(state=dijiang.State.load(tmp_path / "s"), max_tokens=total - cut, **options)
-        assert found + [r.token for r in rest] == whole
+        first = told(model.generate(prompt, max_tokens=cut, state=state, **options))
+        if first[2] != "limit":  # a stop string came before the cut
+            continue
+        state.save(file)
+        rest = elsewhere(bundle, file, total - cut, options)
+        assert (first[0] + rest[0], first[1] + rest[1], rest[2]) == whole
+        compared += 1
+
+
+ALL_BUNDLES = [
+    pytest.param(precision, graph, id=f"{graph}-{precision}")
+    for graph in ("native", "ort")
+    if graph in RUNNABLE
+    for precision in ("fp32", "int8", "int4")
+]
+
+
+@pytest.mark.parametrize(("precision", "graph"), ALL_BUNDLES)
+def test_random_continuations_by_another_model_are_the_whole(exported, tmp_path, precision, graph):
+    bundle = exported("tiny-python", precision=precision, graph=graph)
+    compare_continuations(bundle, tmp_path / "s", CONTINUATIONS, gone_on)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("precision", "graph"), ALL_BUNDLES)
+def test_1000_continuations_by_another_process_are_the_whole(exported, tmp_path, precision, graph):
+    bundle = exported("tiny-python", precision=precision, graph=graph)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        compare_continuations(bundle, tmp_path / "s", 1000, lambda *what: other.submit(gone_on, *what).result())
 
 
 FAULTS = {

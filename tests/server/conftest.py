@@ -4,13 +4,17 @@ import openai
 import pytest
 
 import dijiang
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, TOOLED
 from tests.server.serving import KEY, running
 
 
 @pytest.fixture(scope="session")
 def bundles(chatty, tmp_path_factory):
-    """tiny: with a chat template.  other: another checkpoint of the shape, without a tokenizer."""
+    """tiny: with a chat template.  tooled: with one that knows tools.  other: of the shape, without a tokenizer."""
+    (chatty.parent / "checkpoint" / "chat_template.jinja").write_text(TOOLED)
+    dijiang.export(
+        chatty.parent / "checkpoint", chatty.parent / "tooled", precision="int8", calibration_tokens=0, verify=False
+    )
     checkpoint = tmp_path_factory.mktemp("other")
     for name in ("config.json", "model.safetensors"):
         (checkpoint / name).write_bytes((GOLDEN["tiny-python-published"] / name).read_bytes())
@@ -20,7 +24,7 @@ def bundles(chatty, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(bundles):
-    return {name: dijiang.load(bundles / name, threads=1) for name in ("tiny", "other")}
+    return {name: dijiang.load(bundles / name, threads=1) for name in ("tiny", "other", "tooled")}
 
 
 @pytest.fixture(scope="module")

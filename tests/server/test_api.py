@@ -147,7 +147,7 @@ def test_model_without_a_tokenizer_takes_and_gives_ids(served, models):
 
 
 def test_models_tokenize_health_metrics(served, client, model):
-    assert [m.id for m in client.models.list()] == ["tiny", "other"]
+    assert [m.id for m in client.models.list()] == ["tiny", "other", "tooled"]
     assert client.models.retrieve("tiny").owned_by == "dijiang"
     assert served.ask("/tokenize", {"model": "tiny", "prompt": PROMPT})[2]["tokens"] == model.tokenizer.encode(
         PROMPT

@@ -1,0 +1,106 @@
+"""One client of one server: how long a question waits after short and long documents, and what a token costs.
+
+python benchmarks/one_client.py BUNDLE [BUNDLE...] -o report.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+from load import serving
+
+import dijiang
+
+#: Tokens of the documents; of a question; of an answer that is timed; turns of each measurement.
+DOCUMENTS, QUESTION, ANSWER, TURNS = (100, 100_000), 16, 100, 40
+
+
+def waits(
+    api: openai.OpenAI, model: str, kept: dict[int, str], draw: np.random.Generator
+) -> dict[int, list[float]]:
+    """Milliseconds to the first token of a question on each document, in turn."""
+    found: dict[int, list[float]] = {length: [] for length in kept}
+    for turn in range(TURNS):
+        for length in sorted(kept, reverse=bool(turn % 2)):
+            question = draw.integers(0, 1000, QUESTION).tolist()
+            started = time.perf_counter()
+            stream = api.completions.create(
+                model=model,
+                prompt=question,
+                max_tokens=1,
+                stream=True,
+                extra_body={"previous_response_id": kept[length], "ignore_eos": True},
+            )
+            next(iter(stream))
+            found[length].append(1e3 * (time.perf_counter() - started))
+            stream.close()
+    return found
+
+
+def gaps(times: Iterator[float]) -> float:
+    """Milliseconds between tokens, on average: the network may hand over several at once."""
+    found = list(times)
+    return 1e3 * (found[-1] - found[0]) / (len(found) - 1)
+
+
+def tokens(api: openai.OpenAI, model: str) -> Iterator[float]:
+    """When each token of an answer came."""
+    options = {"model": model, "prompt": [5, 6, 7], "max_tokens": ANSWER, "temperature": 0, "stream": True}
+    for _ in api.completions.create(**options, extra_body={"ignore_eos": True}):
+        yield time.perf_counter()
+
+
+def generated(model: dijiang.Model) -> Iterator[float]:
+    """The same without a server."""
+    for _ in model.generate([5, 6, 7], max_tokens=ANSWER, ignore_eos=True):
+        yield time.perf_counter()
+
+
+def measured(bundle: Path, documents: tuple[int, ...]) -> dict[str, Any]:
+    """The report of one bundle."""
+    name, draw = bundle.resolve().name, np.random.default_rng(1)
+    plain = dijiang.load(bundle)
+    with serving(bundle) as (_, url, _), openai.OpenAI(base_url=url, api_key="none", max_retries=0) as api:
+        kept, fed = {}, {}
+        for length in documents:
+            started = time.perf_counter()
+            prompt = draw.integers(0, 1000, length).tolist()
+            found = api.completions.create(model=name, prompt=prompt, max_tokens=1, extra_body={"store": True})
+            kept[length], fed[length] = found.id, time.perf_counter() - started
+        asked = waits(api, name, kept, draw)
+        sides: dict[str, list[float]] = {"generate": [], "server": []}
+        for _ in range(7):  # in turn
+            sides["generate"].append(gaps(generated(plain)))
+            sides["server"].append(gaps(tokens(api, name)))
+    first = {length: float(np.median(found)) for length, found in asked.items()}
+    token = {side: float(np.median(found)) for side, found in sides.items()}
+    return {
+        "model": name,
+        "document_s": {length: round(seconds, 2) for length, seconds in fed.items()},
+        "first_token_ms": {length: round(found, 3) for length, found in first.items()},
+        "first_token_ratio": round(first[max(first)] / first[min(first)], 3),
+        "token_ms": {side: round(found, 3) for side, found in token.items()},
+        "server_adds": round(token["server"] / token["generate"] - 1, 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("-o", "--output", type=Path)
+    given = parser.parse_args()
+    text = json.dumps([measured(bundle, DOCUMENTS) for bundle in given.bundles], indent=1) + "\n"
+    print(text, end="")
+    if given.output:
+        given.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
