@@ -208,8 +208,8 @@ goes in at {prompt:,.0f} tokens/s.
 
 Clients ask both replicas through Ray's proxy; each asks again at once. Replicas, proxy and clients share two
 cores. The first line says what the server adds to a row of a step and to a request: {added:.1f} ms, {hop:.0f}
-ms. The other lines are predicted. Rates and times between tokens are the model's strong side. It does not know that a
-request waits for the same cores as the steps, so its times to the first token are too short in between.
+ms. The other lines are predicted. Rates and times between tokens are the model's strong side. It does not know
+that a request waits for the same cores as the steps: at middle loads its times to the first token are too short.
 
 """
 WAYS = """
