@@ -88,6 +88,8 @@ vanilla Transformer. It is written in the graph that `dijiang bench` compares wi
 the schemes of a bundle. Each row is compared with float32 on {tokens} tokens of English, the head included. The
 second moments of GPTQ come from {calibration} other tokens of the same text. The weights lie on a 4-bit grid of
 their own. For the rows in 4 bits noise of one step of the grid was added first, on both sides of the comparison.
+The rows of llama.cpp are types of its own for the same weights, judged on the same tokens; their bytes are those of
+all tensors.
 
 Activations are rounded to 8 bits in the same blocks. The head has 8 bits everywhere. The embedding is tied. It is
 stored once where 576 channels are whole blocks.

@@ -23,7 +23,7 @@ from .step import Step
 #: Final tokens that are looked up, the most first.
 MATCHED = (3, 2)
 #: Tokens of a draft at most.
-LONGEST = 8
+LONGEST = 4
 #: Tokens that wait to be fed at most; with more of them a call has no draft.
 WAITING = 8
 #: Tokens of the text that are looked through.
