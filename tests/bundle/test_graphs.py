@@ -403,7 +403,7 @@ def test_graph_that_does_not_fit_its_manifest_is_refused(changed, case):
         ({"num_layers": 1}, "is not expected; the manifest says 1 layers"),
         ({"num_layers": 3}, r"no input past_key_values\.2\.recurrent_state; the manifest says 3 layers"),
         ({"num_layers": 10**9}, "the manifest says 1000000000 layers"),
-        ({"num_layers": 2.0}, "sizes of the model are no integers"),
+        ({"num_layers": 2.0}, r"not a whole manifest \(spec\.num_layers is float, expected int\)"),
         ({"vocab_size": 10**9}, r"expected logits float32 \[\*, \*, 1000000000\]"),
         ({"num_heads": 1, "num_kv_heads": 1, "rotary_dims": 0}, r"recurrent_state float32 .*, expected "),
     ],
