@@ -59,7 +59,7 @@ def test_sample_of_every_other_class_is_one_line_or_runs():
     for name, report in in_a_process("strangers").items():
         assert report["findings"] == [], name
         assert sum(report["outcomes"].values()) == SAMPLE
-        assert len(report["outcomes"]) > 8, name
+        assert len(report["outcomes"]) >= 8, name  # cases reach that many ways to end
 
 
 def test_what_was_found_before_stays_mended():
