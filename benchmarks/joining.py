@@ -6,12 +6,12 @@ python benchmarks/joining.py BUNDLE -o report.json
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from reports import tell
 
 import dijiang
 from dijiang.batching.batcher import Batcher
@@ -94,10 +94,7 @@ def main() -> None:
         "pieces_ms": {tokens: alone(model, tokens) for tokens in PIECES},
         "cases": [joined(model, *case) for case in CASES],
     }
-    text = json.dumps(report, indent=1) + "\n"
-    print(text, end="")
-    if given.output:
-        given.output.write_text(text)
+    tell(report, given.output)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import openai
 import psutil
+from reports import tell
 
 #: Of ten clients: five of the official package, and one of each rude kind.
 KINDS = (*("polite",) * 5, "leaves", "kills", "reads slowly", "is silent", "stops halfway")
@@ -178,10 +179,7 @@ def main() -> None:
                 "second half": round(slope(memory[len(memory) // 2 :]), 2),
             },
         }
-        text = json.dumps(report, indent=1) + "\n"
-        print(text, end="")
-        if given.output:
-            given.output.write_text(text)
+        tell(report, given.output)
 
 
 if __name__ == "__main__":

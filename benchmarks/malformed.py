@@ -8,7 +8,6 @@ No answer may have a status of 500 or above, and the server may write no traceba
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 import socket
@@ -20,6 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from load import serving
+from reports import tell
 
 #: Part of the requests that are bytes at random, and of those the part of clients that leave in the middle of one.
 RAW, LEFT = 0.5, 0.1
@@ -123,10 +123,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
     report = measured(given.bundle, given.requests)
-    text = json.dumps(report, indent=1) + "\n"
-    print(text, end="")
-    if given.output:
-        given.output.write_text(text)
+    tell(report, given.output)
     if report["found"] or report["server_errors"] or report["tracebacks"] or not report["alive"]:
         raise SystemExit("the server failed on a request; see the report")
 

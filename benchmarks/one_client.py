@@ -6,7 +6,6 @@ python benchmarks/one_client.py BUNDLE [BUNDLE...] -o report.json
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import openai
 from load import serving
+from reports import tell
 
 import dijiang
 
@@ -96,10 +96,7 @@ def main() -> None:
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
-    text = json.dumps([measured(bundle, DOCUMENTS) for bundle in given.bundles], indent=1) + "\n"
-    print(text, end="")
-    if given.output:
-        given.output.write_text(text)
+    tell([measured(bundle, DOCUMENTS) for bundle in given.bundles], given.output)
 
 
 if __name__ == "__main__":

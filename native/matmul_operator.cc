@@ -130,10 +130,7 @@ struct MatMulKernel {
       const Work& work = *static_cast<Work*>(data);
       work.kernels.round(work.m, row);
     };
-    if (m.rows == 1)
-      round(&work, 0);  // shorter than waking the threads
-    else
-      CHECK(api.parallel(context, round, m.rows, 0, &work));
+    CHECK(for_each(api, context, round, m.rows, &work));
     return api.parallel(
         context,
         [](void* data, size_t unit) {

@@ -43,13 +43,13 @@ struct NormKernel {
       const Norm& norm;
       const Kernels& kernels;
     } work{norm, kernels};
-    const auto one = [](void* data, size_t row) {
-      const Work& work = *static_cast<Work*>(data);
-      work.kernels.add_norm(work.norm, row);
-    };
-    if (norm.rows > 1) return api.parallel(context, one, norm.rows, 0, &work);
-    if (norm.rows) one(&work, 0);  // shorter than waking the threads
-    return nullptr;
+    return for_each(
+        api, context,
+        [](void* data, size_t row) {
+          const Work& work = *static_cast<Work*>(data);
+          work.kernels.add_norm(work.norm, row);
+        },
+        norm.rows, &work);
   }
 };
 

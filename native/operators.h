@@ -55,6 +55,14 @@ ort::Status* data_of(const ort::Api& api, const ort::Context* context, size_t in
   return nullptr;
 }
 
+// work(data, i) for i in 0..count on the session's threads; of one alone here: that is shorter than waking them.
+inline ort::Status* for_each(const ort::Api& api, ort::Context* context, void (*work)(void*, size_t), int64_t count,
+                             void* data) {
+  if (count > 1) return api.parallel(context, work, count, 0, data);
+  if (count == 1) work(data, 0);
+  return nullptr;
+}
+
 // An operator of the CPU: Kernel has `kName`, `kInputs`, `kOptionalFrom`, `kOutputs`, `type(input)`, a
 // constructor from (api, kernels), `read(info)` and `run(context)`.
 template <class Kernel>

@@ -99,9 +99,7 @@ struct StepKernel {
 
     Work work{step, kernels};
     CHECK(api.parallel(context, Work::attend, step.units(), 0, &work));
-    if (step.rows() > 1) return api.parallel(context, Work::finish, step.rows(), 0, &work);
-    Work::finish(&work, 0);  // shorter than waking the threads
-    return nullptr;
+    return for_each(api, context, Work::finish, step.rows(), &work);
   }
 };
 

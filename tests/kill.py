@@ -39,6 +39,7 @@ from dijiang.models.presets import PRESETS
 from dijiang.version import __version__
 from tests.conftest import GOLDEN
 from tests.fake_gpu import FakeLibcuda, fake_tensorrt
+from tests.report import tell
 
 BASE = GOLDEN["neox-base"]
 TINY = PRESETS["pythia-70m"] | {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 1}
@@ -275,10 +276,7 @@ def main() -> None:
         "seed": options.seed,
         "cases": {c.name: {"events": c.events, "kills": c.outcomes.total(), **c.outcomes} for c in all_cases},
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.output is not None:
-        options.output.write_text(text + "\n")
+    tell(report, options.output)
 
 
 if __name__ == "__main__":

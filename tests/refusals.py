@@ -6,7 +6,6 @@ python -m tests.refusals --calls 3000 --output benchmarks/results/refusals.json
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from dijiang.runtime.options import Generation
 from dijiang.runtime.state import State
 from dijiang.version import __version__
 from tests.conftest import GOLDEN, talkative
+from tests.report import tell
 
 
 @dataclass
@@ -336,10 +336,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         report = run(made_models(Path(name)), options.seed, options.calls)
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.output is not None:
-        options.output.write_text(text + "\n")
+    tell(report, options.output)
     sys.exit(bool(report["found"]))
 
 

@@ -28,6 +28,7 @@ from dijiang.models.load import load_checkpoint
 from dijiang.models.reference import Reference
 from dijiang.version import __version__
 from tests.conftest import EXAMPLES
+from tests.report import tell
 
 FOLDER = Path(".soak")
 #: What lives: its precision. A name that is no example is a preset with random weights.
@@ -237,10 +238,7 @@ def main() -> None:
     else:
         report = judge(options.name)
         report["faults"] = faults(report)
-        text = json.dumps(report, indent=1)
-        print(text)
-        if options.output is not None:
-            options.output.write_text(text + "\n")
+        tell(report, options.output)
         sys.exit(bool(report["faults"]))
 
 

@@ -6,6 +6,7 @@ Only tests of one sequence: llama-bench has no other. What means nothing here is
 from __future__ import annotations
 
 import json
+from statistics import fmean, stdev
 from typing import Any
 
 from .report import Report
@@ -58,7 +59,6 @@ def _row(result: Report, model: Report, machine: Report) -> dict[str, Any]:
     latency = (result["prefill"] or result["decode"])["latency"]
     tokens, nanoseconds = result["tokens"], [round(seconds * 1e9) for seconds in latency["values"]]
     speeds = [tokens / seconds for seconds in latency["values"]]
-    mean = sum(speeds) / len(speeds)
     return {
         "backends": result["provider"],
         "model_filename": model["path"],
@@ -73,8 +73,8 @@ def _row(result: Report, model: Report, machine: Report) -> dict[str, Any]:
         "n_depth": result["depth"],
         "avg_ns": round(latency["mean"] * 1e9),
         "stddev_ns": round(latency["stdev"] * 1e9),
-        "avg_ts": mean,
-        "stddev_ts": (sum((speed - mean) ** 2 for speed in speeds) / max(1, len(speeds) - 1)) ** 0.5,
+        "avg_ts": fmean(speeds),
+        "stddev_ts": stdev(speeds) if len(speeds) > 1 else 0.0,
         "samples_ns": nanoseconds,
         "samples_ts": speeds,
     }

@@ -9,7 +9,6 @@ text is that of decoding one token a call: see `can_speculate`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
 
 import numpy as np
 
@@ -30,18 +29,9 @@ WAITING = 8
 WINDOW = 1 << 14
 
 
-class Model(Protocol):
-    """What is needed of a `model.Model`."""
-
-    @property
-    def session(self) -> Session: ...
-    @property
-    def manifest(self) -> Manifest: ...
-
-
-def can_speculate(model: Model) -> bool:
-    """Whether a token has the same bits whatever is fed with it: integers in the graph with our operators."""
-    return model.manifest.recipe.in_blocks and GRAPHS[model.session.graph].operators
+def can_speculate(manifest: Manifest, graph: str) -> bool:
+    """Whether a token has the same bits whatever is fed with it: integers in a graph with our operators."""
+    return manifest.recipe.in_blocks and GRAPHS[graph].operators
 
 
 class Lookup:
@@ -72,19 +62,21 @@ class Lookup:
 
 
 def decode_drafts(
-    model: Model, output: Output, state: State, sequence: Sequence, known: Iterable[int]
+    session: Session, output: Output, state: State, sequence: Sequence, known: Iterable[int], limit: int | None
 ) -> Iterator[Record]:
     """Records of one sequence of most likely tokens until it ends.
 
-    output: of the last token fed.  known: the text so far.
+    output: of the last token fed.  known: the text so far.  limit: positions that a sequence has, None: no end.
 
-    When the generator ends or is closed, the state is advanced over every token that was told but the last.
+    Between records the state may lag behind. It is never ahead: what was right is taken over when all of it was
+    told. When the generator ends or is closed, it is advanced over every token that was told but the last.
     """
-    lookup, limit = Lookup(known), model.manifest.positions_limit
+    lookup = Lookup(known)
     start = int(state.position[0])  # of the first token that waits
-    waiting: list[int] = []  # told, and not for certain in the state
+    waiting: list[int] = []  # told, and not in the state
     chosen = [int(output.tokens[0, 0])]
     before: Point | None = None  # a call that had a draft
+    right: Point | None = None  # after a call, if all that it was fed was right
     try:
         while True:
             for token in chosen:
@@ -96,18 +88,20 @@ def decode_drafts(
                 yield record
                 if record.finish_reason:
                     return
-            if int(state.position[0]) > start:  # all that was fed was right
+            if right is not None:
+                state.commit(right)
                 start, waiting = start + len(waiting) - 1, waiting[-1:]
             room = LONGEST if limit is None else min(LONGEST, limit - start - len(waiting))
             proposed = lookup.draft(room) if len(waiting) <= WAITING and room > 0 else []
             before = state.point if proposed else None
-            found = _call(model.session, state, waiting, proposed)
-            right = next((i for i, token in enumerate(proposed) if token != found[i]), len(proposed))
-            if before is not None and right < len(proposed):
+            found = _call(session, state, waiting, proposed)
+            agreed = next((i for i, token in enumerate(proposed) if token != found[i]), len(proposed))
+            right = state.point if agreed == len(proposed) else None
+            if before is not None:
                 state.commit(before)
-            chosen = [*proposed[:right], found[right]]
+            chosen = [*proposed[:agreed], found[agreed]]
     finally:
-        _settle(model.session, state, start, waiting, before)
+        _settle(session, state, start, waiting, before)
 
 
 def _call(session: Session, state: State, waiting: list[int], proposed: list[int]) -> list[int]:
@@ -120,7 +114,7 @@ def _call(session: Session, state: State, waiting: list[int], proposed: list[int
 
 def _settle(session: Session, state: State, start: int, waiting: list[int], before: Point | None) -> None:
     """Advance the state over every token that was told but the last, from wherever the last call left it."""
-    if before is not None and int(state.position[0]) >= start + len(waiting):  # over tokens that were not told
+    if before is not None and int(state.position[0]) >= start + len(waiting):  # interrupted before it was judged
         state.commit(before)
     missing = waiting[int(state.position[0]) - start : -1]
     if missing:

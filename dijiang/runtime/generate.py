@@ -149,7 +149,7 @@ def prepare(
         keeps,
     )
     plan = Plan(ids, options, limits, options.stops, seam if prompt is None else None, bias, grammar)
-    if options.speculate and not (plan.is_plain and can_speculate(model)):
+    if options.speculate and not (plan.is_plain and can_speculate(model.manifest, model.session.graph)):
         raise InputError(
             "speculate needs the most likely token of int8 or int4 in the native graph, where drafts change no "
             "bit; leave it out"
@@ -199,7 +199,8 @@ def stream(model: Model, plan: Plan, state: State, progress: Progress = silent) 
         output = prefill(model, plan.ids[None], state, progress)
         sequence = plan.begin(model, state, started)
         if plan.options.speculate:
-            yield from decode_drafts(model, output, state, sequence, plan.ids.tolist())
+            limit = plan.limits.positions
+            yield from decode_drafts(model.session, output, state, sequence, plan.ids.tolist(), limit)
         else:
             for (record,) in decode(model, output, state, [sequence]):
                 yield record

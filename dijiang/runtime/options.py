@@ -19,6 +19,10 @@ MOST_TOKENS = 1 << 40
 KINDS: dict[type, str] = {Real: "a number", Integral: "a whole number", str: "text", bool: "yes or no"}
 
 
+#: Options of a generation that change no token, and that only one sequence at a time has a use for.
+ALONE = ("speculate",)
+
+
 def option(
     default: Any,
     kind: type,

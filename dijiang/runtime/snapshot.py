@@ -51,7 +51,7 @@ class Note:
     """What a snapshot tells beside the state; empty where nobody wrote it.
 
     made: `dijiang`, `precision`, `graph` and `provider` that made the state.
-    sampler: how its tokens were drawn: the fields of `options.Generation` but max_tokens.
+    sampler: how its tokens were drawn: the fields of `options.Generation` but max_tokens and ALONE.
     top: the most likely tokens after the pending one, and their logits; see `witness`.
     """
 

@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import InputError
 from ..version import __version__
 from .model import Model
-from .options import Generation
+from .options import ALONE, Generation
 from .sampling import largest
 from .snapshot import Note, Snapshot
 from .state import State
@@ -33,7 +33,7 @@ def made_by(model: Model) -> dict[str, str]:
 
 def take(model: Model, state: State, options: Generation) -> Snapshot:
     """The state of a generation as it is now, with a note; it is not advanced. See `State.snapshot`."""
-    sampler = {name: value for name, value in asdict(options).items() if name != "max_tokens"}
+    sampler = {name: value for name, value in asdict(options).items() if name not in ("max_tokens", *ALONE)}
     logits = _following(model, state)
     found = () if logits is None else tuple((int(t), float(logits[t])) for t in largest(logits, TOP))
     return state.snapshot(Note(made_by(model), sampler, found))

@@ -7,7 +7,7 @@ from dataclasses import Field, fields
 from numbers import Integral, Real
 from typing import Any
 
-from ..runtime.options import Generation
+from ..runtime.options import ALONE, Generation
 from .failures import Refused
 
 MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS, MOST_BIAS, MOST_TOOLS = 16, 4, 20, 100.0, 128
@@ -50,8 +50,10 @@ CHAT = COMMON | {
     "parallel_tool_calls": YES_OR_NO,
 }
 TOKENIZE: dict[str, Shape] = {"model": TEXT, "prompt": TEXT}
+#: Options of a generation that a request has.
+OPTIONS = [one for one in fields(Generation) if one.name not in ALONE]
 #: Fields that are options of a generation -> their names there.
-GENERATION = {one.name: one.name for one in fields(Generation)} | {"max_completion_tokens": "max_tokens"}
+GENERATION = {one.name: one.name for one in OPTIONS} | {"max_completion_tokens": "max_tokens"}
 
 #: Types of JSON Schema -> of Python, and what a message calls them.
 TYPES: dict[str, tuple[Any, str]] = {
@@ -97,7 +99,7 @@ def named(value: Any) -> str:
 
 def options() -> dict[str, Shape]:
     """The options of a generation, as the table above."""
-    own = {one.name: _option(one) for one in fields(Generation)}
+    own = {one.name: _option(one) for one in OPTIONS}
     return own | {alias: own[name] for alias, name in GENERATION.items()}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from tests.fuzz.grammar import draw_case
 from tests.fuzz.workers import CLASSES, run_cases
 from tests.random_tokenizers import KINDS, sequence, streamed
 from tests.random_tokenizers import tokenizer as tokenizer_of
+from tests.report import tell
 
 
 def stream_texts(seed: int, cases: int) -> dict[str, Any]:
@@ -54,10 +54,7 @@ def main() -> None:
         "cases": options.cases,
     }
     texts = stream_texts(options.seed, options.cases) if options.kind is None else {}
-    text = json.dumps(facts | report | texts, indent=1)
-    print(text)
-    if options.output is not None:
-        options.output.write_text(text + "\n")
+    tell(facts | report | texts, options.output)
     sys.exit(bool(report["findings"]))
 
 

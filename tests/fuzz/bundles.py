@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -71,18 +72,26 @@ def attempt(case: Case, folder: Path) -> str:
         manifest = json.loads((bundle / MANIFEST).read_text())
         manifest["files"][file.name] = asdict(record_file(file))
         (bundle / MANIFEST).write_text(json.dumps(manifest))
+
+    def run() -> None:
+        opened = open_bundle(bundle)
+        graph = list(opened.manifest.graphs)[case["which"] % len(opened.manifest.graphs)]
+        model = dijiang.load(bundle, threads=1, graph=graph)
+        _ = opened.sampling, opened.parity, opened.passed
+        list(model.generate("ab", max_tokens=2))
+        model.forward([[1, 2], [3, 4]], model.new_state(2))
+
+    return tried(run, folder)
+
+
+def tried(run: Callable[[], None], folder: Path) -> str:
+    """`runs`, or the error of ours in one line; AssertionError if anything in the folder was written."""
     before = contents(folder)
     try:
-        try:
-            opened = open_bundle(bundle)
-            graph = list(opened.manifest.graphs)[case["which"] % len(opened.manifest.graphs)]
-            model = dijiang.load(bundle, threads=1, graph=graph)
-            _ = opened.sampling, opened.parity, opened.passed
-            list(model.generate("ab", max_tokens=2))
-            model.forward([[1, 2], [3, 4]], model.new_state(2))
-        except dijiang.DijiangError as error:
-            one_line(error)
-            return type(error).__name__
+        run()
+    except dijiang.DijiangError as error:
+        one_line(error)
+        return type(error).__name__
     finally:
         assert contents(folder) == before, "something was written"
     return "runs"

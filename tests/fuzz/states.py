@@ -19,7 +19,7 @@ from dijiang.runtime.snapshot import Snapshot, _digest, _read
 from dijiang.runtime.state import State
 from dijiang.runtime.witness import take, verify
 from tests.fuzz import bundles
-from tests.fuzz.bundles import contents, one_line
+from tests.fuzz.bundles import tried
 from tests.fuzz.grammar import Case, value
 from tests.fuzz.trees import bytes_edit, edit_bytes, edit_tree, tree_edit
 
@@ -117,19 +117,14 @@ def attempt(case: Case, folder: Path) -> str:
     """Read it, show it, prove it, and go on from it."""
     file = folder / "state"
     file.write_bytes(changed(case))
-    before = contents(folder)
-    try:
-        try:
-            kept = Snapshot.load(file)
-            json.dumps(_facts(kept))
-            _digest_free(kept)
-            state = State.of(kept)
-            verify(model(), Snapshot.load(file))
-            list(model().generate(None, state=state, max_tokens=2))
-            model().forward([[1]], state)
-        except dijiang.DijiangError as error:
-            one_line(error)
-            return type(error).__name__
-    finally:
-        assert contents(folder) == before, "something was written"
-    return "runs"
+
+    def run() -> None:
+        kept = Snapshot.load(file)
+        json.dumps(_facts(kept))
+        _digest_free(kept)
+        state = State.of(kept)
+        verify(model(), Snapshot.load(file))
+        list(model().generate(None, state=state, max_tokens=2))
+        model().forward([[1]], state)
+
+    return tried(run, folder)

@@ -13,7 +13,7 @@ import pytest
 
 from dijiang.runtime import operators as native
 from tests.native import norms, products
-from tests.native.steps import CASES, inputs, oracle, triples
+from tests.native.steps import CASES, inputs, node, oracle, triples
 
 ROOT = Path(__file__).parents[2]
 FAST = [name for name in native.isa_names() if name != "plain"]
@@ -108,12 +108,32 @@ def test_norm_of_wrong_sizes_is_one_line(wrong):
     case = norms.CASES["norm-16"] if wrong != "bias" else norms.CASES["norm-101"]
     feeds = norms.inputs(case)
     feeds[wrong] = feeds[wrong][..., :-1]
-    model = onnx.load_from_string(norms.model(case))
-    for value in model.graph.input:
-        value.type.tensor_type.ClearField("shape")
-    session = session_of(model.SerializeToString())
+    session = session_of(of_any_shape(norms.model(case)))
     with pytest.raises(Exception, match="AddNorm: sizes of its inputs"):
         session.run(None, feeds)
+
+
+def of_any_shape(data):
+    """A model without the shapes of its inputs and outputs."""
+    model = onnx.load_from_string(data)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    return model.SerializeToString()
+
+
+def test_no_rows_are_no_work():
+    feeds = norms.inputs(norms.CASES["norm-16"])
+    feeds |= {name: feeds[name][:, :0] for name in ("a", "b")}
+    assert session_of(norms.model(norms.CASES["norm-16"])).run(["y"], feeds)[0].shape == (1, 0, 16)
+    product = products.Product.of(products.CASES["8-bits"])
+    assert session_of(product.model()).run(None, {"x": product.x[None, :0]})[0].shape == (1, 0, 128)
+    case = CASES["head-64-many-rows"]
+    feeds = {
+        name: value[:, :0] if value.shape[:2] == (1, case.tokens) else value for name, value in inputs(case).items()
+    }
+    output, present = session_of(of_any_shape(node(case))).run(None, feeds)
+    assert output.shape == (1, 0, case.heads * case.size + case.mlp)
+    assert np.array_equal(present, feeds["state"])
 
 
 WRONG = {

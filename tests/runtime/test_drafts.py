@@ -73,6 +73,17 @@ def test_a_generation_that_is_closed_leaves_what_was_told(model, end):
     same_state(drafted, plain)
 
 
+def test_a_state_that_is_looked_at_meanwhile_is_never_ahead(model):
+    plain, drafted, told = model.new_state(), model.new_state(), len(model.tokenizer.encode(PROMPTS[0]))
+    for state, speculate in ((plain, False), (drafted, True)):
+        records = model.generate(PROMPTS[0], state=state, max_tokens=N, ignore_eos=True, speculate=speculate)
+        for number, _ in zip(range(N - 1), records, strict=False):
+            kept = state.snapshot()  # notes what was fed
+            assert kept.position[0] <= told + number
+        records.close()
+    same_state(drafted, plain)
+
+
 @pytest.mark.parametrize("first", [1, 7, 20])
 def test_n_and_m_tokens_are_n_plus_m(model, first):
     state, whole = model.new_state(), told(model, PROMPTS[1], None, max_tokens=N, ignore_eos=True)

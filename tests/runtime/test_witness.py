@@ -206,6 +206,17 @@ def test_run_says_that_a_state_goes_on_elsewhere(cli, exported, tmp_path):
     assert "[the state goes on elsewhere: precision fp32 -> int8]" in done.stderr
 
 
+@pytest.mark.skipif("native" not in RUNNABLE, reason="no compiled operator")
+def test_a_state_of_drafts_goes_on_where_there_are_none(cli, exported, tmp_path):
+    """How fast it was written is no part of how its tokens are drawn."""
+    bundle, file = exported("tiny-python", precision="int8"), tmp_path / "s"
+    done = cli("run", bundle, "-p", "def", "-n", 9, "--speculate", "--graph", "native", "--save-state", file)
+    assert done.exit_code == 0, done.output
+    for options in (["--graph", "ort"], ["--temperature", 1]):
+        done = cli("run", bundle, "-n", 3, "--load-state", file, *options)
+        assert done.exit_code == 0, done.output
+
+
 @pytest.mark.parametrize("file", ["none", "damaged", "foreign"])
 def test_run_refuses_a_file_and_leaves_what_is_there(cli, model, exported, tmp_path, file):
     bundle, out = exported("tiny-python"), tmp_path / "out"
