@@ -2,16 +2,62 @@
 
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
+import dijiang
+from dijiang.doctor.support import support
+from dijiang.errors import DijiangError
+from dijiang.machine.driver import Cuda
 from dijiang.runtime.sessions.webgpu import PACKAGE, installed
 
 HERE = Path(__file__).parent
-MISSING = pytest.mark.skipif(not installed(PACKAGE), reason=f"{PACKAGE} is not installed: it needs Python 3.11")
+
+
+def has_cuda() -> bool:
+    """Whether there is an NVIDIA GPU, and an onnxruntime for it."""
+    try:
+        return Cuda().gpu is not None and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    except DijiangError:
+        return False
+
+
+#: Providers whose kernels can be executed here.
+HAS = {"webgpu": installed(PACKAGE), "cuda": has_cuda()}
+
+
+MISSING = pytest.mark.skipif(not HAS["webgpu"], reason=f"{PACKAGE} is not installed: it needs Python 3.11")
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
-            item.add_marker(MISSING)
+            if "provider" not in item.fixturenames:
+                item.add_marker(MISSING)
+
+
+def pytest_generate_tests(metafunc):
+    """`provider`: those that are here; `precision`: with it, those that the provider runs."""
+    here = [name for name, there in HAS.items() if there]
+    if "precision" in metafunc.fixturenames and "provider" in metafunc.fixturenames:
+        pairs = [(one.provider, one.precision) for one in support() if one.provider in here and one.target]
+        metafunc.parametrize("provider, precision", pairs, scope="module")
+    elif "provider" in metafunc.fixturenames:
+        metafunc.parametrize("provider", here, scope="module")
+
+
+@pytest.fixture(scope="module")
+def loaded(exported, provider):
+    """loaded(checkpoint, **options): the bundle on the provider, loaded once."""
+    models = {}
+
+    def get(name, **options):
+        if provider == "cuda" and options.get("precision") in ("int8", "int4"):
+            options["target"] = "cuda"
+        key = (name, *sorted(options.items()))
+        if key not in models:
+            models[key] = dijiang.load(exported(name, **options), provider=provider)
+        return models[key]
+
+    return get
