@@ -147,7 +147,7 @@ struct StepKernel : Place {
   }
 
   ort::Status* go(ort::Context* context, Kernel kernel, size_t type, Grid grid, const cuda::Step& s) const {
-    return Place::template run<cuda::Step>(api, context, kernel, type, grid, s);
+    return grid.x ? Place::template run<cuda::Step>(api, context, kernel, type, grid, s) : nullptr;
   }
 };
 
