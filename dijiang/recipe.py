@@ -373,7 +373,9 @@ TARGETS = {
         {"native": "nbits", "ort": "nbits", "webgpu": "nbits", "primitive": "dequantize"},
         others=True,
     ),
-    "cuda": Target("int8 and int4 with activations in fp16", ("cuda", "ort"), dict.fromkeys(("cuda", "ort"), "nbits_gpu")),
+    "cuda": Target(
+        "int8 and int4 with activations in fp16", ("cuda", "ort"), dict.fromkeys(("cuda", "ort"), "nbits_gpu")
+    ),
     "tensorrt": Target("for dijiang build", ("primitive",), {"primitive": "dequantize"}),
 }
 #: Precisions of the head -> bits; None: not in blocks.

@@ -139,21 +139,25 @@ def test_angles_are_those_of_float64_at_any_position(session_of):
     results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("cos", "sin")]
     turn = helper.make_node("RotaryAngles", ["positions", "frequencies"], ["cos", "sin"], domain=CUDA_DOMAIN)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(CUDA_DOMAIN, 1)]
-    model = helper.make_model(helper.make_graph([turn], "turn", values, results), opset_imports=opsets, ir_version=9)
+    model = helper.make_model(
+        helper.make_graph([turn], "turn", values, results), opset_imports=opsets, ir_version=9
+    )
     feeds = {"positions": positions, "frequencies": frequencies}
     found = session_of(model.SerializeToString()).run(None, feeds)
     for one, function in zip(found, (np.cos, np.sin), strict=True):
         assert np.abs(one - function(positions[..., None] * frequencies)).max() <= 1e-7
 
 
-@pytest.mark.parametrize("wrong", ["projection", "log_decay", "mask", "weight", "bias", "cos", "sin", "packed_bias"])
+@pytest.mark.parametrize(
+    "wrong", ["projection", "log_decay", "mask", "weight", "bias", "cos", "sin", "packed_bias"]
+)
 def test_step_of_wrong_sizes_is_one_line(session_of, wrong):
     case = CASES["head-64"]
     feeds = inputs(case)
     feeds["packed_bias"] = np.zeros(feeds["packed"].shape[-1], np.float32)
     model = node(case, CUDA_DOMAIN, bias=True)
     feeds[wrong] = feeds[wrong][..., :-1]
-    with pytest.raises(Exception, match="RecurrentStep: (sizes of its inputs|rotary angles)"):
+    with pytest.raises(Exception, match=r"RecurrentStep: (sizes of its inputs|rotary angles)"):
         session_of(of_any_shape(model)).run(None, feeds)
 
 

@@ -10,6 +10,7 @@ from onnx_ir.convenience import replace_nodes_and_values
 from ...nodes import CONTRIB, CUDA_DOMAIN
 from .linear import is_vector, value_of
 from .rewrite import Rewrite
+from .types import MIXED
 
 #: Norm of a sum -> ONNX Runtime's node that does both. Further outputs: mean, inverse deviation, the sum.
 FUSED = {
@@ -60,10 +61,6 @@ class FuseResidualNorms(Rewrite):
         replace_nodes_and_values(graph, add, [norm, add], [fused], [normed, total], outputs)
 
 
-#: Our nodes for a GPU -> the input that a projection gives, and the place of its bias.
-BIASED = {"RecurrentStep": (0, 10), "AddNorm": (1, 4)}
-
-
 class FuseBiases(Rewrite):
     """A bias is added by the node of ours that reads the sum."""
 
@@ -72,15 +69,20 @@ class FuseBiases(Rewrite):
     def matches(self, graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node]]:
         """(Add, node): a projection's sum with its bias, and what alone reads it."""
         for node in graph:
-            if node.domain != CUDA_DOMAIN or node.op_type not in BIASED:
+            if node.domain != CUDA_DOMAIN or node.op_type not in MIXED:
                 continue
-            add = value_of(node.inputs[BIASED[node.op_type][0]]).producer()
-            if add is not None and add.op_type == "Add" and is_vector(add.inputs[1]) and len(add.outputs[0].uses()) == 1:
+            add = value_of(node.inputs[MIXED[node.op_type][0]]).producer()
+            if (
+                add is not None
+                and add.op_type == "Add"
+                and is_vector(add.inputs[1])
+                and len(add.outputs[0].uses()) == 1
+            ):
                 yield add, node
 
     def rewrite(self, graph: ir.Graph, add: ir.Node, node: ir.Node) -> None:
         """The node without the Add."""
-        given, place = BIASED[node.op_type]
+        given, place = MIXED[node.op_type]
         node.resize_inputs(place + 1)
         node.replace_input_with(given, add.inputs[0])
         node.replace_input_with(place, add.inputs[1])
