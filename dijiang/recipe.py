@@ -317,7 +317,7 @@ PROVIDERS = {
         detail=f"{SESSIONS}.webgpu:WEBGPU",
         auto=f"{SESSIONS}.webgpu:has_gpu",
         trial=True,
-        proven="Mesa's lavapipe, a Vulkan driver in software (`make gpu`)",
+        proven="Mesa's lavapipe, a Vulkan driver in software (`make gpu`), and an NVIDIA H200",
         numbered=False,
     ),
     "cuda": Provider(
@@ -325,6 +325,7 @@ PROVIDERS = {
         graphs=("cuda", "ort", "primitive", "onnx"),
         schemes=("floats", "nbits_gpu"),
         detail=f"{SESSIONS}.device:CUDA",
+        proven="an NVIDIA H200",
         auto=f"{SESSIONS}.providers:has_provider",
     ),
     "ort-tensorrt": Provider(

@@ -82,15 +82,10 @@ def refuse():
 def test_default_export_holds_every_graph_that_shares_its_weights(exported, precision, graphs):
     bundle = exported("tiny-python", precision=precision)
     assert list(json.loads((bundle / "dijiang.json").read_text())["graphs"]) == graphs
-    data = [
-        (exported("tiny-python", precision=precision, graph=graph) / "model.onnx.data").read_bytes()
-        for graph in ("ort", "cuda")
-        if graph in graphs
-    ]
-    # On a GPU our nodes keep vectors in float32, and need no tables of angles.
-    assert (
-        sum(map(len, data)) / len(data) <= (bundle / "model.onnx.data").stat().st_size <= 1.01 * max(map(len, data))
-    )
+    alone = exported("tiny-python", precision=precision, graph="ort")
+    whole, least = ((folder / "model.onnx.data").stat().st_size for folder in (bundle, alone))
+    # In 16 bits the cuda graph has the weights of its norms in float32.
+    assert least <= whole <= 1.001 * least
     ids, logits = np.arange(30)[None], {}
     for graph in graphs:
         model = dijiang.load(bundle, graph=graph)
