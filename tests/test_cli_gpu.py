@@ -25,6 +25,8 @@ class Machine:
         self.cuda = FakeLibcuda(sm="86", name=b"Fake RTX")
         self.cuda.driver = 13000
         monkeypatch.setattr("dijiang.machine.driver.load_library", lambda: self.cuda)
+        # The operators' library asks the system's libcuda.
+        monkeypatch.setattr("dijiang.runtime.sessions.device_session.load_kernels", lambda index: None)
         monkeypatch.setattr(onnxruntime, "cuda_version", "13.0", raising=False)
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*GPU_PROVIDERS, CPU])
         self.trt = self.install_tensorrt(fake_tensorrt(self.cuda))
@@ -100,7 +102,7 @@ class Machine:
         self.patch.setattr(
             onnxruntime,
             "InferenceSession",
-            lambda path, sess_options, providers, enable_fallback: create(path),
+            lambda path, sess_options, providers, enable_fallback: create(path, sess_options),
         )
 
     def two_onnxruntimes(self):
