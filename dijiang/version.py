@@ -51,6 +51,6 @@ def _read(sources: Path) -> str:
 
 
 try:
-    from ._version import __version__
+    from ._version import __version__ as __version__
 except ImportError:
     __version__ = version_of(Path(__file__).parents[1])
