@@ -44,6 +44,7 @@ def test_wheel_is_bound_to_a_platform_and_to_no_python(tmp_path):
     with zipfile.ZipFile(wheel) as files:
         assert [name for name in files.namelist() if "_native" in name] == [LIBRARY]
         library = files.read(LIBRARY)
+        assert "dijiang/integrations/tasks/dijiang_paper.yaml" in files.namelist()
         assert files.read("dijiang/_version.py").decode() == f'__version__ = "{UNKNOWN}"'
     assert b"PyInit" not in library
     assert b"libpython" not in library
