@@ -72,7 +72,7 @@ def draw_layer(bundle: Bundle, graph: str | None, layer: int, file: Path, checkp
 
 def beside(pictures: Mapping[str, str]) -> str:
     """SVG pictures (title -> picture that begins with its size) as one, side by side."""
-    right, bottom, parts = 0, 0, []
+    right, bottom, parts = 0, 0, ['<rect width="100%" height="100%" fill="white"/>']
     for title, picture in pictures.items():
         width, height = map(int, re.findall(r'viewBox="0 0 (\d+) (\d+)"', picture)[0])
         parts.append(f'<text x="{right + 20}" y="20" font-family="sans-serif" font-size="16">{title}</text>')
