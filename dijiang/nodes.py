@@ -8,7 +8,7 @@ a file. A new block, activation or scheme adds its nodes here; `tests/bundle/tes
 from __future__ import annotations
 
 #: Domains: of ONNX Runtime's own nodes, and of ours.
-CONTRIB, DOMAIN = "com.microsoft", "dijiang"
+CONTRIB, DOMAIN, CUDA_DOMAIN = "com.microsoft", "dijiang", "dijiang.cuda"
 
 Nodes = frozenset[tuple[str, str]]
 
@@ -33,6 +33,7 @@ PLAIN_RECURRENCE = _of("", "CumSum Exp Less Mod Range Shape Softmax Squeeze Tran
 
 BASE = COMMON | NORMS | ACTIVATIONS
 NATIVE = BASE | FUSED | _of(DOMAIN, "AddNorm MatMul RecurrentStep")
+CUDA = BASE | FUSED | _of(CUDA_DOMAIN, "AddNorm RecurrentStep RotaryAngles")
 ORT = BASE | FUSED | _of("", "Softmax") | _of(CONTRIB, "LinearAttention")
 WEBGPU = ORT | _of("", "ReduceMean")
 PRIMITIVE = BASE | PLAIN_NORMS | PLAIN_RECURRENCE

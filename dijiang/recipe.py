@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from .errors import BundleError, ExportError
-from .nodes import DEQUANTIZE, NATIVE, NBITS, ONNX, ORT, PRIMITIVE, WEBGPU, Nodes
+from .nodes import CUDA, CUDA_DOMAIN, DEQUANTIZE, DOMAIN, NATIVE, NBITS, ONNX, ORT, PRIMITIVE, WEBGPU, Nodes
 
 #: Bytes of a number of each floating-point type that weights and activations can have.
 TYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -171,7 +171,9 @@ class Graph:
     fused: norms, rotary embedding and activations are ONNX Runtime's own single nodes.  in_place: the
     new state may be written over the old one.  exact: norms subtract the mean in nodes of their own, and
     matmuls of blocks do not round activations.  on_device: a GPU runs every node, none computes shapes on the
-    CPU.  operators: it needs the library that is compiled with dijiang.  types: of its activations.
+    CPU.  operators: domain of the nodes that the library compiled with dijiang has; empty: it needs none.
+    matmul: blocks are multiplied by such a node.  own_kernels: on a GPU those nodes are compiled when it is opened.
+    types: of its activations.
     """
 
     help: str
@@ -184,7 +186,9 @@ class Graph:
     in_place: bool = False
     exact: bool = False
     on_device: bool = True
-    operators: bool = False
+    operators: str = ""
+    matmul: bool = False
+    own_kernels: bool = False
     types: tuple[str, ...] = tuple(TYPE_BYTES)
     integers_from: tuple[int, int] = (0, 0)
 
@@ -200,7 +204,8 @@ GRAPHS = {
         onnxruntime=(1, 30),
         fused=True,
         in_place=True,
-        operators=True,
+        operators=DOMAIN,
+        matmul=True,
         types=("fp32",),
     ),
     "ort": Graph(
@@ -241,6 +246,17 @@ GRAPHS = {
         nodes=ONNX,
         opset=27,
         onnxruntime=(1, 30),
+    ),
+    "cuda": Graph(
+        "fastest on CUDA, with kernels that are compiled for the GPU at hand",
+        file="model.cuda.onnx",
+        layer="dijiang.graph.layers.native:CudaLayer",
+        nodes=CUDA,
+        opset=23,
+        onnxruntime=(1, 30),
+        fused=True,
+        operators=CUDA_DOMAIN,
+        own_kernels=True,
     ),
 }
 
@@ -301,14 +317,15 @@ PROVIDERS = {
         detail=f"{SESSIONS}.webgpu:WEBGPU",
         auto=f"{SESSIONS}.webgpu:has_gpu",
         trial=True,
-        proven="Mesa's lavapipe, a Vulkan driver in software (`make gpu`)",
+        proven="Mesa's lavapipe, a Vulkan driver in software (`make gpu`), and an NVIDIA H200",
         numbered=False,
     ),
     "cuda": Provider(
         f"{SESSIONS}.device_session:open_device",
-        graphs=("ort", "primitive", "onnx"),
+        graphs=("cuda", "ort", "primitive", "onnx"),
         schemes=("floats", "nbits_gpu"),
         detail=f"{SESSIONS}.device:CUDA",
+        proven="an NVIDIA H200",
         auto=f"{SESSIONS}.providers:has_provider",
     ),
     "ort-tensorrt": Provider(
@@ -353,11 +370,13 @@ class Target:
 TARGETS = {
     "onnxruntime": Target(
         "the CPU; fp32, fp16 and bf16 on GPUs, too",
-        ("native", "ort", "webgpu", "primitive"),
+        ("native", "ort", "webgpu", "primitive", "cuda"),
         {"native": "nbits", "ort": "nbits", "webgpu": "nbits", "primitive": "dequantize"},
         others=True,
     ),
-    "cuda": Target("int8 and int4 with activations in fp16", ("ort",), {"ort": "nbits_gpu"}),
+    "cuda": Target(
+        "int8 and int4 with activations in fp16", ("cuda", "ort"), dict.fromkeys(("cuda", "ort"), "nbits_gpu")
+    ),
     "tensorrt": Target("for dijiang build", ("primitive",), {"primitive": "dequantize"}),
 }
 #: Precisions of the head -> bits; None: not in blocks.

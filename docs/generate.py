@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 from markdown_parts import table, words
-from measured import capacity, first_tokens, memories, performance, real, rounding
+from measured import capacity, first_tokens, gpus, memories, performance, real, rounding
 from messages import messages
 
 import dijiang
@@ -112,14 +112,23 @@ def recipes() -> str:
     return "\n".join(parts)
 
 
-#: Marks around the part of gpu.md that is made.
-BEGIN, END = "by `make docs`. -->\n", "<!-- end -->"
+#: Marks around the parts of gpu.md that are made.
+TABLES, REPORTS = (
+    f"<!-- From here to the next mark made from {source} by `make docs`. -->\n"
+    for source in ("dijiang/recipe.py", "benchmarks/results/gpu-h200*.json")
+)
+END = "<!-- end -->"
+
+
+def between(page: str, begin: str, made: str) -> str:
+    """A page with another part between a mark and the end of it."""
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(END)
+    return f"{before}{begin}\n{made}\n\n{END}{after}"
 
 
 def gpu() -> str:
-    """The page about GPUs, with what every provider runs."""
-    before, _, rest = (HERE / "gpu.md").read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
+    """The page about GPUs, with what every provider runs, and what was measured."""
     rows = []
     for one in support():
         proven = PROVIDERS[one.provider].proven
@@ -127,7 +136,8 @@ def gpu() -> str:
         said = ["-", str(one)] if one.target is None else [words(one.graphs), how]
         rows.append([f"`{one.provider}`", f"`{one.precision}`", f"`{one.target}`" if one.target else "-", *said])
     made = table(["provider", "precision", "`--target`", "graphs", "state"], rows)
-    return f"{before}{BEGIN}\n{made}\n\n{END}{after}"
+    page = between((HERE / "gpu.md").read_text(encoding="utf-8"), TABLES, made)
+    return between(page, REPORTS, gpus())
 
 
 def option(one: click.Option) -> list[str]:

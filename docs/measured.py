@@ -193,6 +193,25 @@ def performance() -> str:
     return PERFORMANCE.format(preset=found["preset"]) + "\n".join(parts) + drafts()
 
 
+def gpus() -> str:
+    """The table of `benchmarks/gpu.py`'s reports: steps of each model."""
+    rows = []
+    for file in sorted(REPORTS.glob("gpu-h200*.json")):
+        report = json.loads(file.read_text(encoding="utf-8"))
+        bandwidth = report["results"]["bandwidth tiny-python fp16"]["bytes_per_second"]
+        for found in report["results"].values():
+            for one in found.get("results", []):
+                latency = one["decode"]["latency"] if one["per_token"] is None else one["per_token"]["latency"]
+                milliseconds = 1e3 * latency["p50"] / (one["tokens"] if one["per_token"] is None else 1)
+                share, spread = "-", f"{one['spread']:.0%}"
+                if one["roofline"]:
+                    share = f"{one['roofline']['bytes_per_step'] / bandwidth / milliseconds * 1e3:.0%}"
+                graph = one["session"].get("graph")
+                step = [one["model"], f"`{graph}`" if graph else "-", f"{one['depth']:,}", f"{milliseconds:.3f}"]
+                rows.append([*step, share, spread, report["gpu"]["name"]])
+    return table(["model", "graph", "tokens before", "ms a token, p50", "of the bandwidth", "spread", "GPU"], rows)
+
+
 CAPACITY = """# How many nodes
 
 This page is made by `make capacity` and `make docs`. Do not edit it.

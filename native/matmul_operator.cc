@@ -25,7 +25,7 @@ uint8_t* scratch(size_t bytes) {
   return room.data();
 }
 
-struct MatMulKernel {
+struct MatMulKernel : OnCpu {
   static constexpr const char* kName = "MatMul";
   static constexpr size_t kInputs = 4, kOptionalFrom = 3, kOutputs = 1;
   static int type(size_t input) { return input == 1 ? ort::kByte : ort::kFloat; }

@@ -5,7 +5,7 @@
 namespace dijiang {
 namespace {
 
-struct NormKernel {
+struct NormKernel : OnCpu {
   static constexpr const char* kName = "AddNorm";
   static constexpr size_t kInputs = 4, kOptionalFrom = 3, kOutputs = 2;
   static int type(size_t) { return ort::kFloat; }

@@ -35,6 +35,7 @@ struct Api {
   Status* add_op(Domain* domain, const struct Op* op) const { return call<27, Status*>(domain, op); }
   Status* add_domain(Options* options, Domain* domain) const { return call<28, Status*>(options, domain); }
   Status* data(Value* value, void** out) const { return call<51, Status*>(value, out); }
+  Status* element_type(const Shape* shape, int* out) const { return call<60, Status*>(shape, out); }
   Status* rank(const Shape* shape, size_t* out) const { return call<61, Status*>(shape, out); }
   Status* dims(const Shape* shape, int64_t* out, size_t rank) const {
     return call<62, Status*>(shape, out, rank);
@@ -53,6 +54,8 @@ struct Api {
   Status* output(Context* context, size_t index, const int64_t* dims, size_t rank, Value** out) const {
     return call<91, Status*>(context, index, dims, rank, out);
   }
+  // The CUstream of the provider that runs a node.
+  Status* stream(const Context* context, void** out) const { return call<193, Status*>(context, out); }
   void release(Shape* shape) const { call<99, void>(shape); }
   // Runs work(data, i) for i in 0..total on the session's threads, in `batches` runs of neighbours
   // (0: as many as threads).
@@ -97,7 +100,8 @@ struct Op {
   void (*release_alias)(int*, int*);
 };
 
-constexpr int kFloat = 1, kByte = 2;            // element types: float32, uint8
+// Element types: float32, uint8, int64, float16, float64, bfloat16; kAny: as the one input of this type is.
+constexpr int kAny = 0, kFloat = 1, kByte = 2, kLong = 7, kHalf = 10, kDouble = 11, kBrain = 16;
 constexpr int kRequired = 0, kOptional = 1;     // kind of input
 
 }  // namespace ort

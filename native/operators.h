@@ -1,6 +1,7 @@
 // What our custom operators share.
 #pragma once
 
+#include <array>
 #include <memory>
 
 #include "dispatch.h"
@@ -63,16 +64,22 @@ inline ort::Status* for_each(const ort::Api& api, ort::Context* context, void (*
   return nullptr;
 }
 
-// An operator of the CPU: Kernel has `kName`, `kInputs`, `kOptionalFrom`, `kOutputs`, `type(input)`, a
-// constructor from (api, kernels), `read(info)` and `run(context)`.
+// Where an operator runs, and what it gives, unless its kernel says something else.
+struct OnCpu {
+  static constexpr const char* kProvider = nullptr;
+  static int output_type(size_t) { return ort::kFloat; }
+};
+
+// An operator: Kernel has `kProvider`, `kName`, `kInputs`, `kOptionalFrom`, `kOutputs`, `type(input)`,
+// `output_type(output)`, a constructor from (api, kernels), `read(info)` and `run(context)`.
 template <class Kernel>
 ort::Op make_op() {
   ort::Op op{};
   op.version = ort::kApiVersion;
   op.name = [](const ort::Op*) { return Kernel::kName; };
-  op.provider = [](const ort::Op*) -> const char* { return nullptr; };  // CPU
+  op.provider = [](const ort::Op*) -> const char* { return Kernel::kProvider; };
   op.input_type = [](const ort::Op*, size_t i) { return Kernel::type(i); };
-  op.output_type = [](const ort::Op*, size_t) { return ort::kFloat; };
+  op.output_type = [](const ort::Op*, size_t i) { return Kernel::output_type(i); };
   op.input_count = [](const ort::Op*) -> size_t { return Kernel::kInputs; };
   op.output_count = [](const ort::Op*) -> size_t { return Kernel::kOutputs; };
   op.input_kind = [](const ort::Op*, size_t i) { return i < Kernel::kOptionalFrom ? ort::kRequired : ort::kOptional; };
@@ -95,5 +102,8 @@ ort::Op make_op() {
 ort::Op step_op();
 ort::Op matmul_op();
 ort::Op norm_op();
+
+// Those of domain `dijiang.cuda`, each for CUDA and for the CPU: cuda_operators.cc.
+std::array<ort::Op, 6> cuda_ops();
 
 }  // namespace dijiang

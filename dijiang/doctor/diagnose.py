@@ -16,6 +16,7 @@ from ..recipe import PROVIDERS, named
 from ..runtime.operators import find_library, isa
 from ..runtime.sessions.engines import BACKENDS
 from ..runtime.sessions.inference import CPU_PROVIDER, PACKAGES
+from ..runtime.sessions.kernels import why_no_kernels
 from ..runtime.sessions.preflight import clashing_packages
 from .probes import Probe, probe_providers
 from .support import support
@@ -146,11 +147,19 @@ def _tools(machine: dict[str, Any], sensors: list[str]) -> list[Finding]:
         else Finding(name, "missing", "not installed", _next(machine, name))
         for name in ("tensorrt", "onnx-ir", "matplotlib")
     ]
-    findings.append(_operator(machine))
+    findings += [_operator(machine), *_kernels(machine)]
     if sensors:
         return [*findings, Finding("energy sensors", "ok", ", ".join(sensors))]
     silent = "neither NVML, INA3221 nor RAPL answers"
     return [*findings, Finding("energy sensors", "unknown", silent, _next(machine, "energy sensors"))]
+
+
+def _kernels(machine: dict[str, Any]) -> list[Finding]:
+    """What the fastest graph on CUDA needs; nothing is said where there is no NVIDIA GPU."""
+    if not machine.get("gpus") or find_library() is None:
+        return []
+    missing = why_no_kernels()
+    return [Finding("kernels of the cuda graph", "missing" if missing else "ok", missing or "can be compiled")]
 
 
 def _operator(machine: dict[str, Any]) -> Finding:

@@ -46,7 +46,7 @@ def step_graph(model: Source, graph: str, recipe: Recipe, moments: Moments | Non
     moments: of `calibrate`. None: weights of few bits go to their nearest codes.
     """
     row = GRAPHS[graph]
-    skip = row.fused and recipe.type not in TYPES
+    skip = row.fused and (row.own_kernels or recipe.type not in TYPES)
     written = optimise(write_graph(model, graph), skip_norms=skip, operators=row.operators, centred=row.exact)
     return store_weights(written, recipe, row, tied=model.spec.tied_embeddings, moments=moments)
 

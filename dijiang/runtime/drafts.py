@@ -30,8 +30,8 @@ WINDOW = 1 << 14
 
 
 def can_speculate(manifest: Manifest, graph: str) -> bool:
-    """Whether a token has the same bits whatever is fed with it: integers in a graph with our operators."""
-    return manifest.recipe.in_blocks and GRAPHS[graph].operators
+    """Whether a token has the same bits whatever is fed with it: integers in a graph with our matmul."""
+    return manifest.recipe.in_blocks and GRAPHS[graph].matmul
 
 
 class Lookup:

@@ -66,6 +66,7 @@ def open_library(path: Path) -> ctypes.CDLL:
             ("activation_names", text, []),
             ("activation_number", number, [text]),
             ("activation", status, [number, floats, floats, number]),
+            ("cuda_load", status, [text]),
             ("multiply_add", status, [floats, floats, floats, floats, number]),
             ("gptq", status, [floats, floats, floats, ctypes.POINTER(ctypes.c_uint8), floats, *4 * [number]]),
         ):

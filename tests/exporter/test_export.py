@@ -74,16 +74,18 @@ def refuse():
 @pytest.mark.parametrize(
     ("precision", "graphs"),
     [
-        ("fp32", ["native", "ort", "webgpu", "primitive"]),
+        ("fp32", ["native", "ort", "webgpu", "primitive", "cuda"]),
         ("int8", ["native", "ort", "webgpu"]),
-        ("fp16", ["ort"]),
+        ("fp16", ["ort", "cuda"]),
     ],
 )
 def test_default_export_holds_every_graph_that_shares_its_weights(exported, precision, graphs):
     bundle = exported("tiny-python", precision=precision)
     assert list(json.loads((bundle / "dijiang.json").read_text())["graphs"]) == graphs
-    alone = exported("tiny-python", precision=precision, graph=graphs[-1])
-    assert (bundle / "model.onnx.data").read_bytes() == (alone / "model.onnx.data").read_bytes()
+    alone = exported("tiny-python", precision=precision, graph="ort")
+    whole, least = ((folder / "model.onnx.data").stat().st_size for folder in (bundle, alone))
+    # In 16 bits the cuda graph has the weights of its norms in float32.
+    assert least <= whole <= 1.001 * least
     ids, logits = np.arange(30)[None], {}
     for graph in graphs:
         model = dijiang.load(bundle, graph=graph)

@@ -9,6 +9,7 @@ import dijiang
 from dijiang.doctor.support import support
 from dijiang.errors import DijiangError
 from dijiang.machine.driver import Cuda
+from dijiang.recipe import PROVIDERS
 from dijiang.runtime.sessions.webgpu import PACKAGE, installed
 
 HERE = Path(__file__).parent
@@ -24,26 +25,33 @@ def has_cuda() -> bool:
 
 #: Providers whose kernels can be executed here.
 HAS = {"webgpu": installed(PACKAGE), "cuda": has_cuda()}
-
-
 MISSING = pytest.mark.skipif(not HAS["webgpu"], reason=f"{PACKAGE} is not installed: it needs Python 3.11")
+
+
+WEBGPU_ONLY = ("test_webgpu", "test_norms")
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
-            if "provider" not in item.fixturenames:
+            if item.path.stem in WEBGPU_ONLY:
                 item.add_marker(MISSING)
 
 
 def pytest_generate_tests(metafunc):
-    """`provider`: those that are here; `precision`: with it, those that the provider runs."""
-    here = [name for name, there in HAS.items() if there]
-    if "precision" in metafunc.fixturenames and "provider" in metafunc.fixturenames:
+    """`provider`: those that are here; `precision`, `graph`: with it, those that the provider runs."""
+    here, asked = [name for name, there in HAS.items() if there], metafunc.fixturenames
+    if "provider" not in asked:
+        return
+    if "precision" in asked:
         pairs = [(one.provider, one.precision) for one in support() if one.provider in here and one.target]
         metafunc.parametrize("provider, precision", pairs, scope="module")
-    elif "provider" in metafunc.fixturenames:
+    elif "graph" in asked:
+        # The standard function of opset 27 is what onnxruntime makes of it, and varies with its version.
+        pairs = [(name, graph) for name in here for graph in PROVIDERS[name].graphs if graph != "onnx"]
+        metafunc.parametrize("provider, graph", pairs, scope="module")
+    else:
         metafunc.parametrize("provider", here, scope="module")
 
 

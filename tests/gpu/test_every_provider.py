@@ -8,7 +8,6 @@ from click.testing import CliRunner
 
 import dijiang
 from dijiang.cli import main
-from dijiang.recipe import PROVIDERS
 from dijiang.runtime.sessions.device import CUDA
 from dijiang.runtime.sessions.webgpu import WEBGPU
 from tests.conftest import EXAMPLES, GOLDEN, Golden, take_turns
@@ -24,27 +23,22 @@ TOKENS, VERIFIED = 1000, 1024
 NAMES = {"webgpu": WEBGPU.name, "cuda": CUDA.name}
 
 
-def runs(provider):
-    """(graph, provider) of the graphs that run in float32 on every version."""
-    return [(graph, provider) for graph in PROVIDERS[provider].graphs if graph != "onnx"]
-
-
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", sorted(GOLDEN))
-def test_bundle_meets_published_logits(loaded, name, split):
-    check_logits(loaded(name), Golden.load(name), split)
+def test_bundle_meets_published_logits(loaded, graph, name, split):
+    check_logits(loaded(name, graph=graph), Golden.load(name), split)
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", PADDED)
-def test_padded_batch_meets_published_logits(loaded, name, side):
-    check_padding(loaded(name), Golden.load(name), side)
+def test_padded_batch_meets_published_logits(loaded, graph, name, side):
+    check_padding(loaded(name, graph=graph), Golden.load(name), side)
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["analytic", "tabled"])
 @pytest.mark.parametrize("name", NAMED)
-def test_named_variant_meets_the_reference(provider, name, trained):
-    check_every_graph(NAMED[name], trained, seed=1, runs=runs(provider))
+def test_named_variant_meets_the_reference(provider, graph, name, trained):
+    check_every_graph(NAMED[name], trained, seed=1, runs=[(graph, provider)])
 
 
 def test_greedy_text_is_the_cpus_from_a_captured_step(loaded):
@@ -60,9 +54,9 @@ def test_greedy_text_is_the_cpus_from_a_captured_step(loaded):
 
 
 @pytest.mark.parametrize("head", [64, 80, 128, 256])
-def test_head_size_of_a_published_shape_meets_the_reference(provider, head):
+def test_head_size_of_a_published_shape_meets_the_reference(provider, graph, head):
     config = NAMED["neox-parallel"] | {"hidden_size": 2 * head, "num_attention_heads": 2}
-    check_every_graph(config, False, seed=1, length=POSITIONS, runs=runs(provider))
+    check_every_graph(config, False, seed=1, length=POSITIONS, runs=[(graph, provider)])
 
 
 def test_precision_meets_its_gates(loaded, provider, precision):

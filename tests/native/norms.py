@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto, helper
 
+from dijiang.nodes import DOMAIN
+
 EPSILON = 1e-5
 #: Rows of a call; the first alone must have the same bits.
 ROWS = 5
@@ -44,11 +46,11 @@ def inputs(case: Case) -> dict[str, np.ndarray]:
     return {name: value.astype(np.float32) for name, value in given.items()}
 
 
-def model(case: Case) -> bytes:
+def model(case: Case, domain: str = DOMAIN) -> bytes:
     """A model of this one node."""
     given = inputs(case)
     node = helper.make_node(
-        "AddNorm", list(given), ["y", "sum"], domain="dijiang", epsilon=EPSILON, centred=int(case.centred)
+        "AddNorm", list(given), ["y", "sum"], domain=domain, epsilon=EPSILON, centred=int(case.centred)
     )
 
     def value(name: str, array: np.ndarray):
@@ -57,7 +59,7 @@ def model(case: Case) -> bytes:
 
     results = [value(name, given["a"]) for name in ("y", "sum")]
     graph = helper.make_graph([node], "norm", [value(*item) for item in given.items()], results)
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("dijiang", 1)]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(domain, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
 
 

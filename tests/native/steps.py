@@ -14,6 +14,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from dijiang.models.activations import ACTIVATIONS
+from dijiang.nodes import DOMAIN
 from dijiang.runtime import operators as native
 from tests.native import norms, products
 
@@ -82,8 +83,8 @@ def inputs(case: Case) -> dict[str, np.ndarray]:
     return {name: value.astype(np.float32) for name, value in given.items()}
 
 
-def node(case: Case) -> bytes:
-    """A model of this one node."""
+def node(case: Case, domain: str = DOMAIN, *, bias: bool = False) -> bytes:
+    """A model of this one node. In the domain for GPUs it gives room to work in, too, and may add a bias."""
     order = (
         "packed",
         "projection",
@@ -95,13 +96,16 @@ def node(case: Case) -> bytes:
         "cos",
         "sin",
         "scales",
+        "packed_bias",
     )
-    given = inputs(case)
+    given, results = inputs(case), ["output", "present"]
+    if bias:
+        given["packed_bias"] = given["packed"][0, 0]  # for its shape
     step = helper.make_node(
         "RecurrentStep",
-        [name if name in given else "" for name in order],
-        ["output", "present"],
-        domain="dijiang",
+        [name if name in given else "" for name in order[: 10 if domain == DOMAIN else 11]],
+        results if domain == DOMAIN else [*results, "room"],
+        domain=domain,
         num_heads=case.heads,
         kv_num_heads=case.groups,
         activation=native.activation_number(case.activation) if case.activation else 0,
@@ -121,7 +125,7 @@ def node(case: Case) -> bytes:
             value("present", given["state"].shape),
         ],
     )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("dijiang", 1)]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(domain, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
 
 

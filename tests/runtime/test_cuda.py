@@ -10,7 +10,7 @@ import pytest
 import dijiang
 from dijiang.batching.batcher import Batcher
 from dijiang.recipe import PROVIDERS
-from dijiang.runtime.sessions import device, device_session
+from dijiang.runtime.sessions import device, device_session, providers
 from dijiang.runtime.step import Step
 from tests import fake_ort
 from tests.batching.test_batcher import alone, requests, run, turn_of
@@ -28,6 +28,9 @@ def stand_in(monkeypatch):
     """`cuda` is the CPU's provider, through the device's session, with CUDA graphs."""
     fake_ort.install(monkeypatch)
     monkeypatch.setattr(device, "CUDA", STAND_IN)
+    # The kernels of the cuda graph are their twins.
+    monkeypatch.setattr(device_session, "load_kernels", lambda index: None)
+    monkeypatch.setattr(providers, "why_no_kernels", lambda: "")
 
 
 @pytest.fixture

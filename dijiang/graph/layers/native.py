@@ -7,8 +7,12 @@ import onnx_ir as ir
 
 from ...errors import ExportError
 from ...models.activations import ACTIVATIONS
-from ...nodes import DOMAIN
+from ...models.rotary import inverse_frequencies
+from ...models.spec import ModelSpec
+from ...nodes import CUDA_DOMAIN, DOMAIN
 from ...runtime.operators import activation_number, longest_head
+from ..blocks import rotary_angles
+from ..builder import GraphBuilder
 from ..roles import Role
 from . import Frame
 from .recurrent import States
@@ -22,8 +26,13 @@ class NativeLayer:
     in the node, too, if the operator has it.
     """
 
+    #: Of the node; its outputs: what goes on, the state, and on a GPU room to work in.
+    domain, outputs = DOMAIN, 2
+    #: Makes the rotary angles.
+    angles = staticmethod(rotary_angles)
+
     def __init__(self, writer: Frame) -> None:
-        self.w, self.states = writer, States(writer)
+        self.w, self.states = writer, States(writer, self.angles)
         self.declare, self.finish = self.states.declare, self.states.finish
         spec = writer.spec
         if spec.head_size > longest_head():
@@ -57,9 +66,9 @@ class NativeLayer:
     def _step(self, layer: int, projected: list[ir.Value], activation: int = 0) -> ir.Value:
         """The node: q, k, v and gate, and MLP-up if there is an activation for it (0: there is none)."""
         w, b, spec, states = self.w, self.w.b, self.w.spec, self.states
-        out, state = b.ops(
+        out, state, *_ = b.ops(
             "RecurrentStep",
-            2,
+            self.outputs,
             b.op("Concat", *projected, axis=-1),
             w.weight("proj.weight", Role.FEATURE_MAP, layer),
             states.log_decay(layer),
@@ -69,7 +78,7 @@ class NativeLayer:
             w.weight("group_norm.bias", Role.NORM, layer),
             *(states.angles or (None, None)),
             states.scales(layer),
-            domain=DOMAIN,
+            domain=self.domain,
             num_heads=spec.num_heads,
             kv_num_heads=spec.num_kv_heads,
             activation=activation,
@@ -77,3 +86,18 @@ class NativeLayer:
         )
         states.keep(state)
         return out
+
+
+class CudaLayer(NativeLayer):
+    """The same with the node whose kernels a GPU runs."""
+
+    domain, outputs = CUDA_DOMAIN, 3
+
+    @staticmethod
+    def angles(
+        b: GraphBuilder, positions: ir.Value, spec: ModelSpec, limit: int | None
+    ) -> tuple[ir.Value, ir.Value]:
+        """See `rotary_angles`: one node, which computes them in float64."""
+        frequencies = b.constant(inverse_frequencies(spec), np.float64)
+        cos, sin = b.ops("RotaryAngles", 2, positions, frequencies, domain=CUDA_DOMAIN)
+        return cos, sin

@@ -28,10 +28,13 @@ FUTURE = -1e4
 
 
 class States:
-    """Recurrent states of all layers, and what every token brings to them: mask, decay, scales."""
+    """Recurrent states of all layers, and what every token brings to them: mask, decay, scales, angles.
 
-    def __init__(self, writer: Frame) -> None:
-        self.w, self.b, self.spec = writer, writer.b, writer.spec
+    angles: the nodes that make them, as `blocks.rotary_angles`.
+    """
+
+    def __init__(self, writer: Frame, angles: Callable[..., tuple[ir.Value, ir.Value]] = rotary_angles) -> None:
+        self.w, self.b, self.spec, self._rotary = writer, writer.b, writer.spec, angles
         self._pasts: list[ir.Value] = []
         self._presents: list[ir.Value] = []
         self._log_decays: dict[bytes, ir.Value] = {}
@@ -45,7 +48,7 @@ class States:
         self._pasts = [b.input(names.past_state(i), ir.DataType.FLOAT, self._shape) for i in range(spec.num_layers)]
         self.mask = b.op("Unsqueeze", b.op("Cast", mask, to=ir.DataType.FLOAT), b.constant([-1], np.int64))
         limit = w.model.positions_limit
-        self.angles = rotary_angles(b, positions, spec, limit) if spec.rotary_dims else None
+        self.angles = self._rotary(b, positions, spec, limit) if spec.rotary_dims else None
 
     def past(self, layer: int) -> ir.Value:
         """The state of a layer before the tokens."""

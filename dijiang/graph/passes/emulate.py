@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
 from .linear import shape_of
-from .types import FLOAT, TYPES, UNTYPED
+from .types import FLOAT, TYPES, UNTYPED, typed_outputs
 
 LOW = frozenset(dtype for dtype, _ in TYPES.values())
 #: Nodes that move data: what they give is as round as what they get.
@@ -45,9 +45,10 @@ class Emulate(InPlacePass):
             if dtype is None:
                 continue
             changed = True
-            low.update(dict.fromkeys(node.outputs, dtype))
+            outputs = typed_outputs(node)
+            low.update(dict.fromkeys(outputs, dtype))
             if node.op_type not in MOVES:
-                low.update({_rounded(graph, node, output, dtype): dtype for output in node.outputs})
+                low.update({_rounded(graph, node, output, dtype): dtype for output in outputs})
         return PassResult(model, modified=changed)
 
     def ensures(self, model: ir.Model) -> None:

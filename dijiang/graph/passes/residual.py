@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
 
-from ...nodes import CONTRIB, DOMAIN
+from ...nodes import CONTRIB, CUDA_DOMAIN
 from .linear import is_vector, value_of
 from .rewrite import Rewrite
+from .types import MIXED
 
 #: Norm of a sum -> ONNX Runtime's node that does both. Further outputs: mean, inverse deviation, the sum.
 FUSED = {
@@ -22,12 +23,12 @@ SUM_OUTPUT = 3
 class FuseResidualNorms(Rewrite):
     """A sum and its norm become one node, which gives the sum out too.
 
-    operators: our `AddNorm`; else one of FUSED.
+    operators: domain of our `AddNorm`; empty: one of FUSED.
     """
 
     left = "sums with a norm of their own"
 
-    def __init__(self, *, operators: bool = False) -> None:
+    def __init__(self, *, operators: str = "") -> None:
         super().__init__()
         self._operators = operators
 
@@ -49,7 +50,7 @@ class FuseResidualNorms(Rewrite):
         inputs, epsilon = [*add.inputs, *norm.inputs[1:]], norm.attributes["epsilon"].as_float()
         if self._operators:
             attributes = {"epsilon": epsilon, "centred": int(norm.op_type == "LayerNormalization")}
-            fused = ir.node("AddNorm", inputs, attributes, domain=DOMAIN, num_outputs=2)
+            fused = ir.node("AddNorm", inputs, attributes, domain=self._operators, num_outputs=2)
         else:
             attributes = {"epsilon": epsilon}
             fused = ir.node(FUSED[norm.op_type], inputs, attributes, domain=CONTRIB, num_outputs=SUM_OUTPUT + 1)
@@ -58,3 +59,31 @@ class FuseResidualNorms(Rewrite):
         graph.opset_imports.setdefault(fused.domain, 1)
         outputs = [fused.outputs[0], fused.outputs[-1]]
         replace_nodes_and_values(graph, add, [norm, add], [fused], [normed, total], outputs)
+
+
+class FuseBiases(Rewrite):
+    """A bias is added by the node of ours that reads the sum."""
+
+    left = "biases that our nodes could add"
+
+    def matches(self, graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node]]:
+        """(Add, node): a projection's sum with its bias, and what alone reads it."""
+        for node in graph:
+            if node.domain != CUDA_DOMAIN or node.op_type not in MIXED:
+                continue
+            add = value_of(node.inputs[MIXED[node.op_type][0]]).producer()
+            if (
+                add is not None
+                and add.op_type == "Add"
+                and is_vector(add.inputs[1])
+                and len(add.outputs[0].uses()) == 1
+            ):
+                yield add, node
+
+    def rewrite(self, graph: ir.Graph, add: ir.Node, node: ir.Node) -> None:
+        """The node without the Add."""
+        given, place = MIXED[node.op_type]
+        node.resize_inputs(place + 1)
+        node.replace_input_with(given, add.inputs[0])
+        node.replace_input_with(place, add.inputs[1])
+        graph.remove(add, safe=True)

@@ -6,7 +6,7 @@ listed in FLOAT_NODES stay float32. What lies between follows what it is given a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -48,6 +48,9 @@ NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNor
 ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 #: Nodes whose outputs are integers or booleans, whatever they are given.
 UNTYPED = frozenset({"Shape", "ArgMax", "Less", "Greater", "Equal", "Range"})
+#: Our nodes for a GPU -> the place of their one input in the type, and of the bias that they add to it. Their
+#: first output is in the type, too; all else is float32.
+MIXED = {"RecurrentStep": (0, 10), "AddNorm": (1, 4)}
 #: Nodes with weights of their own: in the type.
 PROJECTIONS = frozenset({"MatMul", "Gemm", "MatMulNBits"})
 
@@ -78,11 +81,17 @@ class SetPrecision(InPlacePass):
         self._copies: dict[ir.Value, ir.Value] = {}
         for node in nodes:
             lowered = self._is_low(node, floats, low, wants)
+            given, bias = MIXED.get(node.op_type, (None, None))
             for index, value in enumerate(node.inputs):
-                if value is not None and value in floats and (value in low) != lowered:
-                    node.replace_input_with(index, self._copy(graph, value, node, lowered))
+                if value is None or value not in floats:
+                    continue
+                asked = lowered if given is None else index == given
+                if index == bias and _is_plain(node.inputs[given]):
+                    node.replace_input_with(index, self._rounded(graph, value, node))
+                elif (value in low) != asked:
+                    node.replace_input_with(index, self._copy(graph, value, node, asked))
             if lowered:
-                low.update(output for output in node.outputs if output in floats)
+                low.update(output for output in typed_outputs(node) if output in floats)
         self._restore_outputs(graph, low)
         drop_unused_initializers(graph)
         graph.sort()
@@ -98,15 +107,24 @@ class SetPrecision(InPlacePass):
         wants: dict[ir.Node, bool | None] = {}
         outputs = set(graph.outputs)
         for node in reversed(nodes):
-            uses = [use.node for output in node.outputs for use in output.uses()]
-            found = {self._fixed(use) if self._fixed(use) is not None else wants[use] for use in uses}
+            uses = [use for output in typed_outputs(node) for use in output.uses()]
+            found = {self._wanted(use.node, use.idx, wants) for use in uses}
             if outputs.intersection(node.outputs):
                 found.add(False)
             wants[node] = found.pop() if len(found) == 1 else None
         return wants
 
+    def _wanted(self, node: ir.Node, index: int, wants: dict[ir.Node, bool | None]) -> bool | None:
+        """The same of one use: an input of a node."""
+        if node.op_type in MIXED:
+            return index == MIXED[node.op_type][0]
+        fixed = self._fixed(node)
+        return wants[node] if fixed is None else fixed
+
     def _fixed(self, node: ir.Node) -> bool | None:
         """True: a node always in the type; False: always float32; None: it depends."""
+        if node.op_type in MIXED:
+            return True
         if node.op_type in self._kept:
             return False
         if node.op_type == "Gather":
@@ -153,6 +171,12 @@ class SetPrecision(InPlacePass):
         self._copies[value] = made
         return made
 
+    def _rounded(self, graph: ir.Graph, value: ir.Value, node: ir.Node) -> ir.Value:
+        """A stored float32 value by way of the type, so that graphs share its bytes. ONNX Runtime casts it once."""
+        cast = ir.node("Cast", [self._stored(graph, value)], {"to": FLOAT})
+        graph.insert_before(node, [cast])
+        return cast.outputs[0]
+
     def _stored(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
         name, shape = f"{value.name}.{self.dtype.name.lower()}", value_of(value).const_value.shape
 
@@ -186,6 +210,17 @@ class SetPrecision(InPlacePass):
             result.name, result.type, result.shape = name, ir.TensorType(FLOAT), output.shape
             output.type = ir.TensorType(self.dtype)
             graph.outputs[index] = result
+
+
+def _is_plain(value: ir.Value | None) -> bool:
+    """Whether a projection comes from weights in the type: so does its bias. Those in blocks have it in float32."""
+    producer = value_of(value).producer()
+    return producer is not None and producer.op_type == "MatMul"
+
+
+def typed_outputs(node: ir.Node) -> Sequence[ir.Value]:
+    """Outputs in the type, of a node that is."""
+    return node.outputs[:1] if node.op_type in MIXED else node.outputs
 
 
 def _activations(node: ir.Node) -> Iterable[ir.Value]:

@@ -72,7 +72,7 @@ class Quantize(InPlacePass):
     The weights are rounded while the graph is written, one at a time.
 
     moments: second moments of the inputs, to round by (`exporter.calibration`).
-    row: the form of the graph: where it may have operators, our own matmul mixes and rounds its inputs itself.
+    row: the form of the graph: where it says so, our own matmul mixes and rounds its inputs itself.
     tied: the head is the transposed embedding: where its blocks fit a row, both read the head's codes.
     """
 
@@ -98,7 +98,7 @@ class Quantize(InPlacePass):
         if embedding:
             _quantize_embedding(graph, *embedding)
         drop_unused_initializers(graph)
-        for domain in (CONTRIB, *((DOMAIN,) if self.row.operators else ())):
+        for domain in (CONTRIB, *((DOMAIN,) if self.row.matmul else ())):
             graph.opset_imports.setdefault(domain, 1)
         return PassResult(model, modified=bool(found or embedding))
 
@@ -116,7 +116,7 @@ class Quantize(InPlacePass):
         parts = _stored_blocks(graph, weight, (rows, columns), lambda: array_of(weight), rounding, moment=moment)
         size = rotation_of(rounding, rows)
         attributes = {"K": rows, "N": columns, "bits": rounding.bits, "block_size": rounding.block}
-        if self.row.operators:
+        if self.row.matmul:
             bias = [] if linear.bias is None else [linear.bias]
             attributes["rotation"] = size
             nodes = [ir.node("MatMul", [linear.input, *parts, *bias], attributes, domain=DOMAIN)]

@@ -143,7 +143,7 @@ def load_graph(bundle: Bundle, graph: str, source: Path | bytes, *, threads: int
     """onnxruntime's session on the CPU; SessionError if it does not take the graph."""
     data = bundle.path if isinstance(source, bytes) else None
     try:
-        return open_inference(source, data=data, operators=GRAPHS[graph].operators, threads=threads)
+        return open_inference(source, data=data, operators=bool(GRAPHS[graph].operators), threads=threads)
     except SessionError:
         raise
     except Exception as error:  # onnxruntime's errors share no base class

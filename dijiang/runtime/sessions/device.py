@@ -73,17 +73,20 @@ class Device:
         """Arguments of `open_inference` that choose the device."""
         return {"provider": self.name, "settings": {"device_id": str(index)} if self.has_memory else {}}
 
-    def open(self, file: Path, index: int, *, graphs: bool = False, whole: bool = True) -> Any:
+    def open(
+        self, file: Path, index: int, *, graphs: bool = False, whole: bool = True, operators: bool = False
+    ) -> Any:
         """An onnxruntime session of a graph on this device and on nothing else; SessionError.
 
         graphs: calls may be captured.  whole: a node that is left to the CPU is an error.
+        operators: register those of ours.
         """
         place = self.place(index)
         captures = {self.captures: str(int(graphs))} if self.captures else {}
         place["settings"] = place["settings"] | captures | dict(self.options)
         entries = {"session.disable_cpu_ep_fallback": "1"} if whole and self.whole else {}
         try:
-            session = open_inference(file, entries=entries, severity=FATAL, **place)
+            session = open_inference(file, operators=operators, entries=entries, severity=FATAL, **place)
         except Exception as error:
             raise explain(error, f"{file}: {self.name} cannot load it") from error
         used = session.get_providers()[0]

@@ -17,6 +17,7 @@ from ..state import State
 from ..step import Step
 from .base import PIECE
 from .device import Device, Tensor
+from .kernels import load_kernels
 from .preflight import explain
 from .resident import Resident
 
@@ -90,16 +91,19 @@ class DeviceSession:
     @property
     def longest(self) -> int:
         """Tokens a call at most."""
-        on_device = GRAPHS[self.graph].on_device
-        return LARGE_HEAD_PIECE if on_device and self.spec.head_size > LARGEST_PREFILL_HEAD else PIECE
+        row = GRAPHS[self.graph]
+        fused = row.on_device and not row.own_kernels
+        return LARGE_HEAD_PIECE if fused and self.spec.head_size > LARGEST_PREFILL_HEAD else PIECE
 
     def _open(self, *, graphs: bool) -> None:
         """Load the graph; what was open before is dropped."""
         # A graph that computes shapes on the CPU cannot do without it; of the others a node left there
         # is an error.
         whole = GRAPHS[self.graph].on_device
-        file = self._bundle.graph_file(self.graph)
-        self._session = self.row.open(file, self.index, graphs=graphs, whole=whole)
+        file, own = self._bundle.graph_file(self.graph), GRAPHS[self.graph].own_kernels
+        if own:
+            load_kernels(self.index)
+        self._session = self.row.open(file, self.index, graphs=graphs, whole=whole, operators=own)
         self.provider = self.row.title(self.index)
         self._slots: dict[int, _Slot] = {}
         self._graphs = 0

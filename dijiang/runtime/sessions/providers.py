@@ -7,11 +7,12 @@ from collections.abc import Callable
 from ...bundle.opened import Bundle
 from ...errors import DijiangError, SessionError
 from ...machine.driver import Cuda
-from ...recipe import AUTO, PRECISIONS, PROVIDERS, TARGETS, named, resolve
+from ...recipe import AUTO, GRAPHS, PRECISIONS, PROVIDERS, TARGETS, named, resolve
 from ..options import Loading
 from .base import Session
 from .device import Device
 from .inference import import_onnxruntime, why_not
+from .kernels import why_no_kernels
 from .preflight import check_single_onnxruntime
 from .trial import decode_rate
 
@@ -115,18 +116,23 @@ def choose_graph(bundle: Bundle, provider: str, graph: str | None = None) -> str
             f"export with --graph {graph}"
         )
     wanted = [graph] if graph is not None else list(records)
-    able = [name for name in wanted if provider in records[name].providers]
+    able = [name for name in PROVIDERS[provider].graphs if name in wanted and provider in records[name].providers]
     if not able:
         raise SessionError(_refusal(bundle, wanted, provider))
     reasons = dict.fromkeys(able, "")
     if PROVIDERS[provider].onnxruntime:
         for name in able:
-            reasons[name] = why_not(name, records[name].oldest)
+            reasons[name] = why_not(name, records[name].oldest) or _why_no_kernels(provider, name)
     found = next((name for name, reason in reasons.items() if not reason), None)
     if found is None:
         told = "; ".join(f"the {name} graph: {reason}" for name, reason in reasons.items())
         raise SessionError(f"{bundle.path}: none of its graphs runs here: {told}")
     return found
+
+
+def _why_no_kernels(provider: str, graph: str) -> str:
+    """What is missing to compile a graph's kernels for the provider's GPU; empty: nothing, or it needs none."""
+    return why_no_kernels() if GRAPHS[graph].own_kernels and PROVIDERS[provider].detail else ""
 
 
 def _refusal(bundle: Bundle, graphs: list[str], provider: str) -> str:
