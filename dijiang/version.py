@@ -1,3 +1,56 @@
-"""The version of this package."""
+"""The version of this package: that of the git tag.
 
-__version__ = "0.1.0"
+A build writes it into `_version.py`. Sources that were never built ask git, or read what lies beside them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+#: Of sources that nothing is known of. `fallback_version` of pyproject.toml is the same.
+UNKNOWN = "0.2.0.dev0"
+#: What tells the version of sources: a file that `git archive` fills in, or one of an sdist.
+TOLD = {
+    ".git_archival.txt": r"^describe-name: (v\S+)$",
+    "PKG-INFO": r"^Version: (\S+)$",
+}
+#: A tag, and where there are any, the commits after it.
+DESCRIBED = re.compile(r"v(?P<head>\S*?)(?P<last>\d+)(?:-(?P<after>\d+)-(?P<commit>g[0-9a-f]+))?")
+
+
+def version_of(sources: Path) -> str:
+    """The version of a folder of sources, as a build names it; changes that are not committed do not count."""
+    described = _asked_git(sources) if (sources / ".git").exists() else _read(sources)
+    found = DESCRIBED.fullmatch(described)
+    if found is None:
+        return described or UNKNOWN
+    if found["after"] is None:
+        return f"{found['head']}{found['last']}"
+    return f"{found['head']}{int(found['last']) + 1}.dev{found['after']}+{found['commit']}"
+
+
+def _asked_git(sources: Path) -> str:
+    """As `git describe` says it; empty where there is no tag, or no git."""
+    import subprocess  # slow, and not needed by what was built
+
+    command = ("git", "describe", "--tags", "--match=v[0-9]*", "--abbrev=9")
+    try:
+        return subprocess.run(command, cwd=sources, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
+def _read(sources: Path) -> str:
+    """What a file tells; empty where there is none."""
+    for name, line in TOLD.items():
+        file = sources / name
+        if file.is_file() and (found := re.search(line, file.read_text(encoding="utf-8"), re.MULTILINE)):
+            return found[1]
+    return ""
+
+
+try:
+    from ._version import __version__ as __version__
+except ImportError:
+    __version__ = version_of(Path(__file__).parents[1])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,37 +19,68 @@ from ..models.config import brief
 from ..recipe import require
 from ..runtime.sessions.engines import EngineRecord
 from ..runtime.sessions.inference import why_not
-from . import GRAPH, JSON, model_folder, print_table
+from . import GRAPH, JSON, ModelFolder, model_folder, print_table
+
+#: Pixels above a picture, for its title.
+TITLE = 30
 
 
 @click.command()
 @model_folder("bundle")
 @click.option("--draw", type=click.Path(path_type=Path), help="Draw the nodes of a layer into this .svg file.")
 @click.option("--layer", type=click.IntRange(0), default=0, show_default=True, help="Which one --draw draws.")
+@click.option(
+    "--before", type=ModelFolder(), help="Its checkpoint: --draw shows the layer before the passes, too, beside it."
+)
 @GRAPH
 @JSON
-def inspect(bundle: Path, draw: Path | None, layer: int, graph: str | None, as_json: bool) -> None:
+def inspect(
+    bundle: Path, draw: Path | None, layer: int, before: Path | None, graph: str | None, as_json: bool
+) -> None:
     """Show what BUNDLE holds; reads and checks every file."""
+    if before is not None and draw is None:
+        raise click.UsageError("--before needs --draw FILE")
     opened = open_bundle(bundle)
     if draw is not None:
-        draw_layer(opened, graph, layer, draw)
+        draw_layer(opened, graph, layer, draw, before)
     show_bundle(opened, as_json)
 
 
-def draw_layer(bundle: Bundle, graph: str | None, layer: int, file: Path) -> None:
-    """Write the picture of a layer; graph None: of the bundle's first graph."""
+def draw_layer(bundle: Bundle, graph: str | None, layer: int, file: Path, checkpoint: Path | None = None) -> None:
+    """Write the picture of a layer.
+
+    graph: None: the bundle's first one.  checkpoint: None: only what the passes made of the layer is drawn.
+    """
     try:
         import onnx_ir
 
         from ..graph.drawing import draw
         from ..graph.strangers import reading
+        from ..graph.writer import write_graph
+        from ..parity.verify import checkpoint_of
     except ImportError as error:
         raise InputError(f"{error}; pip install 'dijiang[export]'") from error
     chosen = graph or next(iter(bundle.manifest.graphs))
     require("graph", chosen, bundle.manifest.graphs)
     with reading(bundle.graph_file(chosen)):
         picture = draw(onnx_ir.load(bundle.graph_file(chosen)).graph, layer)
+    if checkpoint is not None:
+        before = draw(write_graph(checkpoint_of(bundle, checkpoint), chosen).graph, layer)
+        picture = beside({"before the passes": before, f"after them: {chosen}": picture})
     write_file(file, picture.encode(), InputError)
+
+
+def beside(pictures: Mapping[str, str]) -> str:
+    """SVG pictures (title -> picture that begins with its size) as one, side by side."""
+    right, bottom, parts = 0, 0, ['<rect width="100%" height="100%" fill="white"/>']
+    for title, picture in pictures.items():
+        width, height = map(int, re.findall(r'viewBox="0 0 (\d+) (\d+)"', picture)[0])
+        parts.append(f'<text x="{right + 20}" y="20" font-family="sans-serif" font-size="16">{title}</text>')
+        placed = f'<svg x="{right}" y="{TITLE}" width="{width}" height="{height}" '
+        parts.append(picture.replace("<svg ", placed, 1))
+        right, bottom = right + width, max(bottom, TITLE + height)
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {right} {bottom}">'
+    return f"{head}{''.join(parts)}</svg>\n"
 
 
 NOT_JUDGED = "not judged: its text makes no sense yet"

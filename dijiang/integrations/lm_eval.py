@@ -24,6 +24,8 @@ try:
 except (ImportError, AttributeError) as error:  # not installed, or beside a transformers that it does not know
     raise ImportError(f"{error}; pip install 'dijiang[eval]'") from error
 
+#: Tasks of our own: the group `dijiang_paper`.
+TASKS = Path(__file__).parent / "tasks"
 #: Options of a task's generation that `Model.generate` has, too, under the same names.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 #: Names of the largest number of tokens; the first goes first.
@@ -204,7 +206,7 @@ def evaluate(
 
     Args:
         bundle, loading: as `dijiang.load` takes them.
-        tasks: names of tasks, groups or tags.
+        tasks: names of tasks, groups or tags; `dijiang_paper`: those that the paper measures Pythia by.
         include: folder with further tasks.
         batch_size, max_length: see `DijiangLM`.
         num_fewshot: examples before each question; None: as the task says.
@@ -222,7 +224,7 @@ def evaluate(
         found = simple_evaluate(
             model=DijiangLM(model, batch_size, max_length),
             tasks=list(tasks),
-            task_manager=TaskManager(include_path=None if include is None else str(include)),
+            task_manager=TaskManager(include_path=[str(TASKS), *([] if include is None else [str(include)])]),
             num_fewshot=num_fewshot,
             limit=limit,
             log_samples=False,

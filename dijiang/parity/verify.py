@@ -233,9 +233,7 @@ def compare_bundle(
     """`verify` of a bundle that was opened; nothing is stored."""
     manifest, recipe = opened.manifest, opened.manifest.recipe
     graphs = _graphs(opened, provider, graph)
-    mode: DecayMode = "analytic" if manifest.decay == "analytic" else "exact"
-    checkpoint = load_checkpoint(against, decay=mode, repair_decay=manifest.decay == "repaired")
-    _check_shape(opened, checkpoint)
+    checkpoint = checkpoint_of(opened, against)
     parameters = checkpoint.parameters
     count, window = default_slice(checkpoint, text=text is not None)
     own, model = recipe.in_blocks, _load(opened, graphs[0], provider, threads)
@@ -253,7 +251,7 @@ def compare_bundle(
     change, is_text = None, text is not None
     relative = any(gate.metric.endswith("_over_float32") for gate in recipe.gates)
     compared, lost = compare(checkpoint, windows, runs, progress, float32=relative)
-    if mode == "analytic":
+    if manifest.decay == "analytic":
         stored = load_checkpoint(against, repair_decay=True)
         change = decay_change(stored, checkpoint, windows) if position_limit(stored.decays) is not None else None
     same = checkpoint.checkpoint.sha256() == manifest.source_sha256
@@ -323,8 +321,15 @@ def _load(bundle: Bundle, graph: str, provider: str, threads: int | None) -> Mod
     return Model(bundle, open_session(bundle, Loading(provider, graph, threads)))
 
 
-def _check_shape(bundle: Bundle, checkpoint: DijiangModel) -> None:
-    """ParityError if the checkpoint has another shape than the bundle."""
+def checkpoint_of(bundle: Bundle, folder: str | Path) -> DijiangModel:
+    """The checkpoint of a bundle, with the decay that it was exported with.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        ParityError: it has another shape than the bundle.
+    """
+    mode: DecayMode = "analytic" if bundle.manifest.decay == "analytic" else "exact"
+    checkpoint = load_checkpoint(folder, decay=mode, repair_decay=bundle.manifest.decay == "repaired")
     ours, theirs = bundle.manifest.spec.to_dict(), checkpoint.spec.to_dict()
     changed = [name for name in ours if ours[name] != theirs[name] and name not in WORDS]
     if changed:
@@ -333,6 +338,7 @@ def _check_shape(bundle: Bundle, checkpoint: DijiangModel) -> None:
             f"{checkpoint.path} is another model: its {name} is {theirs[name]}, the bundle's "
             f"{ours[name]}; give the checkpoint that the bundle was exported from"
         )
+    return checkpoint
 
 
 def default_slice(model: DijiangModel, *, text: bool) -> tuple[int, int]:

@@ -3,10 +3,13 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
+from functools import reduce
 from importlib.resources import files
+from operator import getitem
 
 import jsonschema
 import numpy as np
@@ -26,6 +29,7 @@ from dijiang.errors import BenchError
 from dijiang.machine.bandwidth import measure_bandwidth
 from dijiang.machine.sensors import Sensor
 from dijiang.runtime.sequence import Sequence
+from tests.conftest import EXAMPLES
 
 SCHEMA = json.loads(files("dijiang.bench").joinpath("schema.json").read_text())
 QUICK = {"repetitions": 2, "seconds": 0.0}
@@ -65,6 +69,24 @@ def test_bundles_of_one_name_and_their_baselines_are_told_apart(exported, tmp_pa
 
 def validate(report):
     jsonschema.validate(report, SCHEMA, cls=jsonschema.Draft202012Validator)
+
+
+def test_a_report_has_all_that_the_page_names_in_the_words_of_mlperf(report):
+    """And the medians are TTFT and TPOT as this bench defines them."""
+    page = (EXAMPLES.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| .+ \| (`pp`|`tg`|both) \| (.+) \|$", page.split("MLPerf's words")[1], re.MULTILINE)
+    assert len(lines) == 7
+    for row in report["results"]:
+        prompt = row["kind"] == "pp"
+        for kind, places in lines:
+            for place in re.findall("`([a-z0-9_.]+)`", places):
+                if kind.strip("`") == row["kind"] or place.startswith("prefill" if prompt else "decode"):
+                    found = reduce(getitem, place.split("."), row)
+                    assert found > 0 if ".energy." not in place else found is None or found > 0, place
+        if prompt:
+            assert row["ttft_s"] == row["prefill"]["latency"]["p50"]
+        else:
+            assert row["tpot_s"] == pytest.approx(row["decode"]["latency"]["p50"] / row["tokens"])
 
 
 def objects(schema):

@@ -229,6 +229,36 @@ def test_eval_reports_fp32_and_int8(exported, tasks):
     assert done.stdout.startswith("|")
 
 
+def test_the_group_of_the_paper_has_tasks_of_the_harness():
+    import yaml  # comes with the harness
+    from lm_eval.tasks import TaskManager
+
+    from dijiang.integrations.lm_eval import TASKS
+
+    group = yaml.safe_load((TASKS / "dijiang_paper.yaml").read_text())
+    assert len(set(group["task"])) == 6
+    known = TaskManager()
+    assert set(group["task"]) <= set(known.all_subtasks)
+    assert group["group"] not in known.all_groups
+    assert group["group"] in TaskManager(include_path=[str(TASKS)]).all_groups
+
+
+def test_the_group_of_the_paper_is_found_and_averaged(exported, tasks, tmp_path):
+    """Each task with other data, which includes go before: the harness's own need a network."""
+    choices = json.loads((tasks / "choices.yaml").read_text())
+    names = ["piqa", "winogrande", "wsc", "arc_easy", "arc_challenge", "logiqa"]
+    for number, name in enumerate(names):
+        answer = {"task": name, "doc_to_target": 2 * (number % 3 > 0)}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(choices | answer))
+    arguments = ["eval", str(exported("tiny-python")), "--tasks", "dijiang_paper", "--include", str(tmp_path)]
+    done = CliRunner().invoke(main, [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    accuracies = [found[name]["acc,none"] for name in names]
+    assert len(set(accuracies)) > 1
+    assert found["dijiang_paper"]["acc,none"] == pytest.approx(np.mean(accuracies))
+
+
 @pytest.mark.parametrize("name", ["nothing_of_this_name", "none.yaml"])
 def test_an_unknown_task_is_one_line(exported, name):
     done = CliRunner().invoke(main, ["eval", str(exported("tiny-python")), "--tasks", name])

@@ -72,7 +72,7 @@ def test_the_wheel_is_for_any_python_on_any_linux_with_glibc(wheel):
         assert not [name for name in files.namelist() if ".libs/" in name]
 
 
-def test_the_wheel_runs_in_a_clean_environment(clean, exported, tmp_path):
+def test_the_wheel_runs_in_a_clean_environment(clean, wheel, exported, tmp_path):
     bundle = exported("tiny-python", precision="int8")
     command = ("run", bundle, "-p", "def main(", "--max-tokens", "8", "--json")
     found, expected = (
@@ -80,6 +80,7 @@ def test_the_wheel_runs_in_a_clean_environment(clean, exported, tmp_path):
         for program in (clean / "bin" / "dijiang", "dijiang")
     )
     assert found == expected
+    assert call(clean / "bin" / "dijiang", "--version", cwd=tmp_path).split()[-1] == wheel.name.split("-")[1]
     assert "native graph" in call("bash", "-c", f"{clean}/bin/dijiang run {bundle} -p x -n 1 -v 2>&1", cwd=tmp_path)
 
 

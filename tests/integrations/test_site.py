@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -60,3 +61,17 @@ def test_the_first_page_does_what_it_says(page):
     printed = page("../index")
     assert "result" in printed
     assert printed.count("f, f):") == 2
+
+
+def said(picture):
+    """What an SVG says: nodes, tokens, names and ticks of axes."""
+    return [text.text for text in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_the_tour_makes_the_pictures_that_it_shows(page, tmp_path):
+    page("../tour")
+    docs = ROOT / "docs"
+    shown = re.findall(r"^!\[.+\]\((.+)\)$", (docs / "tour.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(shown) == len(list(docs.glob("tour-*.svg"))) == 3
+    for name in shown:
+        assert said(tmp_path / name) == said(docs / name) != [], f"cp {tmp_path}/tour-*.svg docs"
