@@ -11,7 +11,7 @@ ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.tx
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load malformed capacity simulation real rounding steps speculation oldest ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation real rounding steps speculation oldest ecosystem demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -99,6 +99,10 @@ load: $(VENV)/.dev
 	rm -rf .load
 	$(BIN)/dijiang export examples/tiny-python -o .load --precision int8
 	$(BIN)/python benchmarks/load.py .load -o benchmarks/results/load.json
+
+# What a server adds to a step, and a question after short and long documents, on a machine that does nothing else. 6 minutes.
+one-client: $(VENV)/.dev
+	$(BIN)/python benchmarks/one_client.py .steps -o benchmarks/results/one-client.json
 
 # 10,000 requests that no client should send, and bytes at random.
 malformed: $(VENV)/.dev

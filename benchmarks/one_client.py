@@ -1,6 +1,8 @@
 """One client of one server: how long a question waits after short and long documents, and what a token costs.
 
-python benchmarks/one_client.py BUNDLE [BUNDLE...] -o report.json
+python benchmarks/one_client.py .steps -o report.json
+
+.steps: where bundles of these shapes are, or are made, with random weights.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import openai
+from bundles import Place
 from load import serving
 from reports import tell
 
 import dijiang
 
+SHAPES, PRECISION = ("pythia-70m", "pythia-410m"), "int8"
 #: Tokens of the documents; of a question; of an answer that is timed; turns of each measurement.
 DOCUMENTS, QUESTION, ANSWER, TURNS = (100, 100_000), 16, 100, 40
 
@@ -63,8 +67,8 @@ def generated(model: dijiang.Model) -> Iterator[float]:
         yield time.perf_counter()
 
 
-def measured(bundle: Path, documents: tuple[int, ...]) -> dict[str, Any]:
-    """The report of one bundle."""
+def measured(shape: str, bundle: Path, documents: tuple[int, ...]) -> dict[str, Any]:
+    """The report of one shape."""
     name, draw = bundle.resolve().name, np.random.default_rng(1)
     plain = dijiang.load(bundle)
     with serving(bundle) as (_, url, _), openai.OpenAI(base_url=url, api_key="none", max_retries=0) as api:
@@ -82,21 +86,24 @@ def measured(bundle: Path, documents: tuple[int, ...]) -> dict[str, Any]:
     first = {length: float(np.median(found)) for length, found in asked.items()}
     token = {side: float(np.median(found)) for side, found in sides.items()}
     return {
-        "model": name,
+        "model": shape,
+        "precision": PRECISION,
         "document_s": {length: round(seconds, 2) for length, seconds in fed.items()},
         "first_token_ms": {length: round(found, 3) for length, found in first.items()},
         "first_token_ratio": round(first[max(first)] / first[min(first)], 3),
         "token_ms": {side: round(found, 3) for side, found in token.items()},
+        "server_adds_ms": round(token["server"] - token["generate"], 3),
         "server_adds": round(token["server"] / token["generate"] - 1, 4),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundles", type=Path, nargs="+")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cache", type=Path)
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
-    tell([measured(bundle, DOCUMENTS) for bundle in given.bundles], given.output)
+    bundles = {shape: Place(given.cache, shape, PRECISION, "cpu").bundle for shape in SHAPES}
+    tell([measured(shape, bundle, DOCUMENTS) for shape, bundle in bundles.items()], given.output)
 
 
 if __name__ == "__main__":
