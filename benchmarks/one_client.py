@@ -8,10 +8,13 @@ python benchmarks/one_client.py .steps -o report.json
 from __future__ import annotations
 
 import argparse
+import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import openai
@@ -61,6 +64,19 @@ def tokens(api: openai.OpenAI, model: str) -> Iterator[float]:
         yield time.perf_counter()
 
 
+def pieces(url: str, model: str) -> Iterator[float]:
+    """The same for a client that reads bytes and nothing else: what the package costs is not the server's."""
+    place = urlsplit(url)
+    options = {"model": model, "prompt": [5, 6, 7], "max_tokens": ANSWER, "temperature": 0, "stream": True}
+    body = json.dumps(options | {"ignore_eos": True}).encode()
+    head = f"POST {place.path}/completions HTTP/1.1\r\nHost: {place.netloc}\r\nConnection: close\r\n"
+    with socket.create_connection((place.hostname or "", place.port or 0)) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        while piece := connection.recv(1 << 16):
+            now = time.perf_counter()
+            yield from [now] * piece.count(b"data: {")
+
+
 def generated(model: dijiang.Model) -> Iterator[float]:
     """The same without a server."""
     for _ in model.generate([5, 6, 7], max_tokens=ANSWER, ignore_eos=True):
@@ -79,10 +95,11 @@ def measured(shape: str, bundle: Path, documents: tuple[int, ...]) -> dict[str, 
             found = api.completions.create(model=name, prompt=prompt, max_tokens=1, extra_body={"store": True})
             kept[length], fed[length] = found.id, time.perf_counter() - started
         asked = waits(api, name, kept, draw)
-        sides: dict[str, list[float]] = {"generate": [], "server": []}
-        for _ in range(7):  # in turn
+        sides: dict[str, list[float]] = {"generate": [], "server": [], "server, client of openai": []}
+        for _ in range(9):  # in turn
             sides["generate"].append(gaps(generated(plain)))
-            sides["server"].append(gaps(tokens(api, name)))
+            sides["server"].append(gaps(pieces(url, name)))
+            sides["server, client of openai"].append(gaps(tokens(api, name)))
     first = {length: float(np.median(found)) for length, found in asked.items()}
     token = {side: float(np.median(found)) for side, found in sides.items()}
     return {
