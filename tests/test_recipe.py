@@ -40,7 +40,7 @@ def test_every_precision_and_target_is_a_recipe_that_its_manifest_keeps(precisio
 
 def test_fewer_bits_have_wider_gates_and_every_gate_can_be_passed_and_missed():
     bounds = {name: {gate.metric: gate.bound for gate in row.gates} for name, row in PRECISIONS.items()}
-    assert all(0 < bound for gates in bounds.values() for bound in gates.values())
+    assert all(bound > 0 for gates in bounds.values() for bound in gates.values())
     assert all(gates.get("top1_disagreement", 0.5) < 1 for gates in bounds.values())
     for exact, coarse in (("int8", "int4"), ("fp16", "bf16")):
         assert bounds[exact].keys() == bounds[coarse].keys()
