@@ -196,10 +196,12 @@ def run(first: int, count: int, seconds: float) -> None:
 
 
 def report() -> dict[str, Any]:
-    """What is known by now. judged: why a survivor is no fault of the tests, by hand."""
+    """What is known by now. judged: why a survivor is no fault of the tests, by hand: its file and its new line."""
     found = [json.loads(file.read_text()) for file in sorted(KEPT.glob("mutant-*.json"))]
     judged = json.loads((Path(__file__).parent / "judged.json").read_text())
-    left = [one | {"judged": judged.get(str(one["number"]))} for one in found if "killed" not in one["outcome"]]
+    left = [one for one in found if one["outcome"] != "killed"]
+    for one in left:
+        one["judged"] = judged.get(f"{one['file']}: {one['change'][-1][1:].strip()}")
     killed = len(found) - len(left)
     return {
         "dijiang": __version__,
@@ -207,6 +209,7 @@ def report() -> dict[str, Any]:
         "mutants": len(found),
         "outcomes": dict(Counter(one["outcome"] for one in found)),
         "killed_share": round(killed / max(1, len(found)), 3),
+        "judged_equal": sum(one["judged"] is not None for one in left),
         "seconds_a_mutant": round(sum(one["seconds"] for one in found) / max(1, len(found)), 1),
         "left": left,
     }
