@@ -11,6 +11,7 @@ import time
 import numpy as np
 import openai
 import pytest
+from load import slots_taken
 
 import dijiang
 from dijiang.server.settings import Serving
@@ -344,3 +345,15 @@ def test_random_requests_are_never_the_servers_fault(served):
         statuses.add(int(reply.split()[1]) if reply else 400)
     assert {200, 400} <= statuses <= {200, 400, 404}
     assert served.idle()
+
+
+def test_load_sees_slots_that_are_taken(served):
+    body = {"model": "tiny", "prompt": "x", "stream": True, "ignore_eos": True, "max_tokens": 4000}
+    data = json.dumps(body).encode()
+    with served.connect() as sock:
+        sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data))
+        sock.sendall(data)
+        assert sock.recv(100)
+        assert slots_taken(served.url) == 1
+    assert served.idle()
+    assert slots_taken(served.url) == 0
