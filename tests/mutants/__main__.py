@@ -31,7 +31,7 @@ SITE, KEPT = Path(__file__).parent / "site", ROOT / ".mutants"
 TARGETS = ("dijiang/runtime/**/*.py", "dijiang/models/*.py", "dijiang/parity/*.py", "dijiang/recipe.py")
 MUTANTS, SEED = 300, 1
 #: Seconds of tests that a mutant may cost, as they took without it; and on the clock.
-TESTS, CLOCK = 40.0, 120
+TESTS, CLOCK = 40.0, 240
 #: A mutant may ask for endless memory.
 MEMORY = 8 << 30
 #: A signal in the middle of coverage's own code never ends.
