@@ -11,7 +11,7 @@ ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.tx
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load malformed capacity real rounding steps speculation oldest ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation real rounding steps speculation oldest ecosystem demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -76,8 +76,8 @@ fuzz: $(VENV)/.dev $(FUZZED:%=fuzz-%)
 fuzz-%: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz $* --cases 10000 --seed 1 --output benchmarks/results/fuzz-$*.json
 
-# 300 random changes of our code: do the tests notice? First once which test runs which line. Two hours.
-RECORDED = tests/runtime tests/models tests/parity tests/bundle tests/batching tests/graph tests/exporter
+# 300 random changes of our code: do the tests notice? First once which test runs which line. Three hours.
+RECORDED = tests/runtime tests/models tests/parity tests/bundle tests/batching tests/server tests/test_recipe.py tests/graph tests/exporter
 mutants: $(VENV)/.dev
 	for tests in $(RECORDED); do $(BIN)/python -m tests.mutants record $$tests || exit; done
 	$(BIN)/python -m tests.mutants run
@@ -100,13 +100,17 @@ load: $(VENV)/.dev
 	$(BIN)/dijiang export examples/tiny-python -o .load --precision int8
 	$(BIN)/python benchmarks/load.py .load -o benchmarks/results/load.json
 
+# What a server adds to a step, and a question after short and long documents, on a machine that does nothing else. 6 minutes.
+one-client: $(VENV)/.dev
+	$(BIN)/python benchmarks/one_client.py .steps -o benchmarks/results/one-client.json
+
 # 10,000 requests that no client should send, and bytes at random.
 malformed: $(VENV)/.dev
 	rm -rf .load
 	$(BIN)/dijiang export examples/tiny-python -o .load --precision int8
 	$(BIN)/python benchmarks/malformed.py .load -o benchmarks/results/malformed.json
 
-# Steps are measured, a model of many nodes is checked against two replicas in Ray Serve, and asked for 1,000. 6 minutes.
+# Steps are measured, a model of many nodes is checked against two replicas in Ray Serve, and asked for 1,000. 12 minutes.
 CAPACITY = benchmarks/capacity.py -o benchmarks/results/capacity.json
 capacity: $(VENV)/.dev .ecosystem/ray/.made
 	rm -rf .capacity
@@ -114,6 +118,10 @@ capacity: $(VENV)/.dev .ecosystem/ray/.made
 	$(BIN)/dijiang export .capacity/checkpoint -o .capacity/pythia-70m --precision int8 --calibration-tokens 0 --no-verify
 	$(BIN)/python $(CAPACITY) measure .capacity/pythia-70m
 	.ecosystem/ray/bin/python $(CAPACITY) check .capacity/pythia-70m
+	$(MAKE) simulation
+
+# The last of these parts, from the steps that are stored. Two cores for 6 minutes, and 5 GB of memory.
+simulation: $(VENV)/.dev
 	$(BIN)/python $(CAPACITY) simulate
 	$(BIN)/python docs/generate.py
 

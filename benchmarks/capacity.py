@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import math
 import random
@@ -37,7 +38,7 @@ ROWS, STEPS, PROMPT = (1, 2, 4, 8, 16), 40, 512
 #: The check: slots of a replica, clients at once, tokens of a prompt, mean of an answer's, seconds.
 SLOTS, CLIENTS, ASKED, ANSWERED, WARM, SECONDS = 8, (2, 4, 8, 16, 32), 64, 48, 3.0, 12.0
 #: The simulation: nodes, conversations, seconds; part of the nodes that dies, when, until when; how busy nodes are.
-NODES, CONVERSATIONS, END, DYING, DEATH, RETURN, BUSY = 1_000, 1_000_000, 45.0, 0.01, 25.0, 37.0, 0.75
+NODES, CONVERSATIONS, END, DYING, DEATH, RETURN, BUSY = 1_000, 1_000_000, 300.0, 0.05, 180.0, 210.0, 0.75
 #: Conversations by which a number of nodes is found, and how often it is tried.
 TRIED, SETTLED = 10_000, 6
 #: Base64 in a request.
@@ -209,6 +210,8 @@ def sized(node: Node, load: Load, way: Way, conversations: int) -> int:
 
 def simulated(node: Node, load: Load, conversations: int, way: Way) -> dict[str, Any]:
     """One way: some nodes die and come back."""
+    gc.collect()
+    gc.disable()  # it would look through millions of objects, again and again: most of the time
     nodes = sized(node, load, way, conversations)
     cluster = Cluster(nodes, node, way, load, conversations)
     gone, held = cluster.servers[: max(1, round(nodes * DYING))], list[float]()

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import openai
@@ -107,6 +108,17 @@ def left(process: psutil.Process) -> dict[str, float]:
     }
 
 
+def slots_taken(url: str) -> float:
+    """Generations that the server has on their way; none of them is anybody's once its clients have gone."""
+    with urlopen(url.removesuffix("/v1") + "/metrics") as page:
+        return float(re.search(rb"^dijiang_generations\{.*\} (.*)$", page.read(), re.MULTILINE)[1])
+
+
+def fairness(counts: list[int]) -> float:
+    """Jain's index: 1 where all got as much, 1/n where one got all."""
+    return float(np.square(np.sum(counts)) / (len(counts) * np.sum(np.square(counts, dtype=float))))
+
+
 async def measured(
     url: str, model: str, clients: int, seconds: float, process: psutil.Process
 ) -> tuple[Load, list[float]]:
@@ -160,7 +172,7 @@ def main() -> None:
         process = psutil.Process(server.pid)
         asyncio.run(measured(url, model, given.clients, WARM, process))  # what is allocated once
         time.sleep(SETTLE)
-        before = left(process)
+        before = left(process) | {"slots": slots_taken(url)}
         load, memory = asyncio.run(measured(url, model, given.clients, given.seconds, process))
         time.sleep(SETTLE)
         polite = [load.tokens[n] for n in range(given.clients) if KINDS[n % len(KINDS)] == "polite"]
@@ -171,8 +183,9 @@ def main() -> None:
             "statuses": dict(sorted(load.statuses.items())),
             "first_token_s": {f"p{p}": round(float(np.percentile(load.first, p)), 3) for p in (50, 95, 99)},
             "tokens_of_a_client": {f"p{p}": float(np.percentile(polite, p)) for p in (0, 5, 50, 95, 100)},
+            "fairness": round(fairness(polite), 3),
             "before": before,
-            "after": left(process),
+            "after": left(process) | {"slots": slots_taken(url)},
             "memory_mib_every_10_s": memory,
             "memory_mib_a_minute": {
                 "first half": round(slope(memory[: len(memory) // 2]), 2),

@@ -1,25 +1,34 @@
 """One client of one server: how long a question waits after short and long documents, and what a token costs.
 
-python benchmarks/one_client.py BUNDLE [BUNDLE...] -o report.json
+python benchmarks/one_client.py .steps -o report.json
+
+.steps: where bundles of these shapes are, or are made, with random weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import openai
+from bundles import Place
 from load import serving
 from reports import tell
 
 import dijiang
 
+SHAPES, PRECISION = ("pythia-70m", "pythia-410m"), "int8"
 #: Tokens of the documents; of a question; of an answer that is timed; turns of each measurement.
 DOCUMENTS, QUESTION, ANSWER, TURNS = (100, 100_000), 16, 100, 40
+#: Answers of each side. Of these and of the turns the best one counts: what else runs on the machine only adds.
+ROUNDS = 15
 
 
 def waits(
@@ -57,14 +66,27 @@ def tokens(api: openai.OpenAI, model: str) -> Iterator[float]:
         yield time.perf_counter()
 
 
+def pieces(url: str, model: str) -> Iterator[float]:
+    """The same for a client that reads bytes and nothing else: what the package costs is not the server's."""
+    place = urlsplit(url)
+    options = {"model": model, "prompt": [5, 6, 7], "max_tokens": ANSWER, "temperature": 0, "stream": True}
+    body = json.dumps(options | {"ignore_eos": True}).encode()
+    head = f"POST {place.path}/completions HTTP/1.1\r\nHost: {place.netloc}\r\nConnection: close\r\n"
+    with socket.create_connection((place.hostname or "", place.port or 0)) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        while piece := connection.recv(1 << 16):
+            now = time.perf_counter()
+            yield from [now] * piece.count(b"data: {")
+
+
 def generated(model: dijiang.Model) -> Iterator[float]:
     """The same without a server."""
     for _ in model.generate([5, 6, 7], max_tokens=ANSWER, ignore_eos=True):
         yield time.perf_counter()
 
 
-def measured(bundle: Path, documents: tuple[int, ...]) -> dict[str, Any]:
-    """The report of one bundle."""
+def measured(shape: str, bundle: Path, documents: tuple[int, ...]) -> dict[str, Any]:
+    """The report of one shape."""
     name, draw = bundle.resolve().name, np.random.default_rng(1)
     plain = dijiang.load(bundle)
     with serving(bundle) as (_, url, _), openai.OpenAI(base_url=url, api_key="none", max_retries=0) as api:
@@ -75,28 +97,34 @@ def measured(bundle: Path, documents: tuple[int, ...]) -> dict[str, Any]:
             found = api.completions.create(model=name, prompt=prompt, max_tokens=1, extra_body={"store": True})
             kept[length], fed[length] = found.id, time.perf_counter() - started
         asked = waits(api, name, kept, draw)
-        sides: dict[str, list[float]] = {"generate": [], "server": []}
-        for _ in range(7):  # in turn
+        sides: dict[str, list[float]] = {"generate": [], "server": [], "server, client of openai": []}
+        for _ in range(ROUNDS):  # in turn
             sides["generate"].append(gaps(generated(plain)))
-            sides["server"].append(gaps(tokens(api, name)))
-    first = {length: float(np.median(found)) for length, found in asked.items()}
-    token = {side: float(np.median(found)) for side, found in sides.items()}
+            sides["server"].append(gaps(pieces(url, name)))
+            sides["server, client of openai"].append(gaps(tokens(api, name)))
+    first = {length: min(found) for length, found in asked.items()}
+    token = {side: min(found) for side, found in sides.items()}
     return {
-        "model": name,
+        "model": shape,
+        "precision": PRECISION,
         "document_s": {length: round(seconds, 2) for length, seconds in fed.items()},
         "first_token_ms": {length: round(found, 3) for length, found in first.items()},
+        "first_token_ms_median": {length: round(float(np.median(found)), 3) for length, found in asked.items()},
         "first_token_ratio": round(first[max(first)] / first[min(first)], 3),
         "token_ms": {side: round(found, 3) for side, found in token.items()},
+        "token_ms_median": {side: round(float(np.median(found)), 3) for side, found in sides.items()},
+        "server_adds_ms": round(token["server"] - token["generate"], 3),
         "server_adds": round(token["server"] / token["generate"] - 1, 4),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundles", type=Path, nargs="+")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cache", type=Path)
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
-    tell([measured(bundle, DOCUMENTS) for bundle in given.bundles], given.output)
+    bundles = {shape: Place(given.cache, shape, PRECISION, "cpu").bundle for shape in SHAPES}
+    tell([measured(shape, bundle, DOCUMENTS) for shape, bundle in bundles.items()], given.output)
 
 
 if __name__ == "__main__":

@@ -240,8 +240,8 @@ A turn is a question of {question} tokens and an answer of {answer} on average. 
 thinks for {think:.0f} s. A conversation has {turns:.0f} turns on average, after {system} tokens that every node
 has kept. That is what keeps {nodes} nodes busy for three quarters of the time where the state is sent along. Each
 other way has as many nodes as it keeps equally busy. A node keeps {memory:.0f} GB between turns, the network
-carries {link:.2f} GB/s a node. At {death:.0f} s one node of a hundred dies, and at least one, with all that it
-keeps. It is back after {back:.0f} s.
+carries {link:.2f} GB/s a node. At {death:.0f} s one node of {one_of:.0f} dies, with all that it keeps. It is back
+after {back:.0f} s.
 
 """
 NOTES = """
@@ -302,6 +302,7 @@ def capacity() -> str:
         **load,
         memory=simulated["memory"] / 1e9,
         link=simulated["link"] / 1e9,
+        one_of=1 / simulated["dying"],
         death=simulated["death"],
         back=simulated["back"],
     )

@@ -10,9 +10,12 @@ import pytest
 import dijiang
 from dijiang.models import activations
 from dijiang.recipe import (
+    BLOCK,
+    BLOCKS,
     GRAPHS,
     PRECISIONS,
     PROVIDERS,
+    ROTATION,
     SCHEMES,
     TARGETS,
     Blocks,
@@ -33,6 +36,21 @@ def test_every_precision_and_target_is_a_recipe_that_its_manifest_keeps(precisio
     for graph in recipe.graphs:
         assert set(recipe.providers(graph)) <= set(PROVIDERS)
         assert recipe.onnxruntime(graph) >= GRAPHS[graph].onnxruntime
+
+
+def test_fewer_bits_have_wider_gates_and_every_gate_can_be_passed_and_missed():
+    bounds = {name: {gate.metric: gate.bound for gate in row.gates} for name, row in PRECISIONS.items()}
+    assert all(bound > 0 for gates in bounds.values() for bound in gates.values())
+    assert all(gates.get("top1_disagreement", 0.5) < 1 for gates in bounds.values())
+    for exact, coarse in (("int8", "int4"), ("fp16", "bf16")):
+        assert bounds[exact].keys() == bounds[coarse].keys()
+        assert all(bounds[exact][metric] < bounds[coarse][metric] for metric in bounds[exact])
+
+
+def test_blocks_of_a_matrix_are_whole_in_its_rotation():
+    """Rotated are powers of two; a block lies in one of them, or is made of several."""
+    assert BLOCK in BLOCKS
+    assert all(block.bit_count() == 1 and (ROTATION % block == 0 or block % ROTATION == 0) for block in BLOCKS)
 
 
 def test_rows_name_code_that_is_there():

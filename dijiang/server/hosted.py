@@ -253,20 +253,20 @@ class Job:
         for turn in self.turns:
             if id(turn) not in forks:
                 self._hosted.batcher.submit(turn)
+        seconds = self._hosted.settings.timeout
+        late = Refused(f"the request took more than {seconds:g} s; ask for fewer tokens", status=408)
+        left = max(0.0, self._deadline - time.monotonic())
+        timer = asyncio.get_running_loop().call_later(left, self._inbox.put_nowait, late)
         ended = 0
-        while ended < self._choices:
-            try:
-                with anyio.fail_after(max(0, self._deadline - time.monotonic())):
-                    told = await self._inbox.get()
-            except TimeoutError:
-                seconds = self._hosted.settings.timeout
-                raise Refused(
-                    f"the request took more than {seconds:g} s; ask for fewer tokens", status=408
-                ) from None
-            if isinstance(told, DijiangError):
-                raise told
-            ended += told.record.finish_reason is not None
-            yield told
+        try:
+            while ended < self._choices:
+                told = await self._inbox.get()
+                if isinstance(told, DijiangError):
+                    raise told
+                ended += told.record.finish_reason is not None
+                yield told
+        finally:
+            timer.cancel()
 
     def close(self) -> None:
         """End what goes on still: its slots are free within one step."""

@@ -7,6 +7,7 @@ import dijiang
 from dijiang.batching.batcher import Batcher
 from dijiang.batching.prefixes import CHUNK, Prefixes, worth_keeping
 from dijiang.batching.turn import Turn
+from dijiang.errors import InputError
 from dijiang.hidden import hidden_name, locked
 from dijiang.runtime.generate import prepare
 from dijiang.runtime.options import Generation
@@ -116,6 +117,12 @@ def test_what_a_killed_process_had_not_finished_goes_at_the_next_start(model, tm
         folder = StateFolder(tmp_path, MB)
         assert {file.name for file in tmp_path.iterdir()} == {"whole.state", "notes.txt", writing.name}
     assert folder.load("whole") is not None
+
+
+def test_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="choose another folder"):
+        StateFolder(tmp_path / "file" / "states", MB)
 
 
 def test_damaged_or_foreign_files_are_fed_again(model, exported, tmp_path):

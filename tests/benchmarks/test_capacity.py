@@ -1,11 +1,80 @@
 """The model of many nodes: what can be computed by hand, and what must not get lost."""
 
+import random
+from collections import deque
+
 import numpy as np
 import pytest
-from capacity_model import Cluster, Load, Node, Way
+import simpy
+from capacity_model import Cluster, Conversation, Load, Node, Seen, Server, Turn, Way
 
 NODE = Node({1: 0.01, 2: 0.012, 8: 0.024}, prompt=0.001, slots=8)
 SENT = Way("sent", constant=1e6, moves=True)
+
+
+def fluid(node, asked):
+    """When each turn had its first token, and its last: one event where something begins or ends."""
+    env, times = simpy.Environment(), [[0.0, 0.0] for _ in asked]
+    server = Server(env, 0, node, node.table(), SENT, Seen())
+
+    def turn(number, at, feed, tokens, read):
+        yield env.timeout(at)
+        one = Turn(Conversation(0), at, feed, read, env.event(), tokens)
+        server.submit(one)
+        yield one.done
+        times[number] = [one.first, env.now]
+
+    for number, one in enumerate(asked):
+        env.process(turn(number, *one))
+    env.run()
+    return np.array(times)
+
+
+def stepped(node, asked):
+    """The naive twin: token by token. After a step of all that run, the prompt is fed for as long as it took."""
+    now, table, times = 0.0, node.table(), [[0.0, 0.0] for _ in asked]
+    coming, feeding, running = deque(sorted(enumerate(asked), key=lambda one: one[1][0])), deque(), {}
+    while coming or feeding or running:
+        if not feeding and not running:
+            now = max(now, coming[0][1][0])
+        while coming and coming[0][1][0] <= now and len(feeding) + len(running) < node.slots:
+            number, (_, feed, tokens, read) = coming.popleft()
+            feeding.append([number, feed, tokens, read])
+        step = table[len(running)] + sum(read for _, read in running.values()) / node.bandwidth if running else 0.0
+        now += step
+        for number in list(running):
+            running[number][0] -= 1
+            if not running[number][0]:
+                del running[number]
+                times[number][1] = now
+        if feeding:
+            number, left, tokens, read = feeding[0]
+            fed = min(left, step / node.prompt or 1)
+            now += fed * node.prompt
+            feeding[0][1] -= fed
+            if feeding[0][1] < 1e-9:
+                feeding.popleft()
+                times[number][0], running[number] = now, [tokens, read]
+    return np.array(times)
+
+
+@pytest.mark.parametrize("busy", [0.5, 2.0], ids=["some wait", "most wait"])
+def test_events_of_turns_are_steps_of_tokens(busy):
+    """A turn is two events, however many steps it has. The twin's times come near as its steps get short."""
+    draw, asked, now = random.Random(1), [], 0.0
+    for _ in range(200):
+        now += draw.expovariate(busy)
+        asked.append((now, draw.randint(1, 300), 1 + int(draw.expovariate(1 / 60)), draw.choice([0.0, 1e8])))
+    apart = []
+    for finer in (1, 10):
+        steps = {rows: seconds / finer for rows, seconds in NODE.steps.items()}
+        node = Node(steps, NODE.prompt, NODE.slots, bandwidth=NODE.bandwidth * finer)
+        many = [(at, feed, tokens * finer, read) for at, feed, tokens, read in asked]
+        found, naive = fluid(node, many), stepped(node, many)
+        assert (found > 0).all()
+        apart.append(abs(found - naive).max() / (found[:, 1] - found[:, 0]).mean())
+    assert apart[0] < 0.1
+    assert apart[1] < min(0.015, apart[0] / 5)
 
 
 def test_one_turn_at_a_time_takes_what_its_parts_take():

@@ -1,6 +1,7 @@
 """Tokenizers without tokenizer.json: made where a library can, else one line with the command."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -8,6 +9,8 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer
 
 import dijiang
+from dijiang.errors import CheckpointError
+from dijiang.files import JSON_BYTES
 from dijiang.models.convert import convert
 from dijiang.models.tokenizer import find_tokenizer, open_tokenizer
 from dijiang.runtime.text import TextTokenizer
@@ -57,6 +60,18 @@ def test_bundle_gets_the_tokenizer_that_was_made(copy_of, tmp_path):
     model = dijiang.load(bundle.path)
     assert model.tokenizer.decode(model.tokenizer.encode("def main")) == "def main"
     assert "tokenizer.json" in bundle.manifest.files
+
+
+@pytest.mark.parametrize("kind", ["folder", "huge"])
+def test_tokenizer_that_is_no_file_to_read_is_one_line(tmp_path, kind):
+    file = tmp_path / "tokenizer.json"
+    if kind == "folder":
+        file.mkdir()
+    else:
+        file.touch()
+        os.truncate(file, JSON_BYTES + 1)
+    with pytest.raises(CheckpointError, match="unreadable"):
+        find_tokenizer(tmp_path, 500)
 
 
 def test_damaged_merges_are_one_line_with_the_command(vanilla, tmp_path):

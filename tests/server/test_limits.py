@@ -1,14 +1,17 @@
 """What is refused, and clients that misbehave."""
 
+import gc
 import json
 import os
 import socket
+import sys
 import threading
 import time
 
 import numpy as np
 import openai
 import pytest
+from load import slots_taken
 
 import dijiang
 from dijiang.server.settings import Serving
@@ -278,6 +281,33 @@ def test_many_clients_of_all_kinds_leave_nothing(models, served):
         assert steps.count("steps of other") == 2  # of this server and of the fixture's
 
 
+#: Requests of each kind between two looks at the memory.
+ROUNDS = 75
+
+
+def test_requests_leave_no_objects(models):
+    """Answers, streams, refusals and clients that go at once: no block of memory is kept for any kind of them."""
+    body, patience = {"model": "tiny", "prompt": "x", "max_tokens": 3}, 0.5
+    left = json.dumps(body | {"stream": True, "max_tokens": 400}).encode()
+    left = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(left) + left
+
+    def blocks_after(server, count):
+        for _ in range(count):
+            assert server.ask("/v1/completions", body)[0] == 200
+            assert server.ask("/v1/completions", body | {"stream": True})[0] == 200
+            assert server.ask("/v1/completions", body | {"n": "many"})[0] == 400
+            with server.connect() as sock:
+                sock.sendall(left)
+        assert server.idle()
+        time.sleep(1.2 * patience)  # timers of connections end
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    with running(models, slots=4, queue=40, patience=patience) as server:
+        looks = [blocks_after(server, count) for count in (20, ROUNDS, ROUNDS, ROUNDS)]
+        assert min(np.diff(looks)) < ROUNDS  # caches fill at first
+
+
 def test_random_requests_are_never_the_servers_fault(served):
     random = np.random.default_rng(0)
     values = [
@@ -315,3 +345,15 @@ def test_random_requests_are_never_the_servers_fault(served):
         statuses.add(int(reply.split()[1]) if reply else 400)
     assert {200, 400} <= statuses <= {200, 400, 404}
     assert served.idle()
+
+
+def test_load_sees_slots_that_are_taken(served):
+    body = {"model": "tiny", "prompt": "x", "stream": True, "ignore_eos": True, "max_tokens": 4000}
+    data = json.dumps(body).encode()
+    with served.connect() as sock:
+        sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data))
+        sock.sendall(data)
+        assert sock.recv(100)
+        assert slots_taken(served.url) == 1
+    assert served.idle()
+    assert slots_taken(served.url) == 0
