@@ -6,6 +6,7 @@ A build writes it into `_version.py`. Sources that were never built ask git, or 
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 #: Of sources that nothing is known of. `fallback_version` of pyproject.toml is the same.
@@ -51,6 +52,7 @@ def _read(sources: Path) -> str:
 
 
 try:
-    from ._version import __version__ as __version__
+    # By name: where nothing was built there is no such module, and tools that read imports would take another.
+    __version__ = str(import_module(f"{__package__}._version").__version__)
 except ImportError:
     __version__ = version_of(Path(__file__).parents[1])
