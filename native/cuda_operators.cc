@@ -1,5 +1,5 @@
-// Domain `dijiang.cuda`: `RecurrentStep`, `AddNorm` and `RotaryAngles` on a GPU, and their naive twins on the CPU, made of the same
-// source (cuda/kernels.cu). Python compiles it for the GPU at hand and hands it over (dijiang_cuda_load).
+// Domain `dijiang.cuda`: `RecurrentStep`, `AddNorm` and `RotaryAngles` on a GPU, and their naive twins on the CPU, made of
+// the same source (cuda/kernels.cu). Python compiles it for the GPU at hand and hands it over (dijiang_cuda_load).
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -15,8 +15,9 @@ namespace {
 
 #include "cuda/kernels.cu"
 
-// Threads of a block; numbers that a block of `recur` has room for, and tokens that it takes together at most.
-constexpr int kThreads = 256, kNormThreads = 1024, kRoom = 11000, kTile = 16;
+// Threads of a block; numbers that a block has room for, 48 KB, and those that a tile of `recur` should fill; tokens of a
+// tile at most.
+constexpr int kThreads = 256, kNormThreads = 1024, kMostRoom = 12288, kRoom = 11000, kTile = 16;
 
 enum Kernel { kFeatures, kRecur, kDecode, kMix, kAddNorm, kAngles, kKernels };
 constexpr const char* kNames[kKernels] = {"features", "recur", "decode", "mix", "add_norm", "angles"};
@@ -147,6 +148,7 @@ struct StepKernel : Place {
   }
 
   ort::Status* go(ort::Context* context, Kernel kernel, size_t type, Grid grid, const cuda::Step& s) const {
+    if (grid.floats > kMostRoom) return api.fail("RecurrentStep: more query heads than the kernels have room for");
     return grid.x ? Place::template run<cuda::Step>(api, context, kernel, type, grid, s) : nullptr;
   }
 };

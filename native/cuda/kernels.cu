@@ -202,7 +202,7 @@ DEVICE float rotated(const Step& s, Long row, int head, int i) {
 // Parts of a state's rows, each with a thread of its own a column.
 DEVICE int slices_of(const Step& s) { return (s.size + kRows - 1) / kRows; }
 
-// z[p] = the `count` heads that follow `first` after the rotary embedding.
+// z[p] = heads[p] after the rotary embedding, of `count` heads.
 template <class T>
 DEVICE void rotate(const Step& s, Long row, const int* heads, int count, float* z) {
   EACH(o, count * s.size) z[o] = rotated<T>(s, row, heads[o / s.size], o % s.size);
@@ -219,9 +219,9 @@ DEVICE void feature_maps(const Step& s, Long row, const int* heads, int count, c
     float sums[kTogether] = {};
     for (int first = from; first < end; first += kRows) {
       float p[kRows];
-UNROLL
+      UNROLL
       for (int i = 0; i < kRows; i++) p[i] = first + i < end ? s.projection[(first + i) * size + j] : 0.0f;
-UNROLL
+      UNROLL
       for (int i = 0; i < kRows; i++)
         if (first + i < end)
           for (int h = 0; h < kTogether; h++)
@@ -335,7 +335,7 @@ DEVICE void recur(const Step& s) {
         const float *k = keys + t * padded + slice * kRows, *q = queries + t * sharing * padded + slice * kRows;
         const float decay = decays[t], v = values[t * x.columns + j];
         float sum = 0.0f;
-UNROLL
+        UNROLL
         for (int i = 0; i < kRows; i++) {
           S[i] = decay * S[i] + k[i] * v;
           sum += q[i] * S[i];
@@ -343,7 +343,7 @@ UNROLL
         partial[(t * sharing * x.slices + slice) * x.columns + j] = sum;
         for (int p = 1; p < sharing; p++) {
           sum = 0.0f;
-UNROLL
+          UNROLL
           for (int i = 0; i < kRows; i++) sum += q[p * padded + i] * S[i];
           partial[((t * sharing + p) * x.slices + slice) * x.columns + j] = sum;
         }
@@ -439,7 +439,7 @@ DEVICE void add_norm(const Norm& n) {
   OWN(sum, kChannels);
   ITEMS(o, step) {
     float* x = MINE(sum, o);
-UNROLL
+    UNROLL
     for (int m = 0; m < kChannels; m++) {
       const int i = o + m * step;
       if (i < n.width) {
@@ -452,14 +452,14 @@ UNROLL
   mean = n.centred ? block_sum(mean, room) / n.width : 0.0f;
   ITEMS(o, step) {
     float* x = MINE(sum, o);
-UNROLL
+    UNROLL
     for (int m = 0; m < kChannels; m++)
       if (o + m * step < n.width) squares += (x[m] - mean) * (x[m] - mean);
   }
   const float inverse = 1.0f / sqrtf(block_sum(squares, room + 32) / n.width + n.epsilon);
   ITEMS(o, step) {
     float* x = MINE(sum, o);
-UNROLL
+    UNROLL
     for (int m = 0; m < kChannels; m++) {
       const int i = o + m * step;
       if (i < n.width) {

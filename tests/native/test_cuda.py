@@ -170,6 +170,17 @@ def test_norm_of_wrong_sizes_is_one_line(session_of, wrong):
         session_of(of_any_shape(norms.model(case, CUDA_DOMAIN))).run(None, feeds)
 
 
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_more_query_heads_than_there_is_room_for_is_one_line(session_of, tokens):
+    case = Case(128, tokens=tokens, heads=128, groups=1)
+    one, feeds = session_of(node(case, CUDA_DOMAIN)), inputs(case)
+    if tokens == 1:  # a single token takes its heads in lots
+        assert np.isfinite(one.run(["output"], feeds)[0]).all()
+    else:
+        with pytest.raises(Exception, match="RecurrentStep: more query heads than the kernels have room for"):
+            one.run(None, feeds)
+
+
 def test_no_tokens_are_no_work(session_of):
     case = CASES["head-64-many-rows"]
     given = inputs(case)
