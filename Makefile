@@ -56,7 +56,7 @@ GOLDEN  = native and whole and not bin and not straddle
 aarch64: $(VENV)/.dev
 	$(AARCH64) cortex-a57 -q tests/native/test_kernels.py && $(AARCH64) max -q tests/native/test_kernels.py -W ignore::RuntimeWarning && \
 	$(AARCH64) cortex-a76 -q tests/native/test_kernels.py tests/graph/test_golden.py tests/graph/test_families.py \
-	  -k "kernels or $(GOLDEN) or named" || { status=$$?; test $$status = 75; }
+	  -k "kernels or $(GOLDEN) or named" && $(AARCH64) cortex-a76 -q tests/aarch64 -m emulated || { status=$$?; test $$status = 75; }
 
 # The compiled operator under ASan, UBSan and TSan. 3 minutes.
 sanitize: $(VENV)/.dev

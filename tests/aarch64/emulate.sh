@@ -66,7 +66,7 @@ fi
 # The wheel of aarch64 is built here. Tests lie beside the package that is in it.
 rm -rf "$folder/source" "$folder/wheel"
 mkdir "$folder/source"
-cp -r "$repository"/{tests,examples,benchmarks,native,pyproject.toml} "$folder/source"
+cp -r "$repository"/{tests,docs,examples,benchmarks,native,pyproject.toml} "$folder/source"
 cross="-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++"
 _PYTHON_HOST_PLATFORM=linux-aarch64 CMAKE_ARGS="$cross" "$python" -m pip wheel -q --no-deps --no-build-isolation \
   -w "$folder/wheel" "$repository"
