@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 import dijiang
 from dijiang.cli import main
+from dijiang.runtime.operators import find_library
 from dijiang.runtime.sessions import preflight
 from tests.conftest import EXAMPLES
 from tests.fake_gpu import FakeLibcuda, fake_tensorrt
@@ -98,11 +99,13 @@ class Machine:
         self.patch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
 
     def swaps_provider(self):
-        create = onnxruntime.InferenceSession
+        create, options = onnxruntime.InferenceSession, onnxruntime.SessionOptions()
+        if library := find_library():
+            options.register_custom_ops_library(str(library))
         self.patch.setattr(
             onnxruntime,
             "InferenceSession",
-            lambda path, sess_options, providers, enable_fallback: create(path, sess_options),
+            lambda path, sess_options, providers, enable_fallback: create(path, options),
         )
 
     def two_onnxruntimes(self):

@@ -28,7 +28,7 @@ CONFIG = PRESETS["pythia-70m"] | {"num_hidden_layers": 12, "vocab_size": 500}
 BOUNDED = "from dijiang.parity import cut; cut.PART_BYTES = {};" + CLI
 
 PRECISIONS = {"native": ("fp32", "int8", "int4"), "webgpu": ("fp32", "int4"), "onnx": ("fp32", "fp16")}
-PRECISIONS |= {"cuda": ("fp32", "fp16", "bf16")}
+PRECISIONS |= {"cuda": ("fp16",)}
 EVERY = [
     (graph, precision)
     for graph in RUNNABLE
