@@ -28,6 +28,8 @@ HAS = {"webgpu": installed(PACKAGE), "cuda": has_cuda()}
 MISSING = pytest.mark.skipif(not HAS["webgpu"], reason=f"{PACKAGE} is not installed: it needs Python 3.11")
 
 
+#: Not even looked at where there is no such GPU.
+collect_ignore = [] if HAS["cuda"] else ["test_cuda.py"]
 WEBGPU_ONLY = ("test_webgpu", "test_norms")
 
 
