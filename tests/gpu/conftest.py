@@ -26,9 +26,7 @@ def has_cuda() -> bool:
 #: Providers whose kernels can be executed here.
 HAS = {"webgpu": installed(PACKAGE), "cuda": has_cuda()}
 MISSING = pytest.mark.skipif(not HAS["webgpu"], reason=f"{PACKAGE} is not installed: it needs Python 3.11")
-
-
-#: Not even looked at where there is no such GPU.
+#: Files about WebGPU alone, and what is not even looked at where there is no GPU for CUDA.
 collect_ignore = [] if HAS["cuda"] else ["test_cuda.py"]
 WEBGPU_ONLY = ("test_webgpu", "test_norms")
 
