@@ -1,4 +1,4 @@
-"""Reports of the scripts that have one: told, and kept where a file is asked for."""
+"""Reports of the programs that have one, here and in tests: told, and kept where a file is asked for."""
 
 from __future__ import annotations
 

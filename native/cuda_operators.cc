@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "norm_inputs.h"
 #include "step_inputs.h"
 
 namespace dijiang {
@@ -161,29 +162,21 @@ struct NormKernel : Place {
   static int output_type(size_t i) { return i == 0 ? ort::kAny : ort::kFloat; }
 
   const ort::Api& api;
-  int64_t centred = 0;
-  float epsilon = 0.0f;
+  NormAttributes node;
 
   NormKernel(const ort::Api& api, const Kernels&) : api(api) {}
 
-  ort::Status* read(const ort::Info* info) {
-    CHECK(api.attribute(info, "centred", &centred));
-    return api.attribute(info, "epsilon", &epsilon);
-  }
+  ort::Status* read(const ort::Info* info) { return node.read(api, info); }
 
   ort::Status* run(ort::Context* context) const {
     float* data[kInputs];
     int64_t shape[3];
     size_t type;
     CHECK(type_of(api, context, 1, &type));
-    for (size_t i = 0; i < kInputs; i++) CHECK(data_of(api, context, i, &data[i]));
-    CHECK(dims_of(api, context, 0, shape, 3, "AddNorm: rank of the input, expected 3"));
+    CHECK(read_norm_inputs(api, context, data, kInputs, shape));
     const int64_t rows = shape[0] * shape[1], width = shape[2];
-    const int64_t numbers[kInputs] = {rows * width, rows * width, width, width, width};
-    for (size_t i = 1; i < kInputs; i++)
-      if (i < kOptionalFrom || data[i]) CHECK(expect_count(api, context, i, numbers[i], "AddNorm: sizes of its inputs"));
     cuda::Norm n{};
-    n.width = width, n.centred = centred != 0, n.epsilon = epsilon;
+    n.width = width, n.centred = node.centred != 0, n.epsilon = node.epsilon;
     n.a = data[0], n.b = data[1], n.weight = data[2], n.shift = data[3], n.bias = data[4];
     CHECK(result(api, context, 0, shape, 3, &n.output));
     CHECK(result(api, context, 1, shape, 3, &n.sum));

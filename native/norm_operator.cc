@@ -1,6 +1,6 @@
 // Domain `dijiang`, type `AddNorm`: a, b, weight, bias -> norm of a + b, a + b.
 #include "norm.h"
-#include "operators.h"
+#include "norm_inputs.h"
 
 namespace dijiang {
 namespace {
@@ -12,26 +12,19 @@ struct NormKernel : OnCpu {
 
   const ort::Api& api;
   const Kernels& kernels;
-  int64_t centred = 0;
-  float epsilon = 0.0f;
+  NormAttributes node;
 
   NormKernel(const ort::Api& api, const Kernels& kernels) : api(api), kernels(kernels) {}
 
-  ort::Status* read(const ort::Info* info) {
-    CHECK(api.attribute(info, "centred", &centred));
-    return api.attribute(info, "epsilon", &epsilon);
-  }
+  ort::Status* read(const ort::Info* info) { return node.read(api, info); }
 
   ort::Status* run(ort::Context* context) const {
     float* data[kInputs];
-    for (size_t i = 0; i < kInputs; i++) CHECK(data_of(api, context, i, &data[i]));
     int64_t shape[3];
-    CHECK(dims_of(api, context, 0, shape, 3, "AddNorm: rank of the input, expected 3"));
+    CHECK(read_norm_inputs(api, context, data, kInputs, shape));
     Norm norm{};
-    norm.rows = shape[0] * shape[1], norm.width = shape[2], norm.centred = centred != 0, norm.epsilon = epsilon;
-    const int64_t numbers[kInputs] = {norm.rows * norm.width, norm.rows * norm.width, norm.width, norm.width};
-    for (size_t i = 1; i < kInputs; i++)
-      if (i < kOptionalFrom || data[i]) CHECK(expect_count(api, context, i, numbers[i], "AddNorm: sizes of its inputs"));
+    norm.rows = shape[0] * shape[1], norm.width = shape[2];
+    norm.centred = node.centred != 0, norm.epsilon = node.epsilon;
     norm.a = data[0], norm.b = data[1], norm.weight = data[2], norm.bias = data[3];
     ort::Value *output, *sum;
     CHECK(api.output(context, 0, shape, 3, &output));

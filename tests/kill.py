@@ -29,6 +29,7 @@ from safetensors.numpy import load_file, save_file
 import dijiang
 import dijiang.exporter.export
 import dijiang.models.convert
+from benchmarks.reports import tell
 from dijiang import files
 from dijiang.bundle.opened import open_bundle
 from dijiang.bundle.upgrade import upgrade
@@ -39,7 +40,6 @@ from dijiang.models.presets import PRESETS
 from dijiang.version import __version__
 from tests.conftest import GOLDEN
 from tests.fake_gpu import FakeLibcuda, fake_tensorrt
-from tests.report import tell
 
 BASE = GOLDEN["neox-base"]
 TINY = PRESETS["pythia-70m"] | {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 1}

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import dijiang
+from benchmarks.reports import tell
 from dijiang.errors import DijiangError, SessionError
 from dijiang.runtime.dialogue import Dialogue
 from dijiang.runtime.generate import prepare
@@ -26,7 +27,6 @@ from dijiang.runtime.options import Generation
 from dijiang.runtime.state import State
 from dijiang.version import __version__
 from tests.conftest import GOLDEN, talkative
-from tests.report import tell
 
 
 @dataclass

@@ -23,12 +23,12 @@ import numpy as np
 from scipy import stats
 
 import dijiang
+from benchmarks.reports import tell
 from dijiang.models.initial import init
 from dijiang.models.load import load_checkpoint
 from dijiang.models.reference import Reference
 from dijiang.version import __version__
 from tests.conftest import EXAMPLES
-from tests.report import tell
 
 FOLDER = Path(".soak")
 #: What lives: its precision. A name that is no example is a preset with random weights.

@@ -430,43 +430,29 @@ DEVICE void mix(const Step& s) {
   }
 }
 
+// Channels i of a row that a thread norms, and x, where its number of each is: every THREADS-th one.
+#define EACH_CHANNEL(x, i, width)                                              \
+  ITEMS(first, THREADS)                                                        \
+  UNROLL for (int m = 0, i = first; m < kChannels; m++, i += THREADS)                 \
+    if (float& x = MINE(sum, first)[m]; i < (width))
+
 // Up to kChannels channels a thread. Grid: (rows).
 template <class T>
 DEVICE void add_norm(const Norm& n) {
   const Long from = static_cast<Long>(BLOCK(x)) * n.width;
-  const int step = THREADS;
   float mean = 0.0f, squares = 0.0f;
   OWN(sum, kChannels);
-  ITEMS(o, step) {
-    float* x = MINE(sum, o);
-    UNROLL
-    for (int m = 0; m < kChannels; m++) {
-      const int i = o + m * step;
-      if (i < n.width) {
-        x[m] = n.a[from + i] + number(static_cast<const T*>(n.b)[from + i]) + (n.bias ? n.bias[i] : 0.0f);
-        n.sum[from + i] = x[m];
-        mean += x[m];
-      }
-    }
+  EACH_CHANNEL(x, i, n.width) {
+    x = n.a[from + i] + number(static_cast<const T*>(n.b)[from + i]) + (n.bias ? n.bias[i] : 0.0f);
+    n.sum[from + i] = x;
+    mean += x;
   }
   mean = n.centred ? block_sum(mean, room) / n.width : 0.0f;
-  ITEMS(o, step) {
-    float* x = MINE(sum, o);
-    UNROLL
-    for (int m = 0; m < kChannels; m++)
-      if (o + m * step < n.width) squares += (x[m] - mean) * (x[m] - mean);
-  }
+  EACH_CHANNEL(x, i, n.width) squares += (x - mean) * (x - mean);
   const float inverse = 1.0f / sqrtf(block_sum(squares, room + 32) / n.width + n.epsilon);
-  ITEMS(o, step) {
-    float* x = MINE(sum, o);
-    UNROLL
-    for (int m = 0; m < kChannels; m++) {
-      const int i = o + m * step;
-      if (i < n.width) {
-        const float y = (x[m] - mean) * inverse * n.weight[i];
-        put(static_cast<T*>(n.output) + from + i, n.shift ? y + n.shift[i] : y);
-      }
-    }
+  EACH_CHANNEL(x, i, n.width) {
+    const float y = (x - mean) * inverse * n.weight[i];
+    put(static_cast<T*>(n.output) + from + i, n.shift ? y + n.shift[i] : y);
   }
 }
 

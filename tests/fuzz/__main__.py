@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.reports import tell
 from dijiang.version import __version__
 from tests.fuzz.grammar import draw_case
 from tests.fuzz.workers import CLASSES, run_cases
 from tests.random_tokenizers import KINDS, sequence, streamed
 from tests.random_tokenizers import tokenizer as tokenizer_of
-from tests.report import tell
 
 
 def stream_texts(seed: int, cases: int) -> dict[str, Any]:

@@ -34,5 +34,6 @@ def optimise(model: ir.Model, *, skip_norms: bool, operators: str = "", centred:
         steps.append(CentreNorms())
     if skip_norms:
         steps.append(FuseResidualNorms(operators=operators))
-    steps.append(FuseBiases())
+    if operators:
+        steps.append(FuseBiases())
     return PassManager(steps)(model).model

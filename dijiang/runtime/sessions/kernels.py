@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 from ...errors import SessionError
 from ...machine.driver import Cuda
 from ..operators import open_library, operator_library
+from .preflight import nvidia_libraries
 
-#: NVIDIA's compiler, by the CUDA version that onnxruntime-gpu is built for, and where its Python packages have it.
+#: NVIDIA's compiler, by the CUDA version that onnxruntime-gpu is built for.
 NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
-PLACES = ("*/lib/{}", "*/{}")
 #: What `native/CMakeLists.txt` installs beside the library.
 SOURCE = "kernels.cu"
 INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]', or use --graph ort"
@@ -76,13 +74,9 @@ def _compiler() -> ctypes.CDLL:
     raise SessionError(f"NVIDIA's compiler for kernels, {NVRTC[0]}, is not installed; {INSTALL}")
 
 
-def _candidates() -> Iterator[str]:
-    yield from NVRTC
-    spec = find_spec("nvidia")
-    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        for name in NVRTC:
-            for place in PLACES:
-                yield from map(str, sorted(Path(folder).glob(place.format(name))))
+def _candidates() -> list[str]:
+    """Where it may be: what the system finds, then NVIDIA's Python packages."""
+    return [*NVRTC, *(str(folder / name) for name in NVRTC for folder in nvidia_libraries())]
 
 
 def _source() -> Path:

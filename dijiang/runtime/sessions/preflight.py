@@ -64,6 +64,13 @@ def check_single_onnxruntime(find: Callable[[str], Distribution] = distribution)
         )
 
 
+def nvidia_libraries() -> list[Path]:
+    """Folders of libraries in NVIDIA's Python packages, wherever these are installed."""
+    spec = find_spec("nvidia")
+    places = [] if spec is None else spec.submodule_search_locations or ()
+    return [folder for place in places for folder in sorted(Path(place).glob("*/lib"))]
+
+
 def preload_libraries(ort: Any) -> None:
     """Load CUDA and cuDNN from NVIDIA's Python packages, beside onnxruntime or elsewhere.
 
@@ -72,10 +79,8 @@ def preload_libraries(ort: Any) -> None:
     """
     if not hasattr(ort, "preload_dlls"):
         return
-    spec = find_spec("nvidia")
-    places = [] if spec is None else [Path(p) for p in spec.submodule_search_locations or ()]
-    beside = Path(ort.__file__).parents[1]
-    elsewhere = [f for p in places if p.parent != beside for f in sorted(p.glob("*/lib"))]
+    beside = Path(ort.__file__).parents[1] / "nvidia"
+    elsewhere = [folder for folder in nvidia_libraries() if folder.parents[1] != beside]
     with redirect_stdout(StringIO()):
         ort.preload_dlls()
         for folder in elsewhere:
