@@ -143,23 +143,33 @@ def windows(ids: np.ndarray) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True)
 class Case:
-    """A way of rounding the projections; the head in 8 bits. calibrated: by GPTQ, else to nearest values."""
+    """A way of rounding the projections; the head in 8 bits. calibrated: by GPTQ, else to nearest values.
+
+    scale_bytes: see `Blocks`.
+    """
 
     bits: int
     block: int
     rotation: int
     calibrated: bool
+    scale_bytes: int = 2
 
     @property
     def name(self) -> str:
-        mixed = f"rotated by {self.rotation}" if self.rotation else "not rotated"
-        return f"int{self.bits}, blocks of {self.block}, {mixed}, {'GPTQ' if self.calibrated else 'nearest'}"
+        parts = [
+            f"int{self.bits}",
+            f"blocks of {self.block}",
+            f"rotated by {self.rotation}" if self.rotation else "not rotated",
+            "GPTQ" if self.calibrated else "nearest",
+            *(["float32 scales"] if self.scale_bytes == 4 else []),
+        ]
+        return ", ".join(parts)
 
     @property
     def recipe(self) -> Recipe:
         """In the ort graph, which every machine runs."""
-        blocks = Blocks(self.bits, self.block, self.rotation)
-        head = Blocks(8, self.block if self.bits == 8 else 64, self.rotation)
+        blocks = Blocks(self.bits, self.block, self.rotation, self.scale_bytes)
+        head = replace(blocks, bits=8, block=self.block if self.bits == 8 else 64)
         return replace(
             resolve(f"int{self.bits}", graph="ort"), body=blocks, head=head, embed=replace(head, rotation=0)
         )
@@ -176,9 +186,11 @@ CASES = [
     Case(8, 32, 64, False),
     Case(8, 64, 0, True),
     Case(8, 64, 64, True),
+    Case(8, 64, 64, True, 4),
     Case(4, 32, 0, False),
     Case(4, 128, 0, True),  # what was the default before
     Case(4, 64, 64, True),
+    Case(4, 64, 64, True, 4),
     Case(4, 32, 64, True),
     Case(4, 128, 64, True),
 ]

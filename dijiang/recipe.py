@@ -22,27 +22,30 @@ TYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 #: 0.6 to 2.3 on random models of every family, 0.8 on SmolLM2, 5.7 on the trained example, whose float32
 #: reference is unusually near. Planted faults: 200 and more (ADR 0019).
 FLOAT32_FACTOR = 16.0
-#: Input channels that share one scale, and that are mixed before they are rounded (ADR 0024).
-BLOCK, ROTATION = 64, 64
+#: Input channels that share one scale, and that are mixed before they are rounded (ADR 0024). Bytes of a
+#: scale (ADR 0039).
+BLOCK, ROTATION, SCALE = 64, 64, 2
 BLOCKS = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Weights as integers of `bits`; `block` consecutive input channels share a float32 scale.
+    """Weights as integers of `bits`; `block` consecutive input channels share a scale.
 
     rotation: input channels that a Hadamard matrix mixes before rounding, a power of two; where it does
         not divide the width, the largest that does. 0: none.
+    scale_bytes: 2, scales are bfloat16; 4, float32, as in bundles of before.
     """
 
     bits: int
     block: int
     rotation: int = 0
+    scale_bytes: int = 4
 
     @property
     def weight_bytes(self) -> float:
         """Bytes of one weight, its share of the scale included."""
-        return self.bits / 8 + 4 / self.block
+        return self.bits / 8 + self.scale_bytes / self.block
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,9 @@ PRECISIONS = {
             Gate("perplexity_change", 1e-3),
             Gate("top1_disagreement", 0.015),
         ),
-        body=Blocks(8, BLOCK, ROTATION),
-        head=Blocks(8, BLOCK, ROTATION),
-        embed=Blocks(8, BLOCK),
+        body=Blocks(8, BLOCK, ROTATION, SCALE),
+        head=Blocks(8, BLOCK, ROTATION, SCALE),
+        embed=Blocks(8, BLOCK, 0, SCALE),
         seconds=14.0,
         turing=True,
     ),
@@ -127,9 +130,9 @@ PRECISIONS = {
             Gate("perplexity_change", 8e-3),
             Gate("top1_disagreement", 0.08),
         ),
-        body=Blocks(4, BLOCK, ROTATION),
-        head=Blocks(8, BLOCK, ROTATION),
-        embed=Blocks(4, BLOCK),
+        body=Blocks(4, BLOCK, ROTATION, SCALE),
+        head=Blocks(8, BLOCK, ROTATION, SCALE),
+        embed=Blocks(4, BLOCK, 0, SCALE),
         seconds=40.0,
     ),
 }
@@ -569,5 +572,5 @@ def _tuned(recipe: Recipe, head: str | None, block: int | None, tokens: int | No
     )
     if head is not None:
         bits = HEADS[head]
-        kept = None if bits is None else Blocks(bits, block or BLOCK, ROTATION)
+        kept = None if bits is None else Blocks(bits, block or BLOCK, ROTATION, SCALE)
     return replace(recipe, body=body, head=kept, embed=embed, calibration_tokens=tokens)

@@ -17,6 +17,7 @@ struct Gptq {
   float* left;              // [outputs, inputs]: the weight; then the errors, as `upper` carries them on
   uint8_t* codes;           // [outputs, inputs], offset by 2^(bits-1)
   float* scales;            // [outputs, inputs / block]
+  int64_t scale_bytes;      // 2: scales are rounded to bfloat16, and codes fit them; 4: float32
 };
 
 }  // namespace dijiang

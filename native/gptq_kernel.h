@@ -18,6 +18,12 @@ DIJIANG_INLINE float nearest_code(float x, float bound) {
   return (x + 12582912.0f) - 12582912.0f;
 }
 
+// The nearest bfloat16 of a finite number, the even one of two.
+DIJIANG_INLINE float nearest_bfloat(float x) {
+  const uint32_t bits = bits_of<uint32_t>(x);
+  return bits_of<float>((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
+}
+
 // The scale of a block of w [block, 16] that loses least, weighted by importance.
 DIJIANG_INLINE void best_scales(const float* __restrict w, const float* __restrict importance, int64_t block,
                                 int64_t bits, float* __restrict best) {
@@ -65,6 +71,8 @@ void gptq(const Gptq& g, int64_t tile, float* room) {
   for (int64_t start = 0; start < g.inputs; start += g.block) {
     float scale[kOutputs];
     best_scales(w + start * kOutputs, g.importance + start, g.block, g.bits, scale);
+    if (g.scale_bytes == 2)
+      for (float& one : scale) one = nearest_bfloat(one);
     for (int64_t l = 0; l < count; l++)
       g.scales[((first + l) * g.inputs + start) / g.block] = scale[l];
     for (int64_t j = 0; j < g.block; j++) {

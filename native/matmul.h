@@ -16,19 +16,29 @@ constexpr int64_t kColumns = 16;        // outputs of a tile
 constexpr int64_t kVector = 64;         // bytes of the codes that are multiplied together
 constexpr int64_t kLongestBlock = 256;  // of inputs that share a scale, and of inputs that are mixed
 
-// Tiles of 16 outputs. A tile is, for each block of inputs: 16 float32 scales, then vectors of 64 bytes.
+// Tiles of 16 outputs. A tile is, for each block of inputs, or each two where scales are bfloat16: 64 bytes of
+// scales, 16 a block; then the vectors of those blocks, 64 bytes each.
 // A vector of 8-bit codes has 4 inputs of each output. One of 4-bit codes has 8: the first 4 in the low
 // halves of its bytes. Codes are offset by half their range. Outputs beyond N have scales of 0.
 struct Packed {
   int64_t inputs, outputs, bits, block;
-  int64_t rotation;  // inputs that a Hadamard matrix mixes before they are rounded; 1: none
+  int64_t rotation;     // inputs that a Hadamard matrix mixes before they are rounded; 1: none
+  int64_t scale_bytes;  // 4: float32; 2: bfloat16
   uint8_t* data;
 
   DIJIANG_INLINE int64_t blocks() const { return (inputs + block - 1) / block; }
   DIJIANG_INLINE int64_t padded() const { return blocks() * block; }
   DIJIANG_INLINE int64_t tiles() const { return (outputs + kColumns - 1) / kColumns; }
-  DIJIANG_INLINE int64_t block_bytes() const { return kColumns * (sizeof(float) + block * bits / 8); }
-  DIJIANG_INLINE int64_t tile_bytes() const { return blocks() * block_bytes(); }
+  DIJIANG_INLINE int64_t block_bytes() const { return kColumns * block * bits / 8; }  // of codes
+  DIJIANG_INLINE int64_t tile_bytes() const { return codes_at(blocks() - 1) + block_bytes(); }
+  // Where in a tile the scales and the codes of block b are.
+  DIJIANG_INLINE int64_t scales_at(int64_t b) const {
+    const int64_t together = scale_bytes == 2;
+    return codes_at(b & ~together) - kVector + (b & together) * (kVector / 2);
+  }
+  DIJIANG_INLINE int64_t codes_at(int64_t b) const {
+    return b * block_bytes() + ((b >> (scale_bytes == 2)) + 1) * kVector;
+  }
 };
 
 // One call. A row of codes is padded to whole blocks with zeros. Codes, scales and offsets have room for
@@ -62,8 +72,16 @@ DIJIANG_INLINE int32_t four_at(const int8_t* a) {
   return four;
 }
 
-// Fills one tile from codes [N, blocks, block bits / 8] uint8 and scales [N, blocks] float32, as
-// MatMulNBits stores them. False: a scale is 0 or no finite number.
-bool pack_tile(const Packed& packed, int64_t tile, const uint8_t* codes, const float* scales);
+// A bfloat16 is the upper half of a float32.
+DIJIANG_INLINE float widened(uint16_t upper) {
+  const uint32_t bits = static_cast<uint32_t>(upper) << 16;
+  float number;
+  __builtin_memcpy(&number, &bits, sizeof number);
+  return number;
+}
+
+// Fills one tile from codes [N, blocks, block bits / 8] uint8, as MatMulNBits stores them, and scales
+// [N, blocks] in their type. False: a scale is 0 or no finite number.
+bool pack_tile(const Packed& packed, int64_t tile, const uint8_t* codes, const uint8_t* scales);
 
 }  // namespace dijiang

@@ -5,7 +5,7 @@
 //   kOffset: what an 8-bit code is above its value.  kRows, kTiles: what the registers hold at once.
 //   load(bytes) -> Codes.  low, high(Codes) -> Codes of the two halves of each byte.
 //   repeat(int8 a[4]) -> Inputs.  dot(Sums&, Codes, Inputs): adds the products of the 4 inputs of each output.
-//   zero() -> Sums.  none() -> Floats of 0.  floats(p), store(p, Floats).
+//   zero() -> Sums.  none() -> Floats of 0.  floats(p), bfloats(p), store(p, Floats).
 //   scaled(Sums, offset, scales, scale, acc) -> acc + (sum - offset) (scales scale), rounded as `fused`.
 #pragma once
 
@@ -131,27 +131,35 @@ DIJIANG_INLINE void put(const MatMul& m, int64_t outputs, int64_t row, int64_t t
     for (int64_t c = 0; c < n; c++) out[c] = line[c];
 }
 
+// The scales of block b of a tile.
+DIJIANG_INLINE Lanes::Floats scales_of(const Packed& w, const uint8_t* tile, int64_t b) {
+  const uint8_t* at = tile + w.scales_at(b);
+  return w.scale_bytes == 2 ? Lanes::bfloats(reinterpret_cast<const uint16_t*>(at))
+                            : Lanes::floats(reinterpret_cast<const float*>(at));
+}
+
 // R rows of T tiles.
 template <int bits, int R, int T>
 DIJIANG_INLINE void multiply_rows(const MatMul& given, int64_t tile, int64_t row) {
   const MatMul m = given;  // copies: what is written through pointers cannot change them
   const Packed w = *m.weights;
   const int64_t rows = m.padded_rows(), blocks = w.blocks(), padded = w.padded(), tile_bytes = w.tile_bytes();
-  const int64_t block = w.block, block_bytes = w.block_bytes();
+  const int64_t block = w.block;
   constexpr int64_t step = 32 / bits;  // inputs of a vector
-  const uint8_t* at = w.data + tile * tile_bytes;
+  const uint8_t* first_tile = w.data + tile * tile_bytes;
   const int8_t* inputs = m.codes + row * padded;
   Lanes::Floats acc[R][T];
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) acc[r][t] = Lanes::none();
-  for (int64_t b = 0; b < blocks; b++, at += block_bytes, inputs += block) {
+  for (int64_t b = 0; b < blocks; b++, inputs += block) {
+    const uint8_t* vectors = first_tile + w.codes_at(b);
     Lanes::Sums sums[R][T];
     for (int r = 0; r < R; r++)
       for (int t = 0; t < T; t++) sums[r][t] = Lanes::zero();
     for (int64_t k = 0; k < block; k += step) {
       Lanes::Codes codes[T];
       for (int t = 0; t < T; t++) {
-        const uint8_t* vector = at + t * tile_bytes + kColumns * sizeof(float) + k / step * kVector;
+        const uint8_t* vector = vectors + t * tile_bytes + k / step * kVector;
         if (R == 1) __builtin_prefetch(vector + 4096);  // the weights come from memory
         codes[t] = Lanes::load(vector);
       }
@@ -170,7 +178,7 @@ DIJIANG_INLINE void multiply_rows(const MatMul& given, int64_t tile, int64_t row
       }
     }
     for (int t = 0; t < T; t++) {
-      const Lanes::Floats scales = Lanes::floats(reinterpret_cast<const float*>(at + t * tile_bytes));
+      const Lanes::Floats scales = scales_of(w, first_tile + t * tile_bytes, b);
       for (int r = 0; r < R; r++) {
         const int64_t i = b * rows + row + r;
         acc[r][t] = Lanes::scaled(sums[r][t], m.offsets[i], scales, m.scales[i], acc[r][t]);

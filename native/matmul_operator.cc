@@ -25,10 +25,12 @@ uint8_t* scratch(size_t bytes) {
   return room.data();
 }
 
+constexpr const char* kShapes = "MatMul: shapes of codes, scales and bias do not fit K and N";
+
 struct MatMulKernel : OnCpu {
   static constexpr const char* kName = "MatMul";
   static constexpr size_t kInputs = 4, kOptionalFrom = 3, kOutputs = 1;
-  static int type(size_t input) { return input == 1 ? ort::kByte : ort::kFloat; }
+  static int type(size_t input) { return input == 1 ? ort::kByte : input == 2 ? ort::kAny : ort::kFloat; }
 
   const ort::Api& api;
   const Kernels& kernels;
@@ -56,19 +58,22 @@ struct MatMulKernel : OnCpu {
 
   // Whether input `index` has these dimensions.
   ort::Status* expect(const ort::Context* context, size_t index, std::initializer_list<int64_t> expected) const {
-    constexpr const char* kShapes = "MatMul: shapes of codes, scales and bias do not fit K and N";
     int64_t found[3];
     CHECK(dims_of(api, context, index, found, expected.size(), kShapes));
     return std::equal(expected.begin(), expected.end(), found) ? nullptr : api.fail(kShapes);
   }
 
   // Packs once, in the first run, on all threads: codes and scales are constants of the graph.
-  ort::Status* pack(ort::Context* context, const uint8_t* codes, const float* scales) {
+  ort::Status* pack(ort::Context* context, const uint8_t* codes, const uint8_t* scales) {
     if (!is_packed.load(std::memory_order_acquire)) {
       const std::lock_guard<std::mutex> lock(packing);
       if (!is_packed.load(std::memory_order_relaxed)) {
         CHECK(expect(context, 1, {weights.outputs, weights.blocks(), weights.block * weights.bits / 8}));
         CHECK(expect(context, 2, {weights.outputs, weights.blocks()}));
+        int type;
+        CHECK(with_shape(api, context, 2, kShapes, [&](ort::Shape* shape) { return api.element_type(shape, &type); }));
+        if (type != ort::kFloat && type != ort::kBrain) return api.fail("MatMul: type of the scales, expected float32 or bfloat16");
+        weights.scale_bytes = type == ort::kFloat ? 4 : 2;
         const size_t bytes = weights.tiles() * weights.tile_bytes();
         data.reset(static_cast<uint8_t*>(::operator new(bytes, kAligned, std::nothrow)));
         if (!data) return api.fail("MatMul: no memory for the packed weights");
@@ -76,7 +81,7 @@ struct MatMulKernel : OnCpu {
         struct Work {
           const Packed& weights;
           const uint8_t* codes;
-          const float* scales;
+          const uint8_t* scales;
           std::atomic<bool> failed{false};
         } work{weights, codes, scales};
         CHECK(api.parallel(
@@ -97,7 +102,7 @@ struct MatMulKernel : OnCpu {
   ort::Status* run(ort::Context* context) {
     MatMul m{};
     const uint8_t* codes;
-    const float* scales;
+    const uint8_t* scales;
     CHECK(data_of(api, context, 0, &m.input));
     CHECK(data_of(api, context, 1, &codes));
     CHECK(data_of(api, context, 2, &scales));

@@ -15,20 +15,29 @@ void interleave(const uint8_t* from, uint8_t* to) {
   }
 }
 
+float scale_of(const uint8_t* stored, int64_t bytes) {
+  float wide;
+  uint16_t brief;
+  std::memcpy(&wide, stored, bytes == 4 ? 4 : 0);
+  std::memcpy(&brief, stored, 2);
+  return bytes == 4 ? wide : widened(brief);
+}
+
 }  // namespace
 
-bool pack_tile(const Packed& w, int64_t tile, const uint8_t* codes, const float* scales) {
+bool pack_tile(const Packed& w, int64_t tile, const uint8_t* codes, const uint8_t* scales) {
   const int64_t row_bytes = w.padded() * w.bits / 8, step = 32 / w.bits;
-  uint8_t* block = w.data + tile * w.tile_bytes();
-  std::memset(block, 0, w.tile_bytes());
+  uint8_t* data = w.data + tile * w.tile_bytes();
+  std::memset(data, 0, w.tile_bytes());
   const int64_t first = tile * kColumns, left = w.outputs - first, count = left < kColumns ? left : kColumns;
-  for (int64_t b = 0; b < w.blocks(); b++, block += w.block_bytes()) {
+  for (int64_t b = 0; b < w.blocks(); b++) {
     for (int64_t c = 0; c < count; c++) {
-      const float scale = scales[(first + c) * w.blocks() + b];
+      const uint8_t* stored = scales + ((first + c) * w.blocks() + b) * w.scale_bytes;
+      const float scale = scale_of(stored, w.scale_bytes);
       if (!std::isfinite(scale) || scale == 0.0f) return false;
-      std::memcpy(block + c * sizeof scale, &scale, sizeof scale);
+      std::memcpy(data + w.scales_at(b) + c * w.scale_bytes, stored, w.scale_bytes);
       const uint8_t* from = codes + (first + c) * row_bytes + b * w.block * w.bits / 8;
-      uint8_t* to = block + kColumns * sizeof scale + 4 * c;
+      uint8_t* to = data + w.codes_at(b) + 4 * c;
       for (int64_t k = 0; k < w.block; k += step, from += 4, to += kVector) {
         if (w.bits == 8)
           std::memcpy(to, from, 4);

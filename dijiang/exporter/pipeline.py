@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassManager
@@ -14,7 +16,7 @@ from ..graph.schemes import Moments, scheme_of
 from ..graph.writer import write_graph
 from ..models.load import DijiangModel
 from ..progress import Progress, silent
-from ..recipe import GRAPHS, Blocks, Graph, Recipe
+from ..recipe import GRAPHS, Graph, Recipe
 from ..runtime.sessions.inference import runs_here
 from .calibration import LENGTH, LayerMoments, batches_of, default_tokens, draw
 
@@ -28,7 +30,7 @@ def fitted(recipe: Recipe, model: DijiangModel) -> Recipe:
     embed = scheme_of(recipe).recipe.embed
     rows, width = model.weights.shape("embed.weight")
     if embed is not None and rows * width < EMBEDDING_SHARE * model.parameters:
-        embed = Blocks(8, embed.block)
+        embed = replace(embed, bits=8)
     return recipe.fitted(embed, calibration_tokens(recipe, model.parameters))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..errors import ExportError
-from ..graph.passes.emulate import LOW
+from ..graph.passes.emulate import is_computed_in
 from ..machine.limits import available_bytes
 from ..models.load import DijiangModel
 from ..parity.cut import parts
@@ -119,7 +119,7 @@ def plan_export(
     if verify:
         loaded = [part for graph in graphs.values() for part in parts(graph.graph)]
         session = max(part.nbytes for part in loaded)
-        emulated = session if any(v.dtype in LOW for v in first.graph.initializers.values()) else 0
+        emulated = session if any(is_computed_in(v) for v in first.graph.initializers.values()) else 0
         memory = max(memory, _verify_bytes(model, session, len(graphs), text=text))
         seconds += VERIFY_SECONDS * parameters / 1e9
         if len(loaded) > len(graphs) and recipe.in_blocks and not text:

@@ -2,13 +2,15 @@
 
 Codes run from -2^(bits-1) to 2^(bits-1) - 1. Where the scale's sign is free, the largest weight of a
 block, whatever its own sign, takes the code that exists on one side only. Where a scale must be
-positive, as TensorRT demands, it takes the largest code of both sides.
+positive, as TensorRT demands, it takes the largest code of both sides. Scales are float32 arrays; those
+that are stored in two bytes are rounded to bfloat16 before the codes are chosen.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import ml_dtypes
 import numpy as np
 from scipy.linalg import lapack
 
@@ -35,6 +37,11 @@ def covering_scale(blocks: Array, bits: int, *, positive: bool = False) -> Array
     return np.where(scale == 0, 1, scale).astype(np.float32)
 
 
+def stored_scale(scale: Array, scale_bytes: int) -> Array:
+    """Scales float32 as their stored type holds them: bfloat16 (2 bytes) or float32 (4)."""
+    return scale if scale_bytes == 4 else scale.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
 def codes_of(blocks: Array, scale: Array, bits: int) -> Array:
     """Nearest codes, float32 integers."""
     bound = 2 ** (bits - 1)
@@ -44,7 +51,7 @@ def codes_of(blocks: Array, scale: Array, bits: int) -> Array:
 
 
 def best_scale(
-    blocks: Array, bits: int, importance: Array | float = 1.0, *, positive: bool = False
+    blocks: Array, bits: int, importance: Array | float = 1.0, *, positive: bool = False, scale_bytes: int = 4
 ) -> tuple[Array, Array]:
     """Codes and scale [..., 1] of least weighted squared error; blocks [..., block] float32.
 
@@ -53,6 +60,7 @@ def best_scale(
     """
     start = covering_scale(blocks, bits, positive=positive)
     if bits > 4:
+        start = stored_scale(start, scale_bytes)
         return codes_of(blocks, start, bits), start
     best_gain = np.full(start.shape, -np.inf, np.float32)
     best_codes, best = np.zeros_like(blocks), start.copy()
@@ -67,7 +75,7 @@ def best_scale(
         np.copyto(best_gain, gain, where=better)
         np.copyto(best_codes, codes, where=better)
         np.copyto(best, fit / np.maximum(norm, 1e-30), where=better & (fit != 0))
-    return best_codes, best
+    return best_codes, stored_scale(best, scale_bytes)
 
 
 def by_blocks(weight: Array, block: int) -> Array:
@@ -81,7 +89,9 @@ def by_blocks(weight: Array, block: int) -> Array:
     return padded.reshape(columns, blocks, block)
 
 
-def round_nearest(weight: Array, bits: int, block: int, *, positive: bool = False) -> tuple[Array, Array]:
+def round_nearest(
+    weight: Array, bits: int, block: int, *, positive: bool = False, scale_bytes: int = 4
+) -> tuple[Array, Array]:
     """Round a weight [in, out], each block by itself; scales above 0 if `positive`.
 
     Returns codes uint8 [out, blocks, block], offset by 2^(bits-1), and scales float32 [out, blocks].
@@ -92,7 +102,8 @@ def round_nearest(weight: Array, bits: int, block: int, *, positive: bool = Fals
 
     def fill(start: int) -> None:
         part = slice(start, start + ROWS)
-        rounded, scale = best_scale(by_blocks(weight[:, part], block), bits, positive=positive)
+        blocks = by_blocks(weight[:, part], block)
+        rounded, scale = best_scale(blocks, bits, positive=positive, scale_bytes=scale_bytes)
         codes[part] = rounded + np.float32(2 ** (bits - 1))
         scales[part] = scale[..., 0]
 
@@ -101,7 +112,7 @@ def round_nearest(weight: Array, bits: int, block: int, *, positive: bool = Fals
     return codes, scales
 
 
-def round_gptq(weight: Array, bits: int, block: int, moment: Array) -> tuple[Array, Array]:
+def round_gptq(weight: Array, bits: int, block: int, moment: Array, *, scale_bytes: int = 4) -> tuple[Array, Array]:
     """Round a weight [in, out] so that its output changes least (GPTQ, arXiv 2210.17323).
 
     moment [in, in]: second moment of the inputs. Input channels are rounded one after the other; what
@@ -126,21 +137,25 @@ def round_gptq(weight: Array, bits: int, block: int, moment: Array) -> tuple[Arr
             def fill(start: int, here: slice = here, stripe: slice = stripe, within: Array = within) -> None:
                 part = slice(start, start + ROWS)
                 errors = np.ascontiguousarray(left[part, here])
-                codes[part, stripe], scales[part, stripe] = some(errors, within, importance[here], bits, block)
+                codes[part, stripe], scales[part, stripe] = some(
+                    errors, within, importance[here], bits, block, scale_bytes
+                )
                 left[part, here] = errors
 
             list(pool.map(fill, range(0, len(left), ROWS)))
     return codes, scales
 
 
-def round_gptq_plain(left: Array, upper: Array, importance: Array, bits: int, block: int) -> tuple[Array, Array]:
+def round_gptq_plain(
+    left: Array, upper: Array, importance: Array, bits: int, block: int, scale_bytes: int = 4
+) -> tuple[Array, Array]:
     """The twin of `runtime.operators.gptq`: rows [out, in] of whole blocks; `left` then has their errors."""
     bound, rows = 2 ** (bits - 1), len(left)
     codes = np.empty((rows, left.shape[1] // block, block), np.uint8)
     scales = np.empty(codes.shape[:2], np.float32)
     for index in range(codes.shape[1]):
         here = slice(index * block, (index + 1) * block)
-        scale = best_scale(left[:, here], bits, importance[here])[1][:, 0]
+        scale = best_scale(left[:, here], bits, importance[here], scale_bytes=scale_bytes)[1][:, 0]
         current = np.asfortranarray(left[:, here])
         errors = np.empty_like(current)
         within = upper[here, here]

@@ -68,7 +68,7 @@ def open_library(path: Path) -> ctypes.CDLL:
             ("activation", status, [number, floats, floats, number]),
             ("cuda_load", status, [text]),
             ("multiply_add", status, [floats, floats, floats, floats, number]),
-            ("gptq", status, [floats, floats, floats, ctypes.POINTER(ctypes.c_uint8), floats, *4 * [number]]),
+            ("gptq", status, [floats, floats, floats, ctypes.POINTER(ctypes.c_uint8), floats, *5 * [number]]),
         ):
             function = getattr(library, f"dijiang_{name}")
             function.restype, function.argtypes = result, arguments
@@ -103,7 +103,7 @@ def has_library() -> bool:
 
 
 def gptq(
-    left: np.ndarray, upper: np.ndarray, importance: np.ndarray, bits: int, block: int
+    left: np.ndarray, upper: np.ndarray, importance: np.ndarray, bits: int, block: int, scale_bytes: int = 4
 ) -> tuple[np.ndarray, np.ndarray]:
     """Round rows of a weight by what their inputs look like; see `graph.rounding.round_gptq`.
 
@@ -123,7 +123,7 @@ def gptq(
         *(a.ctypes.data_as(floats) for a in (left, upper, importance)),
         codes.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)),
         scales.ctypes.data_as(floats),
-        *(outputs, inputs, block, bits),
+        *(outputs, inputs, block, bits, scale_bytes),
     )
     if status:
         raise MemoryError("no memory to round a weight")

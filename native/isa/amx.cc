@@ -40,7 +40,7 @@ template <int T>
 DIJIANG_INLINE void multiply_tiles(const MatMul& given, int64_t tile) {
   const MatMul m = given;
   const Packed w = *m.weights;
-  const int64_t rows = m.padded_rows(), blocks = w.blocks(), padded = w.padded(), block_bytes = w.block_bytes();
+  const int64_t rows = m.padded_rows(), blocks = w.blocks(), padded = w.padded();
   const int64_t tile_bytes = w.tile_bytes(), step = kInputs * w.bits / 32 * kVector;
   alignas(64) uint8_t room[T][kInputs * kTile];
   for (int64_t row = 0; row < m.rows; row += 2 * kTile) {
@@ -50,8 +50,8 @@ DIJIANG_INLINE void multiply_tiles(const MatMul& given, int64_t tile) {
     for (auto& half : acc)
       for (auto& line : half)
         for (Lanes::Floats& value : line) value = Lanes::none();
-    const uint8_t* at = w.data + tile * tile_bytes;
-    for (int64_t b = 0; b < blocks; b++, at += block_bytes) {
+    const uint8_t* first_tile = w.data + tile * tile_bytes;
+    for (int64_t b = 0; b < blocks; b++) {
       // Lines of the output are fetched a few at a time, so that their writing does not wait for all of them.
       for (int64_t r = b * count / blocks; r < (b + 1) * count / blocks; r++)
         for (int t = 0; t < T; t++) __builtin_prefetch(m.output + (row + r) * w.outputs + (tile + t) * kColumns, 1);
@@ -60,7 +60,7 @@ DIJIANG_INLINE void multiply_tiles(const MatMul& given, int64_t tile) {
       _tile_zero(2);
       _tile_zero(3);
       const int8_t* inputs = m.codes + row * padded + b * w.block;
-      const uint8_t* vectors = at + kVector;  // after the scales
+      const uint8_t* vectors = first_tile + w.codes_at(b);
       for (int64_t k = 0; k < w.block; k += kInputs, inputs += kInputs, vectors += step) {
         _tile_loadd(4, inputs, padded);
         _tile_loadd(6, whole_codes(vectors, w.bits, room[0]), kVector);
@@ -81,7 +81,7 @@ DIJIANG_INLINE void multiply_tiles(const MatMul& given, int64_t tile) {
       _tile_stored(2, sums.at[1][0], kVector);
       _tile_stored(3, sums.at[1][1], kVector);
       Lanes::Floats scales[T];
-      for (int t = 0; t < T; t++) scales[t] = Lanes::floats(reinterpret_cast<const float*>(at + t * tile_bytes));
+      for (int t = 0; t < T; t++) scales[t] = scales_of(w, first_tile + t * tile_bytes, b);
       for (int64_t h = 0; h <= second; h++) {
         const int64_t i = b * rows + row + h * kTile;
         for (int r = 0; r < kTile; r++)

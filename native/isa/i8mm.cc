@@ -17,15 +17,15 @@ DIJIANG_INLINE void multiply_pairs(const MatMul& given, int64_t tile, int64_t ro
   const Packed w = *m.weights;
   const int64_t rows = m.padded_rows(), blocks = w.blocks(), padded = w.padded(), block = w.block;
   constexpr int64_t kInputs = 8;
-  const uint8_t* at = w.data + tile * w.tile_bytes();
+  const uint8_t* data = w.data + tile * w.tile_bytes();
   const int8_t* inputs = m.codes + row * padded;
   Lanes::Floats acc[2 * P];
   for (Lanes::Floats& one : acc) one = Lanes::none();
-  for (int64_t b = 0; b < blocks; b++, at += w.block_bytes(), inputs += block) {
+  for (int64_t b = 0; b < blocks; b++, inputs += block) {
     int32x4_t sums[P][8];  // of each two outputs: those of the first row, those of the second
     for (auto& pair : sums)
       for (int32x4_t& one : pair) one = vdupq_n_s32(0);
-    const uint8_t* vector = at + kColumns * sizeof(float);
+    const uint8_t* vector = data + w.codes_at(b);
     for (int64_t k = 0; k < block; k += kInputs, vector += kInputs * bits / 32 * kVector) {
       Lanes::Codes first = Lanes::load(vector), second;
       if (bits == 8)
@@ -47,7 +47,7 @@ DIJIANG_INLINE void multiply_pairs(const MatMul& given, int64_t tile, int64_t ro
         }
       }
     }
-    const Lanes::Floats scales = Lanes::floats(reinterpret_cast<const float*>(at));
+    const Lanes::Floats scales = scales_of(w, data, b);
     for (int r = 0; r < 2 * P; r++) {
       Lanes::Sums line;
       for (int i = 0; i < 4; i++) {

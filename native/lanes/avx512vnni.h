@@ -26,6 +26,10 @@ struct Lanes {
     sums = _mm512_dpbusd_epi32(sums, codes, four);
   }
   DIJIANG_INLINE static Floats floats(const float* p) { return _mm512_loadu_ps(p); }
+  DIJIANG_INLINE static Floats bfloats(const uint16_t* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+  }
   DIJIANG_INLINE static void store(float* p, Floats values) { _mm512_storeu_ps(p, values); }
   DIJIANG_INLINE static Floats scaled(Sums sums, int32_t offset, Floats scales, float scale, Floats acc) {
     const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_set1_epi32(offset)));

@@ -27,6 +27,11 @@ struct Halves {
   }
   DIJIANG_INLINE static Floats none() { return {{_mm256_setzero_ps(), _mm256_setzero_ps()}}; }
   DIJIANG_INLINE static Floats floats(const float* p) { return {{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}}; }
+  DIJIANG_INLINE static __m256 bfloats_half(const uint16_t* p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+  }
+  DIJIANG_INLINE static Floats bfloats(const uint16_t* p) { return {{bfloats_half(p), bfloats_half(p + 8)}}; }
   DIJIANG_INLINE static void store(float* p, const Floats& values) {
     _mm256_storeu_ps(p, values.half[0]);
     _mm256_storeu_ps(p + 8, values.half[1]);

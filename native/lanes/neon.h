@@ -63,6 +63,11 @@ struct Lanes {
   DIJIANG_INLINE static Floats floats(const float* p) {
     return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}};
   }
+  DIJIANG_INLINE static Floats bfloats(const uint16_t* p) {
+    Floats values;
+    for (int i = 0; i < 4; i++) values.part[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
+    return values;
+  }
   DIJIANG_INLINE static void store(float* p, const Floats& values) {
     for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, values.part[i]);
   }

@@ -40,6 +40,11 @@ struct Lanes {
     std::memcpy(values.at, p, sizeof values.at);
     return values;
   }
+  static Floats bfloats(const uint16_t* p) {
+    Floats values;
+    for (int c = 0; c < kColumns; c++) values.at[c] = widened(p[c]);
+    return values;
+  }
   static void store(float* p, const Floats& values) { std::memcpy(p, values.at, sizeof values.at); }
   static Floats scaled(const Sums& sums, int32_t offset, const Floats& scales, float scale, Floats acc) {
     for (int c = 0; c < kColumns; c++)

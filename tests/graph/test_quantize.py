@@ -201,8 +201,8 @@ def test_options_that_do_not_fit_are_one_error(tmp_path, options, message):
 
 
 def test_head_keeps_eight_bits_under_int4():
-    assert resolve("int4").head == Blocks(8, 64, 64)
-    assert PRECISIONS["int4"].body == Blocks(4, 64, 64)
+    assert resolve("int4").head == Blocks(8, 64, 64, 2)
+    assert PRECISIONS["int4"].body == Blocks(4, 64, 64, 2)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -216,8 +216,8 @@ def test_export_without_a_text_judges_the_text_that_the_bundle_draws(precision, 
         "kl_on_text",
     }
 
-    def shrunk(weight, bits, block):
-        codes, scales = round_nearest(weight, bits, block)
+    def shrunk(weight, bits, block, **stored):
+        codes, scales = round_nearest(weight, bits, block, **stored)
         return codes, scales * np.float32(0.3 if len(scales) == 192 else 1)
 
     # Attention-out and MLP-down of every layer: no gross error, but not this model any more.
@@ -231,8 +231,8 @@ def test_random_weights_are_judged_by_gross_errors_only(tmp_path, monkeypatch):
     base = GOLDEN["neox-base"]
     assert not dijiang.export(base, tmp_path / "b", precision="int8").parity["learned"]
 
-    def swapped(weight, bits, block):
-        codes, scales = round_nearest(weight, bits, block)
+    def swapped(weight, bits, block, **stored):
+        codes, scales = round_nearest(weight, bits, block, **stored)
         return codes[::-1], scales[::-1]
 
     monkeypatch.setattr(nbits, "round_nearest", swapped)
@@ -241,8 +241,8 @@ def test_random_weights_are_judged_by_gross_errors_only(tmp_path, monkeypatch):
 
 
 def test_bundle_that_computes_nan_fails_on_text_of_its_own(tmp_path, monkeypatch):
-    def broken(weight, bits, block):
-        codes, scales = round_nearest(weight, bits, block)
+    def broken(weight, bits, block, **stored):
+        codes, scales = round_nearest(weight, bits, block, **stored)
         return codes, scales * np.float32(np.nan)
 
     monkeypatch.setattr(nbits, "round_nearest", broken)

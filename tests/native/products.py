@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 from onnx import TensorProto, helper
 
@@ -17,7 +18,7 @@ FEWER = (1, 2, 3, 7, 8, 16, 17, 33)
 
 @dataclass(frozen=True)
 class Case:
-    """A weight [inputs, outputs] in blocks; `rotation` inputs are mixed, 1: none."""
+    """A weight [inputs, outputs] in blocks; `rotation` inputs are mixed, 1: none; bytes of a scale."""
 
     inputs: int
     outputs: int
@@ -25,10 +26,14 @@ class Case:
     block: int = 64
     rotation: int = 64
     bias: bool = False
+    scale_bytes: int = 2
 
 
 CASES = {
     "8-bits": Case(128, 128),
+    "8-bits-float32-scales": Case(192, 50, bias=True, scale_bytes=4),
+    "8-bits-one-block": Case(64, 40),
+    "8-bits-odd-blocks": Case(320, 80),
     "8-bits-odd-outputs-bias": Case(576, 101, bias=True),
     "8-bits-one-output": Case(64, 1),
     "8-bits-not-mixed": Case(256, 48, rotation=1),
@@ -39,6 +44,8 @@ CASES = {
     "8-bits-long-output": Case(64, 13312, bias=True),
     "8-bits-long-odd-output": Case(64, 13313),
     "4-bits": Case(128, 64, bits=4),
+    "4-bits-float32-scales": Case(192, 50, bits=4, scale_bytes=4),
+    "4-bits-odd-blocks": Case(192, 70, bits=4),
     "4-bits-odd-outputs-bias": Case(576, 161, bits=4, bias=True),
     "4-bits-blocks-of-32": Case(96, 17, bits=4, block=32, rotation=32),
     "4-bits-last-block-not-full": Case(100, 7, bits=4, block=16, rotation=4),
@@ -65,7 +72,8 @@ class Product:
         x[:, 5] *= 50
         x[4] = 0
         bias = draw.standard_normal(case.outputs).astype(np.float32) if case.bias else None
-        codes, scales = round_nearest(rotate(weight, case.rotation), case.bits, case.block)
+        mixed = rotate(weight, case.rotation)
+        codes, scales = round_nearest(mixed, case.bits, case.block, scale_bytes=case.scale_bytes)
         return cls(case, x.astype(np.float32), codes, scales, bias)
 
     def rounded(self) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +104,10 @@ class Product:
     def model(self, **changed: int) -> bytes:
         """A model of this one node; `changed` attributes make it a wrong one."""
         case, packed = self.case, pack(self.codes, self.case.bits)
-        stored = {"codes": (TensorProto.UINT8, packed), "scales": (TensorProto.FLOAT, self.scales)}
+        scales = (TensorProto.FLOAT, self.scales)
+        if case.scale_bytes == 2:
+            scales = (TensorProto.BFLOAT16, self.scales.astype(ml_dtypes.bfloat16))
+        stored = {"codes": (TensorProto.UINT8, packed), "scales": scales}
         if self.bias is not None:
             stored["bias"] = (TensorProto.FLOAT, self.bias)
         attributes = {

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
+from ...nodes import DOMAIN
 from .linear import shape_of
 from .types import FLOAT, TYPES, UNTYPED, typed_outputs
 
@@ -36,7 +37,7 @@ class Emulate(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         graph = model.graph
-        low = {v: v.dtype for v in graph.initializers.values() if v.dtype in LOW}
+        low = {v: v.dtype for v in graph.initializers.values() if is_computed_in(v)}
         for value in low:
             _widen(value)
         changed = bool(low)
@@ -52,9 +53,22 @@ class Emulate(InPlacePass):
         return PassResult(model, modified=changed)
 
     def ensures(self, model: ir.Model) -> None:
-        left = [v.name for v in model.graph.initializers.values() if v.dtype in LOW]
+        left = [v.name for v in model.graph.initializers.values() if is_computed_in(v)]
         if left:
             raise PostconditionError(f"16-bit weights are left: {left}")
+
+
+def is_computed_in(value: ir.Value) -> bool:
+    """Whether a stored value has a 16-bit type, and a node computes in it.
+
+    Scales of blocks are only kept in such a type: they are cast to float32, by a node or inside of ours.
+    """
+    return value.dtype in LOW and not all(_widens(use.node) for use in value.uses())
+
+
+def _widens(node: ir.Node) -> bool:
+    """Whether a node takes what is stored in a 16-bit type as float32."""
+    return node.domain == DOMAIN or (node.op_type == "Cast" and node.attributes["to"].as_int() == FLOAT)
 
 
 def _result_type(node: ir.Node, low: dict[ir.Value, ir.DataType]) -> ir.DataType | None:

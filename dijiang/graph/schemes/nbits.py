@@ -37,9 +37,12 @@ SMALLEST_BLOCK = 16
 
 
 class NBits:
-    """See `graph.schemes.Scheme`: activations are rounded to 8 bits by blocks, too."""
+    """See `graph.schemes.Scheme`: activations are rounded to 8 bits by blocks, too.
 
-    level, bias_inside = INT8_ACTIVATIONS, True
+    brief: type in which scales of two bytes are stored.
+    """
+
+    level, bias_inside, brief = INT8_ACTIVATIONS, True, ir.DataType.BFLOAT16
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -57,10 +60,10 @@ class NBits:
 class GpuNBits(NBits):
     """As NBits, for CUDA: activations are not rounded, and biases are added by nodes of their own, as
     older kernels take none. One row of the embedding is read in a step: it stays in fp16, whose lookup
-    is exact.
+    is exact. Scales take the type of the activations, as its kernels want them.
     """
 
-    level, bias_inside = EXACT_ACTIVATIONS, False
+    level, bias_inside, brief = EXACT_ACTIVATIONS, False, ir.DataType.FLOAT
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(replace(recipe, embed=None))
@@ -91,12 +94,12 @@ class Quantize(InPlacePass):
         for linear, rounding in found:
             is_tied = self.tied and linear.role is Role.HEAD
             width = linear.shape[0]
-            codes, scales = self._store(graph, linear, rounding)
+            parts = self._store(graph, linear, rounding)
             if embedding and is_tied and width % rounding.block == 0:
-                _look_up_blocks(graph, embedding[0], codes, scales, rounding)
+                _look_up_blocks(graph, embedding[0], parts, rounding)
                 embedding = None
         if embedding:
-            _quantize_embedding(graph, *embedding)
+            self._quantize_embedding(graph, *embedding)
         drop_unused_initializers(graph)
         for domain in (CONTRIB, *((DOMAIN,) if self.row.matmul else ())):
             graph.opset_imports.setdefault(domain, 1)
@@ -107,13 +110,13 @@ class Quantize(InPlacePass):
         if left or self._embedding(model.graph):
             raise PostconditionError(f"weights are left in float32: {left or 'embedding'}")
 
-    def _store(self, graph: ir.Graph, linear: Linear, rounding: Blocks) -> list[ir.Value]:
+    def _store(self, graph: ir.Graph, linear: Linear, rounding: Blocks) -> tuple[ir.Value, ir.Value]:
         """Replace a linear; its codes [out, blocks, bytes] and scales [out, blocks]."""
         if not self.scheme.bias_inside:
             linear = replace(linear, add=None)  # it stays as it is
         weight, (rows, columns) = linear.weight, linear.shape
         moment = None if self.moments is None else partial(self.moments, str(weight.name))
-        parts = _stored_blocks(graph, weight, (rows, columns), lambda: array_of(weight), rounding, moment=moment)
+        parts = self._blocks(graph, weight, (rows, columns), lambda: array_of(weight), rounding, moment=moment)
         size = rotation_of(rounding, rows)
         attributes = {"K": rows, "N": columns, "bits": rounding.bits, "block_size": rounding.block}
         if self.row.matmul:
@@ -124,11 +127,51 @@ class Quantize(InPlacePass):
             bias = [] if linear.bias is None else [None, None, linear.bias]
             attributes["accuracy_level"] = EXACT_ACTIVATIONS if self.row.exact else self.scheme.level
             nodes, mixed = _rotate(graph, linear.input, size)
-            nodes.append(ir.node("MatMulNBits", [mixed, *parts, *bias], attributes, domain=CONTRIB))
+            casts, scales = _widened(parts[1])
+            nodes += casts
+            nodes.append(ir.node("MatMulNBits", [mixed, parts[0], scales, *bias], attributes, domain=CONTRIB))
         replace_nodes_and_values(
             graph, linear.nodes[0], linear.nodes, nodes, [linear.output], [nodes[-1].outputs[0]]
         )
         return parts
+
+    def _blocks(
+        self,
+        graph: ir.Graph,
+        source: ir.Value,
+        shape: tuple[int, int],
+        read: Callable[[], np.ndarray],
+        rounding: Blocks,
+        *,
+        moment: Callable[[], np.ndarray] | None = None,
+        flat: bool = False,
+    ) -> tuple[ir.Value, ir.Value]:
+        """Initializers of a weight [in, out]: codes and scales, each [out, ...]."""
+        (rows, columns), name = shape, str(source.name)
+        blocks, size = -(-rows // rounding.block), rounding.block * rounding.bits // 8
+        rounded = Shared(lambda: _rounded(read, rounding, moment))
+        packed = (columns, blocks * size) if flat else (columns, blocks, size)
+        type_ = self.scheme.brief if rounding.scale_bytes == 2 else ir.DataType.FLOAT
+        return (
+            stored(
+                graph,
+                f"{name}.codes",
+                packed,
+                lambda: rounded.part(0).reshape(packed),
+                ir.DataType.UINT8,
+                like=source,
+            ),
+            stored(graph, f"{name}.scales", (columns, blocks), lambda: rounded.part(1), type_, like=source),
+        )
+
+    def _quantize_embedding(self, graph: ir.Graph, gather: ir.Node, rounding: Blocks) -> None:
+        table = value_of(gather.inputs[0])
+        rows, width = shape_of(table)
+        codes, scales = self._blocks(graph, table, (width, rows), lambda: array_of(table).T, rounding, flat=True)
+        casts, scales = _widened(scales)
+        node = _lookup(gather, codes, scales, rounding, axis=1)
+        nodes = [*casts, node]
+        replace_nodes_and_values(graph, gather, [gather], nodes, [gather.outputs[0]], [node.outputs[0]])
 
     def _rounding(self, linear: Linear) -> Blocks | None:
         if linear.role not in ROUNDED:
@@ -157,9 +200,10 @@ def _rounded(
     size = rotation_of(rounding, len(weight))
     weight = rotate(weight, size)
     if moment is None:
-        codes, scales = round_nearest(weight, bits, block)
+        codes, scales = round_nearest(weight, bits, block, scale_bytes=rounding.scale_bytes)
     else:
-        codes, scales = round_gptq(weight, bits, block, rotate(rotate(moment(), size).T, size))
+        mixed = rotate(rotate(moment(), size).T, size)
+        codes, scales = round_gptq(weight, bits, block, mixed, scale_bytes=rounding.scale_bytes)
     return pack(codes, bits), scales
 
 
@@ -180,47 +224,27 @@ def _rotate(graph: ir.Graph, value: ir.Value, size: int) -> tuple[list[ir.Node],
     return [split, mixed, back], back.outputs[0]
 
 
-def _stored_blocks(
-    graph: ir.Graph,
-    source: ir.Value,
-    shape: tuple[int, int],
-    read: Callable[[], np.ndarray],
-    rounding: Blocks,
-    *,
-    moment: Callable[[], np.ndarray] | None = None,
-    flat: bool = False,
-) -> list[ir.Value]:
-    """Initializers of a weight [in, out]: codes and scales, each [out, ...]."""
-    (rows, columns), name = shape, str(source.name)
-    blocks = -(-rows // rounding.block)
-    size = rounding.block * rounding.bits // 8
-    rounded = Shared(lambda: _rounded(read, rounding, moment))
-    packed = (columns, blocks * size) if flat else (columns, blocks, size)
-    return [
-        stored(
-            graph,
-            f"{name}.codes",
-            packed,
-            lambda: rounded.part(0).reshape(packed),
-            ir.DataType.UINT8,
-            like=source,
-        ),
-        stored(graph, f"{name}.scales", (columns, blocks), lambda: rounded.part(1), like=source),
-    ]
+def _widened(scales: ir.Value) -> tuple[list[ir.Node], ir.Value]:
+    """Scales in float32, as ONNX Runtime's nodes take them: it casts them once, when a graph is opened."""
+    if scales.dtype == ir.DataType.FLOAT:
+        return [], scales
+    cast = ir.node("Cast", [scales], {"to": ir.DataType.FLOAT})
+    return [cast], cast.outputs[0]
 
 
-def _look_up_blocks(graph: ir.Graph, gather: ir.Node, codes: ir.Value, scales: ir.Value, rounding: Blocks) -> None:
+def _look_up_blocks(graph: ir.Graph, gather: ir.Node, parts: tuple[ir.Value, ir.Value], rounding: Blocks) -> None:
     """Rows of a tied embedding from the head's own codes, [vocab, blocks, bytes].
 
     ONNX Runtime keeps the codes mapped from the file: sharing them costs no memory of its own.
     """
+    codes, (casts, scales) = parts[0], _widened(parts[1])
     last = ir.node("Unsqueeze", [scales, _constant(graph, [-1])])
     rows = _lookup(gather, codes, last.outputs[0], rounding, axis=2)  # [B, T, blocks, block]
     flat = ir.node("Reshape", [rows.outputs[0], _constant(graph, [0, 0, -1])])
     # What was mixed is mixed back: the matrix is its own inverse.
     size = rotation_of(rounding, shape_of(value_of(gather.inputs[0]))[1])
     rotation, x = _rotate(graph, flat.outputs[0], size)
-    nodes = [last, rows, flat, *rotation]
+    nodes = [*casts, last, rows, flat, *rotation]
     replace_nodes_and_values(graph, gather, [gather], nodes, [gather.outputs[0]], [x])
 
 
@@ -237,11 +261,3 @@ def _lookup(gather: ir.Node, codes: ir.Value, scales: ir.Value, rounding: Blocks
         {"bits": rounding.bits, "block_size": rounding.block, "gather_axis": 0, "quantize_axis": axis},
         domain=CONTRIB,
     )
-
-
-def _quantize_embedding(graph: ir.Graph, gather: ir.Node, rounding: Blocks) -> None:
-    table = value_of(gather.inputs[0])
-    rows, width = shape_of(table)
-    codes, scales = _stored_blocks(graph, table, (width, rows), lambda: array_of(table).T, rounding, flat=True)
-    node = _lookup(gather, codes, scales, rounding, axis=1)
-    replace_nodes_and_values(graph, gather, [gather], [node], [gather.outputs[0]], [node.outputs[0]])
