@@ -7,7 +7,8 @@ moment of the projection's input, [in, in]. No text has to be found: the float32
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ TOKENS, WORK = 16_384, 2e12
 #: Fewer tokens than this tell too little.
 LEAST = 4_096
 TINY = np.finfo(np.float32).tiny
+#: Rows that are copied from columns at once: they stay in the processor's cache.
+STRIP = 64
 
 
 def default_tokens(parameters: int) -> int:
@@ -91,6 +94,16 @@ def _empty(inputs: Iterable[Any], batch: int) -> dict[str, np.ndarray]:
     return {value.name: np.zeros((batch, *value.shape[1:]), np.float32) for value in states}
 
 
+def feeds_of(graph: ir.Model, batches: Iterable[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Inputs of a step graph, by name, for sequences [N, T] int64 each from their first token on."""
+    feeds = []
+    for ids in batches:
+        every = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        step = Step.of(ids, np.zeros(len(ids), np.int64), every)
+        feeds.append(step.arrays | _empty(graph.graph.inputs, len(ids)))
+    return feeds
+
+
 class LayerMoments:
     """See `graph.schemes.Moments`: of one layer at a time.
 
@@ -98,8 +111,13 @@ class LayerMoments:
     layer, the moments of two, and what crosses from layer to layer, [tokens, hidden].
     """
 
-    def __init__(self, graph: ir.Model, batches: Sequence[np.ndarray]) -> None:
-        """graph: a float32 step graph, whose outputs are replaced.  batches: [N, T] int64 each."""
+    def __init__(
+        self, graph: ir.Model, sequences: Iterable[dict[str, np.ndarray]], *, replaceable: bool = False
+    ) -> None:
+        """graph: in float32; its outputs are replaced.  sequences: its inputs by name, see `feeds_of`.
+
+        replaceable: `change` will be asked. The last layer then stays in memory.
+        """
         self._inputs = {str(x.weight.name): x.input for x in linears(graph.graph) if x.role in ROUNDED}
         self._uses = Counter(str(value.name) for value in self._inputs.values())
         for value in set(self._inputs.values()):
@@ -108,11 +126,8 @@ class LayerMoments:
         self._graph, cut = graph, parts(graph.graph, bound=0)
         self._left, self._crossing = iter(cut), {str(value.name) for part in cut for value in part.inputs}
         self._halves: dict[str, np.ndarray] = {}  # upper triangles; 0 below
-        self._found = []
-        for ids in batches:
-            every = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-            step = Step.of(ids, np.zeros(len(ids), np.int64), every)
-            self._found.append(step.arrays | _empty(graph.graph.inputs, len(ids)))
+        self._replaceable, self._layer = replaceable, _Layer()
+        self._found = [dict(found) for found in sequences]
 
     def __call__(self, name: str) -> np.ndarray:
         """The second moment [in, in] float32 of the inputs of a linear, by the name of its weight."""
@@ -121,15 +136,33 @@ class LayerMoments:
             self._advance(next(self._left))
         self._uses[value] -= 1
         half = self._halves[value] if self._uses[value] else self._halves.pop(value)
-        whole: np.ndarray = half + half.T
-        np.einsum("ii->i", whole)[...] /= 2
+        whole: np.ndarray = half.T  # in place: rows in their order, zeros above the diagonal
+        for start in range(0, len(whole), STRIP):
+            strip, behind = slice(start, start + STRIP), slice(start + STRIP, None)
+            whole[strip, behind] = whole[behind, strip].T
+            whole[strip, strip] = np.tril(whole[strip, strip]) + np.tril(whole[strip, strip], -1).T
         return whole
+
+    def change(self, name: str, weight: np.ndarray) -> float:
+        """How far another weight [in, out] float32 in the place of a linear's moves what its layer passes on.
+
+        The layer is the last one that moments were asked of. Of each token of the first sequences
+        it is |new - old|^2 / |old|^2, and their mean; of several values that are passed on, the largest.
+        """
+        while name not in self._layer.weights:
+            self._advance(next(self._left))
+        return self._layer.change({name: weight})
 
     def _advance(self, part: Part) -> None:
         """All sequences through the next part."""
+        model, first = extracted(self._graph, part), self._found[0]
+        own = {name: value for name, value in model.graph.initializers.items() if name in self._inputs}
+        if self._replaceable:
+            model.graph.inputs.extend(own.values())  # what is given for an input goes before what is stored
         with temporary_folder() as folder:
-            save_model(extracted(self._graph, part), folder / "model.onnx", "model.onnx.data")
+            save_model(model, folder / "model.onnx", "model.onnx.data")
             run = Loaded(part, open_inference(folder / "model.onnx"))
+            layer = _Layer(run, set(own), dict(first), {})
             for found in self._found:
                 made = run(found)
                 for name in made.keys() & self._uses.keys():
@@ -138,4 +171,40 @@ class LayerMoments:
                     self._halves[name] = blas.ssyrk(1, rows.T, overwrite_c=True, **sums)
                 for value in part.last:
                     del found[str(value.name)]
-                found.update((name, made[name]) for name in made.keys() & self._crossing)
+                passed = {name: made[name] for name in made.keys() & self._crossing}
+                if found is first:
+                    layer.after.update(passed)
+                found.update(passed)
+        if self._replaceable:
+            self._layer = layer
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A part that all sequences went through.
+
+    weights: names of those that another can be given for.  before, after: what the first sequences brought,
+    and what was passed on of them.
+    """
+
+    run: Loaded | None = None
+    weights: set[str] = field(default_factory=set)
+    before: dict[str, np.ndarray] = field(default_factory=dict)
+    after: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def change(self, weights: dict[str, np.ndarray]) -> float:
+        """See `LayerMoments.change`."""
+        assert self.run is not None
+        made = self.run(self.before, weights)
+        moved = [_moved(old, made[name]) for name, old in self.after.items() if _has_channels(old)]
+        return max(moved, default=0.0)
+
+
+def _has_channels(value: np.ndarray) -> bool:
+    return value.ndim > 1 and np.issubdtype(value.dtype, np.floating)
+
+
+def _moved(old: np.ndarray, new: np.ndarray) -> float:
+    """Mean over tokens of |new - old|^2 / |old|^2, of [..., channels]."""
+    length = np.square(old).sum(-1)
+    return float((np.square(new - old).sum(-1) / np.maximum(length, TINY)).mean())

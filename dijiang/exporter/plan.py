@@ -104,7 +104,8 @@ def plan_export(
         verify: whether the bundle will be compared, too.
         text: whether it will be compared on a file.
     """
-    disk, parameters, tokens = data_bytes(graphs), model.parameters, recipe.calibration_tokens or 0
+    disk = data_bytes(graphs) if recipe.budget is None else recipe.budget.bytes
+    parameters, tokens = model.parameters, recipe.calibration_tokens or 0
     first = next(iter(graphs.values()))
     calibrated = 4 * parameters if tokens else 0
     embedding = math.prod(model.weights.shape("embed.weight"))

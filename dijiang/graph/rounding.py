@@ -8,6 +8,7 @@ positive, as TensorRT demands, it takes the largest code of both sides.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import lapack
@@ -101,35 +102,66 @@ def round_nearest(weight: Array, bits: int, block: int, *, positive: bool = Fals
     return codes, scales
 
 
-def round_gptq(weight: Array, bits: int, block: int, moment: Array) -> tuple[Array, Array]:
+@dataclass(frozen=True)
+class Inputs:
+    """What GPTQ knows of a weight's inputs, padded to whole blocks.
+
+    importance: float32 [in], the second moment's diagonal.  factor: float32 [in, in], upper T with T T^T
+    = moment + damping; of padding it is the identity.
+    """
+
+    importance: Array
+    factor: Array
+
+    @classmethod
+    def of(cls, moment: Array, block: int) -> Inputs:
+        """From their second moment [in, in] float32, and the channels that share a scale.
+
+        T is a Cholesky factor of the channels in reverse. The damping is far above the rounding of float32.
+        LAPACK reads by columns, where the lower triangle is the upper one; its own routine for that one is
+        several times as fast.
+        """
+        rows, padding = len(moment), -len(moment) % block
+        backwards = np.eye(rows + padding, dtype=np.float32) if padding else np.empty(moment.shape, np.float32)
+        backwards[padding:, padding:] = moment[::-1, ::-1]
+        diagonal = np.einsum("ii->i", backwards)[padding:]
+        importance = np.pad(diagonal[::-1] + np.finfo(np.float32).tiny, (0, padding))
+        diagonal += DAMPING * max(float(diagonal.mean()), 1e-30)
+        factor, failed = lapack.spotrf(backwards.T, lower=False, clean=True, overwrite_a=True)
+        assert not failed, "a damped moment is positive definite"
+        return cls(importance, np.ascontiguousarray(factor.T[::-1, ::-1]))
+
+
+def round_gptq(weight: Array, bits: int, block: int, inputs: Inputs) -> tuple[Array, Array]:
     """Round a weight [in, out] so that its output changes least (GPTQ, arXiv 2210.17323).
 
-    moment [in, in]: second moment of the inputs. Input channels are rounded one after the other; what
-    one loses is taken up by those that follow. Returns what `round_nearest` returns. The compiled
-    library does it where there is one, many times as fast as `round_gptq_plain`.
+    Input channels are rounded one after the other; what one loses is taken up by those that follow. Returns
+    what `round_nearest` returns. The compiled library does it where there is one, many times as fast as
+    `round_gptq_plain`.
+
+    Stripe by stripe: with E what the channels before one lost and U the inverse of its own part of T, it
+    takes up E T U. So no more than that part is inverted.
     """
     blocks = by_blocks(weight, block)
     codes, scales = np.empty(blocks.shape, np.uint8), np.empty(blocks.shape[:2], np.float32)
-    left = blocks.reshape(len(blocks), -1)  # and, of the channels that are done, their errors
-    upper = _inverse_factor(moment, len(weight), left.shape[1])
-    importance = np.zeros(left.shape[1], np.float32)
-    importance[: len(weight)] = np.diag(moment) + np.finfo(np.float32).tiny
+    left = blocks.reshape(len(blocks), -1)  # and, of the channels that are done, what they lost
     some, width = (gptq if has_library() else round_gptq_plain), max(1, STRIPE // block)
     with ThreadPoolExecutor(usable_cores()) as pool:
         for first in range(0, blocks.shape[1], width):
             stripe, begin = slice(first, first + width), first * block
             here = slice(begin, begin + width * block)
-            if begin:
-                left[:, here] -= left[:, :begin] @ upper[:begin, here]
-            within = np.ascontiguousarray(upper[here, here])
+            upper = _inverse(inputs.factor[here, here])
+            taken = left[:, :begin] @ inputs.factor[:begin, here] @ upper
+            left[:, here] += taken
 
-            def fill(start: int, here: slice = here, stripe: slice = stripe, within: Array = within) -> None:
-                part = slice(start, start + ROWS)
+            def fill(start: int, here: slice = here, stripe: slice = stripe, upper: Array = upper) -> None:
+                part, importance = slice(start, start + ROWS), inputs.importance[here]
                 errors = np.ascontiguousarray(left[part, here])
-                codes[part, stripe], scales[part, stripe] = some(errors, within, importance[here], bits, block)
+                codes[part, stripe], scales[part, stripe] = some(errors, upper, importance, bits, block)
                 left[part, here] = errors
 
             list(pool.map(fill, range(0, len(left), ROWS)))
+            left[:, here] = left[:, here] @ upper - taken
     return codes, scales
 
 
@@ -155,22 +187,11 @@ def round_gptq_plain(left: Array, upper: Array, importance: Array, bits: int, bl
     return codes, scales
 
 
-def _inverse_factor(moment: Array, rows: int, count: int) -> Array:
-    """Upper U [count, count] float32 with U^T U = (moment + damping)^-1; padding is the identity.
-
-    With the channels in reverse, a Cholesky factor L L^T of the moment is U^-1 (U^-1)^T. Each step
-    overwrites its input: a moment of 11,008 channels is 1 GB in float64. LAPACK reads by columns, where
-    the lower triangle is the upper one; its own routines for that one are several times as fast.
-    """
-    backwards = np.eye(count)
-    backwards[count - rows :, count - rows :] = moment[::-1, ::-1]
-    diagonal = np.einsum("ii->i", backwards)[count - rows :]
-    diagonal += DAMPING * max(float(diagonal.mean()), 1e-30)
-    factor, _ = lapack.dpotrf(backwards.T, lower=False, clean=True, overwrite_a=True)
-    inverse, failed = lapack.dtrtri(factor, lower=False, overwrite_c=True)
-    assert not failed, "a damped moment is positive definite"
-    upper: Array = np.ascontiguousarray(inverse.T[::-1, ::-1], np.float32)
-    return upper
+def _inverse(triangle: Array) -> Array:
+    """The inverse of an upper triangle [n, n] float32, row-major."""
+    inverse, failed = lapack.strtri(triangle, lower=False)
+    assert not failed, "a factor has no 0 on its diagonal"
+    return np.ascontiguousarray(inverse)
 
 
 def hadamard(size: int) -> Array:
@@ -194,6 +215,15 @@ def rotate(weight: Array, size: int) -> Array:
     for start in range(0, len(weight), size):  # no copy of the whole
         np.matmul(matrix, weight[start : start + size], out=mixed[start : start + size])
     return mixed
+
+
+def restored(codes: Array, scales: Array, bits: int, rows: int, size: int) -> Array:
+    """The weight [rows, out] float32 that codes [out, blocks, block] and scales [out, blocks] stand for.
+
+    size: channels that were mixed before they were rounded, see `rotate`.
+    """
+    values = (codes - np.float32(2 ** (bits - 1))) * scales[..., None]
+    return rotate(values.reshape(len(codes), -1)[:, :rows].T, size)
 
 
 def pack(codes: Array, bits: int) -> Array:

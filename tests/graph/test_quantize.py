@@ -9,7 +9,7 @@ import pytest
 import dijiang
 from dijiang.exporter import calibration
 from dijiang.graph import rounding
-from dijiang.graph.rounding import hadamard, pack, rotate, round_gptq, round_nearest
+from dijiang.graph.rounding import Inputs, hadamard, pack, rotate, round_gptq, round_nearest
 from dijiang.graph.schemes import nbits
 from dijiang.parity import windows
 from dijiang.parity.difference import Sums
@@ -68,7 +68,7 @@ def test_gptq_changes_the_output_less_than_nearest_values(rows):
     moment = (inputs.T @ inputs).astype(np.float32)
     error = [
         np.linalg.norm(inputs @ (restored(*rounded, 4, rows) - weight))
-        for rounded in (round_nearest(weight, 4, 32), round_gptq(weight, 4, 32, moment))
+        for rounded in (round_nearest(weight, 4, 32), round_gptq(weight, 4, 32, Inputs.of(moment, 32)))
     ]
     assert error[1] < 0.7 * error[0]
 
@@ -283,9 +283,9 @@ def test_compiled_gptq_rounds_as_its_twin(monkeypatch, rows, columns, block, bit
     random = np.random.default_rng(rows)
     inputs = (random.normal(size=(2 * rows, rows)) @ random.normal(size=(rows, rows))).astype(np.float32)
     weight, moment = random.normal(size=(rows, columns)).astype(np.float32), inputs.T @ inputs
-    fast = round_gptq(weight, bits, block, moment)
+    fast = round_gptq(weight, bits, block, Inputs.of(moment, block))
     monkeypatch.setattr(rounding, "has_library", lambda: False)
-    plain = round_gptq(weight, bits, block, moment)
+    plain = round_gptq(weight, bits, block, Inputs.of(moment, block))
     assert (fast[0] == plain[0]).mean() > 0.999
     errors = [np.linalg.norm(inputs @ (restored(*found, bits, rows) - weight)) for found in (fast, plain)]
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
