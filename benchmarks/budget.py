@@ -4,7 +4,7 @@
 
 Two models: the vanilla SmolLM2-135M of `rounding.py`, and the shipped tiny-python. Each budget is spent three
 times over, on as many bytes: as `dijiang export --budget` does, on random projections, and on the first and last
-layers. A report that is there keeps the rows of shares that are not asked for. Exit 75: PyPI cannot be reached.
+layers. Exit 75: PyPI cannot be reached.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ from dijiang.models.load import load_checkpoint
 from dijiang.recipe import Blocks, Recipe, resolve, with_budget
 from dijiang.runtime.sessions.inference import open_inference
 
+#: Bytes over plain int4, and the rows of a model: plain int4, and each of them spent in three ways.
 SHARES = (0.05, 0.1, 0.2)
-#: Windows that go through a layer together while moments are taken.
-TOGETHER = 4
+WAYS = 1 + 3 * len(SHARES)
+#: Windows that go through a layer together while moments are taken, and graphs that are judged side by side.
+BATCH, TOGETHER = 4, 4
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-python"
 Logits = Callable[[np.ndarray], np.ndarray]
 
@@ -77,8 +79,8 @@ def vanilla(work: Path, tokens: int) -> Subject:
 
     def moments() -> LayerMoments:
         graph = written(resolve("fp32", graph="ort"), None)
-        left = np.stack(list(windows(ids[tokens : tokens + CALIBRATION]))).reshape(-1, TOGETHER, WINDOW)
-        shape = (TOGETHER, model.spec.num_kv_heads, WINDOW, model.spec.head_size)
+        left = np.stack(list(windows(ids[tokens : tokens + CALIBRATION]))).reshape(-1, BATCH, WINDOW)
+        shape = (BATCH, model.spec.num_kv_heads, WINDOW, model.spec.head_size)
         cache = np.zeros(shape, np.float32)
         known = [str(value.name) for value in graph.graph.inputs]
         feeds = [{name: tokens_of(batch).get(name, cache) for name in known} for batch in left]
@@ -117,25 +119,31 @@ def example(tokens: int) -> Subject:
         return logits
 
     def moments() -> LayerMoments:
-        graph = pipeline.float_graph(model)
-        length, vocab = calibration.LENGTH, model.spec.vocab_size
-        batches = calibration.draw(pipeline.float_graph(model), recipe.calibration_tokens or 0, length, vocab)
-        return LayerMoments(graph, calibration.feeds_of(graph, batches), replaceable=True)
+        return pipeline.calibrate(model, with_budget(recipe, 1))
 
     return Subject("tiny-python", recipe, pipeline.float_graph(model), moments, written, opened, ids[:tokens])
 
 
-def recipes(subject: Subject, share: float, place: Path) -> tuple[dict[str, Recipe], Rounder]:
-    """Ways to spend a budget of so much more than plain int4, by name, and what rounds their weights."""
-    plain = subject.written(subject.recipe, None)
-    smallest = weight_bytes(plain)
-    recipe = with_budget(subject.recipe, smallest * (1 + share) / 1e6)
-    measured, rounder = spend(recipe, subject.graph, subject.moments(), smallest, place)
-    ways = {"measured": measured}
-    for way, candidates in (("random", drawn), ("first and last layers", ends)):
-        kept = chosen(candidates(recipe, subject.graph), int(smallest * share))
-        ways[way] = recipe.keeping(kept)
-    return {f"+{share:.0%}, {way}": recipe for way, recipe in ways.items()} | {"plain": subject.recipe}, rounder
+def recipes(subject: Subject, place: Path) -> tuple[dict[str, Recipe], Rounder]:
+    """Ways to spend budgets, by name, and what rounds their weights."""
+    smallest = weight_bytes(subject.written(subject.recipe, None))
+    sized = [with_budget(subject.recipe, smallest * (1 + share) / 1e6) for share in (*SHARES, 1.0)]
+    measured, rounder = spend(sized[-1], subject.graph, subject.moments(), smallest, place)  # all, by their worth
+    assert measured.budget is not None
+    candidates = {one.name: one for one in candidates_of(measured, subject.graph)}
+    assert len(measured.budget.kept) == len(candidates)
+    ranked = [replace(candidates[name], change=-rank) for rank, name in enumerate(measured.budget.kept)]
+    ways = {"plain": subject.recipe}
+    for way, order in (
+        ("measured", ranked),
+        ("random", drawn(ranked)),
+        ("first and last layers", ends(subject, ranked)),
+    ):
+        for share, recipe in zip(SHARES, sized, strict=False):
+            # What is taken first is said; how much it is worth for a byte is not.
+            worths = [replace(one, change=one.change * one.more) for one in order]
+            ways[f"+{share:.0%}, {way}"] = recipe.keeping(chosen(worths, int(smallest * share)))
+    return ways, rounder
 
 
 def remembered(rounder: Rounder) -> Rounder:
@@ -150,65 +158,66 @@ def remembered(rounder: Rounder) -> Rounder:
     return rounded
 
 
-def drawn(recipe: Recipe, graph: ir.Model) -> list[Candidate]:
-    """Projections whose worth for a byte is drawn."""
+def drawn(candidates: list[Candidate]) -> list[Candidate]:
+    """In a random order."""
     random = np.random.default_rng(0)
-    return [replace(one, change=random.random() * one.more) for one in candidates_of(recipe, graph)]
+    return [replace(one, change=random.random()) for one in sorted(candidates, key=lambda one: one.name)]
 
 
-def ends(recipe: Recipe, graph: ir.Model) -> list[Candidate]:
-    """Projections that are worth the more for a byte, the nearer their layer is to an end."""
-    layers = {str(x.weight.name): layer_of(x.weight) or "" for x in linears(graph.graph)}
-    last = max(int(layer) for layer in layers.values() if layer.isdigit())
-    nearest = {name: min(int(layer), last - int(layer)) for name, layer in layers.items() if layer.isdigit()}
-    return [replace(one, change=one.more / (1 + nearest[one.name])) for one in candidates_of(recipe, graph)]
+def ends(subject: Subject, candidates: list[Candidate]) -> list[Candidate]:
+    """The nearest to the first or to the last layer first."""
+    found = {str(x.weight.name): layer_of(x.weight) or "" for x in linears(subject.graph.graph)}
+    layers = {name: int(layer) for name, layer in found.items() if layer.isdigit()}
+    last = max(layers.values())
+    return [replace(one, change=-min(layers[one.name], last - layers[one.name])) for one in candidates]
 
 
-def judged(subject: Subject, share: float) -> list[dict[str, Any]]:
-    """A row for each way of spending a budget, and for spending none."""
+def judged(subject: Subject, ways: dict[str, Recipe], rounder: Rounder) -> list[dict[str, Any]]:
+    """A row for each recipe: what its weights cost, against float32."""
     with temporary_folder() as place:
-        ways, rounder = recipes(subject, share, place)
-        rounder = remembered(rounder)  # each way asks for the head
         exact = subject.opened(resolve("fp32", graph="ort"), None, place / "exact")
-        found = {way: subject.opened(recipe, rounder, place / way) for way, recipe in ways.items()}
-        sizes = {way: weight_bytes(subject.written(recipe, None)) for way, recipe in ways.items()}
-        sums = {way: np.zeros(4) for way in ways}
+        opened = [subject.opened(recipe, rounder, place / way) for way, recipe in ways.items()]
+        sums, count = np.zeros((len(ways), 4)), len(subject.judged) // WINDOW
         for window in windows(subject.judged):
             expected = log_softmax(exact(window))
-            for way, logits in found.items():
-                sums[way] += compared(expected, log_softmax(logits(window)), window)
-    count, rows = len(subject.judged) // WINDOW, []
-    for way, (agreed, kl, loss, exact_loss) in sums.items():
-        budget = ways[way].budget
-        row = {"model": subject.name, "way": way, "bytes": sizes[way], "kept": len(budget.kept) if budget else 0}
-        row["kl"], row["top1_agreement"] = kl / (count * WINDOW), agreed / (count * WINDOW)
-        row["perplexity_change"] = float(np.expm1((loss - exact_loss) / (count * (WINDOW - 1))))
-        click.echo(json.dumps(row))
-        rows.append(row)
-    return rows
+            for found, logits in zip(sums, opened, strict=True):
+                found += compared(expected, log_softmax(logits(window)), window)
+    return [
+        {
+            "model": subject.name,
+            "way": way,
+            "bytes": weight_bytes(subject.written(recipe, None)),
+            "tokens": count * WINDOW,
+            "kept": len(recipe.budget.kept) if recipe.budget else 0,
+            "perplexity_change": float(np.expm1((loss - exact_loss) / (count * (WINDOW - 1)))),
+            "kl": kl / (count * WINDOW),
+            "top1_agreement": agreed / (count * WINDOW),
+        }
+        for (way, recipe), (agreed, kl, loss, exact_loss) in zip(ways.items(), sums, strict=True)
+    ]
 
 
 @click.command()
 @click.argument("work", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--share", "shares", type=float, multiple=True, default=SHARES, help="Bytes over plain int4.")
 @click.option("--tokens", default=20_480, show_default=True, help="That are judged.")
-def main(work: Path, output: Path, shares: tuple[float, ...], tokens: int) -> None:
-    """Measure every budget in WORK, and write what was found."""
+@click.option("--go-on", is_flag=True, help="Measure no row again that the report has.")
+def main(work: Path, output: Path, tokens: int, go_on: bool) -> None:
+    """Measure every budget in WORK; rows are written when they are there."""
     work.mkdir(parents=True, exist_ok=True)
-    rows = json.loads(output.read_text(encoding="utf-8"))["rows"] if output.exists() else []
-    known = {(row["model"], row["way"]): row for row in rows}
+    rows = json.loads(output.read_text(encoding="utf-8"))["rows"] if go_on and output.exists() else []
+    found = {"package": PACKAGE, "cpu": describe_cpu(Path("/")), "rows": rows}
     for subject in (example(tokens), vanilla(work, tokens)):
-        for share in shares:
-            known |= {(row["model"], row["way"]): row for row in judged(subject, share)}
-    ordered = sorted(known.values(), key=lambda row: (row["model"], row["bytes"] // 10**5, row["kl"]))
-    found = {
-        "package": PACKAGE,
-        "cpu": describe_cpu(Path("/")),
-        "tokens": tokens // WINDOW * WINDOW,
-        "rows": ordered,
-    }
-    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        known = {row["way"] for row in rows if row["model"] == subject.name}
+        if len(known) == WAYS:
+            continue
+        with temporary_folder() as place:
+            ways, rounder = recipes(subject, place)
+            rounder = remembered(rounder)  # each way asks for the head
+            left = [way for way in ways if way not in known]
+            for start in range(0, len(left), TOGETHER):
+                rows += judged(subject, {way: ways[way] for way in left[start : start + TOGETHER]}, rounder)
+                output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

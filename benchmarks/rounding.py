@@ -226,7 +226,7 @@ def measure(
     moments = exact.moments(left)
     graphs: dict[str, tuple[Vanilla | LlamaCpp, float]] = {}
     for case in cases:
-        own = calibrated(moments.__getitem__) if case.calibrated else None
+        own = calibrated(lambda name: moments[name].copy()) if case.calibrated else None
         start = time.perf_counter()
         graph = Vanilla(model, case.recipe, work / "rounding" / case.name, own)
         graphs[case.name] = graph, time.perf_counter() - start

@@ -1,7 +1,7 @@
 """What the inputs of each projection look like, on a text.
 
 GPTQ (arXiv 2210.17323) rounds a weight so that its *output* changes least; for that it needs the second
-moment of the projection's input, [in, in]. No text has to be found: the float32 model can draw its own.
+moment of the projection's input, [in, in]. No text has to be found: the model can draw its own.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 import onnx_ir as ir
 from scipy.linalg import blas
 
-from ..bundle import names
 from ..files import temporary_folder
 from ..graph.passes.linear import linears
 from ..graph.roles import ROUNDED
 from ..parity.cut import Part, parts
 from ..parity.parts import Loaded, extracted
 from ..progress import Progress, silent
-from ..runtime.sessions.inference import open_inference
+from ..runtime.sessions.cpu import Binding
+from ..runtime.sessions.inference import import_onnxruntime, open_inference
 from ..runtime.step import Step
 from .save import save_model
 
@@ -56,14 +56,16 @@ def batches_of(ids: np.ndarray, length: int) -> list[np.ndarray]:
     return [whole[start : start + TOGETHER] for start in range(0, len(whole), TOGETHER)]
 
 
-def draw(graph: ir.Model, tokens: int, length: int, vocab: int, progress: Progress = silent) -> list[np.ndarray]:
-    """Sequences that a float32 step graph draws, each from a random first token; see `batches_of`.
+def draw(
+    graph: ir.Model, tokens: int, length: int, vocab: int, *, operators: bool = False, progress: Progress = silent
+) -> list[np.ndarray]:
+    """Sequences that a step graph draws, each from a random first token; see `batches_of`.
 
-    The whole model is in memory meanwhile, 4 bytes a parameter.
+    operators: it has nodes of ours.  The whole graph is in memory meanwhile.
     """
     with temporary_folder() as folder:
         save_model(graph, folder / "model.onnx", "model.onnx.data")
-        session = open_inference(folder / "model.onnx")
+        session = open_inference(folder / "model.onnx", operators=operators)
         batch = batch_of(tokens)
         rounds = max(1, round(tokens / (batch * length)))
         drawn = np.empty((rounds, batch, length), np.int64)
@@ -77,15 +79,17 @@ def _draw(session: Any, ids: np.ndarray, vocab: int, random: np.random.Generator
     """Fill ids [B, T] with what the model draws."""
     batch, length = ids.shape
     ids[:, 0] = random.integers(0, vocab, batch)
-    state, last = _empty(session.get_inputs(), batch), np.zeros((batch, 1), np.int64)
-    wanted = [names.LOGITS, *(names.present_state(layer) for layer in range(len(state)))]
+    past = list(_empty(session.get_inputs(), batch).values())
+    present, shape = [np.empty_like(layer) for layer in past], (batch, 1)
+    there = Binding(import_onnxruntime(), session, past, present, shape, shape, vocab)
+    back = Binding(import_onnxruntime(), session, present, past, shape, shape, vocab)
     for t in range(length - 1):
-        feeds = Step.of(ids[:, t : t + 1], np.full(batch, t), last).arrays | state
-        logits, *new = session.run(wanted, feeds)
-        state = dict(zip(state, new, strict=True))
+        binding = back if t % 2 else there
+        binding.copy(Step.of(ids[:, t : t + 1], np.full(batch, t), np.zeros(shape, np.int64)))
+        session.run_with_iobinding(binding.io)
         # The largest of logits + Gumbel noise is a draw from their softmax.
         noise = np.log(random.standard_exponential((batch, vocab), np.float32) + TINY)
-        ids[:, t + 1] = (logits[:, 0] - noise).argmax(-1)
+        ids[:, t + 1] = (binding.logits[:, 0] - noise).argmax(-1)
 
 
 def _empty(inputs: Iterable[Any], batch: int) -> dict[str, np.ndarray]:

@@ -31,9 +31,11 @@ LAYER_BYTES, EMBEDDING_BYTES = 10, 16
 #: Tensors computed and written at once, where that takes no more memory than this. Rounding to integers
 #: is itself the work of all cores.
 WRITERS, WRITING_BYTES = 2, 2 << 30
-#: Bytes for each number of a second moment: as it waits for its layer, and as GPTQ works on it, with a copy
-#: in float64 and the factors. Those of two layers wait at most.
-MOMENT_BYTES, GPTQ_BYTES, WAITING = 4, 24, 2
+#: Bytes for each number of a second moment: as it waits for its layer, and as GPTQ works on it: mixed, with a
+#: copy in reverse and the factor. Those of two layers wait at most.
+MOMENT_BYTES, GPTQ_BYTES, WAITING = 4, 16, 2
+#: Bytes for each number of a layer whose change is measured: in its session, and as its codes stand for it.
+MEASURED_BYTES = 16
 #: Bytes for each drawn logit: of float32, with float64 noise, and their sum.
 DRAWN_BYTES = 24
 #: Bytes for each logit compared: the bundle's, as it comes and as it is kept, and a float64 window.
@@ -114,7 +116,8 @@ def plan_export(
     memory = writers * written
     seconds = PRECISIONS[recipe.precision].seconds * parameters / 1e9
     if tokens:
-        memory = max(memory, _calibration_bytes(model, first, tokens))
+        measured = 0 if recipe.budget is None else MEASURED_BYTES * model.layer_parameters
+        memory = max(memory, _calibration_bytes(model, first, tokens) + measured)
         seconds += CALIBRATION_SECONDS * parameters * tokens / 1e12
     emulated = 0
     if verify:

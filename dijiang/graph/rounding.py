@@ -21,6 +21,8 @@ Array = np.ndarray
 STARTS = (1.0, 0.94, 0.88, 0.82)
 #: Output channels that one thread rounds at once: bounds the temporaries.
 ROWS = 64
+#: The same for GPTQ.
+OUTPUTS = 256
 #: Input channels that GPTQ corrects one by one; what they lost reaches those behind them in one product.
 STRIPE = 128
 #: Added to the second moment's diagonal, in means of it: channels that were never seen stay solvable.
@@ -115,21 +117,24 @@ class Inputs:
 
     @classmethod
     def of(cls, moment: Array, block: int) -> Inputs:
-        """From their second moment [in, in] float32, and the channels that share a scale.
+        """From their second moment [in, in] float32, which is overwritten, and the channels that share a scale.
 
         T is a Cholesky factor of the channels in reverse. The damping is far above the rounding of float32.
         LAPACK reads by columns, where the lower triangle is the upper one; its own routine for that one is
         several times as fast.
         """
         rows, padding = len(moment), -len(moment) % block
-        backwards = np.eye(rows + padding, dtype=np.float32) if padding else np.empty(moment.shape, np.float32)
-        backwards[padding:, padding:] = moment[::-1, ::-1]
+        if padding:
+            backwards = np.eye(rows + padding, dtype=np.float32)
+            backwards[padding:, padding:] = moment[::-1, ::-1]
+        else:
+            backwards = reverse(moment)
         diagonal = np.einsum("ii->i", backwards)[padding:]
         importance = np.pad(diagonal[::-1] + np.finfo(np.float32).tiny, (0, padding))
         diagonal += DAMPING * max(float(diagonal.mean()), 1e-30)
         factor, failed = lapack.spotrf(backwards.T, lower=False, clean=True, overwrite_a=True)
         assert not failed, "a damped moment is positive definite"
-        return cls(importance, np.ascontiguousarray(factor.T[::-1, ::-1]))
+        return cls(importance, reverse(factor.T))
 
 
 def round_gptq(weight: Array, bits: int, block: int, inputs: Inputs) -> tuple[Array, Array]:
@@ -155,12 +160,12 @@ def round_gptq(weight: Array, bits: int, block: int, inputs: Inputs) -> tuple[Ar
             left[:, here] += taken
 
             def fill(start: int, here: slice = here, stripe: slice = stripe, upper: Array = upper) -> None:
-                part, importance = slice(start, start + ROWS), inputs.importance[here]
+                part, importance = slice(start, start + OUTPUTS), inputs.importance[here]
                 errors = np.ascontiguousarray(left[part, here])
                 codes[part, stripe], scales[part, stripe] = some(errors, upper, importance, bits, block)
                 left[part, here] = errors
 
-            list(pool.map(fill, range(0, len(left), ROWS)))
+            list(pool.map(fill, range(0, len(left), OUTPUTS)))
             left[:, here] = left[:, here] @ upper - taken
     return codes, scales
 
@@ -215,6 +220,26 @@ def rotate(weight: Array, size: int) -> Array:
     for start in range(0, len(weight), size):  # no copy of the whole
         np.matmul(matrix, weight[start : start + size], out=mixed[start : start + size])
     return mixed
+
+
+def rotate_both(moment: Array, size: int) -> Array:
+    """Rows and columns of [in, in] mixed as `rotate` does rows: in place, so that no second one is in memory."""
+    matrix = hadamard(size)
+    for start in range(0, len(moment) if size > 1 else 0, size):
+        strip = slice(start, start + size)
+        moment[strip] = ((matrix @ moment[strip]).reshape(-1, size) @ matrix).reshape(size, -1)
+    return moment
+
+
+def reverse(matrix: Array) -> Array:
+    """[n, n] in C order with rows and columns in reverse, in place."""
+    flat, step = matrix.ravel(), 1 << 16
+    assert np.shares_memory(flat, matrix)
+    for start in range(0, len(flat) // 2, step):
+        stop = min(start + step, len(flat) // 2)
+        front, back = slice(start, stop), slice(len(flat) - stop, len(flat) - start)
+        flat[front], flat[back] = flat[back][::-1].copy(), flat[front][::-1].copy()
+    return matrix
 
 
 def restored(codes: Array, scales: Array, bits: int, rows: int, size: int) -> Array:

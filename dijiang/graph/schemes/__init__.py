@@ -11,7 +11,7 @@ from onnx_ir.passes import InPlacePass
 from ...recipe import SCHEMES, Blocks, Graph, Recipe, named
 
 #: The second moment [in, in] float32 of a linear's inputs, by the name of its weight. Each is asked for once,
-#: when its weight is written, in the order of the graph.
+#: when its weight is written, in the order of the graph, and is overwritten by who asks.
 Moments = Callable[[str], np.ndarray]
 #: How a weight becomes integers: (its name, what reads it [in, out] float32, blocks) -> packed codes
 #: uint8 [out, blocks, bytes] and scales float32 [out, blocks].

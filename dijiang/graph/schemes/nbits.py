@@ -25,7 +25,7 @@ from ..passes.linear import (
     value_of,
 )
 from ..roles import ROUNDED, Role, role_of
-from ..rounding import Inputs, hadamard, pack, rotate, round_gptq, round_nearest
+from ..rounding import Inputs, hadamard, pack, rotate, rotate_both, round_gptq, round_nearest
 from . import Moments, Rounder
 
 #: MatMulNBits multiplies in int8 at this level: activations are rounded by blocks too.
@@ -166,9 +166,8 @@ def calibrated(moments: Moments) -> Rounder:
 
 
 def mixed_inputs(moment: np.ndarray, rounding: Blocks) -> Inputs:
-    """Inputs of a second moment [in, in], mixed as the weights are."""
-    size = rotation_of(rounding, len(moment))
-    return Inputs.of(rotate(rotate(moment, size).T, size), rounding.block)
+    """Inputs of a second moment [in, in], mixed as the weights are; it is overwritten."""
+    return Inputs.of(rotate_both(moment, rotation_of(rounding, len(moment))), rounding.block)
 
 
 def rotation_of(rounding: Blocks, width: int) -> int:
