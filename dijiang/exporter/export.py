@@ -80,7 +80,7 @@ def export(
         block_size: input channels that share a scale; None: as the precision says.
         calibration_tokens: to round weights where it changes the outputs least (`calibration`); 0:
             nearest values; None: as many as are worth the time, 0 above 500 million parameters.
-        calibration_text: UTF-8 file that they are read from; None: the float32 model writes them.
+        calibration_text: UTF-8 file that they are read from; None: the model writes them.
         budget: MB (10^6 bytes) that the weights may have: the projections that lose most by few bits keep 8
             (`exporter.budget`); None: all projections are alike.
         verify: compare every graph with the checkpoint as `parity.verify` does, on a slice that suits
