@@ -1,6 +1,7 @@
 """A size budget of int4: what it is spent on, and that bundles, manifests and refusals say so."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -18,13 +19,14 @@ from dijiang.cli import main
 from dijiang.exporter import budget, pipeline
 from dijiang.exporter.budget import Candidate, chosen
 from dijiang.exporter.calibration import LayerMoments, feeds_of
+from dijiang.exporter.save import data_bytes
 from dijiang.graph.passes.linear import array_of, linears
 from dijiang.graph.roles import Role
 from dijiang.models.load import load_checkpoint
 from dijiang.parity.difference import Sums
-from dijiang.recipe import Budget, Recipe, resolve
+from dijiang.recipe import Budget, Recipe, resolve, with_budget
 from dijiang.runtime.sessions.inference import open_inference
-from tests.conftest import EXAMPLES, GOLDEN, RUNNABLE, onnx_file
+from tests.conftest import EXAMPLES, GOLDEN, RUNNABLE, graphs_of, onnx_file
 from tests.graph.test_families import NAMED
 from tests.random_models import write
 
@@ -32,7 +34,7 @@ pytestmark = pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is ol
 TINY = EXAMPLES / "tiny-python"
 #: Bytes of the weights of tiny-python in int4: with every projection in 4 bits, and in 8.
 SMALLEST, LARGEST = 2_743_552, 4_181_248
-TOKENS = 1024
+TOKENS = 512
 
 
 @pytest.fixture(scope="module")
@@ -161,23 +163,48 @@ def test_every_graph_meets_its_gates(bundle):
     assert open_bundle(bundle.path).passed
 
 
-def test_budget_is_spent_alike_each_time(bundle, tmp_path):
-    again = dijiang.export(
-        TINY, tmp_path / "b", precision="int4", budget=3.0, calibration_tokens=TOKENS, verify=False
-    )
-    assert again.manifest.recipe == bundle.manifest.recipe
-    assert again.manifest.files == bundle.manifest.files
+def export_small(folder, size):
+    """A small model within so many bytes."""
+    options = {"precision": "int4", "budget": size / 1e6, "calibration_tokens": 64, "verify": False}
+    return dijiang.export(GOLDEN["neox-base"], folder, **options)
 
 
-@pytest.mark.parametrize(("size", "share"), [(SMALLEST, 0), (LARGEST, 1)], ids=["smallest", "largest"])
-def test_smallest_and_largest_budget_are_met(size, share, tmp_path):
-    found = dijiang.export(
-        TINY, tmp_path / "b", precision="int4", budget=size / 1e6, calibration_tokens=64, verify=False
+@pytest.fixture(scope="module")
+def sizes():
+    """Of that model: the smallest and the largest budget, and the projections."""
+    recipe, graphs = graphs_of(
+        load_checkpoint(GOLDEN["neox-base"]), resolve("int4", runs_here=RUNNABLE.__contains__)
     )
-    assert found.data_bytes == size
-    graph = pipeline.float_graph(load_checkpoint(TINY))
-    projections = [str(x.weight.name) for x in linears(graph.graph) if x.role is Role.PROJECTION]
-    assert set(found.manifest.recipe.budget.kept) == set(projections[: share * len(projections)])
+    recipe = with_budget(recipe, 1)
+    candidates = budget.candidates_of(recipe, pipeline.float_graph(load_checkpoint(GOLDEN["neox-base"])))
+    smallest = data_bytes(graphs)
+    return smallest, smallest + sum(one.more for one in candidates), [one.name for one in candidates]
+
+
+def test_budget_is_spent_alike_each_time(sizes, tmp_path):
+    smallest, largest, _ = sizes
+    first, second = (export_small(tmp_path / name, (smallest + largest) // 2).manifest for name in "ab")
+    assert first.recipe == second.recipe
+    assert first.files == second.files
+    assert first.recipe.budget.kept
+
+
+@pytest.mark.parametrize("share", [0, 1], ids=["smallest", "largest"])
+def test_smallest_and_largest_budget_are_met(share, sizes, tmp_path):
+    *ends, names = sizes
+    found = export_small(tmp_path / "b", ends[share])
+    assert found.data_bytes == ends[share]
+    assert set(found.manifest.recipe.budget.kept) == set(names[: share * len(names)])
+
+
+def test_refused_size_that_is_given_back_is_taken(sizes, tmp_path):
+    """The sizes of the message are within the bounds, rounded as they are."""
+    with pytest.raises(dijiang.ExportError) as refused:
+        export_small(tmp_path / "b", 1)
+    said = [float(size) for size in re.findall(r"[\d.]+(?= \(every)|[\d.]+(?= MB \(in)", str(refused.value))]
+    assert said == pytest.approx([size / 1e6 for size in sizes[:2]], abs=1e-3)
+    for size in said:
+        export_small(tmp_path / str(size), size * 1e6)
 
 
 def test_budget_for_a_gpu(tmp_path):
@@ -243,14 +270,6 @@ def test_budget_that_cannot_be_met_is_one_line(options, message, tmp_path, monke
         dijiang.export(TINY, tmp_path / "b", **{"precision": "int4", "budget": 3.0} | options)
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_refused_size_that_is_given_back_is_taken(tmp_path):
-    """The sizes of the message are within the bounds, rounded as they are."""
-    for size in (2.744, 4.181):
-        dijiang.export(
-            TINY, tmp_path / str(size), precision="int4", budget=size, calibration_tokens=64, verify=False
-        )
 
 
 @pytest.mark.parametrize(
