@@ -41,7 +41,7 @@ from dijiang.runtime.sessions.inference import open_inference
 SHARES = (0.05, 0.1, 0.2)
 WAYS = 1 + 3 * len(SHARES)
 #: Windows that go through a layer together while moments are taken, and graphs that are judged side by side.
-BATCH, TOGETHER = 4, 4
+BATCH, TOGETHER = 4, 3
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-python"
 Logits = Callable[[np.ndarray], np.ndarray]
 
@@ -187,7 +187,6 @@ def judged(subject: Subject, ways: dict[str, Recipe], rounder: Rounder) -> list[
             "model": subject.name,
             "way": way,
             "bytes": weight_bytes(subject.written(recipe, None)),
-            "tokens": count * WINDOW,
             "kept": len(recipe.budget.kept) if recipe.budget else 0,
             "perplexity_change": float(np.expm1((loss - exact_loss) / (count * (WINDOW - 1)))),
             "kl": kl / (count * WINDOW),
@@ -206,7 +205,7 @@ def main(work: Path, output: Path, tokens: int, go_on: bool) -> None:
     """Measure every budget in WORK; rows are written when they are there."""
     work.mkdir(parents=True, exist_ok=True)
     rows = json.loads(output.read_text(encoding="utf-8"))["rows"] if go_on and output.exists() else []
-    found = {"package": PACKAGE, "cpu": describe_cpu(Path("/")), "rows": rows}
+    found = {"package": PACKAGE, "cpu": describe_cpu(Path("/")), "tokens": tokens // WINDOW * WINDOW, "rows": rows}
     for subject in (example(tokens), vanilla(work, tokens)):
         known = {row["way"] for row in rows if row["model"] == subject.name}
         if len(known) == WAYS:

@@ -127,8 +127,8 @@ BUDGETS = """
 ## What a budget buys
 
 `make budget` spends `dijiang export --precision int4 --budget` on the model above, in 4 bits, and on the shipped
-tiny-python. A budget is so much more than plain int4 takes. *Measured* is what `export`
-does ([how](adr/0038-budget.md)). The other rows spend as many bytes on other projections. The moments of
+tiny-python, each judged on {tokens} tokens. A budget is so much more than plain int4 takes. *Measured* is what
+`export` does ([how](adr/0038-budget.md)). The other rows spend as many bytes on other projections. The moments of
 tiny-python come from text that it writes.
 
 """
@@ -140,8 +140,8 @@ def budgets() -> str:
     lines = [
         [
             row["model"],
-            f"{row['tokens']:,}",
-            f"{row['way']}, {row['kept']} projections" if row["kept"] else row["way"],
+            row["way"],
+            str(row["kept"]),
             f"{row['bytes'] / 1e6:.2f}",
             f"{row['perplexity_change']:+.2%}",
             f"{row['kl']:.2e}",
@@ -149,8 +149,8 @@ def budgets() -> str:
         ]
         for row in found["rows"]
     ]
-    heads = ["model", "tokens", "int4", "MB of weights", "perplexity", "KL, nats", "top-1"]
-    return BUDGETS + table(heads, lines) + "\n"
+    heads = ["model", "int4", "projections in 8 bits", "MB of weights", "perplexity", "KL, nats", "top-1"]
+    return BUDGETS.format(tokens=f"{found['tokens']:,}") + table(heads, lines) + "\n"
 
 
 PERFORMANCE = """# Where a step's time goes
