@@ -142,7 +142,9 @@ def _calibration_files(model: DijiangModel, recipe: Recipe, embedding: int) -> i
 
 
 def _drawn_bytes(model: DijiangModel) -> float:
-    return PRECISIONS[drawing().precision].weight_bytes * model.parameters
+    """Of all weights, and of the embedding, which is in float32."""
+    embedding = math.prod(model.weights.shape("embed.weight"))
+    return PRECISIONS[drawing().precision].weight_bytes * model.parameters + 4 * embedding
 
 
 def _calibration_bytes(model: DijiangModel, graph: ir.Model, tokens: int) -> int:
