@@ -14,7 +14,7 @@ from dijiang.graph.schemes.nbits import calibrated
 from dijiang.graph.writer import write_graph
 from dijiang.models.load import load_checkpoint
 from dijiang.models.reference import Reference
-from dijiang.recipe import resolve
+from dijiang.recipe import GRAPHS, resolve
 from dijiang.runtime.sessions.inference import open_inference
 from dijiang.runtime.step import Step
 from tests.conftest import GOLDEN, RUNNABLE
@@ -83,10 +83,13 @@ def test_weights_are_written_in_the_order_in_which_moments_are_found(name):
     assert asked == list(widths)
 
 
-def test_drawn_text_is_the_models_own():
+@pytest.mark.parametrize("recipe", [resolve("fp32", graph="ort"), pipeline.drawing()], ids=["float32", "quick"])
+def test_drawn_text_is_the_models_own(recipe):
     """Its loss under the float64 reference is the model's entropy, far from that of random tokens."""
     model = load_checkpoint(GOLDEN["tiny-python"])
-    batches = draw(float32_graph(model), 1024, 64, model.spec.vocab_size)
+    name = recipe.graphs[0]
+    graph = pipeline.step_graph(model, name, recipe)
+    batches = draw(graph, 1024, 64, model.spec.vocab_size, operators=bool(GRAPHS[name].operators))
     ids = np.concatenate(batches)
     assert ids.shape == (16, 64)
     logits = Reference(model).forward(ids)[:, :-1]
