@@ -21,6 +21,7 @@ from ..graph.roles import ROUNDED
 from ..parity.cut import Part, parts
 from ..parity.parts import Loaded, extracted
 from ..progress import Progress, silent
+from ..recipe import Graph
 from ..runtime.sessions.cpu import Binding
 from ..runtime.sessions.inference import import_onnxruntime, open_inference
 from ..runtime.step import Step
@@ -57,30 +58,30 @@ def batches_of(ids: np.ndarray, length: int) -> list[np.ndarray]:
 
 
 def draw(
-    graph: ir.Model, tokens: int, length: int, vocab: int, *, operators: bool = False, progress: Progress = silent
+    graph: ir.Model, row: Graph, tokens: int, length: int, vocab: int, progress: Progress = silent
 ) -> list[np.ndarray]:
-    """Sequences that a step graph draws, each from a random first token; see `batches_of`.
+    """Sequences that a step graph of a form draws, each from a random first token; see `batches_of`.
 
-    operators: it has nodes of ours.  The whole graph is in memory meanwhile.
+    The whole graph is in memory meanwhile.
     """
     with temporary_folder() as folder:
         save_model(graph, folder / "model.onnx", "model.onnx.data")
-        session = open_inference(folder / "model.onnx", operators=operators)
+        session = open_inference(folder / "model.onnx", operators=bool(row.operators))
         batch = batch_of(tokens)
         rounds = max(1, round(tokens / (batch * length)))
         drawn = np.empty((rounds, batch, length), np.int64)
         for seed, ids in enumerate(drawn):
-            _draw(session, ids, vocab, np.random.default_rng(seed))
+            _draw(session, ids, vocab, np.random.default_rng(seed), in_place=row.in_place)
             progress("draw text", seed + 1, rounds)
     return batches_of(drawn.ravel(), length)
 
 
-def _draw(session: Any, ids: np.ndarray, vocab: int, random: np.random.Generator) -> None:
+def _draw(session: Any, ids: np.ndarray, vocab: int, random: np.random.Generator, *, in_place: bool) -> None:
     """Fill ids [B, T] with what the model draws."""
     batch, length = ids.shape
     ids[:, 0] = random.integers(0, vocab, batch)
     past = list(_empty(session.get_inputs(), batch).values())
-    present, shape = [np.empty_like(layer) for layer in past], (batch, 1)
+    present, shape = past if in_place else [np.empty_like(layer) for layer in past], (batch, 1)
     there = Binding(import_onnxruntime(), session, past, present, shape, shape, vocab)
     back = Binding(import_onnxruntime(), session, present, past, shape, shape, vocab)
     for t in range(length - 1):

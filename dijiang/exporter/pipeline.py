@@ -94,15 +94,10 @@ def calibrate(
     graph = float_graph(model)
     length = min(LENGTH, model.positions_limit or LENGTH)
     if text is None:
-        quick = drawing()
-        batches = draw(
-            step_graph(model, quick.graphs[0], quick),
-            recipe.calibration_tokens or 0,
-            length,
-            model.spec.vocab_size,
-            operators=bool(GRAPHS[quick.graphs[0]].operators),
-            progress=progress,
-        )
+        quick, tokens = drawing(), recipe.calibration_tokens or 0
+        name = quick.graphs[0]
+        drawn = step_graph(model, name, quick)
+        batches = draw(drawn, GRAPHS[name], tokens, length, model.spec.vocab_size, progress)
     else:
         batches = batches_of(text, length)
     return LayerMoments(graph, feeds_of(graph, batches), replaceable=recipe.budget is not None)

@@ -89,7 +89,7 @@ def test_drawn_text_is_the_models_own(recipe):
     model = load_checkpoint(GOLDEN["tiny-python"])
     name = recipe.graphs[0]
     graph = pipeline.step_graph(model, name, recipe)
-    batches = draw(graph, 1024, 64, model.spec.vocab_size, operators=bool(GRAPHS[name].operators))
+    batches = draw(graph, GRAPHS[name], 1024, 64, model.spec.vocab_size)
     ids = np.concatenate(batches)
     assert ids.shape == (16, 64)
     logits = Reference(model).forward(ids)[:, :-1]
