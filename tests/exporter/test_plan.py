@@ -54,7 +54,7 @@ def peak_anonymous(*arguments, code=CLI):
         ("fp16", "onnxruntime", 0, True, None),
         ("int8", "onnxruntime", 0, True, None),
         ("int4", "onnxruntime", TOKENS, False, None),
-        ("int4", "onnxruntime", TOKENS, False, 16.0),
+        ("int4", "onnxruntime", TOKENS, False, 17.719),
         ("int8", "cuda", 0, True, None),
         ("int4", "cuda", 0, True, None),
         ("int8", "tensorrt", 0, True, None),
