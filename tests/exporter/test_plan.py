@@ -54,7 +54,7 @@ def peak_anonymous(*arguments, code=CLI):
         ("fp16", "onnxruntime", 0, True, None),
         ("int8", "onnxruntime", 0, True, None),
         ("int4", "onnxruntime", TOKENS, False, None),
-        ("int4", "onnxruntime", TOKENS, False, 17.719),
+        ("int4", "onnxruntime", TOKENS, False, 16.0),
         ("int8", "cuda", 0, True, None),
         ("int4", "cuda", 0, True, None),
         ("int8", "tensorrt", 0, True, None),
@@ -89,7 +89,8 @@ def test_planned_memory_bounds_that_of_a_real_export(
     peak = peak_anonymous("export", checkpoint, "-o", tmp_path / "b", *options)
     assert plan.memory / 2 < peak < plan.memory
     size = sum(file.stat().st_size for file in (tmp_path / "b").iterdir())
-    assert size - plan_module.SPARE_BYTES < plan.disk < size + plan_module.SPARE_BYTES
+    most = max(size, round(1e6 * (budget or 0)))
+    assert size - plan_module.SPARE_BYTES < plan.disk <= most + plan_module.SPARE_BYTES
 
 
 def plan_of(checkpoint, precision, tokens=0, budget=None, **options):
