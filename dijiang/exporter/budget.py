@@ -67,8 +67,7 @@ def require_budget(recipe: Recipe, graph: ir.Model, smallest: int) -> None:
     graph: float32.  smallest: bytes of all weights where no projection is kept.
     """
     budget = recipe.budget
-    if budget is None:
-        return
+    assert budget is not None
     if not recipe.calibration_tokens:
         raise ExportError(
             "a budget is spent by what calibration measures, and this export has none; "

@@ -122,7 +122,8 @@ def export(
         _check_text(model, file, readable=tokenizer is not None)
     recipe = pipeline.fitted(recipe, model)
     graphs = pipeline.step_graphs(model, recipe)
-    require_budget(recipe, pipeline.float_graph(model), data_bytes(graphs))
+    if recipe.budget is not None:
+        require_budget(recipe, pipeline.float_graph(model), data_bytes(graphs))
     with new_folder(folder, ExportError, foreign=foreign if force else None) as partial, ExitStack() as written:
         plan = plan_export(
             model,
