@@ -15,6 +15,7 @@ from scipy.linalg import lapack
 
 from ..machine.limits import usable_cores
 from ..runtime.operators import gptq, has_library
+from .builder import row_major
 
 Array = np.ndarray
 #: Starting scales tried at 4 bits, as factors of the one that just covers the largest weight.
@@ -78,7 +79,7 @@ def by_blocks(weight: Array, block: int) -> Array:
     rows, columns = weight.shape
     blocks = -(-rows // block)
     if rows == blocks * block:
-        return np.ascontiguousarray(weight.T, np.float32).reshape(columns, blocks, block)
+        return row_major(weight.T, np.float32).reshape(columns, blocks, block)
     padded = np.zeros((columns, blocks * block), np.float32)
     padded[:, :rows] = weight.T
     return padded.reshape(columns, blocks, block)
@@ -150,6 +151,8 @@ def round_gptq(weight: Array, bits: int, block: int, inputs: Inputs) -> tuple[Ar
     blocks = by_blocks(weight, block)
     codes, scales = np.empty(blocks.shape, np.uint8), np.empty(blocks.shape[:2], np.float32)
     left = blocks.reshape(len(blocks), -1)  # and, of the channels that are done, what they lost
+    if np.may_share_memory(left, weight):
+        left = left.copy()
     some, width = (gptq if has_library() else round_gptq_plain), max(1, STRIPE // block)
     with ThreadPoolExecutor(usable_cores()) as pool:
         for first in range(0, blocks.shape[1], width):

@@ -321,6 +321,15 @@ def test_stripes_round_as_the_textbook_does(rows, columns, block, bits):
     assert errors[0] == pytest.approx(errors[1], rel=5e-3)
 
 
+@pytest.mark.parametrize("columns", [1, 5])
+def test_gptq_leaves_the_weight_as_it_is(columns):
+    """Also where its transpose needs no copy."""
+    weight = np.random.default_rng(0).normal(size=(64, columns)).astype(np.float32)
+    before = weight.copy()
+    round_gptq(weight, 4, 32, Inputs.of(np.eye(64, dtype=np.float32), 32))
+    np.testing.assert_array_equal(weight, before)
+
+
 @pytest.mark.parametrize(("rows", "block"), [(64, 32), (100, 64), (130, 16), (1, 16)])
 def test_inputs_are_a_factor_of_the_damped_moment(rows, block):
     x = np.random.default_rng(rows).normal(size=(3 * rows, rows)).astype(np.float32)
