@@ -11,7 +11,7 @@ ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.tx
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation real rounding steps speculation oldest ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation real rounding budget steps speculation oldest ecosystem demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -135,6 +135,12 @@ real: $(VENV)/.dev
 rounding: $(VENV)/.dev
 	$(BIN)/pip install -q -c constraints.txt gguf accelerate
 	$(BIN)/python benchmarks/rounding.py .real -o benchmarks/results/rounding.json
+	$(BIN)/python docs/generate.py
+
+# What a size budget of int4 buys. 10 minutes.
+budget: $(VENV)/.dev
+	$(BIN)/pip install -q -c constraints.txt gguf accelerate
+	$(BIN)/python benchmarks/budget.py .real -o benchmarks/results/budget.json
 	$(BIN)/python docs/generate.py
 
 # Where the time of a step goes, on a machine that does nothing else. 5 GB of disk.

@@ -35,7 +35,8 @@ from dijiang.bench.transformer import VanillaModel, transformer_graph
 from dijiang.bundle import names
 from dijiang.graph.passes.linear import linears
 from dijiang.graph.reads import parameter_reads
-from dijiang.graph.schemes import Moments
+from dijiang.graph.schemes import Rounder
+from dijiang.graph.schemes.nbits import calibrated
 from dijiang.machine.describe import describe_cpu
 from dijiang.machine.limits import usable_cores
 from dijiang.models.load import DijiangModel, load_checkpoint
@@ -68,10 +69,10 @@ def broken(vanilla: Path, folder: Path) -> Path:
 class Vanilla:
     """The vanilla model of a converted checkpoint, its weights stored as a recipe says."""
 
-    def __init__(self, model: DijiangModel, recipe: Recipe, folder: Path, moments: Moments | None = None) -> None:
+    def __init__(self, model: DijiangModel, recipe: Recipe, folder: Path, rounder: Rounder | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         source = VanillaModel(model.spec, model.weights, WINDOW)
-        graph = transformer_graph(source, recipe, "fp32", tied=model.spec.tied_embeddings, moments=moments)
+        graph = transformer_graph(source, recipe, "fp32", tied=model.spec.tied_embeddings, rounder=rounder)
         self.inputs: dict[str, str] = {}
         if recipe.body is None:  # the inputs of all linears, to calibrate by
             for linear in linears(graph.graph):
@@ -91,14 +92,7 @@ class Vanilla:
 
     def run(self, ids: np.ndarray, outputs: tuple[str, ...] = (names.LOGITS,)) -> list[np.ndarray]:
         """Outputs for ids [T] from the first position on; logits [1, T, vocab] of every token."""
-        every = np.arange(len(ids))[None]
-        feeds = {
-            names.INPUT_IDS: ids[None],
-            names.POSITION_IDS: every,
-            names.LOGIT_INDICES: every,
-            names.LAST_POSITION: np.array([len(ids) - 1], np.int32),
-            names.TOTAL_LENGTH: np.array(len(ids), np.int32),
-        }
+        feeds = tokens_of(ids[None])
         known = {value.name for value in self._session.get_inputs()}
         feeds = {name: value for name, value in feeds.items() if name in known}
         found: list[np.ndarray] = self._session.run(list(outputs), feeds | self._caches)
@@ -112,6 +106,19 @@ class Vanilla:
                 rows = x.reshape(-1, x.shape[-1])
                 found[name] = found.get(name, 0) + rows.T @ rows
         return {weight: found[name] for weight, name in self.inputs.items()}
+
+
+def tokens_of(ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Inputs of a Transformer's graph for ids [N, T] from the first position on, but for its caches."""
+    count, length = ids.shape
+    every = np.broadcast_to(np.arange(length), ids.shape)
+    return {
+        names.INPUT_IDS: ids,
+        names.POSITION_IDS: every,
+        names.LOGIT_INDICES: every,
+        names.LAST_POSITION: np.full(count, length - 1, np.int32),
+        names.TOTAL_LENGTH: np.array(length, np.int32),
+    }
 
 
 class LlamaCpp:
@@ -231,7 +238,7 @@ def measure(
     moments = exact.moments(left)
     graphs: dict[str, tuple[Vanilla | LlamaCpp, float]] = {}
     for case in cases:
-        own = moments.__getitem__ if case.calibrated else None
+        own = calibrated(lambda name: moments[name].copy()) if case.calibrated else None
         start = time.perf_counter()
         graph = Vanilla(model, case.recipe, work / "rounding" / case.name, own)
         graphs[case.name] = graph, time.perf_counter() - start

@@ -8,6 +8,7 @@ it does something new, one function. Nothing else compares their names: code ask
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
@@ -49,6 +50,18 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """A size that the weights may have, and the projections that keep more bits within it (ADR 0038).
+
+    bytes: of all weights, at most.  blocks: how those projections are stored.  kept: names of their weights.
+    """
+
+    bytes: int
+    blocks: Blocks
+    kept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Gate:
     """One bound of a verification: `metric` must not exceed it, where it was measured."""
 
@@ -62,6 +75,7 @@ class Precision:
 
     type: of the activations, and of every weight that is not in blocks.  body, head, embed: the
     projections of the layers, the head and the embedding as blocks of integers; None: in `type`.
+    kept: the projections that a budget leaves more bits; None: it has no budget.
     gates: metrics are the keys of `parity.verify.Parity.metrics`; those about a text are None without
     one.  seconds: to write 10^9 weights on 2 cores (docs/models.md).
     turing: TensorRT-RTX has its matmul for GPUs of compute capability 7.5.
@@ -73,6 +87,7 @@ class Precision:
     body: Blocks | None = None
     head: Blocks | None = None
     embed: Blocks | None = None
+    kept: Blocks | None = None
     seconds: float = 18.0
     turing: bool = False
 
@@ -133,6 +148,7 @@ PRECISIONS = {
         body=Blocks(4, BLOCK, ROTATION, SCALE),
         head=Blocks(8, BLOCK, ROTATION, SCALE),
         embed=Blocks(4, BLOCK, 0, SCALE),
+        kept=Blocks(8, BLOCK, ROTATION, SCALE),
         seconds=40.0,
     ),
 }
@@ -393,7 +409,7 @@ class Recipe:
 
     type: of activations and of weights that are not in blocks.  scheme: a row of SCHEMES.
     graphs: rows of GRAPHS, the best first; they share every weight.
-    calibration_tokens: to round by; None: as many as pay.
+    calibration_tokens: to round by; None: as many as pay.  budget: None: every projection is as `body` says.
     """
 
     precision: str
@@ -406,6 +422,7 @@ class Recipe:
     head: Blocks | None = None
     embed: Blocks | None = None
     calibration_tokens: int | None = None
+    budget: Budget | None = None
 
     @property
     def in_blocks(self) -> bool:
@@ -425,6 +442,23 @@ class Recipe:
         row = GRAPHS[graph]
         return max(row.onnxruntime, row.integers_from) if self.in_blocks else row.onnxruntime
 
+    def projection(self, name: str) -> Blocks | None:
+        """How the projection with a weight of this name is stored."""
+        return self.budget.blocks if self.budget is not None and name in self.budget.kept else self.body
+
+    @property
+    def title(self) -> str:
+        """Its precision, and what a budget was spent on, in a few words."""
+        if self.budget is None:
+            return self.precision
+        spent = f"{len(self.budget.kept)} projections in {self.budget.blocks.bits} bits"
+        return f"{self.precision} within {self.budget.bytes / 1e6:,.1f} MB: {spent}"
+
+    def keeping(self, kept: Iterable[str]) -> Recipe:
+        """With the projections that its budget is spent on, by the names of their weights."""
+        assert self.budget is not None
+        return replace(self, budget=replace(self.budget, kept=tuple(kept)))
+
     def fitted(self, embed: Blocks | None, tokens: int) -> Recipe:
         """With what depends on a model's shape: how its embedding is stored, and the tokens to round by."""
         return replace(self, embed=embed, calibration_tokens=tokens)
@@ -442,7 +476,9 @@ class Recipe:
             }
             gates = tuple(Gate(str(g["metric"]), float(g["bound"])) for g in data["gates"])
             graphs = tuple(str(name) for name in data["graphs"])
-            found = cls(**{**data, **blocks, "gates": gates, "graphs": graphs})
+            spent = data.get("budget")  # no bundle before 0.3 has one
+            budget = None if spent is None else _budget(**spent)
+            found = cls(**{**data, **blocks, "gates": gates, "graphs": graphs, "budget": budget})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BundleError(f"recipe: not a whole one ({error}); export the bundle again") from error
         for what, value, rows in (
@@ -453,6 +489,10 @@ class Recipe:
             if unknown := [name for name in value if name not in rows]:
                 raise BundleError(f"recipe: {what} {unknown[0]!r} is unknown; upgrade dijiang")
         return found
+
+
+def _budget(bytes: int, blocks: dict[str, Any], kept: Iterable[str]) -> Budget:
+    return Budget(bytes, Blocks(**blocks), tuple(map(str, kept)))
 
 
 def named(path: str) -> Any:
@@ -476,6 +516,7 @@ def resolve(
     head_precision: str | None = None,
     block_size: int | None = None,
     calibration_tokens: int | None = None,
+    budget: float | None = None,
     runs_here: Callable[[str], bool] = lambda name: True,
 ) -> Recipe:
     """Decide what a bundle is made of.
@@ -483,6 +524,7 @@ def resolve(
     Args:
         graph: only this one; `auto`: those of the target that run here and share all weights.
         head_precision, block_size, calibration_tokens: None: as the precision says.
+        budget: MB that the weights may have; None: projections are all alike.
         runs_here: whether this machine runs a graph, so that it can be verified.
 
     Raises:
@@ -510,7 +552,8 @@ def resolve(
         head=row.head,
         embed=row.embed,
     )
-    return _tuned(recipe, head_precision, block_size, calibration_tokens)
+    tuned = _tuned(recipe, head_precision, block_size, calibration_tokens)
+    return tuned if budget is None else with_budget(tuned, budget)
 
 
 def _candidates(row: Precision, goal: Target, graph: str, target: str) -> list[str]:
@@ -574,3 +617,21 @@ def _tuned(recipe: Recipe, head: str | None, block: int | None, tokens: int | No
         bits = HEADS[head]
         kept = None if bits is None else Blocks(bits, block or BLOCK, ROTATION, SCALE)
     return replace(recipe, body=body, head=kept, embed=embed, calibration_tokens=tokens)
+
+
+def with_budget(recipe: Recipe, megabytes: float) -> Recipe:
+    """The recipe with a size that its weights may have; what that is spent on is measured later.
+
+    ExportError where all projections are alike, or for a size that is none.
+    """
+    kept = PRECISIONS[recipe.precision].kept
+    if kept is None or recipe.body is None or not SCHEMES[recipe.scheme].tunable:
+        able = " or ".join(name for name, row in PRECISIONS.items() if row.kept is not None)
+        raise ExportError(
+            f"a budget has no meaning in precision {recipe.precision} and the {recipe.graphs[0]} graph: "
+            f"all weights of one kind are alike there; use --precision {able}, or leave --budget out"
+        )
+    if not 0 < megabytes < math.inf:
+        raise ExportError(f"budget {megabytes!r} MB, expected more than 0; give the MB that the weights may have")
+    blocks = replace(kept, block=recipe.body.block)
+    return replace(recipe, budget=Budget(round(megabytes * 1e6), blocks))

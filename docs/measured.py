@@ -120,7 +120,37 @@ def rounding() -> str:
         cpu=found["cpu"]["model"],
     )
     heads = ["weights", "MB that a step reads", "perplexity", "KL, nats", "top-1", "seconds to round"]
-    return head + table(heads, lines) + "\n"
+    return head + table(heads, lines) + "\n" + budgets()
+
+
+BUDGETS = """
+## What a budget buys
+
+`make budget` spends `dijiang export --precision int4 --budget` on the model above, in 4 bits, and on the shipped
+tiny-python, each judged on {tokens} tokens. A budget is so much more than plain int4 takes. *Measured* is what
+`export` does ([how](adr/0038-budget.md)). The other rows spend as many bytes on other projections. The moments of
+tiny-python come from text that it writes.
+
+"""
+
+
+def budgets() -> str:
+    """The table of budgets."""
+    found = json.loads((REPORTS / "budget.json").read_text(encoding="utf-8"))
+    lines = [
+        [
+            row["model"],
+            row["way"],
+            str(row["kept"]),
+            f"{row['bytes'] / 1e6:.2f}",
+            f"{row['perplexity_change']:+.2%}",
+            f"{row['kl']:.2e}",
+            f"{row['top1_agreement']:.2%}",
+        ]
+        for row in found["rows"]
+    ]
+    heads = ["model", "int4", "projections in 8 bits", "MB of weights", "perplexity", "KL, nats", "top-1"]
+    return BUDGETS.format(tokens=f"{found['tokens']:,}") + table(heads, lines) + "\n"
 
 
 PERFORMANCE = """# Where a step's time goes

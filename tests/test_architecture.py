@@ -116,7 +116,17 @@ def test_a_flag_of_run_is_in_two_places(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["target", "head_precision", "block_size", "calibration_tokens", "decay", "repair_decay", "verify", "force"],
+    [
+        "target",
+        "head_precision",
+        "block_size",
+        "calibration_tokens",
+        "budget",
+        "decay",
+        "repair_decay",
+        "verify",
+        "force",
+    ],
 )
 def test_a_flag_of_export_is_in_three_places(name):
     """The flag, the function, and the recipe or what else uses it."""

@@ -7,7 +7,7 @@ place. The weights are random: they do not change the time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zlib import crc32
 
@@ -22,7 +22,7 @@ from ..graph.layers.keyvalue import ELEMENTS, cached
 from ..graph.passes import optimise
 from ..graph.passes.types import TYPES
 from ..graph.reads import parameter_reads
-from ..graph.schemes import Moments
+from ..graph.schemes import Rounder
 from ..graph.writer import Writer
 from ..models.binding import Bindings, shapes
 from ..models.initial import SPREAD
@@ -67,13 +67,13 @@ def random_weights(spec: ModelSpec) -> Weights:
 
 
 def transformer_graph(
-    model: VanillaModel, recipe: Recipe, cache: str, *, tied: bool = False, moments: Moments | None = None
+    model: VanillaModel, recipe: Recipe, cache: str, *, tied: bool = False, rounder: Rounder | None = None
 ) -> ir.Model:
     """The Transformer of a model, its weights stored as a recipe says; see `exporter.pipeline.step_graph`."""
     # What its layers stand in the place of: the same matmuls as the bundle's.
     like = next(row for name in recipe.graphs if (row := GRAPHS[name]).fused and runs_here(name))
     written = optimise(Writer(model, cached(cache), opset=like.opset, fused=like.fused).write(), skip_norms=True)
-    return store_weights(written, recipe, like, tied=tied, moments=moments)
+    return store_weights(written, recipe, like, tied=tied, rounder=rounder)
 
 
 def write_transformer(
@@ -109,7 +109,8 @@ def build_transformer(name: str, bundle: Bundle, folder: Path, positions: int, *
             "with; export with --precision int8 or fp32 for the CPU"
         )
     try:
-        traffic = write_transformer(spec, folder, positions, recipe=recipe, cache=cache)
+        plain = replace(recipe, budget=None)  # its projections have other names; it reads fewer bytes
+        traffic = write_transformer(spec, folder, positions, recipe=plain, cache=cache)
     except OSError as error:
         raise ExportError(
             f"{folder}: the baseline cannot be written ({error.strerror or error}); "

@@ -28,6 +28,12 @@ from .inspect import show_bundle
     type=click.Path(path_type=Path),
     help="UTF-8 file that these tokens are read from. Default: text that the model writes.",
 )
+@click.option(
+    "--budget",
+    type=float,
+    metavar="MB",
+    help="Size that the weights of int4 may have: the projections that lose most by 4 bits keep 8.",
+)
 @row_option(
     "--graph",
     "--dialect",

@@ -111,7 +111,7 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
             ("vocabulary", f"{spec.vocab_size:,}"),
             ("end tokens", ", ".join(map(str, spec.eos_token_ids)) or "none: text ends with --max-tokens"),
             *([("sampling", _sampling_line(bundle.sampling))] if bundle.sampling else []),
-            ("precision", manifest.recipe.precision),
+            ("precision", manifest.recipe.title),
             *(("graph", _graph_line(bundle, name)) for name in manifest.graphs),
             ("parameters", f"{found.parameters:,}"),
             ("size", f"{bundle.nbytes / 1e6:,.1f} MB"),

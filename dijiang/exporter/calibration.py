@@ -1,27 +1,29 @@
 """What the inputs of each projection look like, on a text.
 
 GPTQ (arXiv 2210.17323) rounds a weight so that its *output* changes least; for that it needs the second
-moment of the projection's input, [in, in]. No text has to be found: the float32 model can draw its own.
+moment of the projection's input, [in, in]. No text has to be found: the model can draw its own.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from scipy.linalg import blas
 
-from ..bundle import names
 from ..files import temporary_folder
 from ..graph.passes.linear import linears
 from ..graph.roles import ROUNDED
 from ..parity.cut import Part, parts
 from ..parity.parts import Loaded, extracted
 from ..progress import Progress, silent
-from ..runtime.sessions.inference import open_inference
+from ..recipe import Graph
+from ..runtime.sessions.cpu import Binding
+from ..runtime.sessions.inference import import_onnxruntime, open_inference
 from ..runtime.step import Step
 from .save import save_model
 
@@ -32,6 +34,8 @@ TOKENS, WORK = 16_384, 2e12
 #: Fewer tokens than this tell too little.
 LEAST = 4_096
 TINY = np.finfo(np.float32).tiny
+#: Rows that are copied from columns at once: they stay in the processor's cache.
+STRIP = 64
 
 
 def default_tokens(parameters: int) -> int:
@@ -53,42 +57,56 @@ def batches_of(ids: np.ndarray, length: int) -> list[np.ndarray]:
     return [whole[start : start + TOGETHER] for start in range(0, len(whole), TOGETHER)]
 
 
-def draw(graph: ir.Model, tokens: int, length: int, vocab: int, progress: Progress = silent) -> list[np.ndarray]:
-    """Sequences that a float32 step graph draws, each from a random first token; see `batches_of`.
+def draw(
+    graph: ir.Model, row: Graph, tokens: int, length: int, vocab: int, progress: Progress = silent
+) -> list[np.ndarray]:
+    """Sequences that a step graph of a form draws, each from a random first token; see `batches_of`.
 
-    The whole model is in memory meanwhile, 4 bytes a parameter.
+    The whole graph is in memory meanwhile.
     """
     with temporary_folder() as folder:
         save_model(graph, folder / "model.onnx", "model.onnx.data")
-        session = open_inference(folder / "model.onnx")
+        session = open_inference(folder / "model.onnx", operators=bool(row.operators))
         batch = batch_of(tokens)
         rounds = max(1, round(tokens / (batch * length)))
         drawn = np.empty((rounds, batch, length), np.int64)
         for seed, ids in enumerate(drawn):
-            _draw(session, ids, vocab, np.random.default_rng(seed))
+            _draw(session, ids, vocab, np.random.default_rng(seed), in_place=row.in_place)
             progress("draw text", seed + 1, rounds)
     return batches_of(drawn.ravel(), length)
 
 
-def _draw(session: Any, ids: np.ndarray, vocab: int, random: np.random.Generator) -> None:
+def _draw(session: Any, ids: np.ndarray, vocab: int, random: np.random.Generator, *, in_place: bool) -> None:
     """Fill ids [B, T] with what the model draws."""
     batch, length = ids.shape
     ids[:, 0] = random.integers(0, vocab, batch)
-    state, last = _empty(session.get_inputs(), batch), np.zeros((batch, 1), np.int64)
-    wanted = [names.LOGITS, *(names.present_state(layer) for layer in range(len(state)))]
+    past = list(_empty(session.get_inputs(), batch).values())
+    present, shape = past if in_place else [np.empty_like(layer) for layer in past], (batch, 1)
+    there = Binding(import_onnxruntime(), session, past, present, shape, shape, vocab)
+    back = Binding(import_onnxruntime(), session, present, past, shape, shape, vocab)
     for t in range(length - 1):
-        feeds = Step.of(ids[:, t : t + 1], np.full(batch, t), last).arrays | state
-        logits, *new = session.run(wanted, feeds)
-        state = dict(zip(state, new, strict=True))
+        binding = back if t % 2 else there
+        binding.copy(Step.of(ids[:, t : t + 1], np.full(batch, t), np.zeros(shape, np.int64)))
+        session.run_with_iobinding(binding.io)
         # The largest of logits + Gumbel noise is a draw from their softmax.
         noise = np.log(random.standard_exponential((batch, vocab), np.float32) + TINY)
-        ids[:, t + 1] = (logits[:, 0] - noise).argmax(-1)
+        ids[:, t + 1] = (binding.logits[:, 0] - noise).argmax(-1)
 
 
 def _empty(inputs: Iterable[Any], batch: int) -> dict[str, np.ndarray]:
     """The states before the first token, by the name of the input, in the order of the layers."""
     states = [value for value in inputs if "recurrent_state" in value.name]
     return {value.name: np.zeros((batch, *value.shape[1:]), np.float32) for value in states}
+
+
+def feeds_of(graph: ir.Model, batches: Iterable[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Inputs of a step graph, by name, for sequences [N, T] int64 each from their first token on."""
+    feeds = []
+    for ids in batches:
+        every = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        step = Step.of(ids, np.zeros(len(ids), np.int64), every)
+        feeds.append(step.arrays | _empty(graph.graph.inputs, len(ids)))
+    return feeds
 
 
 class LayerMoments:
@@ -98,8 +116,13 @@ class LayerMoments:
     layer, the moments of two, and what crosses from layer to layer, [tokens, hidden].
     """
 
-    def __init__(self, graph: ir.Model, batches: Sequence[np.ndarray]) -> None:
-        """graph: a float32 step graph, whose outputs are replaced.  batches: [N, T] int64 each."""
+    def __init__(
+        self, graph: ir.Model, sequences: Iterable[dict[str, np.ndarray]], *, replaceable: bool = False
+    ) -> None:
+        """graph: in float32; its outputs are replaced.  sequences: its inputs by name, see `feeds_of`.
+
+        replaceable: `change` will be asked. The last layer then stays in memory.
+        """
         self._inputs = {str(x.weight.name): x.input for x in linears(graph.graph) if x.role in ROUNDED}
         self._uses = Counter(str(value.name) for value in self._inputs.values())
         for value in set(self._inputs.values()):
@@ -108,11 +131,8 @@ class LayerMoments:
         self._graph, cut = graph, parts(graph.graph, bound=0)
         self._left, self._crossing = iter(cut), {str(value.name) for part in cut for value in part.inputs}
         self._halves: dict[str, np.ndarray] = {}  # upper triangles; 0 below
-        self._found = []
-        for ids in batches:
-            every = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-            step = Step.of(ids, np.zeros(len(ids), np.int64), every)
-            self._found.append(step.arrays | _empty(graph.graph.inputs, len(ids)))
+        self._replaceable, self._layer = replaceable, _Layer()
+        self._found = [dict(found) for found in sequences]
 
     def __call__(self, name: str) -> np.ndarray:
         """The second moment [in, in] float32 of the inputs of a linear, by the name of its weight."""
@@ -121,15 +141,33 @@ class LayerMoments:
             self._advance(next(self._left))
         self._uses[value] -= 1
         half = self._halves[value] if self._uses[value] else self._halves.pop(value)
-        whole: np.ndarray = half + half.T
-        np.einsum("ii->i", whole)[...] /= 2
+        whole: np.ndarray = half.T  # in place: rows in their order, zeros above the diagonal
+        for start in range(0, len(whole), STRIP):
+            strip, behind = slice(start, start + STRIP), slice(start + STRIP, None)
+            whole[strip, behind] = whole[behind, strip].T
+            whole[strip, strip] = np.tril(whole[strip, strip]) + np.tril(whole[strip, strip], -1).T
         return whole
+
+    def change(self, name: str, weight: np.ndarray) -> float:
+        """How far another weight [in, out] float32 in the place of a linear's moves what its layer passes on.
+
+        The layer is the last one that moments were asked of. Of each token of the first sequences
+        it is |new - old|^2 / |old|^2, and their mean; of several values that are passed on, the largest.
+        """
+        while name not in self._layer.weights:
+            self._advance(next(self._left))
+        return self._layer.change({name: weight})
 
     def _advance(self, part: Part) -> None:
         """All sequences through the next part."""
+        model, first = extracted(self._graph, part), self._found[0]
+        own = {name: value for name, value in model.graph.initializers.items() if name in self._inputs}
+        if self._replaceable:
+            model.graph.inputs.extend(own.values())  # what is given for an input goes before what is stored
         with temporary_folder() as folder:
-            save_model(extracted(self._graph, part), folder / "model.onnx", "model.onnx.data")
+            save_model(model, folder / "model.onnx", "model.onnx.data")
             run = Loaded(part, open_inference(folder / "model.onnx"))
+            layer = _Layer(run, set(own), dict(first), {})
             for found in self._found:
                 made = run(found)
                 for name in made.keys() & self._uses.keys():
@@ -138,4 +176,40 @@ class LayerMoments:
                     self._halves[name] = blas.ssyrk(1, rows.T, overwrite_c=True, **sums)
                 for value in part.last:
                     del found[str(value.name)]
-                found.update((name, made[name]) for name in made.keys() & self._crossing)
+                passed = {name: made[name] for name in made.keys() & self._crossing}
+                if found is first:
+                    layer.after.update(passed)
+                found.update(passed)
+        if self._replaceable:
+            self._layer = layer
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A part that all sequences went through.
+
+    weights: names of those that another can be given for.  before, after: what the first sequences brought,
+    and what was passed on of them.
+    """
+
+    run: Loaded | None = None
+    weights: set[str] = field(default_factory=set)
+    before: dict[str, np.ndarray] = field(default_factory=dict)
+    after: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def change(self, weights: dict[str, np.ndarray]) -> float:
+        """See `LayerMoments.change`."""
+        assert self.run is not None
+        made = self.run(self.before, weights)
+        moved = [_moved(old, made[name]) for name, old in self.after.items() if _has_channels(old)]
+        return max(moved, default=0.0)
+
+
+def _has_channels(value: np.ndarray) -> bool:
+    return value.ndim > 1 and np.issubdtype(value.dtype, np.floating)
+
+
+def _moved(old: np.ndarray, new: np.ndarray) -> float:
+    """Mean over tokens of |new - old|^2 / |old|^2, of [..., channels]."""
+    length = np.square(old).sum(-1)
+    return float((np.square(new - old).sum(-1) / np.maximum(length, TINY)).mean())

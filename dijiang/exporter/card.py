@@ -47,7 +47,7 @@ def model_card(manifest: Manifest) -> str:
         heads=spec.num_heads,
         parameters=f"{manifest.parameters:,}",
         vocabulary=f"{spec.vocab_size:,}",
-        precision=manifest.recipe.precision,
+        precision=manifest.recipe.title,
         graphs=", ".join(manifest.graphs),
         positions="no end" if manifest.positions_limit is None else manifest.positions_limit,
         decay=manifest.decay,

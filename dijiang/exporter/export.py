@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +23,9 @@ from ..bundle.manifest import (
 from ..bundle.opened import Bundle, open_any, read_manifest
 from ..bundle.signature import sign as make_signature
 from ..errors import CheckpointError, ExportError, InputError
-from ..files import check_new, check_output, new_folder, read_regular, refuse_foreign
+from ..files import check_new, check_output, new_folder, read_regular, refuse_foreign, temporary_folder
 from ..graph.reads import parameter_reads
+from ..graph.schemes.nbits import calibrated
 from ..hidden import sweep
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
 from ..models.tokenizer import TOKENIZER, find_tokenizer
@@ -35,6 +37,7 @@ from ..runtime.sessions.inference import import_onnxruntime, runs_here, why_not
 from ..runtime.text import TextTokenizer
 from ..version import __version__
 from . import pipeline
+from .budget import require_budget, spend
 from .card import CARD, model_card
 from .plan import Plan, plan_export
 from .save import data_bytes, save_graphs
@@ -53,6 +56,7 @@ def export(
     block_size: int | None = None,
     calibration_tokens: int | None = None,
     calibration_text: str | Path | None = None,
+    budget: float | None = None,
     verify: bool = True,
     text: str | Path | None = None,
     threads: int | None = None,
@@ -76,7 +80,9 @@ def export(
         block_size: input channels that share a scale; None: as the precision says.
         calibration_tokens: to round weights where it changes the outputs least (`calibration`); 0:
             nearest values; None: as many as are worth the time, 0 above 500 million parameters.
-        calibration_text: UTF-8 file that they are read from; None: the float32 model writes them.
+        calibration_text: UTF-8 file that they are read from; None: the model writes them.
+        budget: MB (10^6 bytes) that the weights may have: the projections that lose most by few bits keep 8
+            (`exporter.budget`); None: all projections are alike.
         verify: compare every graph with the checkpoint as `parity.verify` does, on a slice that suits
             the model's size, and keep the bundle only if all pass.
         text: file to verify on, for perplexity; None: random token ids.
@@ -99,6 +105,7 @@ def export(
         head_precision=head_precision,
         block_size=block_size,
         calibration_tokens=calibration_tokens,
+        budget=budget,
         runs_here=runs_here,
     )
     folder = Path(output)
@@ -114,8 +121,10 @@ def export(
     for file in (text if verify else None, calibration_text):
         _check_text(model, file, readable=tokenizer is not None)
     recipe = pipeline.fitted(recipe, model)
-    graphs = {name: pipeline.step_graph(model, name, recipe) for name in recipe.graphs}
-    with new_folder(folder, ExportError, foreign=foreign if force else None) as partial:
+    graphs = pipeline.step_graphs(model, recipe)
+    if recipe.budget is not None:
+        require_budget(recipe, pipeline.float_graph(model), data_bytes(graphs))
+    with new_folder(folder, ExportError, foreign=foreign if force else None) as partial, ExitStack() as written:
         plan = plan_export(
             model,
             graphs,
@@ -130,8 +139,12 @@ def export(
                 reader = TextTokenizer(tokenizer, model.path / TOKENIZER)
                 ids = read_ids(reader, Path(calibration_text), recipe.calibration_tokens)
             moments = pipeline.calibrate(model, recipe, ids, progress)
-            first = recipe.graphs[0]
-            graphs[first] = pipeline.step_graph(model, first, recipe, moments)
+            rounder = calibrated(moments)
+            if recipe.budget is not None:
+                store = written.enter_context(temporary_folder())
+                float_graph, smallest = pipeline.float_graph(model), data_bytes(graphs)
+                recipe, rounder = spend(recipe, float_graph, moments, smallest, store, progress)
+            graphs = pipeline.step_graphs(model, recipe, rounder)
         _save(graphs, partial, plan, progress)
         if tokenizer is not None:
             (partial / TOKENIZER).write_bytes(tokenizer)

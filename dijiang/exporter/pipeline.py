@@ -12,13 +12,13 @@ from ..graph.layers import Source
 from ..graph.passes import optimise
 from ..graph.passes.order import OrderInitializers
 from ..graph.passes.types import TYPES, SetPrecision
-from ..graph.schemes import Moments, scheme_of
+from ..graph.schemes import Rounder, scheme_of
 from ..graph.writer import write_graph
 from ..models.load import DijiangModel
 from ..progress import Progress, silent
-from ..recipe import GRAPHS, Graph, Recipe
+from ..recipe import GRAPHS, Graph, Recipe, resolve
 from ..runtime.sessions.inference import runs_here
-from .calibration import LENGTH, LayerMoments, batches_of, default_tokens, draw
+from .calibration import LENGTH, LayerMoments, batches_of, default_tokens, draw, feeds_of
 
 #: Share of the parameters from which on the embedding takes part in rounding to few bits. A step reads one
 #: row of it, so a smaller one costs no time and little space at 8 bits, and its rounding is felt.
@@ -42,37 +42,62 @@ def calibration_tokens(recipe: Recipe, parameters: int) -> int:
     return default_tokens(parameters) if wanted is None else wanted
 
 
-def step_graph(model: Source, graph: str, recipe: Recipe, moments: Moments | None = None) -> ir.Model:
+def step_graphs(model: Source, recipe: Recipe, rounder: Rounder | None = None) -> dict[str, ir.Model]:
+    """Every graph of a recipe, by name; see `step_graph`."""
+    return {name: step_graph(model, name, recipe, rounder) for name in recipe.graphs}
+
+
+def step_graph(model: Source, graph: str, recipe: Recipe, rounder: Rounder | None = None) -> ir.Model:
     """One graph of a model; its weights are computed when it is saved.
 
-    moments: of `calibrate`. None: weights of few bits go to their nearest codes.
+    rounder: of integers; None: to nearest codes.
     """
     row = GRAPHS[graph]
     skip = row.fused and (row.own_kernels or recipe.type not in TYPES)
     written = optimise(write_graph(model, graph), skip_norms=skip, operators=row.operators, centred=row.exact)
-    return store_weights(written, recipe, row, tied=model.spec.tied_embeddings, moments=moments)
+    return store_weights(written, recipe, row, tied=model.spec.tied_embeddings, rounder=rounder)
 
 
 def store_weights(
-    graph: ir.Model, recipe: Recipe, row: Graph, *, tied: bool, moments: Moments | None = None
+    graph: ir.Model, recipe: Recipe, row: Graph, *, tied: bool, rounder: Rounder | None = None
 ) -> ir.Model:
     """Give an optimised float32 graph of a form the weights of a recipe."""
-    passes: list[InPlacePass] = scheme_of(recipe).passes(row, tied=tied, moments=moments)
+    passes: list[InPlacePass] = scheme_of(recipe).passes(row, tied=tied, rounder=rounder)
     if recipe.type in TYPES:
         passes.append(SetPrecision(recipe.type, fused_norms=row.fused))
     return PassManager([*passes, OrderInitializers()])(graph).model
 
 
+def float_graph(model: Source) -> ir.Model:
+    """The float32 graph that second moments are taken of.
+
+    Every graph has the same projections. It is always the same one, so that all are rounded alike.
+    """
+    name = next(name for name, row in GRAPHS.items() if not row.operators and runs_here(name))
+    return optimise(write_graph(model, name), skip_norms=False)
+
+
+def drawing() -> Recipe:
+    """Of the graph that draws text: in int8, which reads a quarter of float32's bytes for each token.
+
+    The embedding, of which a token reads a row, stays. Float32 where int8 has activations in 16 bits, which are
+    slow on a CPU.
+    """
+    quick = resolve("int8", runs_here=runs_here)
+    return resolve(runs_here=runs_here) if quick.type in TYPES else replace(quick, embed=None)
+
+
 def calibrate(
     model: DijiangModel, recipe: Recipe, text: np.ndarray | None = None, progress: Progress = silent
-) -> Moments:
-    """Second moments of projections' inputs, on token ids, or on text that the float32 model draws."""
-    # Every graph has the same projections. It is always the same one, so that all are rounded alike.
-    name = next(name for name, row in GRAPHS.items() if not row.operators and runs_here(name))
-    graph = optimise(write_graph(model, name), skip_norms=False)
+) -> LayerMoments:
+    """Second moments of projections' inputs, on token ids, or on text that the model draws."""
+    graph = float_graph(model)
     length = min(LENGTH, model.positions_limit or LENGTH)
     if text is None:
-        batches = draw(graph, recipe.calibration_tokens or 0, length, model.spec.vocab_size, progress)
+        quick, tokens = drawing(), recipe.calibration_tokens or 0
+        name = quick.graphs[0]
+        drawn = step_graph(model, name, quick)
+        batches = draw(drawn, GRAPHS[name], tokens, length, model.spec.vocab_size, progress)
     else:
         batches = batches_of(text, length)
-    return LayerMoments(graph, batches)
+    return LayerMoments(graph, feeds_of(graph, batches), replaceable=recipe.budget is not None)

@@ -19,6 +19,7 @@ from ..parity.cut import parts
 from ..parity.verify import FEWEST, default_slice
 from ..recipe import PRECISIONS, Recipe
 from .calibration import LENGTH, TOGETHER, batch_of
+from .pipeline import drawing
 from .save import data_bytes
 
 #: What a bundle needs on disk beside its weights: graph, tokenizer, tables.
@@ -31,9 +32,13 @@ LAYER_BYTES, EMBEDDING_BYTES = 10, 16
 #: Tensors computed and written at once, where that takes no more memory than this. Rounding to integers
 #: is itself the work of all cores.
 WRITERS, WRITING_BYTES = 2, 2 << 30
-#: Bytes for each number of a second moment: as it waits for its layer, and as GPTQ works on it, with a copy
-#: in float64 and the factors. Those of two layers wait at most.
-MOMENT_BYTES, GPTQ_BYTES, WAITING = 4, 24, 2
+#: Bytes for each number of a second moment: as it waits for its layer, and as GPTQ works on it: mixed, with a
+#: copy in reverse and the factor. Those of two layers wait at most.
+MOMENT_BYTES, GPTQ_BYTES, WAITING = 4, 16, 2
+#: Bytes for each number of a layer whose change is measured: in its session, and as its codes stand for it.
+MEASURED_BYTES = 16
+#: What a session has of the weights that draw text, while it packs them.
+SESSION_COPIES = 2
 #: Bytes for each drawn logit: of float32, with float64 noise, and their sum.
 DRAWN_BYTES = 24
 #: Bytes for each logit compared: the bundle's, as it comes and as it is kept, and a float64 window.
@@ -104,16 +109,18 @@ def plan_export(
         verify: whether the bundle will be compared, too.
         text: whether it will be compared on a file.
     """
-    disk, parameters, tokens = data_bytes(graphs), model.parameters, recipe.calibration_tokens or 0
+    disk = data_bytes(graphs) if recipe.budget is None else recipe.budget.bytes
+    parameters, tokens = model.parameters, recipe.calibration_tokens or 0
     first = next(iter(graphs.values()))
-    calibrated = 4 * parameters if tokens else 0
     embedding = math.prod(model.weights.shape("embed.weight"))
+    calibrated = _calibration_files(model, recipe, embedding) if tokens else 0
     written = max(LAYER_BYTES * model.layer_parameters, EMBEDDING_BYTES * embedding)
     writers = WRITERS if not recipe.in_blocks and WRITERS * written <= WRITING_BYTES else 1
     memory = writers * written
     seconds = PRECISIONS[recipe.precision].seconds * parameters / 1e9
     if tokens:
-        memory = max(memory, _calibration_bytes(model, first, tokens))
+        measured = 0 if recipe.budget is None else MEASURED_BYTES * model.layer_parameters
+        memory = max(memory, _calibration_bytes(model, first, tokens) + measured)
         seconds += CALIBRATION_SECONDS * parameters * tokens / 1e12
     emulated = 0
     if verify:
@@ -127,15 +134,29 @@ def plan_export(
     return Plan(disk + SPARE_BYTES, max(emulated, calibrated), memory + BASE_BYTES, seconds, writers)
 
 
+def _calibration_files(model: DijiangModel, recipe: Recipe, embedding: int) -> int:
+    """The model that draws text; then a layer, the first with the embedding, beside what a budget rounded."""
+    widths = () if recipe.budget is None or recipe.body is None else (recipe.budget.blocks, recipe.body)
+    rounded = sum(blocks.weight_bytes for blocks in widths) * model.parameters
+    return math.ceil(max(_drawn_bytes(model), 4 * (embedding + model.layer_parameters) + rounded))
+
+
+def _drawn_bytes(model: DijiangModel) -> float:
+    """Of all weights, and of the embedding, which is in float32."""
+    embedding = math.prod(model.weights.shape("embed.weight"))
+    return PRECISIONS[drawing().precision].weight_bytes * model.parameters + 4 * embedding
+
+
 def _calibration_bytes(model: DijiangModel, graph: ir.Model, tokens: int) -> int:
-    """The float32 model with a batch of sequences that it draws; or a layer, run and rounded; or the head."""
+    """The model with a batch of sequences that it draws; or a layer, run and rounded; or the head."""
     spec, widths = model.spec, [n.attributes["K"].as_int() for n in graph.graph if "K" in n.attributes]
-    drawing = 4 * model.parameters + batch_of(tokens) * (2 * spec.state_bytes + DRAWN_BYTES * spec.vocab_size)
+    batch = batch_of(tokens) * (2 * spec.state_bytes + DRAWN_BYTES * spec.vocab_size)
+    drawn = math.ceil(SESSION_COPIES * _drawn_bytes(model)) + batch
     moments = WAITING * MOMENT_BYTES * sum(width**2 for width in widths) // spec.num_layers
     running = 4 * ACTIVATIONS * min(tokens, TOGETHER * LENGTH) * max(widths)
     layer = LAYER_BYTES * model.layer_parameters + GPTQ_BYTES * max(widths) ** 2
     head = EMBEDDING_BYTES * spec.vocab_size * spec.hidden_size + GPTQ_BYTES * spec.hidden_size**2
-    return max(drawing, moments + max(running, layer, head))
+    return max(drawn, moments + max(running, layer, head))
 
 
 def _verify_bytes(model: DijiangModel, session: int, graphs: int, *, text: bool) -> int:

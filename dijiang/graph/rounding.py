@@ -9,6 +9,7 @@ that are stored in two bytes are rounded to bfloat16 before the codes are chosen
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
@@ -16,12 +17,15 @@ from scipy.linalg import lapack
 
 from ..machine.limits import usable_cores
 from ..runtime.operators import gptq, has_library
+from .builder import row_major
 
 Array = np.ndarray
 #: Starting scales tried at 4 bits, as factors of the one that just covers the largest weight.
 STARTS = (1.0, 0.94, 0.88, 0.82)
 #: Output channels that one thread rounds at once: bounds the temporaries.
 ROWS = 64
+#: The same for GPTQ.
+OUTPUTS = 256
 #: Input channels that GPTQ corrects one by one; what they lost reaches those behind them in one product.
 STRIPE = 128
 #: Added to the second moment's diagonal, in means of it: channels that were never seen stay solvable.
@@ -83,7 +87,7 @@ def by_blocks(weight: Array, block: int) -> Array:
     rows, columns = weight.shape
     blocks = -(-rows // block)
     if rows == blocks * block:
-        return np.ascontiguousarray(weight.T, np.float32).reshape(columns, blocks, block)
+        return row_major(weight.T, np.float32).reshape(columns, blocks, block)
     padded = np.zeros((columns, blocks * block), np.float32)
     padded[:, :rows] = weight.T
     return padded.reshape(columns, blocks, block)
@@ -112,37 +116,75 @@ def round_nearest(
     return codes, scales
 
 
-def round_gptq(weight: Array, bits: int, block: int, moment: Array, *, scale_bytes: int = 4) -> tuple[Array, Array]:
+@dataclass(frozen=True)
+class Inputs:
+    """What GPTQ knows of a weight's inputs, padded to whole blocks.
+
+    importance: float32 [in], the second moment's diagonal.  factor: float32 [in, in], upper T with T T^T
+    = moment + damping; of padding it is the identity.
+    """
+
+    importance: Array
+    factor: Array
+
+    @classmethod
+    def of(cls, moment: Array, block: int) -> Inputs:
+        """From their second moment [in, in] float32, which is overwritten, and the channels that share a scale.
+
+        T is a Cholesky factor of the channels in reverse. The damping is far above the rounding of float32.
+        LAPACK reads by columns, where the lower triangle is the upper one; its own routine for that one is
+        several times as fast.
+        """
+        rows, padding = len(moment), -len(moment) % block
+        if padding:
+            backwards = np.eye(rows + padding, dtype=np.float32)
+            backwards[padding:, padding:] = moment[::-1, ::-1]
+        else:
+            backwards = reverse(moment)
+        diagonal = np.einsum("ii->i", backwards)[padding:]
+        importance = np.pad(diagonal[::-1] + np.finfo(np.float32).tiny, (0, padding))
+        diagonal += DAMPING * max(float(diagonal.mean()), 1e-30)
+        factor, failed = lapack.spotrf(backwards.T, lower=False, clean=True, overwrite_a=True)
+        assert not failed, "a damped moment is positive definite"
+        return cls(importance, reverse(factor.T))
+
+
+def round_gptq(
+    weight: Array, bits: int, block: int, inputs: Inputs, *, scale_bytes: int = 4
+) -> tuple[Array, Array]:
     """Round a weight [in, out] so that its output changes least (GPTQ, arXiv 2210.17323).
 
-    moment [in, in]: second moment of the inputs. Input channels are rounded one after the other; what
-    one loses is taken up by those that follow. Returns what `round_nearest` returns. The compiled
-    library does it where there is one, many times as fast as `round_gptq_plain`.
+    Input channels are rounded one after the other; what one loses is taken up by those that follow. Returns
+    what `round_nearest` returns. The compiled library does it where there is one, many times as fast as
+    `round_gptq_plain`.
+
+    Stripe by stripe: with E what the channels before one lost and U the inverse of its own part of T, it
+    takes up E T U. So no more than that part is inverted.
     """
     blocks = by_blocks(weight, block)
     codes, scales = np.empty(blocks.shape, np.uint8), np.empty(blocks.shape[:2], np.float32)
-    left = blocks.reshape(len(blocks), -1)  # and, of the channels that are done, their errors
-    upper = _inverse_factor(moment, len(weight), left.shape[1])
-    importance = np.zeros(left.shape[1], np.float32)
-    importance[: len(weight)] = np.diag(moment) + np.finfo(np.float32).tiny
+    left = blocks.reshape(len(blocks), -1)  # and, of the channels that are done, what they lost
+    if np.may_share_memory(left, weight):
+        left = left.copy()
     some, width = (gptq if has_library() else round_gptq_plain), max(1, STRIPE // block)
     with ThreadPoolExecutor(usable_cores()) as pool:
         for first in range(0, blocks.shape[1], width):
             stripe, begin = slice(first, first + width), first * block
             here = slice(begin, begin + width * block)
-            if begin:
-                left[:, here] -= left[:, :begin] @ upper[:begin, here]
-            within = np.ascontiguousarray(upper[here, here])
+            upper = _inverse(inputs.factor[here, here])
+            taken = left[:, :begin] @ inputs.factor[:begin, here] @ upper
+            left[:, here] += taken
 
-            def fill(start: int, here: slice = here, stripe: slice = stripe, within: Array = within) -> None:
-                part = slice(start, start + ROWS)
+            def fill(start: int, here: slice = here, stripe: slice = stripe, upper: Array = upper) -> None:
+                part, importance = slice(start, start + OUTPUTS), inputs.importance[here]
                 errors = np.ascontiguousarray(left[part, here])
                 codes[part, stripe], scales[part, stripe] = some(
-                    errors, within, importance[here], bits, block, scale_bytes
+                    errors, upper, importance, bits, block, scale_bytes
                 )
                 left[part, here] = errors
 
-            list(pool.map(fill, range(0, len(left), ROWS)))
+            list(pool.map(fill, range(0, len(left), OUTPUTS)))
+            left[:, here] = left[:, here] @ upper - taken
     return codes, scales
 
 
@@ -170,22 +212,11 @@ def round_gptq_plain(
     return codes, scales
 
 
-def _inverse_factor(moment: Array, rows: int, count: int) -> Array:
-    """Upper U [count, count] float32 with U^T U = (moment + damping)^-1; padding is the identity.
-
-    With the channels in reverse, a Cholesky factor L L^T of the moment is U^-1 (U^-1)^T. Each step
-    overwrites its input: a moment of 11,008 channels is 1 GB in float64. LAPACK reads by columns, where
-    the lower triangle is the upper one; its own routines for that one are several times as fast.
-    """
-    backwards = np.eye(count)
-    backwards[count - rows :, count - rows :] = moment[::-1, ::-1]
-    diagonal = np.einsum("ii->i", backwards)[count - rows :]
-    diagonal += DAMPING * max(float(diagonal.mean()), 1e-30)
-    factor, _ = lapack.dpotrf(backwards.T, lower=False, clean=True, overwrite_a=True)
-    inverse, failed = lapack.dtrtri(factor, lower=False, overwrite_c=True)
-    assert not failed, "a damped moment is positive definite"
-    upper: Array = np.ascontiguousarray(inverse.T[::-1, ::-1], np.float32)
-    return upper
+def _inverse(triangle: Array) -> Array:
+    """The inverse of an upper triangle [n, n] float32, row-major."""
+    inverse, failed = lapack.strtri(triangle, lower=False)
+    assert not failed, "a factor has no 0 on its diagonal"
+    return np.ascontiguousarray(inverse)
 
 
 def hadamard(size: int) -> Array:
@@ -209,6 +240,35 @@ def rotate(weight: Array, size: int) -> Array:
     for start in range(0, len(weight), size):  # no copy of the whole
         np.matmul(matrix, weight[start : start + size], out=mixed[start : start + size])
     return mixed
+
+
+def rotate_both(moment: Array, size: int) -> Array:
+    """Rows and columns of [in, in] mixed as `rotate` does rows: in place, so that no second one is in memory."""
+    matrix = hadamard(size)
+    for start in range(0, len(moment) if size > 1 else 0, size):
+        strip = slice(start, start + size)
+        moment[strip] = ((matrix @ moment[strip]).reshape(-1, size) @ matrix).reshape(size, -1)
+    return moment
+
+
+def reverse(matrix: Array) -> Array:
+    """[n, n] in C order with rows and columns in reverse, in place."""
+    flat, step = matrix.ravel(), 1 << 16
+    assert np.shares_memory(flat, matrix)
+    for start in range(0, len(flat) // 2, step):
+        stop = min(start + step, len(flat) // 2)
+        front, back = slice(start, stop), slice(len(flat) - stop, len(flat) - start)
+        flat[front], flat[back] = flat[back][::-1].copy(), flat[front][::-1].copy()
+    return matrix
+
+
+def restored(codes: Array, scales: Array, bits: int, rows: int, size: int) -> Array:
+    """The weight [rows, out] float32 that codes [out, blocks, block] and scales [out, blocks] stand for.
+
+    size: channels that were mixed before they were rounded, see `rotate`.
+    """
+    values = (codes - np.float32(2 ** (bits - 1))) * scales[..., None]
+    return rotate(values.reshape(len(codes), -1)[:, :rows].T, size)
 
 
 def pack(codes: Array, bits: int) -> Array:

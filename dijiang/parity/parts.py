@@ -185,9 +185,12 @@ class Loaded:
         self._part, self._session, self._declared = part, session, False
         self._inputs, self._outputs = ([str(value.name) for value in v] for v in (part.inputs, part.outputs))
 
-    def __call__(self, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run it; whatever onnxruntime raises."""
-        results = self._session.run(self._outputs, {name: found[name] for name in self._inputs})
+    def __call__(
+        self, found: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Run it, with these weights in place of its own; whatever onnxruntime raises."""
+        feeds = {name: found[name] for name in self._inputs} | dict(weights or {})
+        results = self._session.run(self._outputs, feeds)
         if not self._declared:
             _declare(self._part.outputs, results, self._session.get_outputs())
             self._declared = True

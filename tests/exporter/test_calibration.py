@@ -6,14 +6,15 @@ import pytest
 from scipy.special import softmax
 
 from dijiang.exporter import pipeline
-from dijiang.exporter.calibration import TOGETHER, LayerMoments, batches_of, draw
+from dijiang.exporter.calibration import TOGETHER, LayerMoments, batches_of, draw, feeds_of
 from dijiang.graph.passes import optimise
 from dijiang.graph.passes.linear import linears
 from dijiang.graph.roles import ROUNDED
+from dijiang.graph.schemes.nbits import calibrated
 from dijiang.graph.writer import write_graph
 from dijiang.models.load import load_checkpoint
 from dijiang.models.reference import Reference
-from dijiang.recipe import resolve
+from dijiang.recipe import GRAPHS, resolve
 from dijiang.runtime.sessions.inference import open_inference
 from dijiang.runtime.step import Step
 from tests.conftest import GOLDEN, RUNNABLE
@@ -25,6 +26,11 @@ pytestmark = pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is ol
 
 def float32_graph(model):
     return optimise(write_graph(model, "ort"), skip_norms=False)
+
+
+def layer_moments(model, batches):
+    graph = float32_graph(model)
+    return LayerMoments(graph, feeds_of(graph, batches))
 
 
 def whole(model, ids, folder):
@@ -48,7 +54,7 @@ def whole(model, ids, folder):
 def test_moments_by_layer_are_those_of_the_whole_graph(config, tmp_path):
     model = load_checkpoint(write(tmp_path, config, trained=True, seed=3))
     ids = np.random.default_rng(0).integers(0, config["vocab_size"], (TOGETHER + 1, 9))
-    moments = LayerMoments(float32_graph(model), batches_of(ids.ravel(), 9))
+    moments = layer_moments(model, batches_of(ids.ravel(), 9))
     waiting = []
     for name, expected in whole(model, ids, tmp_path).items():
         found = moments(name)
@@ -71,16 +77,19 @@ def test_weights_are_written_in_the_order_in_which_moments_are_found(name):
         asked.append(name)
         return np.eye(widths[name], dtype=np.float32)
 
-    graph = pipeline.step_graph(model, "ort", recipe, moment)
+    graph = pipeline.step_graph(model, "ort", recipe, calibrated(moment))
     for value in graph.graph.initializers.values():
         value.const_value.numpy()
     assert asked == list(widths)
 
 
-def test_drawn_text_is_the_models_own():
+@pytest.mark.parametrize("recipe", [resolve("fp32", graph="ort"), pipeline.drawing()], ids=["float32", "quick"])
+def test_drawn_text_is_the_models_own(recipe):
     """Its loss under the float64 reference is the model's entropy, far from that of random tokens."""
     model = load_checkpoint(GOLDEN["tiny-python"])
-    batches = draw(float32_graph(model), 1024, 64, model.spec.vocab_size)
+    name = recipe.graphs[0]
+    graph = pipeline.step_graph(model, name, recipe)
+    batches = draw(graph, GRAPHS[name], 1024, 64, model.spec.vocab_size)
     ids = np.concatenate(batches)
     assert ids.shape == (16, 64)
     logits = Reference(model).forward(ids)[:, :-1]

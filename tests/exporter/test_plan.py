@@ -48,46 +48,54 @@ def peak_anonymous(*arguments, code=CLI):
 
 @pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is older than 1.30")
 @pytest.mark.parametrize(
-    ("precision", "target", "tokens", "verify"),
+    ("precision", "target", "tokens", "verify", "budget"),
     [
-        ("fp32", "onnxruntime", 0, True),
-        ("fp16", "onnxruntime", 0, True),
-        ("int8", "onnxruntime", 0, True),
-        ("int4", "onnxruntime", TOKENS, False),
-        ("int8", "cuda", 0, True),
-        ("int4", "cuda", 0, True),
-        ("int8", "tensorrt", 0, True),
-        ("int4", "tensorrt", 0, True),
+        ("fp32", "onnxruntime", 0, True, None),
+        ("fp16", "onnxruntime", 0, True, None),
+        ("int8", "onnxruntime", 0, True, None),
+        ("int4", "onnxruntime", TOKENS, False, None),
+        ("int4", "onnxruntime", TOKENS, False, 16.0),
+        ("int8", "cuda", 0, True, None),
+        ("int4", "cuda", 0, True, None),
+        ("int8", "tensorrt", 0, True, None),
+        ("int4", "tensorrt", 0, True, None),
     ],
     ids=[
         "fp32",
         "fp16-emulated",
         "int8",
         "int4-calibrated",
+        "int4-budget",
         "int8-cuda",
         "int4-cuda",
         "int8-tensorrt",
         "int4-tensorrt",
     ],
 )
-def test_planned_memory_bounds_that_of_a_real_export(checkpoint, precision, target, tokens, verify, tmp_path):
+def test_planned_memory_bounds_that_of_a_real_export(
+    checkpoint, precision, target, tokens, verify, budget, tmp_path
+):
     model = load_checkpoint(checkpoint)
     calibrated = precision.startswith("int") and target != "tensorrt"
     wanted = tokens if calibrated else None
-    recipe = resolve(precision, target=target, calibration_tokens=wanted, runs_here=RUNNABLE.__contains__)
+    recipe = resolve(
+        precision, target=target, calibration_tokens=wanted, budget=budget, runs_here=RUNNABLE.__contains__
+    )
     recipe, graphs = graphs_of(model, recipe)
     plan = plan_export(model, graphs, recipe, verify=verify)
     options = ["--precision", precision, "--target", target, *(() if verify else ("--no-verify",))]
     options += ["--calibration-tokens", tokens] if calibrated else []
+    options += ["--budget", budget] if budget else []
     peak = peak_anonymous("export", checkpoint, "-o", tmp_path / "b", *options)
     assert plan.memory / 2 < peak < plan.memory
     size = sum(file.stat().st_size for file in (tmp_path / "b").iterdir())
-    assert size - plan_module.SPARE_BYTES < plan.disk < size + plan_module.SPARE_BYTES
+    most = max(size, round(1e6 * (budget or 0)))
+    assert size - plan_module.SPARE_BYTES < plan.disk <= most + plan_module.SPARE_BYTES
 
 
-def plan_of(checkpoint, precision, tokens=0, **options):
+def plan_of(checkpoint, precision, tokens=0, budget=None, **options):
     model = load_checkpoint(checkpoint)
-    recipe, graphs = graphs_of(model, resolve(precision, graph="ort", calibration_tokens=tokens))
+    recipe, graphs = graphs_of(model, resolve(precision, graph="ort", calibration_tokens=tokens, budget=budget))
     return plan_export(model, graphs, recipe, **options)
 
 
@@ -95,8 +103,12 @@ def test_plan_counts_calibration_and_emulation(checkpoint):
     parameters = load_checkpoint(checkpoint).parameters
     nearest = plan_of(checkpoint, "int4", verify=False)
     drawn = plan_of(checkpoint, "int4", TOKENS, verify=False)
-    assert drawn.memory > nearest.memory + 4 * parameters - BASE_BYTES
-    assert (nearest.temporary, drawn.temporary) == (0, 4 * parameters)
+    assert drawn.memory > nearest.memory + 2 * parameters - BASE_BYTES
+    assert nearest.temporary == 0 < parameters < drawn.temporary < 4 * parameters
+    spent = plan_of(checkpoint, "int4", TOKENS, budget=16.0, verify=False)
+    assert spent.temporary > drawn.temporary + parameters
+    assert spent.memory > drawn.memory
+    assert spent.disk == 16_000_000 + plan_module.SPARE_BYTES
     assert drawn.seconds > nearest.seconds
     assert 4 * parameters < plan_of(checkpoint, "fp16", verify=True).temporary < 4.1 * parameters
     assert plan_of(checkpoint, "fp16", verify=False).temporary == 0

@@ -9,7 +9,7 @@ import pytest
 import dijiang
 from dijiang.exporter import calibration
 from dijiang.graph import rounding
-from dijiang.graph.rounding import hadamard, pack, rotate, round_gptq, round_nearest
+from dijiang.graph.rounding import Inputs, hadamard, pack, reverse, rotate, rotate_both, round_gptq, round_nearest
 from dijiang.graph.schemes import nbits
 from dijiang.parity import windows
 from dijiang.parity.difference import Sums
@@ -68,7 +68,7 @@ def test_gptq_changes_the_output_less_than_nearest_values(rows):
     moment = (inputs.T @ inputs).astype(np.float32)
     error = [
         np.linalg.norm(inputs @ (restored(*rounded, 4, rows) - weight))
-        for rounded in (round_nearest(weight, 4, 32), round_gptq(weight, 4, 32, moment))
+        for rounded in (round_nearest(weight, 4, 32), round_gptq(weight, 4, 32, Inputs.of(moment.copy(), 32)))
     ]
     assert error[1] < 0.7 * error[0]
 
@@ -283,12 +283,89 @@ def test_compiled_gptq_rounds_as_its_twin(monkeypatch, rows, columns, block, bit
     random = np.random.default_rng(rows)
     inputs = (random.normal(size=(2 * rows, rows)) @ random.normal(size=(rows, rows))).astype(np.float32)
     weight, moment = random.normal(size=(rows, columns)).astype(np.float32), inputs.T @ inputs
-    fast = round_gptq(weight, bits, block, moment)
+    fast = round_gptq(weight, bits, block, Inputs.of(moment.copy(), block))
     monkeypatch.setattr(rounding, "has_library", lambda: False)
-    plain = round_gptq(weight, bits, block, moment)
+    plain = round_gptq(weight, bits, block, Inputs.of(moment, block))
     assert (fast[0] == plain[0]).mean() > 0.999
     errors = [np.linalg.norm(inputs @ (restored(*found, bits, rows) - weight)) for found in (fast, plain)]
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+
+
+def textbook(weight, bits, block, moment):
+    """GPTQ as it is written: the inverse of the whole moment in float64, one channel after the other."""
+    damped = moment.astype(np.float64) + rounding.DAMPING * np.diag(moment).mean() * np.eye(len(moment))
+    upper, left, bound = np.linalg.cholesky(np.linalg.inv(damped)).T, weight.T.astype(np.float64), 2 ** (bits - 1)
+    codes, scales = np.empty(left.shape), []
+    for j in range(len(moment)):
+        if j % block == 0:
+            here = slice(j, j + block)
+            scale = rounding.best_scale(left[:, here].astype(np.float32), bits, np.diag(moment)[here])[1][:, 0]
+            scales.append(scale)
+        codes[:, j] = np.clip(np.rint(left[:, j] / scale), -bound, bound - 1)
+        error = (left[:, j] - codes[:, j] * scale) / upper[j, j]
+        left[:, j:] -= error[:, None] * upper[j, j:]
+    return (codes + bound).astype(np.uint8).reshape(len(left), -1, block), np.stack(scales, axis=1)
+
+
+@pytest.mark.parametrize(("rows", "columns", "block", "bits"), [(320, 33, 64, 4), (256, 7, 128, 8), (48, 5, 16, 4)])
+def test_stripes_round_as_the_textbook_does(rows, columns, block, bits):
+    random = np.random.default_rng(rows)
+    inputs = (random.normal(size=(2 * rows, rows)) @ random.normal(size=(rows, rows))).astype(np.float32)
+    weight, moment = random.normal(size=(rows, columns)).astype(np.float32), inputs.T @ inputs
+    found, expected = (
+        round_gptq(weight, bits, block, Inputs.of(moment.copy(), block)),
+        textbook(weight, bits, block, moment),
+    )
+    assert (found[0] == expected[0]).mean() > 0.995
+    errors = [np.linalg.norm(inputs @ (restored(*one, bits, rows) - weight)) for one in (found, expected)]
+    assert errors[0] == pytest.approx(errors[1], rel=5e-3)
+
+
+@pytest.mark.parametrize("columns", [1, 5])
+def test_gptq_leaves_the_weight_as_it_is(columns):
+    """Also where its transpose needs no copy."""
+    weight = np.random.default_rng(0).normal(size=(64, columns)).astype(np.float32)
+    before = weight.copy()
+    round_gptq(weight, 4, 32, Inputs.of(np.eye(64, dtype=np.float32), 32))
+    np.testing.assert_array_equal(weight, before)
+
+
+@pytest.mark.parametrize(("rows", "block"), [(64, 32), (100, 64), (130, 16), (1, 16)])
+def test_inputs_are_a_factor_of_the_damped_moment(rows, block):
+    x = np.random.default_rng(rows).normal(size=(3 * rows, rows)).astype(np.float32)
+    moment = x.T @ x
+    inputs, padding = Inputs.of(moment.copy(), block), -rows % block
+    expected = np.eye(rows + padding)
+    expected[:rows, :rows] = moment + rounding.DAMPING * np.diag(moment).mean() * np.eye(rows)
+    factor = inputs.factor.astype(np.float64)
+    np.testing.assert_allclose(factor @ factor.T, expected, atol=1e-5 * expected.max())
+    assert not np.tril(factor, -1).any()
+    np.testing.assert_array_equal(inputs.importance, [*np.diag(moment), *[0] * padding])
+
+
+@pytest.mark.parametrize("size", [1, 32, 64])
+def test_both_sides_of_a_moment_are_mixed_in_place(size):
+    x = np.random.default_rng(size).normal(size=(30, 192)).astype(np.float32)
+    mixed, moment = rotate(x.T, size).T, x.T @ x
+    found = rotate_both(moment, size)
+    assert found is moment
+    np.testing.assert_allclose(found, mixed.T @ mixed, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 300])
+def test_matrix_is_reversed_in_place(size):
+    matrix = np.random.default_rng(size).normal(size=(size, size)).astype(np.float32)
+    expected = matrix[::-1, ::-1].copy()
+    assert reverse(matrix) is matrix
+    np.testing.assert_array_equal(matrix, expected)
+
+
+@pytest.mark.parametrize(("rows", "size", "bits"), [(128, 64, 4), (100, 1, 8)])
+def test_codes_stand_for_the_weight_that_was_mixed(rows, size, bits):
+    weight = np.random.default_rng(rows).normal(size=(rows, 9)).astype(np.float32)
+    found = rounding.restored(*round_nearest(rotate(weight, size), bits, 64), bits, rows, size)
+    assert found.shape == weight.shape
+    assert np.linalg.norm(found - weight) < {4: 0.12, 8: 0.01}[bits] * np.linalg.norm(weight)
 
 
 def test_rotation_is_exact_and_its_own_inverse():

@@ -8,11 +8,14 @@ from typing import Protocol
 import numpy as np
 from onnx_ir.passes import InPlacePass
 
-from ...recipe import SCHEMES, Graph, Recipe, named
+from ...recipe import SCHEMES, Blocks, Graph, Recipe, named
 
 #: The second moment [in, in] float32 of a linear's inputs, by the name of its weight. Each is asked for once,
-#: when its weight is written, in the order of the graph.
+#: when its weight is written, in the order of the graph, and is overwritten by who asks.
 Moments = Callable[[str], np.ndarray]
+#: How a weight becomes integers: (its name, what reads it [in, out] float32, blocks) -> packed codes
+#: uint8 [out, blocks, bytes] and scales float32 [out, blocks].
+Rounder = Callable[[str, Callable[[], np.ndarray], Blocks], tuple[np.ndarray, np.ndarray]]
 
 
 class Scheme(Protocol):
@@ -25,10 +28,10 @@ class Scheme(Protocol):
         """Whether weights are rounded by what their inputs look like."""
         ...
 
-    def passes(self, row: Graph, *, tied: bool = False, moments: Moments | None = None) -> list[InPlacePass]:
+    def passes(self, row: Graph, *, tied: bool = False, rounder: Rounder | None = None) -> list[InPlacePass]:
         """What turns a float32 graph into one of stored weights.
 
-        row: the form of the graph.  tied: the head is the transposed embedding.  moments: None: nearest
+        row: the form of the graph.  tied: the head is the transposed embedding.  rounder: None: nearest
         values.
         """
         ...

@@ -24,7 +24,7 @@ from ..passes.linear import (
 )
 from ..roles import ROUNDED, Role
 from ..rounding import round_nearest
-from . import Moments
+from . import Rounder
 
 #: First opset whose DequantizeLinear has blocks and 4 bits.
 BLOCK_OPSET = 21
@@ -54,7 +54,7 @@ class Dequantize:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def passes(self, row: Graph, *, tied: bool = False, moments: Moments | None = None) -> list[InPlacePass]:
+    def passes(self, row: Graph, *, tied: bool = False, rounder: Rounder | None = None) -> list[InPlacePass]:
         """See `Scheme.passes`."""
         return [DequantizeWeights(self.recipe)]
 

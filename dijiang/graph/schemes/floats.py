@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnx_ir.passes import InPlacePass
 
 from ...recipe import Graph, Recipe
-from . import Moments
+from . import Rounder
 
 
 class Floats:
@@ -16,6 +16,6 @@ class Floats:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def passes(self, row: Graph, *, tied: bool = False, moments: Moments | None = None) -> list[InPlacePass]:
+    def passes(self, row: Graph, *, tied: bool = False, rounder: Rounder | None = None) -> list[InPlacePass]:
         """Nothing to do: `passes.types` stores them in their type."""
         return []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -26,8 +25,8 @@ from ..passes.linear import (
     value_of,
 )
 from ..roles import ROUNDED, Role, role_of
-from ..rounding import hadamard, pack, rotate, round_gptq, round_nearest
-from . import Moments
+from ..rounding import Inputs, hadamard, pack, rotate, rotate_both, round_gptq, round_nearest
+from . import Moments, Rounder
 
 #: MatMulNBits multiplies in int8 at this level: activations are rounded by blocks too.
 INT8_ACTIVATIONS = 4
@@ -52,9 +51,9 @@ class NBits:
         """See `Scheme.calibrates`."""
         return self.recipe.in_blocks
 
-    def passes(self, row: Graph, *, tied: bool = False, moments: Moments | None = None) -> list[InPlacePass]:
+    def passes(self, row: Graph, *, tied: bool = False, rounder: Rounder | None = None) -> list[InPlacePass]:
         """See `Scheme.passes`."""
-        return [Quantize(self, row, moments, tied=tied)]
+        return [Quantize(self, row, rounder or nearest, tied=tied)]
 
 
 class GpuNBits(NBits):
@@ -74,15 +73,14 @@ class Quantize(InPlacePass):
 
     The weights are rounded while the graph is written, one at a time.
 
-    moments: second moments of the inputs, to round by (`exporter.calibration`).
     row: the form of the graph: where it says so, our own matmul mixes and rounds its inputs itself.
     tied: the head is the transposed embedding: where its blocks fit a row, both read the head's codes.
     """
 
-    def __init__(self, scheme: NBits, row: Graph, moments: Moments | None = None, *, tied: bool = False) -> None:
+    def __init__(self, scheme: NBits, row: Graph, rounder: Rounder, *, tied: bool = False) -> None:
         super().__init__()
         self.scheme, self.recipe, self.row, self.tied = scheme, scheme.recipe, row, tied
-        self.moments = moments
+        self.rounder = rounder
 
     def requires(self, model: ir.Model) -> None:
         require_float32(model.graph)
@@ -115,8 +113,7 @@ class Quantize(InPlacePass):
         if not self.scheme.bias_inside:
             linear = replace(linear, add=None)  # it stays as it is
         weight, (rows, columns) = linear.weight, linear.shape
-        moment = None if self.moments is None else partial(self.moments, str(weight.name))
-        parts = self._blocks(graph, weight, (rows, columns), lambda: array_of(weight), rounding, moment=moment)
+        parts = self._blocks(graph, weight, (rows, columns), lambda: array_of(weight), rounding, self.rounder)
         size = rotation_of(rounding, rows)
         attributes = {"K": rows, "N": columns, "bits": rounding.bits, "block_size": rounding.block}
         if self.row.matmul:
@@ -142,14 +139,14 @@ class Quantize(InPlacePass):
         shape: tuple[int, int],
         read: Callable[[], np.ndarray],
         rounding: Blocks,
+        rounder: Rounder | None = None,
         *,
-        moment: Callable[[], np.ndarray] | None = None,
         flat: bool = False,
     ) -> tuple[ir.Value, ir.Value]:
         """Initializers of a weight [in, out]: codes and scales, each [out, ...]."""
         (rows, columns), name = shape, str(source.name)
         blocks, size = -(-rows // rounding.block), rounding.block * rounding.bits // 8
-        rounded = Shared(lambda: _rounded(read, rounding, moment))
+        rounded = Shared(lambda: (rounder or nearest)(name, read, rounding))
         packed = (columns, blocks * size) if flat else (columns, blocks, size)
         type_ = self.scheme.brief if rounding.scale_bytes == 2 else ir.DataType.FLOAT
         return (
@@ -176,7 +173,7 @@ class Quantize(InPlacePass):
     def _rounding(self, linear: Linear) -> Blocks | None:
         if linear.role not in ROUNDED:
             return None  # the feature map's P
-        return self.recipe.head if linear.role is Role.HEAD else self.recipe.body
+        return self.recipe.head if linear.role is Role.HEAD else self.recipe.projection(str(linear.weight.name))
 
     def _embedding(self, graph: ir.Graph) -> tuple[ir.Node, Blocks] | None:
         """The Gather of the token embedding, and how to round it: never rotated, as one row is read a token.
@@ -192,19 +189,35 @@ class Quantize(InPlacePass):
         return (gather, replace(self.recipe.embed, block=block, rotation=0)) if block >= SMALLEST_BLOCK else None
 
 
-def _rounded(
-    read: Callable[[], np.ndarray], rounding: Blocks, moment: Callable[[], np.ndarray] | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Packed codes uint8 [out, blocks, bytes] and scales float32 [out, blocks] of a weight."""
-    bits, block, weight = rounding.bits, rounding.block, read()
-    size = rotation_of(rounding, len(weight))
-    weight = rotate(weight, size)
-    if moment is None:
-        codes, scales = round_nearest(weight, bits, block, scale_bytes=rounding.scale_bytes)
-    else:
-        mixed = rotate(rotate(moment(), size).T, size)
-        codes, scales = round_gptq(weight, bits, block, mixed, scale_bytes=rounding.scale_bytes)
+def nearest(name: str, read: Callable[[], np.ndarray], rounding: Blocks) -> tuple[np.ndarray, np.ndarray]:
+    """See `Rounder`: each weight by itself."""
+    weight, bits = read(), rounding.bits
+    mixed = rotate(weight, rotation_of(rounding, len(weight)))
+    codes, scales = round_nearest(mixed, bits, rounding.block, scale_bytes=rounding.scale_bytes)
     return pack(codes, bits), scales
+
+
+def calibrated(moments: Moments) -> Rounder:
+    """By the moments of the weights' inputs: GPTQ."""
+
+    def rounder(name: str, read: Callable[[], np.ndarray], rounding: Blocks) -> tuple[np.ndarray, np.ndarray]:
+        weight = read()
+        mixed = rotate(weight, rotation_of(rounding, len(weight)))
+        codes, scales = round_gptq(
+            mixed,
+            rounding.bits,
+            rounding.block,
+            mixed_inputs(moments(name), rounding),
+            scale_bytes=rounding.scale_bytes,
+        )
+        return pack(codes, rounding.bits), scales
+
+    return rounder
+
+
+def mixed_inputs(moment: np.ndarray, rounding: Blocks) -> Inputs:
+    """Inputs of a second moment [in, in], mixed as the weights are; it is overwritten."""
+    return Inputs.of(rotate_both(moment, rotation_of(rounding, len(moment))), rounding.block)
 
 
 def rotation_of(rounding: Blocks, width: int) -> int:
