@@ -52,13 +52,15 @@ struct MatMul {
   const float* input;   // [M, K]
   const float* bias;    // [N], null: none
   float* output;        // [M, N]
-  int8_t* codes;        // [padded M, padded K] of the input, mixed
+  int8_t* codes;        // [padded M, stride] of the input, mixed
   float* scales;        // [blocks, padded M]
   int32_t* offsets;     // [blocks, padded M]: what the offset of the weights' codes adds to a sum
 
   DIJIANG_INLINE int64_t padded_rows() const {
     return (rows + kRowsTogether - 1) / kRowsTogether * kRowsTogether;
   }
+  // Bytes from one row of codes to the next: with a power of two, rows would push each other out of the cache.
+  DIJIANG_INLINE int64_t stride() const { return weights->padded() + kVector; }
   // Calls of multiply, which may run at once.
   DIJIANG_INLINE int64_t units() const {
     return (weights->tiles() + kTilesTogether - 1) / kTilesTogether;

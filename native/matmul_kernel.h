@@ -79,7 +79,7 @@ DIJIANG_INLINE void round_row_by(const MatMul& given, int64_t row) {
   const int64_t rows = m.padded_rows(), padded = w.padded(), span = block > rotation ? block : rotation;
   const int32_t offset = w.bits == 8 ? Lanes::kOffset : 8;
   const float* __restrict input = m.input + row * w.inputs;
-  int8_t* __restrict codes = m.codes + row * padded;
+  int8_t* __restrict codes = m.codes + row * m.stride();
   for (int64_t start = 0; start < w.inputs; start += span) {
     alignas(64) float x[fixed ? fixed : kLongestBlock];
     const int64_t left = w.inputs - start, n = left < span ? left : span;
@@ -143,11 +143,11 @@ template <int bits, int R, int T>
 DIJIANG_INLINE void multiply_rows(const MatMul& given, int64_t tile, int64_t row) {
   const MatMul m = given;  // copies: what is written through pointers cannot change them
   const Packed w = *m.weights;
-  const int64_t rows = m.padded_rows(), blocks = w.blocks(), padded = w.padded(), tile_bytes = w.tile_bytes();
+  const int64_t rows = m.padded_rows(), blocks = w.blocks(), stride = m.stride(), tile_bytes = w.tile_bytes();
   const int64_t block = w.block;
   constexpr int64_t step = 32 / bits;  // inputs of a vector
   const uint8_t* first_tile = w.data + tile * tile_bytes;
-  const int8_t* inputs = m.codes + row * padded;
+  const int8_t* inputs = m.codes + row * stride;
   Lanes::Floats acc[R][T];
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) acc[r][t] = Lanes::none();
@@ -164,7 +164,7 @@ DIJIANG_INLINE void multiply_rows(const MatMul& given, int64_t tile, int64_t row
         codes[t] = Lanes::load(vector);
       }
       for (int r = 0; r < R; r++) {
-        const int8_t* a = inputs + r * padded + k;
+        const int8_t* a = inputs + r * stride + k;
         if (bits == 8) {
           const Lanes::Inputs four = Lanes::repeat(a);
           for (int t = 0; t < T; t++) Lanes::dot(sums[r][t], codes[t], four);

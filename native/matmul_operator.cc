@@ -121,7 +121,7 @@ struct MatMulKernel : OnCpu {
 
     m.weights = &weights;
     const int64_t rows = m.padded_rows();
-    const size_t numbers = rows * weights.blocks(), room = numbers * 8 + rows * weights.padded();
+    const size_t numbers = rows * weights.blocks(), room = numbers * 8 + rows * m.stride();
     uint8_t* at = scratch(room);
     m.scales = reinterpret_cast<float*>(at);
     m.offsets = reinterpret_cast<int32_t*>(at + numbers * 4);

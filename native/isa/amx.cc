@@ -40,7 +40,7 @@ template <int T>
 DIJIANG_INLINE void multiply_tiles(const MatMul& given, int64_t tile) {
   const MatMul m = given;
   const Packed w = *m.weights;
-  const int64_t rows = m.padded_rows(), blocks = w.blocks(), padded = w.padded();
+  const int64_t rows = m.padded_rows(), blocks = w.blocks(), stride = m.stride();
   const int64_t tile_bytes = w.tile_bytes(), step = kInputs * w.bits / 32 * kVector;
   alignas(64) uint8_t room[T][kInputs * kTile];
   for (int64_t row = 0; row < m.rows; row += 2 * kTile) {
@@ -59,10 +59,10 @@ DIJIANG_INLINE void multiply_tiles(const MatMul& given, int64_t tile) {
       _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
-      const int8_t* inputs = m.codes + row * padded + b * w.block;
+      const int8_t* inputs = m.codes + row * stride + b * w.block;
       const uint8_t* vectors = first_tile + w.codes_at(b);
       for (int64_t k = 0; k < w.block; k += kInputs, inputs += kInputs, vectors += step) {
-        _tile_loadd(4, inputs, padded);
+        _tile_loadd(4, inputs, stride);
         _tile_loadd(6, whole_codes(vectors, w.bits, room[0]), kVector);
         _tile_dpbsud(0, 4, 6);
         if (T == 2) {
@@ -70,7 +70,7 @@ DIJIANG_INLINE void multiply_tiles(const MatMul& given, int64_t tile) {
           _tile_dpbsud(1, 4, 7);
         }
         if (second) {
-          _tile_loadd(5, inputs + kTile * padded, padded);
+          _tile_loadd(5, inputs + kTile * stride, stride);
           _tile_dpbsud(2, 5, 6);
           if (T == 2) _tile_dpbsud(3, 5, 7);
         }

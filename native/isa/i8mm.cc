@@ -15,10 +15,10 @@ template <int bits, int P>
 DIJIANG_INLINE void multiply_pairs(const MatMul& given, int64_t tile, int64_t row) {
   const MatMul m = given;  // copies: what is written through pointers cannot change them
   const Packed w = *m.weights;
-  const int64_t rows = m.padded_rows(), blocks = w.blocks(), padded = w.padded(), block = w.block;
+  const int64_t rows = m.padded_rows(), blocks = w.blocks(), stride = m.stride(), block = w.block;
   constexpr int64_t kInputs = 8;
   const uint8_t* data = w.data + tile * w.tile_bytes();
-  const int8_t* inputs = m.codes + row * padded;
+  const int8_t* inputs = m.codes + row * stride;
   Lanes::Floats acc[2 * P];
   for (Lanes::Floats& one : acc) one = Lanes::none();
   for (int64_t b = 0; b < blocks; b++, inputs += block) {
@@ -34,8 +34,8 @@ DIJIANG_INLINE void multiply_pairs(const MatMul& given, int64_t tile, int64_t ro
         second = Lanes::high(first), first = Lanes::low(first);
       int8x16_t both[P];
       for (int p = 0; p < P; p++) {
-        const int8_t* a = inputs + 2 * p * padded + k;
-        both[p] = vcombine_s8(vld1_s8(a), vld1_s8(a + padded));
+        const int8_t* a = inputs + 2 * p * stride + k;
+        both[p] = vcombine_s8(vld1_s8(a), vld1_s8(a + stride));
       }
       for (int i = 0; i < 4; i++) {
         const int32x4_t x = vreinterpretq_s32_s8(first.part[i]), y = vreinterpretq_s32_s8(second.part[i]);
