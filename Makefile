@@ -40,7 +40,8 @@ soak: $(VENV)/.dev
 timing: $(VENV)/.dev
 	$(BIN)/pytest -m timing -s
 
-# A few cases of what runs for hours: mutations of our code, kills, fuzzed files, the script for GPUs. 3 minutes.
+# A few cases of what runs for hours (mutations of our code, kills, fuzzed files, the script for GPUs), and the slowest
+# tests of what quicker ones say, too. 4 minutes.
 samples: $(VENV)/.dev
 	$(BIN)/pytest -m samples
 

@@ -94,8 +94,9 @@ def test_verify_refuses_a_text_that_is_not_there(exported):
         dijiang.verify(exported("tiny-python"), TINY, text="nowhere.txt", store=False)
 
 
+@pytest.mark.samples
 def test_reference_meets_the_published_perplexity():
-    """perplexity.json: all 99 whole windows of 512 tokens of the held-out text."""
+    """perplexity.json: all 99 whole windows of 512 tokens of the held-out text. test_quantize: so do bundles."""
     from dijiang.models.load import load_checkpoint
     from dijiang.models.reference import Reference
     from dijiang.runtime.text import TextTokenizer

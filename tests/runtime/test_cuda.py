@@ -297,9 +297,9 @@ def test_what_onnxruntime_says_is_one_line_with_the_next_step(stand_in, exported
 
 
 @NEEDS_ORT
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_integers_for_cuda_meet_their_gates_through_the_device_session(stand_in, exported, precision):
-    bundle = exported("tiny-python", target="cuda", precision=precision, calibration_tokens=None)
+@pytest.mark.parametrize(("precision", "tokens"), [("int8", 0), ("int4", 4096)])
+def test_integers_for_cuda_meet_their_gates_through_the_device_session(stand_in, exported, precision, tokens):
+    bundle = exported("tiny-python", target="cuda", precision=precision, calibration_tokens=tokens)
     text = EXAMPLES / "tiny-python" / "held_out.txt"
     for provider in ("cpu", "cuda"):  # rounded as a GPU would, and by the CPU's kernels
         report = dijiang.verify(
