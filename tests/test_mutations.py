@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import RUNNABLE
-from tests.mutants.__main__ import ROOT, SITE, Known, annotated, attempt, places
+from tests.mutants.__main__ import ROOT, SITE, annotated, places
 
 
 @pytest.mark.samples
@@ -42,14 +42,18 @@ def test_mutant_is_what_python_imports_and_the_file_stays(tmp_path):
     assert file.read_bytes() == before
 
 
-def test_mutant_is_killed_by_the_test_that_runs_its_line_and_a_comment_survives(monkeypatch):
-    file, test = "dijiang/typed.py", "tests/test_typed.py::test_declared_types_pass"
-    monkeypatch.setattr(Known, "__init__", lambda self: None)
-    monkeypatch.setattr(Known, "tests", lambda self, path, first, last: [test])
-    source = (ROOT / file).read_text()
-    for changed, outcome in (
-        (source.replace("if not _fits(", "if _fits("), "killed"),
-        (source + "# nothing\n", "survived"),
-    ):
-        mutant = {"file": file, "place": [[1, 0], [1, 1]], "operator": "x", "code": changed}
-        assert attempt(mutant, Known())["outcome"] == outcome
+ATTEMPTS = """
+from tests.mutants.__main__ import ROOT, Known, attempt
+Known.__init__ = lambda self: None
+Known.tests = lambda self, path, first, last: ["tests/test_typed.py::test_declared_types_pass"]
+source = (ROOT / "dijiang/typed.py").read_text()
+for code in (source.replace("if not _fits(", "if _fits("), source + "# nothing"):
+    mutant = {"file": "dijiang/typed.py", "place": [[1, 0], [1, 1]], "operator": "x", "code": code}
+    print(attempt(mutant, Known())["outcome"])
+"""
+
+
+def test_mutant_is_killed_by_the_test_that_runs_its_line_and_a_comment_survives():
+    """In a process of its own: the attempts are forked from it."""
+    done = subprocess.run([sys.executable, "-c", ATTEMPTS], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["killed", "survived"]

@@ -5,21 +5,23 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import importlib
 import json
+import multiprocessing
 import os
 import random
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import coverage
+import pytest
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
@@ -49,6 +51,8 @@ WHOLE = {
     ],
     "dijiang/parity/": ["tests/parity/test_verify.py", "tests/parity/test_parts.py"],
 }
+#: What tests import that is not ours, before a mutant's process is forked: seconds each.
+COMMON = ("matplotlib.pyplot", "onnx_ir", "onnxruntime", "openai", "scipy.stats", "torch", "transformers")
 #: pytest's words for: all passed; a test failed; it was interrupted, broke, or could not import.
 PASSED, NOTICED = 0, (1, 2, 3, 4)
 
@@ -142,6 +146,26 @@ def draw() -> list[dict[str, Any]]:
     return mutants
 
 
+def ask(tests: list[str], told: str, folder: str, said: Path) -> NoReturn:
+    """In a forked process, where nothing of ours is imported: run the tests on the mutant, leave as they end."""
+    os.setsid()
+    output = os.open(said, os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    os.environ |= {"PYTHONPATH": str(SITE), "DIJIANG_MUTANT": told}
+    for name in [name for name in sys.modules if name.split(".")[0] in ("dijiang", "sitecustomize")]:
+        del sys.modules[name]
+    sys.path.insert(0, str(SITE))
+    importlib.import_module("sitecustomize")
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", f"--basetemp={folder}/t"]
+    status = 1  # pytest raises what finalizers raised
+    try:
+        status = int(pytest.main(options + tests))
+    finally:
+        os._exit(status)
+
+
 def attempt(mutant: dict[str, Any], known: Known) -> dict[str, Any]:
     """Ask the tests; what they say."""
     file, (start, end) = ROOT / mutant["file"], mutant["place"]
@@ -156,37 +180,31 @@ def attempt(mutant: dict[str, Any], known: Known) -> dict[str, Any]:
         return facts | {"outcome": "not run by any test", "seconds": 0}
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        code = Path(folder) / "code.py"
+        code, said = Path(folder) / "code.py", Path(folder) / "said"
         code.write_text(mutant["code"])
         module = mutant["file"].removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         told = json.dumps({"module": module, "file": str(file), "code": str(code)})
-        environment = os.environ | {"PYTHONPATH": str(SITE), "DIJIANG_MUTANT": told}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
-        command += [f"--basetemp={folder}/t", *tests]
-        with subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY)),
-        ) as process:
-            try:
-                said, _ = process.communicate(timeout=CLOCK)
-                status = process.returncode
-                outcome = "survived" if status == PASSED else "killed" if status in NOTICED or status < 0 else "?"
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                said, outcome = "", "out of time"
-    failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        process = multiprocessing.get_context("fork").Process(target=ask, args=(tests, told, folder, said))
+        process.start()
+        process.join(CLOCK)
+        if process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+            outcome = "out of time"
+        else:
+            status = process.exitcode
+            outcome = "survived" if status == PASSED else "killed" if status in NOTICED or status < 0 else "?"
+        lines = said.read_text(errors="replace").splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     return facts | {"outcome": outcome, "by": failed[:1], "seconds": round(time.monotonic() - started, 1)}
 
 
 def run(first: int, count: int, seconds: float) -> None:
     """Some of the mutants, one after another, as many as the seconds allow; what is known of each is kept."""
-    known, mutants, end = Known(), draw(), time.monotonic() + seconds
+    end = time.monotonic() + seconds
+    known, mutants = Known(), draw()
+    for name in COMMON:
+        importlib.import_module(name)
     for number in range(first, min(first + count, len(mutants))):
         file = KEPT / f"mutant-{number:03}.json"
         if file.exists() or time.monotonic() > end:
