@@ -40,7 +40,8 @@ MEMORY = 8 << 30
 UNSEEN = "not signal and not interrupt and not ctrl_c"
 #: Files that are slow under coverage, or hold such tests only: asked last, and whole, about what they are for.
 WHOLE = {
-    "dijiang/recipe.py": ["tests/test_recipe.py"],
+    "dijiang/recipe.py": ["tests/test_recipe.py", "tests/test_docs.py"],
+    "dijiang/runtime/options.py": ["tests/runtime/test_options.py", "tests/test_docs.py"],
     "dijiang/runtime/sessions/": ["tests/runtime/test_cuda.py", "tests/runtime/test_resident.py"],
     "dijiang/runtime/": ["tests/runtime/test_seam.py"],
     "dijiang/models/": [

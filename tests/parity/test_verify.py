@@ -24,7 +24,7 @@ def test_verify_reports_and_stores_every_figure(exported, copy_of):
     report = dijiang.verify(bundle, TINY, text=TINY / "held_out.txt", tokens=600)
     assert report.passed
     assert report.same_source
-    assert report.tokens == 600
+    assert (report.tokens, report.steps) == (600, 128)
     assert 0 < report.logits.max_error <= 1e-4
     assert report.logits.top1_agreement == 1
     assert report.logits.perplexity == pytest.approx(report.logits.reference_perplexity, rel=1e-5)
