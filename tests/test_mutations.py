@@ -43,13 +43,11 @@ def test_mutant_is_what_python_imports_and_the_file_stays(tmp_path):
 
 
 ATTEMPTS = """
-from tests.mutants.__main__ import ROOT, Known, attempt
-Known.__init__ = lambda self: None
-Known.tests = lambda self, path, first, last: ["tests/test_typed.py::test_declared_types_pass"]
+from tests.mutants.__main__ import ROOT, attempt
 source = (ROOT / "dijiang/typed.py").read_text()
 for code in (source.replace("if not _fits(", "if _fits("), source + "# nothing"):
     mutant = {"file": "dijiang/typed.py", "place": [[1, 0], [1, 1]], "operator": "x", "code": code}
-    print(attempt(mutant, Known())["outcome"])
+    print(attempt(mutant, ["tests/test_typed.py::test_declared_types_pass"])["outcome"])
 """
 
 

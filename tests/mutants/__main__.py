@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,17 +161,20 @@ def ask(tests: list[str], told: str, folder: str, said: Path) -> NoReturn:
     sys.path.insert(0, str(SITE))
     importlib.import_module("sitecustomize")
     options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", f"--basetemp={folder}/t"]
+    options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
     status = 1  # pytest raises what finalizers raised
     try:
         status = int(pytest.main(options + tests))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(status)
 
 
-def attempt(mutant: dict[str, Any], known: Known) -> dict[str, Any]:
+def attempt(mutant: dict[str, Any], tests: list[str]) -> dict[str, Any]:
     """Ask the tests; what they say."""
-    file, (start, end) = ROOT / mutant["file"], mutant["place"]
-    tests = known.tests(file, start[0], end[0])
+    file = ROOT / mutant["file"]
     facts = {name: mutant[name] for name in ("file", "place", "operator")} | {"tests": len(tests)}
     before, after = file.read_text().splitlines(), mutant["code"].splitlines()
     changed = [
@@ -197,7 +201,11 @@ def attempt(mutant: dict[str, Any], known: Known) -> dict[str, Any]:
             outcome = "survived" if status == PASSED else "killed" if status in NOTICED or status < 0 else "?"
         lines = said.read_text(errors="replace").splitlines()
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    return facts | {"outcome": outcome, "by": failed[:1], "seconds": round(time.monotonic() - started, 1)}
+    return facts | {
+        "outcome": outcome,
+        "by": failed[:1] or lines[-1:],
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def run(first: int, count: int, seconds: float) -> None:
@@ -206,11 +214,17 @@ def run(first: int, count: int, seconds: float) -> None:
     known, mutants = Known(), draw()
     for name in COMMON:
         importlib.import_module(name)
+    source = (ROOT / "dijiang/typed.py").read_text()
+    same = {"file": "dijiang/typed.py", "place": ((1, 0), (1, 0)), "operator": "none", "code": f"{source}# same\n"}
+    if (found := attempt(same, ["tests/test_typed.py"]))["outcome"] != "survived":
+        raise SystemExit(f"tests fail where nothing was changed: {found['by']}")
     for number in range(first, min(first + count, len(mutants))):
         file = KEPT / f"mutant-{number:03}.json"
         if file.exists() or time.monotonic() > end:
             continue
-        found = attempt(mutants[number], known)
+        mutant = mutants[number]
+        (first_line, _), (last_line, _) = mutant["place"]
+        found = attempt(mutant, known.tests(ROOT / mutant["file"], first_line, last_line))
         file.write_text(json.dumps({"number": number} | found))
         print(number, found["outcome"], found["seconds"], found["file"], found["change"], flush=True)
 
