@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import RUNNABLE
-from tests.mutants.__main__ import ROOT, SITE, annotated, places
+from tests.mutants.__main__ import ROOT, SITE, annotated, in_function, places
 
 
 @pytest.mark.samples
@@ -26,6 +26,12 @@ def test_mutants_leave_annotations_alone():
         step.read_text().splitlines()[start[0] - 1] for (start, _), name, _ in places(step) if "BitOr" in name
     }
     assert not any("mask: np.ndarray | None" in line for line in changed)
+
+
+def test_what_runs_at_import_is_no_line_of_a_test():
+    source = "x = 1\n\nclass A:\n    y = 2\n\n    @property\n    def z(self, w=3):\n        return w\n"
+    found = [in_function(source, line, line) for line in range(1, 9)]
+    assert found == [*[(0, -1)] * 5, (8, 8), (0, -1), (8, 8)]
 
 
 def test_mutant_is_what_python_imports_and_the_file_stays(tmp_path):

@@ -39,7 +39,7 @@ TESTS, CLOCK = 25.0, 120
 MEMORY = 8 << 30
 #: A signal in the middle of coverage's own code never ends.
 UNSEEN = "not signal and not interrupt and not ctrl_c"
-#: Files that read tables which are made when a module is imported: asked last, and whole.
+#: Files that read tables which are made when a module is imported: asked first, and whole.
 WHOLE = {
     "dijiang/recipe.py": ["tests/test_recipe.py", "tests/test_docs.py"],
     "dijiang/runtime/options.py": ["tests/runtime/test_options.py", "tests/test_docs.py"],
@@ -76,7 +76,7 @@ class Known:
 
     def tests(self, file: Path, first: int, last: int) -> list[str]:
         """Tests that run one of the lines, the quickest first; at import alone: those of the module."""
-        lines = self.lines.get(str(file), {})
+        lines, (first, last) = self.lines.get(str(file), {}), in_function(file.read_text(), first, last)
         found = set().union(*(lines.get(line, set()) for line in range(first, last + 1)))
         found = found or set().union(*lines.values())
         chosen, seconds = [], 0.0
@@ -86,7 +86,23 @@ class Known:
                 break
             chosen.append(test)
         name = str(file.relative_to(ROOT))
-        return chosen + [one for start, whole in WHOLE.items() if name.startswith(start) for one in whole]
+        return WHOLE.get(name, []) + chosen
+
+
+def in_function(source: str, first: int, last: int) -> tuple[int, int]:
+    """Lines that run when the place does: itself in a function; the body below a decorator; else none, (0, -1).
+
+    What runs at import runs in whichever test imports the module first.
+    """
+    found = (0, -1)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body = node.body[0].lineno, node.end_lineno or 0
+            if body[0] <= first <= body[1]:
+                return first, last
+            if any(one.lineno <= first <= (one.end_lineno or 0) for one in node.decorator_list):
+                found = body
+    return found
 
 
 def annotated(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
