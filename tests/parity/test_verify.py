@@ -8,6 +8,8 @@ import pytest
 
 import dijiang
 from dijiang.bundle.opened import open_bundle
+from dijiang.models.load import load_checkpoint
+from dijiang.models.reference import Reference
 from dijiang.parity.difference import Difference, Sums
 from dijiang.parity.gates import judge
 from dijiang.parity.windows import CHARACTERS, windows_of
@@ -32,6 +34,23 @@ def test_verify_reports_and_stores_every_figure(exported, copy_of):
     assert all(e.rms_relative_error < 1e-5 for e in report.state_errors)
     stored = open_bundle(bundle).parity
     assert stored == json.loads(json.dumps(report.to_dict()))
+
+
+def test_state_errors_are_relative_to_the_references_states(exported):
+    bundle, checkpoint = exported("neox-base"), GOLDEN["neox-base"]
+    report = dijiang.verify(bundle, checkpoint, tokens=40, store=False)
+    ids, model = np.array(report.detail.ids), dijiang.load(bundle, graph=report.graph)
+    state, reference = model.new_state(), Reference(load_checkpoint(checkpoint))
+    kept, start = reference.new_state(1), 0
+    assert [error.length for error in report.state_errors] == [1, 8, 40]
+    for error in report.state_errors:
+        model.forward(ids[None, start : error.length], state)
+        reference.forward(ids[None, start : error.length], start, kept)
+        start = error.length
+        pairs = list(zip(state.layers, kept, strict=True))
+        found = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs]
+        assert error.rms_relative_error == pytest.approx(max(found), rel=1e-6)
+        assert error.layer == np.argmax(found)
 
 
 def test_verify_without_text_has_no_perplexity(exported, copy_of):
@@ -97,8 +116,6 @@ def test_verify_refuses_a_text_that_is_not_there(exported):
 @pytest.mark.samples
 def test_reference_meets_the_published_perplexity():
     """perplexity.json: all 99 whole windows of 512 tokens of the held-out text. test_quantize: so do bundles."""
-    from dijiang.models.load import load_checkpoint
-    from dijiang.models.reference import Reference
     from dijiang.runtime.text import TextTokenizer
 
     expected = json.loads((TINY / "perplexity.json").read_text())
