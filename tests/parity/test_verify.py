@@ -1,6 +1,7 @@
 """verify: measures right, and fails when it should."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from dijiang.models.load import load_checkpoint
 from dijiang.models.reference import Reference
 from dijiang.parity.difference import Difference, Sums
 from dijiang.parity.gates import judge
+from dijiang.parity.verify import default_slice
 from dijiang.parity.windows import CHARACTERS, windows_of
 from dijiang.recipe import PRECISIONS, resolve
 from tests.conftest import EXAMPLES, GOLDEN, onnx_file, signed
@@ -32,6 +34,7 @@ def test_verify_reports_and_stores_every_figure(exported, copy_of):
     assert report.logits.perplexity == pytest.approx(report.logits.reference_perplexity, rel=1e-5)
     assert [e.length for e in report.state_errors] == [1, 8, 64, 256, 512]
     assert all(e.rms_relative_error < 1e-5 for e in report.state_errors)
+    assert any(one.step_error > 0 for one in report.each)  # sums in another order
     stored = open_bundle(bundle).parity
     assert stored == json.loads(json.dumps(report.to_dict()))
 
@@ -127,6 +130,23 @@ def test_reference_meets_the_published_perplexity():
         for row, logits in zip(group, reference.forward(group), strict=True):
             sums.add(logits, logits, row)
     assert sums.result(is_text=True).perplexity == pytest.approx(expected["perplexity"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text", "expected"),
+    [
+        (10**6, True, (4096, 512)),
+        (10**6, False, (512, 512)),
+        (10**9, True, (600, 512)),
+        (10**9, False, (150, 512)),
+        (10**11, True, (32, 512)),
+    ],
+)
+def test_large_models_are_compared_on_fewer_tokens(parameters, text, expected):
+    long = SimpleNamespace(parameters=parameters, positions_limit=None, spec=SimpleNamespace(max_positions=2048))
+    assert default_slice(long, text=text) == expected
+    long.positions_limit = 40
+    assert default_slice(long, text=text)[1] == 40
 
 
 def test_difference_agrees_with_a_naive_twin():

@@ -29,6 +29,21 @@ def test_missing_backend_names_the_extras(exported, monkeypatch):
         dijiang.load(exported("neox-base"))
 
 
+@pytest.mark.parametrize("name", ["coloredlogs", "sympy"])
+def test_backend_that_lacks_a_package_of_its_own_is_installed_and_broken(exported, monkeypatch, name):
+    class Finder:
+        @staticmethod
+        def find_spec(wanted, path=None, target=None):
+            if wanted == "onnxruntime":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    bundle = exported("neox-base")
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    with pytest.raises(dijiang.SessionError, match=rf"installed but does not start \(No module named '{name}'\)"):
+        dijiang.load(bundle)
+
+
 def test_graph_that_the_backend_cannot_load_is_one_error(exported, copy_of):
     bundle = copy_of(exported("neox-base", graph="primitive"))
     newer = b"\x08\x63"  # field 1, the version of the file format: 99
