@@ -77,8 +77,8 @@ fuzz: $(VENV)/.dev $(FUZZED:%=fuzz-%)
 fuzz-%: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz $* --cases 10000 --seed 1 --output benchmarks/results/fuzz-$*.json
 
-# 300 random changes of our code: do the tests notice? First once which test runs which line. Three hours.
-RECORDED = tests/runtime tests/models tests/parity tests/bundle tests/batching tests/server tests/test_recipe.py tests/graph tests/exporter
+# 300 random changes of our code: do the tests notice? First once which test runs which line. An hour.
+RECORDED = tests/native tests/runtime tests/models tests/parity tests/bundle tests/batching tests/server tests/test_recipe.py tests/graph tests/exporter
 mutants: $(VENV)/.dev
 	for tests in $(RECORDED); do $(BIN)/python -m tests.mutants record $$tests || exit; done
 	$(BIN)/python -m tests.mutants run

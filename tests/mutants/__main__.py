@@ -43,6 +43,7 @@ UNSEEN = "not signal and not interrupt and not ctrl_c"
 WHOLE = {
     "dijiang/recipe.py": ["tests/test_recipe.py", "tests/test_docs.py"],
     "dijiang/runtime/options.py": ["tests/runtime/test_options.py", "tests/test_docs.py"],
+    "dijiang/runtime/sessions/webgpu.py": ["tests/runtime/test_webgpu.py"],
 }
 #: What tests import that is not ours, before a mutant's process is forked: seconds each.
 COMMON = ("matplotlib.pyplot", "onnx_ir", "onnxruntime", "openai", "scipy.stats", "torch", "transformers")

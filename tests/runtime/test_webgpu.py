@@ -54,7 +54,7 @@ def stand_in(monkeypatch, plugin):
     """`webgpu` finds a GPU, and is the CPU's provider through the device's session."""
     plugin(GPU)
     fake_ort.install(monkeypatch)
-    monkeypatch.setattr(webgpu, "WEBGPU", replace(STAND_IN, end=1 << 31, silent=True))
+    monkeypatch.setattr(webgpu, "WEBGPU", replace(STAND_IN, end=webgpu.WEBGPU.end, silent=webgpu.WEBGPU.silent))
 
 
 # Refusals.
