@@ -40,7 +40,8 @@ soak: $(VENV)/.dev
 timing: $(VENV)/.dev
 	$(BIN)/pytest -m timing -s
 
-# A few cases of what runs for hours: mutations of our code, kills, fuzzed files, the script for GPUs. 3 minutes.
+# A few cases of what runs for hours (mutations of our code, kills, fuzzed files, the script for GPUs), and the slowest
+# tests of what quicker ones say, too. 4 minutes.
 samples: $(VENV)/.dev
 	$(BIN)/pytest -m samples
 
@@ -76,8 +77,8 @@ fuzz: $(VENV)/.dev $(FUZZED:%=fuzz-%)
 fuzz-%: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz $* --cases 10000 --seed 1 --output benchmarks/results/fuzz-$*.json
 
-# 300 random changes of our code: do the tests notice? First once which test runs which line. Three hours.
-RECORDED = tests/runtime tests/models tests/parity tests/bundle tests/batching tests/server tests/test_recipe.py tests/graph tests/exporter
+# 300 random changes of our code: do the tests notice? First once which test runs which line. An hour.
+RECORDED = tests/native tests/runtime tests/models tests/parity tests/bundle tests/batching tests/server tests/test_recipe.py tests/graph tests/exporter
 mutants: $(VENV)/.dev
 	for tests in $(RECORDED); do $(BIN)/python -m tests.mutants record $$tests || exit; done
 	$(BIN)/python -m tests.mutants run

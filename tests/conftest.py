@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,10 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 import dijiang
+from dijiang.bench import measure
 from dijiang.bundle.integrity import record_file
 from dijiang.exporter.pipeline import fitted, step_graph
+from dijiang.machine.bandwidth import measure_bandwidth
 from dijiang.models.binding import ADDED
 from dijiang.recipe import GRAPHS
 from dijiang.runtime.sessions.inference import runs_here
@@ -25,6 +29,9 @@ TESTS = Path(__file__).parent
 EXAMPLES = TESTS.parent / "examples"
 
 GOLDEN = {path.name: path for path in [*sorted((TESTS / "golden").iterdir()), EXAMPLES / "tiny-python"]}
+#: A shell gives what it runs in the background no SIGINT: tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 #: Python 3.10 has no onnxruntime that runs the others.
 RUNNABLE = [graph for graph in GRAPHS if runs_here(graph)]
 
@@ -122,6 +129,14 @@ def talkative(folder: Path) -> Path:
     (checkpoint / "generation_config.json").write_text(json.dumps({"do_sample": True, "top_k": 50}))
     dijiang.export(checkpoint, folder / "tiny", precision="int8", calibration_tokens=0, verify=False)
     return folder / "tiny"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_bandwidth():
+    """What `dijiang bench` says of the memory comes from a megabyte: the real one takes 5 seconds a report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "measure_bandwidth", partial(measure_bandwidth, size=1 << 20))
+        yield
 
 
 @pytest.fixture

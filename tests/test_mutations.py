@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import RUNNABLE
-from tests.mutants.__main__ import ROOT, SITE, Known, annotated, attempt, places
+from tests.mutants.__main__ import ROOT, SITE, annotated, in_function, places
 
 
 @pytest.mark.samples
@@ -28,6 +28,12 @@ def test_mutants_leave_annotations_alone():
     assert not any("mask: np.ndarray | None" in line for line in changed)
 
 
+def test_what_runs_at_import_is_no_line_of_a_test():
+    source = "x = 1\n\nclass A:\n    y = 2\n\n    @property\n    def z(self, w=3):\n        return w\n"
+    found = [in_function(source, line, line) for line in range(1, 9)]
+    assert found == [*[(0, -1)] * 5, (8, 8), (0, -1), (8, 8)]
+
+
 def test_mutant_is_what_python_imports_and_the_file_stays(tmp_path):
     file = ROOT / "dijiang" / "version.py"
     before = file.read_bytes()
@@ -42,14 +48,16 @@ def test_mutant_is_what_python_imports_and_the_file_stays(tmp_path):
     assert file.read_bytes() == before
 
 
-def test_mutant_is_killed_by_the_test_that_runs_its_line_and_a_comment_survives(monkeypatch):
-    file, test = "dijiang/typed.py", "tests/test_typed.py::test_declared_types_pass"
-    monkeypatch.setattr(Known, "__init__", lambda self: None)
-    monkeypatch.setattr(Known, "tests", lambda self, path, first, last: [test])
-    source = (ROOT / file).read_text()
-    for changed, outcome in (
-        (source.replace("if not _fits(", "if _fits("), "killed"),
-        (source + "# nothing\n", "survived"),
-    ):
-        mutant = {"file": file, "place": [[1, 0], [1, 1]], "operator": "x", "code": changed}
-        assert attempt(mutant, Known())["outcome"] == outcome
+ATTEMPTS = """
+from tests.mutants.__main__ import ROOT, attempt
+source = (ROOT / "dijiang/typed.py").read_text()
+for code in (source.replace("if not _fits(", "if _fits("), source + "# nothing"):
+    mutant = {"file": "dijiang/typed.py", "place": [[1, 0], [1, 1]], "operator": "x", "code": code}
+    print(attempt(mutant, ["tests/test_typed.py::test_declared_types_pass"])["outcome"])
+"""
+
+
+def test_mutant_is_killed_by_the_test_that_runs_its_line_and_a_comment_survives():
+    """In a process of its own: the attempts are forked from it."""
+    done = subprocess.run([sys.executable, "-c", ATTEMPTS], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["killed", "survived"]

@@ -82,6 +82,20 @@ def test_a_bundle_holds_the_graphs_that_run_here_and_share_their_weights(runs, p
     assert resolve(precision, runs_here=runs.__contains__).graphs == graphs
 
 
+@pytest.mark.parametrize(
+    ("options", "body", "head", "embed"),
+    [
+        ({}, Blocks(4, 64, 64), Blocks(8, 64, 64), Blocks(4, 64)),
+        ({"block_size": 32}, Blocks(4, 32, 64), Blocks(8, 32, 64), Blocks(4, 32)),
+        ({"head_precision": "fp32"}, Blocks(4, 64, 64), None, Blocks(4, 64)),
+        ({"head_precision": "int4", "block_size": 128}, Blocks(4, 128, 64), Blocks(4, 128, 64), Blocks(4, 128)),
+    ],
+)
+def test_head_and_blocks_are_what_was_asked_for(options, body, head, embed):
+    recipe = resolve("int4", **options)
+    assert (recipe.body, recipe.head, recipe.embed) == (body, head, embed)
+
+
 @pytest.mark.parametrize("change", ["graphs", "scheme", "type", "body", "gates", "missing"])
 def test_recipe_of_a_file_is_checked(change):
     data = json.loads(json.dumps(resolve("int8").to_dict()))

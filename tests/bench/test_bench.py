@@ -26,23 +26,12 @@ from dijiang.bench.runner import Options, run_bench
 from dijiang.bench.subject import Side, Traffic, bundle_side, load_bundle
 from dijiang.cli import main
 from dijiang.errors import BenchError
-from dijiang.machine.bandwidth import measure_bandwidth
 from dijiang.machine.sensors import Sensor
 from dijiang.runtime.sequence import Sequence
 from tests.conftest import EXAMPLES
 
 SCHEMA = json.loads(files("dijiang.bench").joinpath("schema.json").read_text())
 QUICK = {"repetitions": 2, "seconds": 0.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_bandwidth():
-    """The memory's bandwidth from a megabyte: the figure is not tested here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            measure, "measure_bandwidth", lambda threads: measure_bandwidth(threads=threads, size=1 << 20)
-        )
-        yield
 
 
 @pytest.fixture(scope="module")

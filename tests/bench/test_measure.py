@@ -12,7 +12,6 @@ from dijiang.bench.subject import Side, Subject, Traffic, bundle_side, load_bund
 from dijiang.bench.worker import Worker
 from dijiang.bundle.opened import open_bundle
 from dijiang.errors import BenchError
-from dijiang.machine.bandwidth import measure_bandwidth
 from dijiang.machine.sensors import Meter
 
 STEPS, ENDLESS = Test("tg", 3), Test("tg", 10**9)
@@ -87,9 +86,6 @@ def test_what_other_processes_disturbed_is_taken_again(exported, monkeypatch, wa
     monkeypatch.setattr(measure, "Watch", Busy)
     monkeypatch.setattr(measure, "wait_until_idle", lambda seconds: None)
     side, test = bundle_side("one", open_bundle(exported("tiny-python"))), Test("tg", 2)
-    monkeypatch.setattr(
-        measure, "measure_bandwidth", lambda threads: measure_bandwidth(threads=threads, size=1 << 20)
-    )
     run = Run(Effort(2, 0.0, quiet=True, probe=False), "cpu", [], print)
     run.series([side], [test])
     samples = run.samples["one", test]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 
 import llama
 import numpy as np
@@ -23,7 +22,6 @@ from dijiang.bench.results import summarise
 from dijiang.bench.runner import run_sides
 from dijiang.bench.subject import Side, Subject, Traffic, bundle_side, load_bundle
 from dijiang.bundle.opened import open_bundle
-from dijiang.machine.bandwidth import measure_bandwidth
 from dijiang.machine.sensors import Meter
 from dijiang.models.presets import PRESETS
 from tests.bench.test_bench import validate
@@ -192,7 +190,6 @@ def test_loops_take_turns_in_one_process(exported, monkeypatch):
     """No times are judged: that each loop made its steps, in turn, from one state."""
     monkeypatch.setattr(measure, "QUIET", float("inf"))
     monkeypatch.setattr(measure, "PATIENCE", 0.0)
-    monkeypatch.setattr(measure, "measure_bandwidth", partial(measure_bandwidth, size=1 << 20))
     side = bundle_side("dijiang-fp32", open_bundle(exported("tiny-python")), load_loops)
     tests = [Test("tg", 3, way=way) for way in ("", "generate", "bare")]
     effort = Effort(2, 0.0, quiet=True, probe=False)

@@ -1,6 +1,7 @@
 """Engines of every exported graph, built by TensorRT-RTX: it needs no GPU and no driver for that."""
 
 import importlib
+import json
 import sys
 from types import SimpleNamespace
 
@@ -176,12 +177,27 @@ def test_tensorrt_whose_libraries_do_not_load_is_one_error(monkeypatch, tmp_path
         import_backend("tensorrt")
 
 
+RECORD = EngineRecord("e.engine", "tensorrt_rtx", "2.0", ("sm86",), None, 1, 256)
+
+
+def test_record_of_an_engine_is_read_as_it_was_written():
+    assert EngineRecord.from_dict(json.loads(json.dumps(RECORD.to_dict()))) == RECORD
+
+
+WHOLE = RECORD.to_dict()
+
+
+@pytest.mark.parametrize("data", [WHOLE | {"gpus": 86}, WHOLE | {"colour": "red"}, {"gpus": ["sm86"]}, {}])
+def test_record_that_is_not_whole_is_one_line(data):
+    with pytest.raises(dijiang.BundleError, match=r"^engine: not a whole record \(.*\); run dijiang build again$"):
+        EngineRecord.from_dict(data)
+
+
 @pytest.mark.parametrize(("version", "sm"), [("1.0", "sm86"), ("2.0", "sm89")], ids=["other version", "other GPU"])
 def test_engine_of_another_machine_says_how_to_rebuild(version, sm):
-    record = EngineRecord("e.engine", "tensorrt_rtx", "2.0", ("sm86",), None, 1, 256)
-    record.require("2.0", Gpu(0, "RTX", "sm86", 1, 1, "13.0"))
+    RECORD.require("2.0", Gpu(0, "RTX", "sm86", 1, 1, "13.0"))
     with pytest.raises(dijiang.SessionError, match=rf"rebuild with: dijiang build .* --gpu {sm}"):
-        record.require(version, Gpu(0, "RTX", sm, 1, 1, "13.0"))
+        RECORD.require(version, Gpu(0, "RTX", sm, 1, 1, "13.0"))
 
 
 def test_target_and_graph_that_disagree_are_refused(tmp_path):

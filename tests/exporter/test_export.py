@@ -171,7 +171,10 @@ def test_export_checks_available_memory_before_it_writes(tmp_path, monkeypatch):
     assert left_in(tmp_path) == []
 
 
-@pytest.mark.parametrize(("precision", "verify"), [("fp32", False), ("fp32", True), ("int8", False)])
+@pytest.mark.parametrize(
+    ("precision", "verify"),
+    [("fp32", False), pytest.param("fp32", True, marks=pytest.mark.samples), ("int8", False)],
+)
 def test_memory_of_an_export_is_a_few_of_its_largest_tensor(tmp_path, precision, verify):
     config = PRESETS["pythia-70m"] | {"hidden_size": 384, "num_hidden_layers": 24, "vocab_size": 1000}
     config |= {"intermediate_size": 1536, "max_position_embeddings": 64}

@@ -83,19 +83,27 @@ WINDOWS = 99
 ALLOWED = {"int8": (1e-3, 0.015), "int4": (3e-3, 0.05)}
 
 
-@pytest.mark.parametrize("precision", ALLOWED)
-def test_precision_keeps_the_whole_held_out_text(exported, precision):
-    """Against the fp32 bundle, which meets float64 to 1e-4 (test_golden, test_parity)."""
+def test_whole_held_out_text_has_the_published_perplexity_and_precisions_keep_it(exported):
+    """perplexity.json: all whole windows. The fp32 bundle meets float64 to 1e-4 (test_golden, test_parity)."""
+    published = json.loads((TINY / "perplexity.json").read_text())
     exact = dijiang.load(exported("tiny-python"))
-    model = dijiang.load(exported("tiny-python", precision=precision, calibration_tokens=None))
+    models = {
+        precision: dijiang.load(exported("tiny-python", precision=precision, calibration_tokens=None))
+        for precision in ALLOWED
+    }
     ids = np.array(exact.tokenizer.encode((TINY / "held_out.txt").read_text(encoding="utf-8")))
-    sums = Sums()
+    assert len(ids) == published["tokens"]
+    sums = {precision: Sums() for precision in ALLOWED}
     for window in ids[: WINDOWS * 512].reshape(WINDOWS, 1, 512):
-        rows = [m.forward(window, m.new_state(), all_logits=True)[0] for m in (exact, model)]
-        sums.add(*rows, window[0])
-    found, (perplexity, disagreement) = sums.result(is_text=True), ALLOWED[precision]
-    assert found.perplexity / found.reference_perplexity - 1 <= perplexity
-    assert 1 - found.top1_agreement <= disagreement
+        expected = exact.forward(window, exact.new_state(), all_logits=True)[0]
+        for precision, model in models.items():
+            found = model.forward(window, model.new_state(), all_logits=True)[0]
+            sums[precision].add(expected, found, window[0])
+    for precision, (perplexity, disagreement) in ALLOWED.items():
+        found = sums[precision].result(is_text=True)
+        assert found.reference_perplexity == pytest.approx(published["perplexity"], rel=1e-5)
+        assert found.perplexity / found.reference_perplexity - 1 <= perplexity, precision
+        assert 1 - found.top1_agreement <= disagreement, precision
 
 
 def test_every_gate_is_judged_where_there_is_text(exported, copy_of):
@@ -111,15 +119,14 @@ def test_every_gate_is_judged_where_there_is_text(exported, copy_of):
     }
 
 
-def test_int4_is_calibrated_on_text_of_its_own(tmp_path):
+def test_int4_is_calibrated_on_text_of_its_own(exported):
     kl = {
         tokens: dijiang.verify(
-            dijiang.export(
-                TINY, tmp_path / str(tokens), precision="int4", calibration_tokens=tokens, verify=False
-            ).path,
+            exported("tiny-python", graph="ort", precision="int4", calibration_tokens=tokens),
             TINY,
             text=TINY / "held_out.txt",
             tokens=2048,
+            store=False,
         ).logits.kl
         for tokens in (0, 4096)
     }
@@ -263,6 +270,7 @@ def test_int4_is_calibrated_on_a_file(tmp_path):
         bundle = dijiang.export(
             TINY,
             tmp_path / str(tokens),
+            graph="ort",
             precision="int4",
             calibration_tokens=tokens,
             calibration_text=half,

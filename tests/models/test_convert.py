@@ -1,6 +1,7 @@
 """convert and init: what they write, and what they refuse."""
 
 import json
+import resource
 import subprocess
 import sys
 
@@ -76,6 +77,18 @@ def test_gate_is_xavier_uniform_of_gain_2_to_the_minus_2_5(vanilla, tmp_path):
     bound = 2**-2.5 * (6 / 128) ** 0.5
     assert 0.95 * bound < np.abs(gate).max() <= bound
     assert gate.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+def test_disk_that_fills_is_one_line_and_leaves_nothing(vanilla, tmp_path):
+    """A real failing write: no file may have more than 10 kB."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(dijiang.CheckpointError, match=r"cannot be written \(.*large"):
+            convert(vanilla, tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == [vanilla.name]
 
 
 def test_seed_decides_what_is_drawn(vanilla, tmp_path):

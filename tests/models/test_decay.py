@@ -8,6 +8,10 @@ from hypothesis import strategies as st
 
 import dijiang
 from dijiang.models.decay import analyse, initial_gamma, position_limit, without_tables
+from dijiang.models.load import load_checkpoint
+from tests.conftest import GOLDEN
+from tests.graph.test_families import NAMED
+from tests.random_models import POSITIONS, write
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
 
@@ -127,3 +131,12 @@ def test_half_precision_golden_case_says_what_was_recovered(exported):
     bundle = dijiang.load(exported("neox-fp16-bin")).bundle
     assert bundle.manifest.positions_limit is None
     assert any("recovered" in warning for warning in bundle.manifest.warnings)
+
+
+def test_why_positions_end(tmp_path):
+    trained = load_checkpoint(GOLDEN["neox-trained-decay"])
+    assert f"trained and stored for {trained.positions_limit} positions" in trained.limit_reason
+    free = load_checkpoint(GOLDEN["neox-trained-decay"], decay="analytic")
+    assert (free.positions_limit, free.limit_reason) == (None, None)
+    learned = load_checkpoint(write(tmp_path, NAMED["opt-350m-like"]))
+    assert learned.limit_reason == f"this model has learned embeddings for {POSITIONS} positions"

@@ -125,6 +125,13 @@ def test_end_tokens_come_in_three_forms(value):
     assert spec(PYTHIA_410M | {"eos_token_id": value}).eos_token_ids == expected
 
 
+def test_end_tokens_are_below_two_to_the_31():
+    assert spec(PYTHIA_410M | {"eos_token_id": [2**31 - 1]}).eos_token_ids == (2**31 - 1,)
+    for beyond in (2**31, -1, True):
+        with pytest.raises(dijiang.CheckpointError, match=r"eos_token_id is .*, expected token ids"):
+            spec(PYTHIA_410M | {"eos_token_id": [beyond]})
+
+
 def test_spec_survives_its_json_form():
     found = spec(PYTHIA_410M | {"rope_scaling": {"type": "linear", "factor": 2.0}})
     assert dijiang.ModelSpec.from_dict(found.to_dict()) == found

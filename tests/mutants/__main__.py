@@ -5,21 +5,24 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import importlib
 import json
+import multiprocessing
 import os
 import random
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import coverage
+import pytest
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
@@ -31,24 +34,19 @@ SITE, KEPT = Path(__file__).parent / "site", ROOT / ".mutants"
 TARGETS = ("dijiang/runtime/**/*.py", "dijiang/models/*.py", "dijiang/parity/*.py", "dijiang/recipe.py")
 MUTANTS, SEED = 300, 1
 #: Seconds of tests that a mutant may cost, as they took without it; and on the clock.
-TESTS, CLOCK = 40.0, 240
+TESTS, CLOCK = 25.0, 120
 #: A mutant may ask for endless memory.
 MEMORY = 8 << 30
 #: A signal in the middle of coverage's own code never ends.
 UNSEEN = "not signal and not interrupt and not ctrl_c"
-#: Files that are slow under coverage, or hold such tests only: asked last, and whole, about what they are for.
+#: Files that read tables which are made when a module is imported: asked first, and whole.
 WHOLE = {
-    "dijiang/recipe.py": ["tests/test_recipe.py"],
-    "dijiang/runtime/sessions/": ["tests/runtime/test_cuda.py", "tests/runtime/test_resident.py"],
-    "dijiang/runtime/": ["tests/runtime/test_seam.py"],
-    "dijiang/models/": [
-        "tests/models/test_spec.py",
-        "tests/models/test_decay.py",
-        "tests/models/test_reference.py",
-        "tests/models/test_checkpoint.py",
-    ],
-    "dijiang/parity/": ["tests/parity/test_verify.py", "tests/parity/test_parts.py"],
+    "dijiang/recipe.py": ["tests/test_recipe.py", "tests/test_docs.py"],
+    "dijiang/runtime/options.py": ["tests/runtime/test_options.py", "tests/test_docs.py"],
+    "dijiang/runtime/sessions/webgpu.py": ["tests/runtime/test_webgpu.py"],
 }
+#: What tests import that is not ours, before a mutant's process is forked: seconds each.
+COMMON = ("matplotlib.pyplot", "onnx_ir", "onnxruntime", "openai", "scipy.stats", "torch", "transformers")
 #: pytest's words for: all passed; a test failed; it was interrupted, broke, or could not import.
 PASSED, NOTICED = 0, (1, 2, 3, 4)
 
@@ -79,7 +77,7 @@ class Known:
 
     def tests(self, file: Path, first: int, last: int) -> list[str]:
         """Tests that run one of the lines, the quickest first; at import alone: those of the module."""
-        lines = self.lines.get(str(file), {})
+        lines, (first, last) = self.lines.get(str(file), {}), in_function(file.read_text(), first, last)
         found = set().union(*(lines.get(line, set()) for line in range(first, last + 1)))
         found = found or set().union(*lines.values())
         chosen, seconds = [], 0.0
@@ -89,7 +87,23 @@ class Known:
                 break
             chosen.append(test)
         name = str(file.relative_to(ROOT))
-        return chosen + [one for start, whole in WHOLE.items() if name.startswith(start) for one in whole]
+        return WHOLE.get(name, []) + chosen
+
+
+def in_function(source: str, first: int, last: int) -> tuple[int, int]:
+    """Lines that run when the place does: itself in a function; the body below a decorator; else none, (0, -1).
+
+    What runs at import runs in whichever test imports the module first.
+    """
+    found = (0, -1)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body = node.body[0].lineno, node.end_lineno or 0
+            if body[0] <= first <= body[1]:
+                return first, last
+            if any(one.lineno <= first <= (one.end_lineno or 0) for one in node.decorator_list):
+                found = body
+    return found
 
 
 def annotated(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -142,10 +156,33 @@ def draw() -> list[dict[str, Any]]:
     return mutants
 
 
-def attempt(mutant: dict[str, Any], known: Known) -> dict[str, Any]:
+def ask(tests: list[str], told: str, folder: str, said: Path) -> NoReturn:
+    """In a forked process, where nothing of ours is imported: run the tests on the mutant, leave as they end."""
+    os.setsid()
+    output = os.open(said, os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    os.environ |= {"PYTHONPATH": str(SITE), "DIJIANG_MUTANT": told}
+    for name in [name for name in sys.modules if name.split(".")[0] in ("dijiang", "sitecustomize")]:
+        del sys.modules[name]
+    sys.path.insert(0, str(SITE))
+    importlib.import_module("sitecustomize")
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", f"--basetemp={folder}/t"]
+    options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
+    status = 1  # pytest raises what finalizers raised
+    try:
+        status = int(pytest.main(options + tests))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def attempt(mutant: dict[str, Any], tests: list[str]) -> dict[str, Any]:
     """Ask the tests; what they say."""
-    file, (start, end) = ROOT / mutant["file"], mutant["place"]
-    tests = known.tests(file, start[0], end[0])
+    file = ROOT / mutant["file"]
     facts = {name: mutant[name] for name in ("file", "place", "operator")} | {"tests": len(tests)}
     before, after = file.read_text().splitlines(), mutant["code"].splitlines()
     changed = [
@@ -156,42 +193,46 @@ def attempt(mutant: dict[str, Any], known: Known) -> dict[str, Any]:
         return facts | {"outcome": "not run by any test", "seconds": 0}
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        code = Path(folder) / "code.py"
+        code, said = Path(folder) / "code.py", Path(folder) / "said"
         code.write_text(mutant["code"])
         module = mutant["file"].removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         told = json.dumps({"module": module, "file": str(file), "code": str(code)})
-        environment = os.environ | {"PYTHONPATH": str(SITE), "DIJIANG_MUTANT": told}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
-        command += [f"--basetemp={folder}/t", *tests]
-        with subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY)),
-        ) as process:
-            try:
-                said, _ = process.communicate(timeout=CLOCK)
-                status = process.returncode
-                outcome = "survived" if status == PASSED else "killed" if status in NOTICED or status < 0 else "?"
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                said, outcome = "", "out of time"
-    failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return facts | {"outcome": outcome, "by": failed[:1], "seconds": round(time.monotonic() - started, 1)}
+        process = multiprocessing.get_context("fork").Process(target=ask, args=(tests, told, folder, said))
+        process.start()
+        process.join(CLOCK)
+        if process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+            outcome = "out of time"
+        else:
+            status = process.exitcode
+            outcome = "survived" if status == PASSED else "killed" if status in NOTICED or status < 0 else "?"
+        lines = said.read_text(errors="replace").splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return facts | {
+        "outcome": outcome,
+        "by": failed[:1] or lines[-1:],
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def run(first: int, count: int, seconds: float) -> None:
     """Some of the mutants, one after another, as many as the seconds allow; what is known of each is kept."""
-    known, mutants, end = Known(), draw(), time.monotonic() + seconds
+    end = time.monotonic() + seconds
+    known, mutants = Known(), draw()
+    for name in COMMON:
+        importlib.import_module(name)
+    source = (ROOT / "dijiang/typed.py").read_text()
+    same = {"file": "dijiang/typed.py", "place": ((1, 0), (1, 0)), "operator": "none", "code": f"{source}# same\n"}
+    if (found := attempt(same, ["tests/test_typed.py"]))["outcome"] != "survived":
+        raise SystemExit(f"tests fail where nothing was changed: {found['by']}")
     for number in range(first, min(first + count, len(mutants))):
         file = KEPT / f"mutant-{number:03}.json"
         if file.exists() or time.monotonic() > end:
             continue
-        found = attempt(mutants[number], known)
+        mutant = mutants[number]
+        (first_line, _), (last_line, _) = mutant["place"]
+        found = attempt(mutant, known.tests(ROOT / mutant["file"], first_line, last_line))
         file.write_text(json.dumps({"number": number} | found))
         print(number, found["outcome"], found["seconds"], found["file"], found["change"], flush=True)
 

@@ -36,6 +36,7 @@ def build(folder, hook, **environment):
     return next(path for path in folder.iterdir() if path.name.startswith(f"dijiang-{UNKNOWN}"))
 
 
+@pytest.mark.samples
 @cmake
 def test_wheel_is_bound_to_a_platform_and_to_no_python(tmp_path):
     wheel = build(tmp_path, "build_wheel")
@@ -46,6 +47,11 @@ def test_wheel_is_bound_to_a_platform_and_to_no_python(tmp_path):
         library = files.read(LIBRARY)
         assert "dijiang/integrations/tasks/dijiang_paper.yaml" in files.namelist()
         assert files.read("dijiang/_version.py").decode() == f'__version__ = "{UNKNOWN}"'
+    assert_no_python(library)
+
+
+def assert_no_python(library):
+    """One library serves every Python."""
     assert b"PyInit" not in library
     assert b"libpython" not in library
 
@@ -75,3 +81,4 @@ def test_installed_wheel_names_no_python():
     tags = [line for line in text.splitlines() if line.startswith("Tag: ")]
     assert tags
     assert all(tag.startswith("Tag: py3-none-") and not tag.endswith("any") for tag in tags)
+    assert_no_python(Path(native.find_library()).read_bytes())

@@ -1,5 +1,6 @@
 """The page of a verification shows the report's own numbers, and nothing of a text can leave its place."""
 
+import html
 import math
 import re
 from dataclasses import replace
@@ -51,6 +52,48 @@ def test_the_page_shows_every_graph_layer_and_the_worst_token(verified):
     assert "nothing was trained beside gamma" in page
     assert "<script" not in page
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
+
+
+def curve(page):
+    """Of a page of one graph: the words beside the curve, and its points [N, 2]."""
+    (svg,) = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert 'viewBox="-60 -10 980 200"' in svg
+    points = re.search(r'points="([^"]*)"', svg)[1].split()
+    return re.findall(r"<text[^>]*>([^<]+)</text>", svg), np.array([point.split(",") for point in points], float)
+
+
+def test_the_curve_is_the_error_of_four_positions_at_a_time_in_decades(verified):
+    bundle, report = verified
+    detail = report.detail
+    (top, bottom, *ends), points = curve(to_html(replace(report, others=()), bundle))
+    assert ends == ["0", "511"]
+    np.testing.assert_allclose(points[:, 0], np.linspace(0, 900, 128), atol=0.06)
+    found = float(top) * (float(bottom) / float(top)) ** (points[:, 1] / 160)
+    squares = [[e**2 for e, at in zip(detail.errors, detail.positions, strict=True) if at == n] for n in range(512)]
+    expected = np.array([np.mean(each) for each in squares]).reshape(128, 4).mean(1) ** 0.5
+    np.testing.assert_allclose(found, expected, rtol=5e-3)
+    assert float(bottom) <= min(expected)
+    assert float(top) >= max(expected)
+
+
+def test_the_curve_of_one_token_is_a_point(verified):
+    bundle, report = verified
+    one = {name: getattr(report.detail, name)[:1] for name in ("ids", "positions", "errors", "kl")}
+    words, points = curve(to_html(replace(report, detail=replace(report.detail, **one), others=()), bundle))
+    assert words[2:] == ["0", "0"]
+    assert points[:, 0].tolist() == [0]
+
+
+def test_the_worst_tokens_stand_with_what_came_before_them(verified):
+    bundle, report = verified
+    detail, page = report.detail, to_html(replace(report, others=()), bundle)
+    tokenizer = dijiang.load(bundle.path).tokenizer
+    worst = np.argsort(detail.kl)[::-1][:12]
+    for at in worst:
+        before = min(detail.positions[at], 8)
+        text = tokenizer.decode(list(detail.ids[at - before : at + 1]))
+        assert html.escape(repr(text)) in page
+    assert page.count("</tr>") - page.split("furthest off")[0].count("</tr>") >= len(worst)
 
 
 def test_text_is_escaped(verified):

@@ -3,6 +3,7 @@
 import tempfile
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +18,6 @@ from dijiang.models.presets import PRESETS
 from dijiang.parity import cut, parts
 from dijiang.parity.emulation import load_emulated
 from dijiang.parity.parts import Call, PartedModel, through
-from dijiang.parity.verify import FEWEST
 from tests.conftest import RUNNABLE, onnx_file
 from tests.exporter.test_plan import CLI, peak_anonymous
 from tests.graph.test_families import NAMED
@@ -104,7 +104,7 @@ def test_verify_in_parts_reports_what_it_reports_of_the_whole(precision, tmp_pat
 def test_a_drawn_text_is_short_where_each_token_loads_all_parts(tmp_path, monkeypatch):
     bundle = exported(tmp_path, NAMED["opt-125m-like"], RUNNABLE[0], "int8").path
     monkeypatch.setattr(cut, "PART_BYTES", 0)
-    assert dijiang.verify(bundle, tmp_path / "checkpoint", store=False).tokens == FEWEST
+    assert dijiang.verify(bundle, tmp_path / "checkpoint", store=False).tokens == 32
 
 
 def test_bound_is_the_size_of_a_part(tmp_path):
@@ -117,11 +117,27 @@ def test_bound_is_the_size_of_a_part(tmp_path):
     assert 1 < len(two) < len(each)
 
 
-def test_old_onnxruntime_has_the_whole_graph(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("version", "cuts"), [("1.20.1", False), ("1.21.0", True), ("2.0.0rc1", True)])
+def test_old_onnxruntime_has_the_whole_graph(tmp_path, monkeypatch, version, cuts):
     bundle = exported(tmp_path, NAMED["llama-gqa-4"], RUNNABLE[0], "fp32")
     monkeypatch.setattr(cut, "PART_BYTES", 0)
-    monkeypatch.setattr(cut, "PARTS_FROM", (99, 0))
-    assert not isinstance(emulated(bundle), PartedModel)
+    monkeypatch.setattr(cut, "import_onnxruntime", lambda: SimpleNamespace(__version__=version))
+    assert isinstance(emulated(bundle), PartedModel) == cuts
+
+
+def test_a_step_that_fails_in_a_part_is_one_line(tmp_path, monkeypatch):
+    bundle = exported(tmp_path, NAMED["llama-gqa-4"], RUNNABLE[0], "fp32")
+    monkeypatch.setattr(cut, "PART_BYTES", 0)
+    model = emulated(bundle)
+
+    def fail(self, known):
+        raise RuntimeError("no room\nfor anything")
+
+    monkeypatch.setattr(parts.Loaded, "__call__", fail)
+    state = model.new_state()
+    with pytest.raises(dijiang.SessionError, match=r"failed in a step of 2 tokens \(no room\)"):
+        model.forward([[1, 2]], state)
+    assert state.position.tolist() == [0]
 
 
 def test_emulated_parts_are_written_one_at_a_time_and_removed(tmp_path, monkeypatch):

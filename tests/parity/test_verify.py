@@ -1,6 +1,7 @@
 """verify: measures right, and fails when it should."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -8,9 +9,12 @@ import pytest
 
 import dijiang
 from dijiang.bundle.opened import open_bundle
+from dijiang.models.load import load_checkpoint
+from dijiang.models.reference import Reference
 from dijiang.parity.difference import Difference, Sums
 from dijiang.parity.gates import judge
-from dijiang.parity.windows import CHARACTERS, windows_of
+from dijiang.parity.verify import default_slice
+from dijiang.parity.windows import CHARACTERS, RANDOM, windows_of
 from dijiang.recipe import PRECISIONS, resolve
 from tests.conftest import EXAMPLES, GOLDEN, onnx_file, signed
 from tests.graph.test_families import NAMED
@@ -24,7 +28,7 @@ def test_verify_reports_and_stores_every_figure(exported, copy_of):
     report = dijiang.verify(bundle, TINY, text=TINY / "held_out.txt", tokens=600)
     assert report.passed
     assert report.same_source
-    assert report.tokens == 600
+    assert (report.tokens, report.steps) == (600, 128)
     assert 0 < report.logits.max_error <= 1e-4
     assert report.logits.top1_agreement == 1
     assert report.logits.perplexity == pytest.approx(report.logits.reference_perplexity, rel=1e-5)
@@ -32,6 +36,25 @@ def test_verify_reports_and_stores_every_figure(exported, copy_of):
     assert all(e.rms_relative_error < 1e-5 for e in report.state_errors)
     stored = open_bundle(bundle).parity
     assert stored == json.loads(json.dumps(report.to_dict()))
+
+
+def test_state_errors_are_relative_to_the_references_states(exported):
+    bundle, checkpoint = exported("neox-base"), GOLDEN["neox-base"]
+    report = dijiang.verify(bundle, checkpoint, tokens=40, store=False)
+    ids, model = np.array(report.detail.ids), dijiang.load(bundle, graph=report.graph)
+    state, reference = model.new_state(), Reference(load_checkpoint(checkpoint))
+    kept, start = reference.new_state(1), 0
+    assert [error.length for error in report.state_errors] == [1, 8, 40]
+    assert report.steps == 40
+    assert max(one.step_error for one in report.each) > 0  # sums in another order
+    for error in report.state_errors:
+        model.forward(ids[None, start : error.length], state)
+        reference.forward(ids[None, start : error.length], start, kept)
+        start = error.length
+        pairs = list(zip(state.layers, kept, strict=True))
+        found = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs]
+        assert error.rms_relative_error == pytest.approx(max(found), rel=1e-6)
+        assert error.layer == np.argmax(found)
 
 
 def test_verify_without_text_has_no_perplexity(exported, copy_of):
@@ -89,15 +112,27 @@ def test_no_more_of_a_text_is_read_than_its_tokens_can_need(exported, tmp_path, 
     assert (read, [len(ids) for ids in windows]) == ([CHARACTERS * 100], [64, 36])
 
 
+def test_model_that_draws_no_text_is_compared_on_random_ids():
+    """As one whose logits hold NaN: the comparison then says so."""
+
+    def generate(*_, **__):
+        raise dijiang.InputError("the logits hold NaN")
+
+    broken = SimpleNamespace(spec=SimpleNamespace(vocab_size=50), generate=generate)
+    source, (ids,) = windows_of(broken, None, 12, 512, own=True)
+    assert (source, len(ids)) == (RANDOM, 12)
+    assert (ids >= 0).all()
+    assert (ids < 50).all()
+
+
 def test_verify_refuses_a_text_that_is_not_there(exported):
     with pytest.raises(dijiang.InputError, match="cannot be read"):
         dijiang.verify(exported("tiny-python"), TINY, text="nowhere.txt", store=False)
 
 
+@pytest.mark.samples
 def test_reference_meets_the_published_perplexity():
-    """perplexity.json: all 99 whole windows of 512 tokens of the held-out text."""
-    from dijiang.models.load import load_checkpoint
-    from dijiang.models.reference import Reference
+    """perplexity.json: all 99 whole windows of 512 tokens of the held-out text. test_quantize: so do bundles."""
     from dijiang.runtime.text import TextTokenizer
 
     expected = json.loads((TINY / "perplexity.json").read_text())
@@ -109,6 +144,23 @@ def test_reference_meets_the_published_perplexity():
         for row, logits in zip(group, reference.forward(group), strict=True):
             sums.add(logits, logits, row)
     assert sums.result(is_text=True).perplexity == pytest.approx(expected["perplexity"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text", "expected"),
+    [
+        (10**6, True, (4096, 512)),
+        (10**6, False, (512, 512)),
+        (10**9, True, (600, 512)),
+        (10**9, False, (150, 512)),
+        (10**11, True, (32, 512)),
+    ],
+)
+def test_large_models_are_compared_on_fewer_tokens(parameters, text, expected):
+    long = SimpleNamespace(parameters=parameters, positions_limit=None, spec=SimpleNamespace(max_positions=2048))
+    assert default_slice(long, text=text) == expected
+    long.positions_limit = 40
+    assert default_slice(long, text=text)[1] == 40
 
 
 def test_difference_agrees_with_a_naive_twin():

@@ -2,13 +2,15 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import dijiang
 from dijiang.models import tokenizer
-from dijiang.runtime.chat_template import ChatTemplate
+from dijiang.runtime.chat_template import ChatTemplate, continued
+from dijiang.runtime.snapshot import Seam
 from tests.conftest import TEMPLATE
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -125,3 +127,17 @@ def test_template_inside_of_the_config_is_read(tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     bundle = dijiang.export(folder, tmp_path / "b", verify=False)
     assert ChatTemplate.of(bundle).render(TALKS["one"]) == "<b>!"
+
+
+def test_end_token_that_waits_to_be_fed_is_not_repeated(chatty):
+    model = dijiang.load(chatty)
+    template, ends = ChatTemplate.of(model.bundle), model.spec.eos_token_ids
+
+    def after(seam):
+        said = [{"role": "user", "content": "x"}]
+        return continued(template, model.tokenizer, SimpleNamespace(seam=lambda: seam), ends, said)
+
+    whole = after(None)
+    assert whole[0] in ends
+    assert after(Seam(whole[0], 3)) == whole[1:]
+    assert after(Seam(whole[1], 3)) == whole

@@ -233,6 +233,19 @@ def test_graphs_that_change_results_are_not_used(stand_in, corrupting, exported)
     assert not dijiang.load(path, provider="cuda", cuda_graph=False).session.cuda_graph
 
 
+def test_numbers_that_are_none_in_both_ways_are_the_same(stand_in, exported, monkeypatch):
+    run = onnxruntime.InferenceSession.run_with_iobinding
+
+    def lost(self, io, options=None):
+        run(self, io, options)
+        for output in io.get_outputs():
+            if output.data_type() == "tensor(float)":
+                output.update_inplace(output.numpy() * np.float32(np.nan))
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", lost)
+    assert dijiang.load(exported("neox-base"), provider="cuda", cuda_graph=True).session.cuda_graph
+
+
 def test_capture_that_fails_falls_back_to_plain_steps(stand_in, exported, monkeypatch):
     run = onnxruntime.InferenceSession.run_with_iobinding
 
@@ -297,9 +310,9 @@ def test_what_onnxruntime_says_is_one_line_with_the_next_step(stand_in, exported
 
 
 @NEEDS_ORT
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_integers_for_cuda_meet_their_gates_through_the_device_session(stand_in, exported, precision):
-    bundle = exported("tiny-python", target="cuda", precision=precision, calibration_tokens=None)
+@pytest.mark.parametrize(("precision", "tokens"), [("int8", 0), ("int4", 4096)])
+def test_integers_for_cuda_meet_their_gates_through_the_device_session(stand_in, exported, precision, tokens):
+    bundle = exported("tiny-python", target="cuda", precision=precision, calibration_tokens=tokens)
     text = EXAMPLES / "tiny-python" / "held_out.txt"
     for provider in ("cpu", "cuda"):  # rounded as a GPU would, and by the CPU's kernels
         report = dijiang.verify(

@@ -85,6 +85,7 @@ def test_fork_leaves_the_other_alone(model):
     dialogue.undo()
     dialogue.undo()
     assert text(dialogue.say("two")) == talk(model, "one", "two")[1][1]
+    assert text(dialogue.fork().regenerate()) == text(dialogue.regenerate())
 
 
 def test_stopped_answer_stays_as_far_as_it_was_told(model):

@@ -115,6 +115,31 @@ def test_graphs_whose_bits_depend_on_the_split_are_refused(exported, precision, 
         model.generate("x", speculate=True)
 
 
+def test_a_call_that_was_not_judged_is_taken_back(model, monkeypatch):
+    """As where Ctrl-C comes right after it."""
+    call, drafted, proposals = drafts._call, model.new_state(), []
+
+    def cut(session, state, waiting, proposed):
+        found = call(session, state, waiting, proposed)
+        proposals.extend(proposed)
+        if len(proposals) > 8:
+            raise KeyboardInterrupt
+        return found
+
+    records = model.generate(PROMPTS[2], max_tokens=N, ignore_eos=True, state=drafted, speculate=True)
+    told = []
+    with monkeypatch.context() as patch:
+        patch.setattr(drafts, "_call", cut)
+        with pytest.raises(KeyboardInterrupt):
+            told.extend(record.token for record in records)
+    assert len(told) > 4
+    plain = model.new_state()
+    records = model.generate(PROMPTS[2], max_tokens=N, ignore_eos=True, state=plain)
+    assert told == [next(records).token for _ in told]
+    records.close()
+    same_state(drafted, plain)
+
+
 def slow_draft(text, longest):
     """The twin: looks through the whole text."""
     for matched in MATCHED:
@@ -134,8 +159,10 @@ def test_lookup_finds_what_a_search_finds(text, longest):
 
 def test_lookup_is_bounded(monkeypatch):
     monkeypatch.setattr(drafts, "WINDOW", 50)
-    lookup = Lookup(range(1000))
-    assert len(lookup._text) <= 100
-    assert len(lookup._places) <= 2 * 100
+    lookup = Lookup([])
+    for token in range(1000):
+        lookup.add([token])
+        assert len(lookup._text) <= 100
+        assert len(lookup._places) <= 2 * 100
     lookup.add([990, 991])
     assert lookup.draft(3) == [992, 993, 994]

@@ -116,6 +116,12 @@ def test_bad_ids_are_refused_and_the_state_is_untouched(model, case):
         np.testing.assert_array_equal(now, then)
 
 
+@pytest.mark.parametrize("shape", [(2, 4), (2, 2), (3, 3), (1, 3)])
+def test_mask_of_another_shape_is_refused(model, shape):
+    with pytest.raises(dijiang.InputError, match=rf"ids \[2, 3\] with mask \[{shape[0]}, {shape[1]}\] and a state"):
+        model.forward(np.ones((2, 3), int), model.new_state(2), mask=np.ones(shape, int))
+
+
 def test_padding_alone_is_refused(model):
     with pytest.raises(dijiang.InputError, match="sequence 1 is all padding"):
         model.forward(np.ones((2, 3), int), model.new_state(2), mask=np.array([[1, 1, 1], [0, 0, 0]]))

@@ -127,3 +127,11 @@ def test_a_text_that_goes_on_gets_no_space_of_its_own():
     one, two = tokenizer.encode("xy ab"), tokenizer.encode("z.xy", start=False)
     assert tokenizer.decode([*one, *two]) == "xy abz.xy"
     assert tokenizer.encode("z", start=True) != tokenizer.encode("z", start=False)
+
+
+def test_where_there_is_no_text_none_is_open_or_held_back(exported):
+    model = dijiang.load(exported("neox-base"))
+    state = model.new_state()
+    assert len(list(model.generate([1, 2], max_tokens=3, state=state))) == 3
+    seam = state.seam()
+    assert (seam.at, seam.open, seam.held, seam.counts) == (4, 0, "", ())

@@ -1,16 +1,20 @@
 """The session uses what was asked for, or says what is missing."""
 
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import onnxruntime
 import pytest
 from click.testing import CliRunner
 
 import dijiang
+from dijiang.bundle.opened import open_bundle
 from dijiang.cli import main
 from dijiang.machine import memory
-from dijiang.runtime.sessions import inference
-from tests.conftest import EXAMPLES, onnx_file, signed
+from dijiang.runtime.sessions import inference, trial
+from dijiang.runtime.step import Step
+from tests.conftest import EXAMPLES, RUNNABLE, onnx_file, signed
 
 
 def test_unknown_provider_is_refused(exported):
@@ -27,6 +31,64 @@ def test_missing_backend_names_the_extras(exported, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(dijiang.SessionError, match=r"pip install 'dijiang\[cpu\]'"):
         dijiang.load(exported("neox-base"))
+
+
+@pytest.mark.parametrize("length", [2, 3, 7])
+@pytest.mark.parametrize("graph", RUNNABLE)
+def test_a_piece_of_a_prompt_leaves_the_layers_that_it_read(exported, graph, length):
+    """So a piece that fails has changed nothing."""
+    model = dijiang.load(exported("neox-base", graph=graph))
+    state = model.new_state()
+    for token in range(3):
+        model.forward([[token]], state)
+    read = state.point.layers
+    before = [layer.tobytes() for layer in read]
+    model.forward(np.arange(length)[None], state)
+    assert [layer.tobytes() for layer in read] == before
+    assert all((new != old).any() for new, old in zip(state.layers, read, strict=True))
+
+
+def test_warm_steps_are_not_timed(exported, monkeypatch):
+    """The first steps take 100 s each, what follows 2 s."""
+    now, steps, warm = [0.0], [], trial.WARM_STEPS
+
+    class Session:
+        def step(self, state):
+            return Step.single(state.batch)
+
+        def run(self, step, state):
+            steps.append((int(step.ids[0, 0]), int(step.positions[0, 0])))
+            now[0] += 100 if len(steps) <= warm else 2
+            state.commit(state.after(step))
+            return SimpleNamespace(tokens=np.array([[len(steps)]]))
+
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
+    assert trial.decode_rate(Session(), open_bundle(exported("neox-base")), seconds=10) == 0.5
+    assert steps == [(n, n) for n in range(warm + 5)]
+
+
+def test_running_a_bundle_writes_no_file(exported, tmp_path, monkeypatch):
+    bundle = exported("neox-base")
+    monkeypatch.chdir(tmp_path)
+    model = dijiang.load(bundle)
+    model.forward([[1, 2, 3]], model.new_state())
+    del model
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["coloredlogs", "sympy"])
+def test_backend_that_lacks_a_package_of_its_own_is_installed_and_broken(exported, monkeypatch, name):
+    class Finder:
+        @staticmethod
+        def find_spec(wanted, path=None, target=None):
+            if wanted == "onnxruntime":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    bundle = exported("neox-base")
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    with pytest.raises(dijiang.SessionError, match=rf"installed but does not start \(No module named '{name}'\)"):
+        dijiang.load(bundle)
 
 
 def test_graph_that_the_backend_cannot_load_is_one_error(exported, copy_of):

@@ -112,14 +112,14 @@ def test_saved_state_has_the_same_size_at_any_position(exported, tmp_path, graph
     assert sizes[0] < state.nbytes + model.spec.vocab_size // 8 + 4096
 
 
-def edited(saved, **changes):
-    """The file with other tensors (None: without one)."""
+def edited(saved, words=None, **changes):
+    """The file with other tensors (None: without one) and other words in its metadata."""
     with saved.open("rb") as stream:
         length = struct.unpack("<Q", stream.read(8))[0]
         metadata = json.loads(stream.read(length))["__metadata__"]
     tensors = load_file(saved) | {name: value for name, value in changes.items() if value is not None}
     kept = {name: value for name, value in tensors.items() if name not in changes or changes[name] is not None}
-    save_file(kept, saved, metadata)
+    save_file(kept, saved, metadata | (words or {}))
     return saved
 
 
@@ -127,25 +127,72 @@ def layer(saved):
     return load_file(saved)["layer.0"]
 
 
+#: What is wrong -> (how it is made, what is said).
 DAMAGED = {
-    "position of rank 0": lambda s: edited(s, position=np.array(3)),
-    "position of another dtype": lambda s: edited(s, position=np.array([3, 3], np.int8)),
-    "negative position": lambda s: edited(s, position=np.array([3, -1])),
-    "no position": lambda s: edited(s, position=None),
-    "layer in float64": lambda s: edited(s, **{"layer.0": layer(s).astype(np.float64)}),
-    "layer of another shape": lambda s: edited(s, **{"layer.0": layer(s)[:, :1]}),
-    "layer with NaN": lambda s: edited(s, **{"layer.0": layer(s) * np.float32(np.nan)}),
-    "missing layer": lambda s: edited(s, **{"layer.3": None}),
-    "unknown tensor": lambda s: edited(s, other=np.zeros(3)),
-    "last id out of range": lambda s: edited(s, last=np.full((2, 64), 10**9)),
-    "seen of another size": lambda s: edited(s, seen=np.zeros((2, 3), np.uint8)),
+    "position of rank 0": (lambda s: edited(s, position=np.array(3)), "position is int64 of rank 0"),
+    "position of another dtype": (
+        lambda s: edited(s, position=np.array([3, 3], np.int8)),
+        "position is int8 of rank 1",
+    ),
+    "negative position": (lambda s: edited(s, position=np.array([3, -1])), "positions, last ids or seen ids out"),
+    "no position": (lambda s: edited(s, position=None), "'position'"),
+    "layer in float64": (lambda s: edited(s, **{"layer.0": layer(s).astype(np.float64)}), "layer 0 is float64"),
+    "layer of another shape": (lambda s: edited(s, **{"layer.0": layer(s)[:, :1]}), "layer 1 is float32"),
+    "last layer of another shape": (lambda s: edited(s, **{"layer.5": layer(s)[:, :1]}), "layer 5 is float32"),
+    "layer with NaN": (lambda s: edited(s, **{"layer.0": layer(s) * np.float32(np.nan)}), "layer 0 holds NaN"),
+    "missing layer": (lambda s: edited(s, **{"layer.3": None}), "'layer.3'"),
+    "unknown tensor": (lambda s: edited(s, other=np.zeros(3)), "'layer.6'"),
+    "last id out of range": (lambda s: edited(s, last=np.full((2, 64), 10**9)), "a last id outside"),
+    "last id of no token": (lambda s: edited(s, last=np.full((2, 64), -2)), "a last id outside"),
+    "too few last ids": (lambda s: edited(s, last=np.full((2, 63), 1)), "positions, last ids or seen ids out"),
+    "seen of another size": (lambda s: edited(s, seen=np.zeros((2, 3), np.uint8)), "seen ids out of range"),
+    "a history of another size": (lambda s: edited(s, history=np.zeros((2, 31), np.uint8)), "a history of another"),
+    "another number": (lambda s: edited(s, position=np.array([3, 4])), "not what its digest says"),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGED)
 def test_damaged_state_file_is_one_error(saved, case):
-    DAMAGED[case](saved)
-    with pytest.raises(dijiang.InputError, match=r"not a saved state \(.+\); save it again"):
+    damage, said = DAMAGED[case]
+    damage(saved)
+    with pytest.raises(dijiang.InputError, match=rf"not a saved state \(.*{said}.*\); save it again"):
+        dijiang.State.load(saved)
+
+
+#: Of one sequence: the token that waits, its place, how far a text is open, what is held back, counts.
+SEAM = [5, 3, 0, "", [[7, 2]]]
+
+
+@pytest.mark.parametrize(
+    ("seams", "said"),
+    [
+        ([SEAM, SEAM], "not what its digest says"),  # nothing else is wrong with it
+        ([SEAM], "seams of another number of sequences"),
+        ({"0": SEAM, "1": SEAM}, "seams of another number of sequences"),
+        ([SEAM, SEAM[:4]], "not enough values"),
+        *[
+            ([None, [*SEAM[:at], value, *SEAM[at + 1 :]]], f"a seam {said}")
+            for at, value, said in [
+                (0, 5.0, "of the wrong types"),
+                (0, True, "of the wrong types"),
+                (3, None, "of the wrong types"),
+                (4, [[7.0, 2]], "of the wrong types"),
+                (0, -1, "out of range"),
+                (0, 10**6, "out of range"),
+                (4, [[-1, 2]], "out of range"),
+                (4, [[10**6, 2]], "out of range"),
+                (1, -1, "out of range"),
+                (2, -1, "out of range"),
+                (2, 65, "out of range"),
+                (4, [[7, 0]], "with counts out of range"),
+                (4, [[7, 2**53]], "with counts out of range"),
+            ]
+        ],
+    ],
+)
+def test_seams_that_no_state_has_are_one_error(saved, seams, said):
+    edited(saved, words={"seams": json.dumps(seams)})
+    with pytest.raises(dijiang.InputError, match=rf"not a saved state \(.*{said}.*\); save it again"):
         dijiang.State.load(saved)
 
 

@@ -54,7 +54,7 @@ def stand_in(monkeypatch, plugin):
     """`webgpu` finds a GPU, and is the CPU's provider through the device's session."""
     plugin(GPU)
     fake_ort.install(monkeypatch)
-    monkeypatch.setattr(webgpu, "WEBGPU", replace(STAND_IN, end=1 << 31, silent=True))
+    monkeypatch.setattr(webgpu, "WEBGPU", replace(STAND_IN, end=webgpu.WEBGPU.end, silent=webgpu.WEBGPU.silent))
 
 
 # Refusals.
@@ -307,12 +307,19 @@ def test_memory_that_is_not_there_is_noticed(exported, stand_in, monkeypatch):
 
 
 def test_batch_that_does_not_fit_is_refused_before_it_is_tried(exported, stand_in, monkeypatch):
+    """A state lies on the device twice: what a step reads, and what it writes."""
     model = dijiang.load(exported("neox-base"), provider="webgpu")
-    monkeypatch.setattr(device.Device, "free", lambda self, index: 100_000)
+    state, ids = model.new_state(50), np.ones((50, 1), np.int64)
+    free = [2 * state.nbytes - 1]
+    monkeypatch.setattr(device.Device, "free", lambda self, index: free[0])
     with pytest.raises(
-        dijiang.SessionError, match=r"a state of batch 50: needs .* GB of GPU memory, 0.00 GB are free"
+        dijiang.SessionError, match=r"a state of batch 50: needs .* GB of GPU memory, 0.\d\d GB are"
     ):
-        model.forward(np.ones((50, 1), np.int64), model.new_state(50))
+        model.forward(ids, state)
+    assert not state.position.any()
+    free[0] += 1
+    model.forward(ids, state)
+    assert state.position.tolist() == [1] * 50
 
 
 def test_bundle_that_does_not_fit_is_refused_before_it_is_loaded(exported, plugin, monkeypatch):

@@ -160,6 +160,9 @@ def test_snapshot_without_a_pending_token_or_of_another_model_is_refused(model, 
     model.forward([[1]], state)
     with pytest.raises(dijiang.InputError, match="holds no pending token"):
         verify(model, take(model, state, Generation()))
+    assert list(model.generate([1], max_tokens=2, ignore_eos=True, state=state))
+    with pytest.raises(dijiang.InputError, match="holds no pending token with its logits"):
+        verify(model, state.snapshot())  # a token, but nobody kept what follows it
     with pytest.raises(dijiang.InputError, match="the state is of checkpoint"):
         verify(dijiang.load(exported("tiny-python-published")), kept)
 
