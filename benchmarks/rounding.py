@@ -159,7 +159,7 @@ class Case:
     block: int
     rotation: int
     calibrated: bool
-    scale_bytes: int = 2
+    scale_bytes: int = 4
 
     @property
     def name(self) -> str:
@@ -168,7 +168,7 @@ class Case:
             f"blocks of {self.block}",
             f"rotated by {self.rotation}" if self.rotation else "not rotated",
             "GPTQ" if self.calibrated else "nearest",
-            *(["float32 scales"] if self.scale_bytes == 4 else []),
+            *(["bfloat16 scales"] if self.scale_bytes == 2 else []),
         ]
         return ", ".join(parts)
 
@@ -182,8 +182,11 @@ class Case:
         )
 
 
-#: Bits of our cases -> types of llama.cpp that are judged beside them.
-LLAMA_CPP = {8: ("q8_0",), 4: ("q4_0", "q4_k_m")}
+#: Bits of our cases -> types of llama.cpp that are judged beside them, by the names of their rows.
+LLAMA_CPP = {
+    8: {"llama.cpp, Q8_0": "q8_0"},
+    4: {"llama.cpp, Q4_0": "q4_0", "llama.cpp, Q4_K_M": "q4_k_m"},
+}
 CASES = [
     Case(8, 128, 0, False),  # what was the default before
     Case(8, 64, 0, False),
@@ -193,12 +196,13 @@ CASES = [
     Case(8, 32, 64, False),
     Case(8, 64, 0, True),
     Case(8, 64, 64, True),
-    Case(8, 64, 64, True, 4),
+    Case(8, 64, 64, True, 2),  # the default
     Case(4, 32, 0, False),
     Case(4, 128, 0, True),  # what was the default before
     Case(4, 64, 64, True),
-    Case(4, 64, 64, True, 4),
+    Case(4, 64, 64, True, 2),  # the default
     Case(4, 32, 64, True),
+    Case(4, 32, 64, True, 2),
     Case(4, 128, 64, True),
 ]
 
@@ -207,32 +211,46 @@ CASES = [
 @click.argument("work", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--tokens", default=20_480, show_default=True, help="That are judged.")
-def main(work: Path, output: Path, tokens: int) -> None:
+@click.option("--go-on", is_flag=True, help="Measure no row again that the report has.")
+def main(work: Path, output: Path, tokens: int, go_on: bool) -> None:
     """Measure every case in WORK, and write what was found."""
     work.mkdir(parents=True, exist_ok=True)
     vanilla, text = fetch(work), english(work).read_text(encoding="utf-8")
     ids = np.array(Tokenizer.from_file(str(vanilla / "tokenizer.json")).encode(text).ids)
     judged, left = ids[:tokens], ids[tokens : tokens + CALIBRATION]
-    rows: list[dict[str, Any]] = []
+    rows = json.loads(output.read_text(encoding="utf-8"))["cases"] if go_on else []
+    found = {str(row["case"]): row for row in rows}
     for bits, folder in ((8, vanilla), (4, broken(vanilla, work / "broken"))):
         converted = work / f"{folder.name}-converted"
         if not converted.exists():
             run("convert", folder, "-o", converted)
-        rows += measure(folder, converted, [case for case in CASES if case.bits == bits], judged, left, work)
-    found = {
+        cases = [case for case in CASES if case.bits == bits and case.name not in found]
+        peers = {name: kind for name, kind in LLAMA_CPP[bits].items() if name not in found}
+        rows = measure(folder, converted, cases, peers, judged, left, work)
+        found |= {str(row["case"]): row for row in rows}
+    names = [
+        name for bits, peers in LLAMA_CPP.items() for name in (*(c.name for c in CASES if c.bits == bits), *peers)
+    ]
+    report = {
         "package": PACKAGE,
         "cpu": describe_cpu(Path("/")),
         "tokens": len(judged) // WINDOW * WINDOW,
         "calibration": len(left) // WINDOW * WINDOW,
-        "cases": rows,
+        "cases": [found[name] for name in names],
     }
-    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def measure(
-    vanilla: Path, checkpoint: Path, cases: list[Case], judged: np.ndarray, left: np.ndarray, work: Path
+    vanilla: Path,
+    checkpoint: Path,
+    cases: list[Case],
+    peers: dict[str, str],
+    judged: np.ndarray,
+    left: np.ndarray,
+    work: Path,
 ) -> list[dict[str, Any]]:
-    """A row for each case of one checkpoint, and for each type of llama.cpp of as many bits."""
+    """A row for each case of one checkpoint, and for each type of llama.cpp."""
     model = load_checkpoint(checkpoint)
     exact = Vanilla(model, resolve("fp32", graph="ort"), work / "rounding" / "exact")
     moments = exact.moments(left)
@@ -242,10 +260,10 @@ def measure(
         start = time.perf_counter()
         graph = Vanilla(model, case.recipe, work / "rounding" / case.name, own)
         graphs[case.name] = graph, time.perf_counter() - start
-    for kind in LLAMA_CPP[cases[0].bits]:
+    for name, kind in peers.items():
         start = time.perf_counter()
         peer = LlamaCpp(vanilla, kind, work / "llama.cpp", model.spec.vocab_size)
-        graphs[f"llama.cpp, {kind.upper()}"] = peer, time.perf_counter() - start
+        graphs[name] = peer, time.perf_counter() - start
     sums = np.zeros((len(graphs), 4))
     for window in windows(judged):
         expected = log_softmax(exact.run(window)[0][0])

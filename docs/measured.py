@@ -92,7 +92,8 @@ The rows of llama.cpp are types of its own for the same weights, judged on the s
 all tensors.
 
 Activations are rounded to 8 bits in the same blocks. The head has 8 bits everywhere. The embedding is tied. It is
-stored once where 576 channels are whole blocks.
+stored once where 576 channels are whole blocks. Scales are bfloat16 where a row says so, as by default
+([ADR 0039](adr/0039-brief-scales.md)), else float32.
 
 Processor: {cpu}.
 
