@@ -85,10 +85,15 @@ def test_a_bundle_holds_the_graphs_that_run_here_and_share_their_weights(runs, p
 @pytest.mark.parametrize(
     ("options", "body", "head", "embed"),
     [
-        ({}, Blocks(4, 64, 64), Blocks(8, 64, 64), Blocks(4, 64)),
-        ({"block_size": 32}, Blocks(4, 32, 64), Blocks(8, 32, 64), Blocks(4, 32)),
-        ({"head_precision": "fp32"}, Blocks(4, 64, 64), None, Blocks(4, 64)),
-        ({"head_precision": "int4", "block_size": 128}, Blocks(4, 128, 64), Blocks(4, 128, 64), Blocks(4, 128)),
+        ({}, Blocks(4, 64, 64, 2), Blocks(8, 64, 64, 2), Blocks(4, 64, 0, 2)),
+        ({"block_size": 32}, Blocks(4, 32, 64, 2), Blocks(8, 32, 64, 2), Blocks(4, 32, 0, 2)),
+        ({"head_precision": "fp32"}, Blocks(4, 64, 64, 2), None, Blocks(4, 64, 0, 2)),
+        (
+            {"head_precision": "int4", "block_size": 128},
+            Blocks(4, 128, 64, 2),
+            Blocks(4, 128, 64, 2),
+            Blocks(4, 128, 0, 2),
+        ),
     ],
 )
 def test_head_and_blocks_are_what_was_asked_for(options, body, head, embed):

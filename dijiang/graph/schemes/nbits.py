@@ -192,8 +192,8 @@ class Quantize(InPlacePass):
 def nearest(name: str, read: Callable[[], np.ndarray], rounding: Blocks) -> tuple[np.ndarray, np.ndarray]:
     """See `Rounder`: each weight by itself."""
     weight, bits = read(), rounding.bits
-    mixed = rotate(weight, rotation_of(rounding, len(weight)))
-    codes, scales = round_nearest(mixed, bits, rounding.block, scale_bytes=rounding.scale_bytes)
+    weight = rotate(weight, rotation_of(rounding, len(weight)))
+    codes, scales = round_nearest(weight, bits, rounding.block, scale_bytes=rounding.scale_bytes)
     return pack(codes, bits), scales
 
 
@@ -202,9 +202,9 @@ def calibrated(moments: Moments) -> Rounder:
 
     def rounder(name: str, read: Callable[[], np.ndarray], rounding: Blocks) -> tuple[np.ndarray, np.ndarray]:
         weight = read()
-        mixed = rotate(weight, rotation_of(rounding, len(weight)))
+        weight = rotate(weight, rotation_of(rounding, len(weight)))
         codes, scales = round_gptq(
-            mixed,
+            weight,
             rounding.bits,
             rounding.block,
             mixed_inputs(moments(name), rounding),
