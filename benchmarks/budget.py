@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import onnx_ir as ir
 from real import PACKAGE, english, fetch, run
-from rounding import CALIBRATION, WINDOW, Vanilla, broken, compared, log_softmax, tokens_of, windows
+from rounding import CALIBRATION, WINDOW, Logits, Vanilla, broken, command, judge, rows_of, tokens_of, windows
 from tokenizers import Tokenizer
 
 from dijiang.bench.transformer import VanillaModel, transformer_graph
@@ -43,7 +42,6 @@ WAYS = 1 + 3 * len(SHARES)
 #: Windows that go through a layer together while moments are taken, and graphs that are judged side by side.
 BATCH, TOGETHER = 4, 3
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-python"
-Logits = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,7 @@ def vanilla(work: Path, tokens: int) -> Subject:
         return LayerMoments(graph, feeds, replaceable=True)
 
     def opened(recipe: Recipe, rounder: Rounder | None, place: Path) -> Logits:
-        bundle = Vanilla(model, recipe, place, rounder)
-        return lambda ids: bundle.run(ids)[0][0]
+        return Vanilla(model, recipe, place, rounder).logits
 
     recipe, float_graph = resolve("int4", graph="ort"), written(resolve("fp32", graph="ort"), None)
     assert recipe.head is not None
@@ -177,34 +174,24 @@ def judged(subject: Subject, ways: dict[str, Recipe], rounder: Rounder) -> list[
     with temporary_folder() as place:
         exact = subject.opened(resolve("fp32", graph="ort"), None, place / "exact")
         opened = [subject.opened(recipe, rounder, place / way) for way, recipe in ways.items()]
-        sums, count = np.zeros((len(ways), 4)), len(subject.judged) // WINDOW
-        for window in windows(subject.judged):
-            expected = log_softmax(exact(window))
-            for found, logits in zip(sums, opened, strict=True):
-                found += compared(expected, log_softmax(logits(window)), window)
+        costs = judge(exact, opened, subject.judged)
     return [
         {
             "model": subject.name,
             "way": way,
             "bytes": weight_bytes(subject.written(recipe, None)),
             "kept": len(recipe.budget.kept) if recipe.budget else 0,
-            "perplexity_change": float(np.expm1((loss - exact_loss) / (count * (WINDOW - 1)))),
-            "kl": kl / (count * WINDOW),
-            "top1_agreement": agreed / (count * WINDOW),
         }
-        for (way, recipe), (agreed, kl, loss, exact_loss) in zip(ways.items(), sums, strict=True)
+        | cost
+        for (way, recipe), cost in zip(ways.items(), costs, strict=True)
     ]
 
 
-@click.command()
-@click.argument("work", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--tokens", default=20_480, show_default=True, help="That are judged.")
-@click.option("--go-on", is_flag=True, help="Measure no row again that the report has.")
+@command
 def main(work: Path, output: Path, tokens: int, go_on: bool) -> None:
     """Measure every budget in WORK; rows are written when they are there."""
     work.mkdir(parents=True, exist_ok=True)
-    rows = json.loads(output.read_text(encoding="utf-8"))["rows"] if go_on and output.exists() else []
+    rows = rows_of(output, "rows", go_on=go_on)
     found = {"package": PACKAGE, "cpu": describe_cpu(Path("/")), "tokens": tokens // WINDOW * WINDOW, "rows": rows}
     for subject in (example(tokens), vanilla(work, tokens)):
         known = {row["way"] for row in rows if row["model"] == subject.name}

@@ -17,7 +17,7 @@ import math
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ from dijiang.runtime.sessions.inference import open_inference
 WINDOW = 512
 #: Tokens of text that second moments come from; they lie behind those that are judged.
 CALIBRATION = 6144
+#: Token ids [T] -> logits [T, vocab] float32 of a model.
+Logits = Callable[[np.ndarray], np.ndarray]
 #: Input channels of Q4_1 that share a step.
 GRID = 32
 
@@ -98,6 +100,11 @@ class Vanilla:
         found: list[np.ndarray] = self._session.run(list(outputs), feeds | self._caches)
         return found
 
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """See `Logits`."""
+        found: np.ndarray = self.run(ids)[0][0]
+        return found
+
     def moments(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """Second moments [in, in] of the inputs of every linear."""
         wanted, found = tuple(dict.fromkeys(self.inputs.values())), {}
@@ -127,20 +134,20 @@ class LlamaCpp:
     def __init__(self, checkpoint: Path, kind: str, cache: Path, vocab: int) -> None:
         import gguf
 
-        self._shape = (1, WINDOW, vocab)
+        self._shape = (WINDOW, vocab)
         file = llama.quantized(cache, llama.convert(checkpoint, cache), kind)
         self.bytes = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(file).tensors)
         command = [str(llama.logits_tool(cache)), str(file), str(WINDOW), str(usable_cores())]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def run(self, ids: np.ndarray) -> list[np.ndarray]:
-        """Logits [1, WINDOW, vocab] of a window."""
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """See `Logits`: of a window."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
         stdin.write(ids.astype(np.int32).tobytes())
         stdin.flush()
-        return [np.frombuffer(stdout.read(4 * math.prod(self._shape)), np.float32).reshape(self._shape)]
+        return np.frombuffer(stdout.read(4 * math.prod(self._shape)), np.float32).reshape(self._shape)
 
 
 def windows(ids: np.ndarray) -> Iterator[np.ndarray]:
@@ -207,27 +214,43 @@ CASES = [
 ]
 
 
-@click.command()
-@click.argument("work", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--tokens", default=20_480, show_default=True, help="That are judged.")
-@click.option("--go-on", is_flag=True, help="Measure no row again that the report has.")
+def command(function: Callable[..., None]) -> click.Command:
+    """A command (WORK, output, tokens, go_on): where files are kept, the report, and how much is judged."""
+    for option in (
+        click.option("--go-on", is_flag=True, help="Measure no row again that the report has."),
+        click.option("--tokens", default=20_480, show_default=True, help="That are judged."),
+        click.option("-o", "--output", type=click.Path(path_type=Path), required=True),
+        click.argument("work", type=click.Path(path_type=Path)),
+    ):
+        function = option(function)
+    return click.command()(function)
+
+
+def rows_of(output: Path, name: str, *, go_on: bool) -> list[dict[str, Any]]:
+    """The rows that a report has already."""
+    if not (go_on and output.exists()):
+        return []
+    rows: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))[name]
+    return rows
+
+
+@command
 def main(work: Path, output: Path, tokens: int, go_on: bool) -> None:
     """Measure every case in WORK, and write what was found."""
     work.mkdir(parents=True, exist_ok=True)
     vanilla, text = fetch(work), english(work).read_text(encoding="utf-8")
     ids = np.array(Tokenizer.from_file(str(vanilla / "tokenizer.json")).encode(text).ids)
     judged, left = ids[:tokens], ids[tokens : tokens + CALIBRATION]
-    rows = json.loads(output.read_text(encoding="utf-8"))["cases"] if go_on else []
-    found = {str(row["case"]): row for row in rows}
+    found = {str(row["case"]): row for row in rows_of(output, "cases", go_on=go_on)}
     for bits, folder in ((8, vanilla), (4, broken(vanilla, work / "broken"))):
         converted = work / f"{folder.name}-converted"
         if not converted.exists():
             run("convert", folder, "-o", converted)
         cases = [case for case in CASES if case.bits == bits and case.name not in found]
         peers = {name: kind for name, kind in LLAMA_CPP[bits].items() if name not in found}
-        rows = measure(folder, converted, cases, peers, judged, left, work)
-        found |= {str(row["case"]): row for row in rows}
+        if cases or peers:
+            rows = measure(folder, converted, cases, peers, judged, left, work)
+            found |= {str(row["case"]): row for row in rows}
     names = [
         name for bits, peers in LLAMA_CPP.items() for name in (*(c.name for c in CASES if c.bits == bits), *peers)
     ]
@@ -264,27 +287,29 @@ def measure(
         start = time.perf_counter()
         peer = LlamaCpp(vanilla, kind, work / "llama.cpp", model.spec.vocab_size)
         graphs[name] = peer, time.perf_counter() - start
-    sums = np.zeros((len(graphs), 4))
+    costs = judge(exact.logits, [graph.logits for graph, _ in graphs.values()], judged)
+    return [
+        {"case": name, "bytes": graph.bytes, "seconds": took} | cost
+        for (name, (graph, took)), cost in zip(graphs.items(), costs, strict=True)
+    ]
+
+
+def judge(exact: Logits, others: list[Logits], judged: np.ndarray) -> list[dict[str, float]]:
+    """What each of some models costs against the exact one, on whole windows of token ids."""
+    sums, count = np.zeros((len(others), 4)), len(judged) // WINDOW
     for window in windows(judged):
-        expected = log_softmax(exact.run(window)[0][0])
-        for found, (graph, _) in zip(sums, graphs.values(), strict=True):
-            found += compared(expected, log_softmax(graph.run(window)[0][0]), window)
-    rows = []
-    for (name, (graph, took)), (agreed, kl, loss, exact_loss) in zip(graphs.items(), sums, strict=True):
-        count = len(judged) // WINDOW
-        rows.append(
-            {
-                "case": name,
-                "bytes": graph.bytes,
-                "seconds": took,
-                "perplexity": float(np.exp(loss / (count * (WINDOW - 1)))),
-                "perplexity_change": float(np.expm1((loss - exact_loss) / (count * (WINDOW - 1)))),
-                "kl": kl / (count * WINDOW),
-                "top1_agreement": agreed / (count * WINDOW),
-            }
-        )
-        click.echo(json.dumps(rows[-1]))
-    return rows
+        expected = log_softmax(exact(window))
+        for found, logits in zip(sums, others, strict=True):
+            found += compared(expected, log_softmax(logits(window)), window)
+    return [
+        {
+            "perplexity": float(np.exp(loss / (count * (WINDOW - 1)))),
+            "perplexity_change": float(np.expm1((loss - exact_loss) / (count * (WINDOW - 1)))),
+            "kl": kl / (count * WINDOW),
+            "top1_agreement": agreed / (count * WINDOW),
+        }
+        for agreed, kl, loss, exact_loss in sums
+    ]
 
 
 def log_softmax(logits: np.ndarray) -> torch.Tensor:

@@ -130,7 +130,7 @@ BUDGETS = """
 `make budget` spends `dijiang export --precision int4 --budget` on the model above, in 4 bits, and on the shipped
 tiny-python, each judged on {tokens} tokens. A budget is so much more than plain int4 takes. *Measured* is what
 `export` does ([how](adr/0038-budget.md)). The other rows spend as many bytes on other projections. The moments of
-tiny-python come from text that it writes.
+tiny-python come from text that it writes. Scales were float32.
 
 """
 

@@ -16,11 +16,14 @@ void interleave(const uint8_t* from, uint8_t* to) {
 }
 
 float scale_of(const uint8_t* stored, int64_t bytes) {
-  float wide;
-  uint16_t brief;
-  std::memcpy(&wide, stored, bytes == 4 ? 4 : 0);
-  std::memcpy(&brief, stored, 2);
-  return bytes == 4 ? wide : widened(brief);
+  if (bytes == 2) {
+    uint16_t brief;
+    std::memcpy(&brief, stored, sizeof brief);
+    return widened(brief);
+  }
+  float scale;
+  std::memcpy(&scale, stored, sizeof scale);
+  return scale;
 }
 
 }  // namespace

@@ -7,7 +7,7 @@ one in its place: how far that moves what the layer passes on says what its bits
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,9 +17,9 @@ import onnx_ir as ir
 from ..errors import ExportError
 from ..graph.passes.linear import array_of, linears
 from ..graph.roles import Role
-from ..graph.rounding import pack, restored, rotate, round_gptq
+from ..graph.rounding import pack, restored
 from ..graph.schemes import Rounder
-from ..graph.schemes.nbits import calibrated, mixed_inputs, rotation_of
+from ..graph.schemes.nbits import calibrated, mixed_inputs, mixed_weight, rotation_of, round_by
 from ..progress import Progress, silent
 from ..recipe import Blocks, Recipe
 from .calibration import LayerMoments
@@ -110,18 +110,15 @@ class _Store:
         self._folder = folder
         self._files: dict[tuple[str, int], Path] = {}
 
-    def round(self, name: str, weight: np.ndarray, moment: np.ndarray, widths: Iterable[Blocks]) -> np.ndarray:
+    def round(self, name: str, weight: np.ndarray, moment: np.ndarray, widths: Sequence[Blocks]) -> np.ndarray:
         """Keep a weight as each of these blocks, alike but for their bits; what the last ones stand for."""
-        inputs = None
+        last = widths[-1]
+        mixed, inputs = mixed_weight(weight, last), mixed_inputs(moment, last)
         for blocks in widths:
-            bits, size = blocks.bits, rotation_of(blocks, len(weight))
-            inputs = inputs or mixed_inputs(moment, blocks)
-            codes, scales = round_gptq(
-                rotate(weight, size), bits, blocks.block, inputs, scale_bytes=blocks.scale_bytes
-            )
-            file = self._files[name, bits] = self._folder / f"{len(self._files)}.npz"
-            np.savez(file, codes=pack(codes, bits), scales=scales)
-        return restored(codes, scales, bits, len(weight), size)
+            codes, scales = round_by(mixed, blocks, inputs)
+            file = self._files[name, blocks.bits] = self._folder / f"{len(self._files)}.npz"
+            np.savez(file, codes=pack(codes, blocks.bits), scales=scales)
+        return restored(codes, scales, last.bits, len(weight), rotation_of(last, len(weight)))
 
     def rounder(self, others: Rounder) -> Rounder:
         """What is here from its file, everything else by `others`."""

@@ -122,8 +122,9 @@ def export(
         _check_text(model, file, readable=tokenizer is not None)
     recipe = pipeline.fitted(recipe, model)
     graphs = pipeline.step_graphs(model, recipe)
+    smallest = data_bytes(graphs)
     if recipe.budget is not None:
-        require_budget(recipe, pipeline.float_graph(model), data_bytes(graphs))
+        require_budget(recipe, pipeline.float_graph(model), smallest)
     with new_folder(folder, ExportError, foreign=foreign if force else None) as partial, ExitStack() as written:
         plan = plan_export(
             model,
@@ -142,8 +143,7 @@ def export(
             rounder = calibrated(moments)
             if recipe.budget is not None:
                 store = written.enter_context(temporary_folder())
-                float_graph, smallest = pipeline.float_graph(model), data_bytes(graphs)
-                recipe, rounder = spend(recipe, float_graph, moments, smallest, store, progress)
+                recipe, rounder = spend(recipe, pipeline.float_graph(model), moments, smallest, store, progress)
             graphs = pipeline.step_graphs(model, recipe, rounder)
         _save(graphs, partial, plan, progress)
         if tokenizer is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..graph.passes.emulate import is_computed_in
+from ..graph.passes.emulate import LOW
 from ..graph.passes.linear import shape_of
 from ..graph.roles import layer_of
 from ..runtime.sessions.inference import import_onnxruntime
@@ -112,4 +112,4 @@ def _group(weights: set[ir.Value]) -> str:
 
 def _bytes(weights: set[ir.Value]) -> int:
     """What initializers are in a session on the CPU, where 16-bit floats are float32."""
-    return sum(4 * v.const_value.size if is_computed_in(v) else v.const_value.nbytes for v in weights)
+    return sum(4 * v.const_value.size if v.dtype in LOW else v.const_value.nbytes for v in weights)

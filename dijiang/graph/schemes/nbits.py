@@ -139,14 +139,14 @@ class Quantize(InPlacePass):
         shape: tuple[int, int],
         read: Callable[[], np.ndarray],
         rounding: Blocks,
-        rounder: Rounder | None = None,
+        rounder: Rounder,
         *,
         flat: bool = False,
     ) -> tuple[ir.Value, ir.Value]:
         """Initializers of a weight [in, out]: codes and scales, each [out, ...]."""
         (rows, columns), name = shape, str(source.name)
         blocks, size = -(-rows // rounding.block), rounding.block * rounding.bits // 8
-        rounded = Shared(lambda: (rounder or nearest)(name, read, rounding))
+        rounded = Shared(lambda: rounder(name, read, rounding))
         packed = (columns, blocks * size) if flat else (columns, blocks, size)
         type_ = self.scheme.brief if rounding.scale_bytes == 2 else ir.DataType.FLOAT
         return (
@@ -164,11 +164,12 @@ class Quantize(InPlacePass):
     def _quantize_embedding(self, graph: ir.Graph, gather: ir.Node, rounding: Blocks) -> None:
         table = value_of(gather.inputs[0])
         rows, width = shape_of(table)
-        codes, scales = self._blocks(graph, table, (width, rows), lambda: array_of(table).T, rounding, flat=True)
+        codes, scales = self._blocks(
+            graph, table, (width, rows), lambda: array_of(table).T, rounding, nearest, flat=True
+        )
         casts, scales = _widened(scales)
         node = _lookup(gather, codes, scales, rounding, axis=1)
-        nodes = [*casts, node]
-        replace_nodes_and_values(graph, gather, [gather], nodes, [gather.outputs[0]], [node.outputs[0]])
+        replace_nodes_and_values(graph, gather, [gather], [*casts, node], [gather.outputs[0]], [node.outputs[0]])
 
     def _rounding(self, linear: Linear) -> Blocks | None:
         if linear.role not in ROUNDED:
@@ -191,28 +192,30 @@ class Quantize(InPlacePass):
 
 def nearest(name: str, read: Callable[[], np.ndarray], rounding: Blocks) -> tuple[np.ndarray, np.ndarray]:
     """See `Rounder`: each weight by itself."""
-    weight, bits = read(), rounding.bits
-    weight = rotate(weight, rotation_of(rounding, len(weight)))
-    codes, scales = round_nearest(weight, bits, rounding.block, scale_bytes=rounding.scale_bytes)
-    return pack(codes, bits), scales
+    weight = mixed_weight(read(), rounding)
+    codes, scales = round_nearest(weight, rounding.bits, rounding.block, scale_bytes=rounding.scale_bytes)
+    return pack(codes, rounding.bits), scales
 
 
 def calibrated(moments: Moments) -> Rounder:
     """By the moments of the weights' inputs: GPTQ."""
 
     def rounder(name: str, read: Callable[[], np.ndarray], rounding: Blocks) -> tuple[np.ndarray, np.ndarray]:
-        weight = read()
-        weight = rotate(weight, rotation_of(rounding, len(weight)))
-        codes, scales = round_gptq(
-            weight,
-            rounding.bits,
-            rounding.block,
-            mixed_inputs(moments(name), rounding),
-            scale_bytes=rounding.scale_bytes,
-        )
+        weight = mixed_weight(read(), rounding)
+        codes, scales = round_by(weight, rounding, mixed_inputs(moments(name), rounding))
         return pack(codes, rounding.bits), scales
 
     return rounder
+
+
+def round_by(weight: np.ndarray, rounding: Blocks, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
+    """Codes uint8 [out, blocks, block] and scales float32 [out, blocks] of a mixed weight, by GPTQ."""
+    return round_gptq(weight, rounding.bits, rounding.block, inputs, scale_bytes=rounding.scale_bytes)
+
+
+def mixed_weight(weight: np.ndarray, rounding: Blocks) -> np.ndarray:
+    """A weight [in, out] as it is rounded."""
+    return rotate(weight, rotation_of(rounding, len(weight)))
 
 
 def mixed_inputs(moment: np.ndarray, rounding: Blocks) -> Inputs:
