@@ -44,8 +44,9 @@ def profile(bundle: Bundle, graph: str, length: int) -> list[dict[str, Any]]:
             bundle.graph_file(graph), operators=GRAPHS[graph].operators, profile=Path(folder, "steps")
         )
         step = Step.of(np.arange(length)[None] % spec.vocab_size, np.zeros(1, np.int64), np.array([[length - 1]]))
-        states = [value.name for value in session.get_inputs() if "recurrent_state" in value.name]
-        feeds = step.arrays | {name: np.zeros((1, *spec.state_shape), np.float32) for name in states}
+        inputs = [value.name for value in session.get_inputs()]
+        states = [name for name in inputs if "recurrent_state" in name]
+        feeds = step.feeds(inputs) | {name: np.zeros((1, *spec.state_shape), np.float32) for name in states}
         for _ in range(PROFILED + 1):
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text())

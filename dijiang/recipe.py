@@ -188,7 +188,8 @@ class Graph:
     nodes: that it may hold; another one is refused before anything runs.
     onnxruntime: oldest version that runs it; integers_from: the same with weights in blocks.
     fused: norms, rotary embedding and activations are ONNX Runtime's own single nodes.  in_place: the
-    new state may be written over the old one.  exact: norms subtract the mean in nodes of their own, and
+    new state may be written over the old one.  ragged: a step may hold pieces of several sequences, each of its
+    own length; a graph of before may not.  exact: norms subtract the mean in nodes of their own, and
     matmuls of blocks do not round activations.  on_device: a GPU runs every node, none computes shapes on the
     CPU.  operators: domain of the nodes that the library compiled with dijiang has; empty: it needs none.
     matmul: blocks are multiplied by such a node.  own_kernels: on a GPU those nodes are compiled when it is opened.
@@ -203,6 +204,7 @@ class Graph:
     onnxruntime: tuple[int, int]
     fused: bool = False
     in_place: bool = False
+    ragged: bool = False
     exact: bool = False
     on_device: bool = True
     operators: str = ""
@@ -223,6 +225,7 @@ GRAPHS = {
         onnxruntime=(1, 30),
         fused=True,
         in_place=True,
+        ragged=True,
         operators=DOMAIN,
         matmul=True,
         types=("fp32",),

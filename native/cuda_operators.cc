@@ -120,6 +120,7 @@ struct StepKernel : Place {
     Step s{};
     CHECK(type_of(api, context, kPacked, &type));
     CHECK(read_inputs(api, context, node, s, data, kInputs, state));
+    if (state[0] != s.batch) return api.fail("RecurrentStep: states of another batch");
     s.packed = data[kPacked], s.packed_bias = data[kCount], s.cos = data[kCos], s.sin = data[kSin];
     s.projection = data[kProjection], s.scales = data[kScales], s.log_decay = data[kLogDecay];
     s.mask = data[kMask], s.weight = data[kWeight], s.bias = data[kBias], s.past = data[kState];

@@ -1,6 +1,7 @@
 // One layer's recurrence over T tokens, from the projections to what goes into the output projection.
 //
-// B sequences, H query heads, G key/value heads, head size K, d = H K, F channels of an MLP beside it.
+// [B, T] tokens of S sequences, H query heads, G key/value heads, head size K, d = H K, F channels of an MLP beside
+// it. Read row after row, the tokens belong to one sequence after the other: T to each of B = S, or as `starts` says.
 // All arrays are float32 in C order. Equations: docs/adr/0010-native-operator.md.
 #pragma once
 
@@ -27,7 +28,7 @@ DIJIANG_INLINE bool is_activation(int64_t asked) {
 }
 
 struct Step {
-  int64_t batch, tokens, heads, groups, size, rotary, mlp;
+  int64_t batch, tokens, sequences, heads, groups, size, rotary, mlp;
   int64_t activation;        // a number of DIJIANG_ACTIVATIONS, or 0
   float epsilon;
   const float* packed;       // [B, T, (H + G) K | G K | d | F]: q and k, v, gate, MLP-up
@@ -39,15 +40,18 @@ struct Step {
   const float* mask;         // [B, T], 0: padding
   const float* weight;       // [d] of the group norm
   const float* bias;         // [d]
-  float* state;              // [B, G, K, K], changed in place
+  const int64_t* starts;     // [S + 1] rows where the tokens of each sequence begin, null: T to each
+  float* state;              // [S, G, K, K], changed in place
   float* output;             // [B, T, d | F]
 
   DIJIANG_INLINE int64_t width() const { return heads * size; }
   DIJIANG_INLINE int64_t packed_width() const { return (2 * heads + 2 * groups) * size + mlp; }
   DIJIANG_INLINE int64_t output_width() const { return width() + mlp; }
   // Calls of attend and of finish, which may run at once among themselves.
-  DIJIANG_INLINE int64_t units() const { return batch * groups; }
+  DIJIANG_INLINE int64_t units() const { return sequences * groups; }
   DIJIANG_INLINE int64_t rows() const { return batch * tokens; }
+  // The first row of a sequence; of S: the end of all rows.
+  DIJIANG_INLINE int64_t first_row(int64_t sequence) const { return starts ? starts[sequence] : sequence * tokens; }
 };
 
 struct MatMul;  // matmul.h

@@ -38,8 +38,8 @@ ort::Status* read_inputs(const ort::Api& api, const ort::Context* context, const
   if (data[kCos]) CHECK(dims_of(api, context, kCos, angles, 3, kRank));
   const int64_t heads = node.heads, groups = node.groups, size = state[2], rows = packed[0] * packed[1];
   // No more heads than channels, and no larger ones than there is room for: then no product here overflows.
-  if (heads > packed[2] || size < 1 || size > kLongestHead || state[0] != packed[0] || state[1] != groups ||
-      state[3] != size)
+  // Whether there is a state for each sequence, is for the caller to say.
+  if (heads > packed[2] || size < 1 || size > kLongestHead || state[1] != groups || state[3] != size)
     return api.fail("RecurrentStep: shapes of packed and state");
   const int64_t mlp = packed[2] - (2 * heads + 2 * groups) * size;
   if (mlp < 0 || (mlp > 0 && !node.activation)) return api.fail("RecurrentStep: shapes of packed and state");

@@ -138,14 +138,15 @@ template <int fixed>
 DIJIANG_INLINE void attend_head(const Step& s, int64_t unit) {
   constexpr int64_t room = fixed ? fixed : kLongestHead;
   const int64_t size = fixed ? fixed : s.size, sharing = s.heads / s.groups, parts = 1 + sharing;
-  const int64_t sequence = unit / s.groups, group = unit % s.groups, count = s.tokens * parts;
+  const int64_t sequence = unit / s.groups, group = unit % s.groups;
+  const int64_t start = s.first_row(sequence), count = (s.first_row(sequence + 1) - start) * parts;
   float features[kHeadsTogether][room], key[room];
   float* state = s.state + unit * size * size;
   for (int64_t first = 0; first < count; first += kHeadsTogether) {
     const int64_t left = count - first, n = left < kHeadsTogether ? left : kHeadsTogether;
     Head heads[kHeadsTogether];
     for (int64_t i = 0; i < n; i++) {
-      const int64_t row = sequence * s.tokens + (first + i) / parts, part = (first + i) % parts;
+      const int64_t row = start + (first + i) / parts, part = (first + i) % parts;
       const int64_t head = part ? group * sharing + part - 1 : s.heads + group;
       const float scale = s.scales ? s.scales[row * (s.heads + s.groups) + head] : 1.0f;
       heads[i] = {s.packed + row * s.packed_width() + head * size, row, part ? scale : s.mask[row] * scale};
@@ -194,11 +195,9 @@ constexpr int64_t kRowsOfMlp = 4;
 DIJIANG_INLINE void activate_share(const Step& s, int64_t unit) {
   const int64_t sequence = unit / s.groups, group = unit % s.groups;
   const int64_t from = s.mlp * group / s.groups, n = s.mlp * (group + 1) / s.groups - from;
-  for (int64_t t = 0; t < s.tokens; t++) {
-    const int64_t row = sequence * s.tokens + t;
+  for (int64_t row = s.first_row(sequence); row < s.first_row(sequence + 1); row++)
     activate(s.activation, s.packed + (row + 1) * s.packed_width() - s.mlp + from,
              s.output + (row + 1) * s.output_width() - s.mlp + from, n);
-  }
 }
 
 void attend(const Step& s, int64_t unit) {

@@ -23,8 +23,9 @@ struct Work {
 
 struct StepKernel : OnCpu {
   static constexpr const char* kName = "RecurrentStep";
-  static constexpr size_t kInputs = kCount, kOptionalFrom = kCos, kOutputs = 2;
-  static int type(size_t) { return ort::kFloat; }
+  // After what both have: where the tokens of each sequence begin.
+  static constexpr size_t kStarts = kCount, kInputs = kCount + 1, kOptionalFrom = kCos, kOutputs = 2;
+  static int type(size_t i) { return i == kStarts ? ort::kLong : ort::kFloat; }
 
   const ort::Api& api;
   const Kernels& kernels;
@@ -35,10 +36,11 @@ struct StepKernel : OnCpu {
   ort::Status* read(const ort::Info* info) { return node.read(api, info); }
 
   ort::Status* run(ort::Context* context) const {
-    float* data[kInputs];
+    float* data[kCount];
     int64_t state[4];
     Step step{};
-    CHECK(read_inputs(api, context, node, step, data, kInputs, state));
+    CHECK(read_inputs(api, context, node, step, data, kCount, state));
+    CHECK(read_starts(context, step, state[0]));
     step.packed = data[kPacked], step.cos = data[kCos], step.sin = data[kSin];
     step.projection = data[kProjection], step.scales = data[kScales];
     step.log_decay = data[kLogDecay], step.mask = data[kMask];
@@ -56,6 +58,19 @@ struct StepKernel : OnCpu {
     Work work{step, kernels};
     CHECK(api.parallel(context, Work::attend, step.units(), 0, &work));
     return for_each(api, context, Work::finish, step.rows(), &work);
+  }
+
+  // Every row is of one sequence: nothing is written twice, or outside of the tensors.
+  ort::Status* read_starts(const ort::Context* context, Step& step, int64_t sequences) const {
+    constexpr const char* kComplaint = "RecurrentStep: where sequences start";
+    int64_t* starts;
+    CHECK(data_of(api, context, kStarts, &starts));
+    step.starts = starts, step.sequences = sequences;
+    if (!starts) return sequences == step.batch ? nullptr : api.fail(kComplaint);
+    CHECK(expect_count(api, context, kStarts, sequences + 1, kComplaint));
+    for (int64_t s = 0; s < sequences; s++)
+      if (starts[s] > starts[s + 1]) return api.fail(kComplaint);
+    return starts[0] == 0 && starts[sequences] == step.rows() ? nullptr : api.fail(kComplaint);
   }
 };
 

@@ -21,15 +21,20 @@ from .turn import Turn
 
 #: Tokens of a prompt that are fed between two decode steps, at least.
 LEAST = 16
+#: The same in a step of both; and how much longer than a decode step it may take, as a part of that.
+LEAST_TOGETHER, LONGER = 4, 0.6
 #: Weight of the newest measurement.
 NEWEST = 0.2
 
 
 class Pace:
-    """How many tokens of a prompt take as long as a decode step."""
+    """How many tokens of a prompt take as long as a part of a decode step.
 
-    def __init__(self, longest: int) -> None:
-        self._longest = longest
+    longest, least: tokens at most, and at least.
+    """
+
+    def __init__(self, longest: int, least: int = LEAST, part: float = 1.0) -> None:
+        self._longest, self._least, self._part = longest, min(least, longest), part
         self._step: float | None = None
         self._token: float | None = None
 
@@ -41,12 +46,17 @@ class Pace:
         """A piece took so long."""
         self._token = _mean(self._token, seconds / tokens)
 
+    def stepped_and_fed(self, tokens: int, seconds: float) -> None:
+        """A decode step took so long with a piece in it."""
+        if self._step:
+            self.fed(tokens, max(seconds - self._step, 0.0))
+
     @property
     def budget(self) -> int:
         """Tokens of the next piece."""
         if not self._step or not self._token:
-            return min(LEAST, self._longest)
-        return int(np.clip(self._step / self._token, min(LEAST, self._longest), self._longest))
+            return self._least
+        return int(np.clip(self._part * self._step / self._token, self._least, self._longest))
 
 
 def _mean(mean: float | None, value: float) -> float:
@@ -71,7 +81,9 @@ class Batcher:
         self.model = model
         self.scheduler = Scheduler(slots)
         self._slots = Slots(model, slots)
-        self._budget, self._pace, self._prefixes = budget, Pace(model.session.longest), prefixes
+        longest, together = model.session.longest, (LEAST_TOGETHER, LONGER)
+        self._pace = Pace(longest - slots, *together) if model.session.ragged else Pace(longest)
+        self._budget, self._prefixes = budget, prefixes
         self._inbox: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
         self._closed = False
 
@@ -100,7 +112,7 @@ class Batcher:
                 turn.listener.failed(SessionError("the model was closed before the end; ask again"))
 
     def step(self, *, wait: bool = False) -> bool:
-        """Feed one piece of one prompt, then one token of every running turn; whether anything is left.
+        """Feed one piece of one prompt and one token of every running turn; whether anything is left.
 
         wait: for the next turn, where there is none.
         """
@@ -109,15 +121,27 @@ class Batcher:
         scheduler.drop_cancelled()
         for turn in scheduler.admit():
             self._slots.swap_out(turn)
-        if (fed := scheduler.next_fed()) is not None:
-            with self._told([fed]):
-                self._feed(fed)
-        if scheduler.running:
-            with self._told(scheduler.running):
-                self._decode()
-        if not scheduler.running:
-            self._slots.clear()
+        self._leave_slots()
+        fed = scheduler.next_fed()
+        if fed is not None and scheduler.running and self.model.session.ragged:
+            with self._told([fed, *scheduler.running]):
+                self._feed_and_decode(fed)
+        else:
+            if fed is not None:
+                with self._told([fed]):
+                    self._feed(fed)
+            if scheduler.running:
+                with self._told(scheduler.running):
+                    self._decode()
+        self._leave_slots()
         return scheduler.busy or not self._inbox.empty()
+
+    def _leave_slots(self) -> None:
+        """Where nobody runs, prompts are fed to states of their own."""
+        if not self.scheduler.running:
+            for turn in self.scheduler.feeding:
+                self._slots.swap_out(turn)
+            self._slots.clear()
 
     def _receive(self, *, wait: bool) -> None:
         """Take in what was submitted."""
@@ -132,27 +156,60 @@ class Batcher:
 
     def _feed(self, turn: Turn) -> None:
         """One piece of a prompt; after the last one, the first token."""
+        longest = self.model.session.longest
+        budget = self._budget or (self._pace.budget if self.scheduler.running else longest)
+        piece = self._next_piece(turn, min(budget, longest))
+        started = time.perf_counter()
+        step = Step.of(piece[None], turn.state.position, np.array([[len(piece) - 1]]))
+        output = self.model.session.run(step, turn.state)
+        turn.fed += len(piece)
+        if turn.left:
+            self._pace.fed(len(piece), time.perf_counter() - started)
+        self._after_piece(turn, output, 0, turn.state, 0)
+
+    def _next_piece(self, turn: Turn, most: int) -> np.ndarray:
+        """The ids [T] of a prompt to be fed now; the first time, what a kept state covers is left out."""
         if self._prefixes is not None and not turn.fed and (found := self._prefixes.find(turn.borders)):
             (turn.fed, turn.state), turn.reused = found, found[0]
-        pace, longest = self._pace, self.model.session.longest
-        budget = self._budget or (pace.budget if self.scheduler.running else longest)
         border = min((at for at in turn.kept if at > turn.fed), default=len(turn.plan.ids))
-        piece = turn.plan.ids[turn.fed : min(turn.fed + min(budget, longest), border)][None]
-        started = time.perf_counter()
-        step = Step.of(piece, turn.state.position, np.array([[piece.shape[1] - 1]]))
-        output = self.model.session.run(step, turn.state)
-        turn.fed += piece.shape[1]
-        if self._prefixes is not None and turn.fed in turn.kept:
+        return turn.plan.ids[turn.fed : min(turn.fed + most, border)]
+
+    def _after_piece(self, turn: Turn, output: Output, at: int, state: State, row: int) -> None:
+        """A piece was fed, see `Turn.choose`: keep its state where one is kept; at the end of the prompt, go on."""
+        keeps = self._prefixes is not None and turn.fed in turn.kept
+        if keeps or not turn.left:
+            self._slots.swap_out(turn)
+        if keeps:
+            assert self._prefixes is not None
             self._prefixes.keep(turn.borders[turn.fed], turn.state)
         if turn.left:
-            pace.fed(piece.shape[1], time.perf_counter() - started)
             return
         turn.begin(self.model)
         self.scheduler.fed(turn)
         for fork in turn.fork(self.model):
-            if not fork.cancelled and self._choose(fork, output, fork.state, 0):
+            if not fork.cancelled and self._choose(fork, output, at, fork.state, 0):
                 self.scheduler.add(fork)
-        self._choose(turn, output, turn.state, 0)
+        self._choose(turn, output, at, state, row)
+
+    def _feed_and_decode(self, fed: Turn) -> None:
+        """One piece of a prompt and one token of every running turn, in one step: the weights are read once."""
+        scheduler, session = self.scheduler, self.model.session
+        piece = self._next_piece(fed, self._budget or self._pace.budget)
+        begun = [turn for turn in scheduler.feeding if turn.fed or turn is fed]
+        state = self._slots.arrange([*scheduler.running, *begun])
+        turns = list(self._slots.turns)
+        pieces = [piece if turn is fed else [] if turn.left else [turn.token] for turn in turns]
+        ends = fed.left == len(piece)
+        wanted = [row for row, turn in enumerate(turns) if not turn.left or (turn is fed and ends)]
+        started = time.perf_counter()
+        output = session.run(Step.ragged(pieces, state.position, wanted), state)
+        self._pace.stepped_and_fed(len(piece), time.perf_counter() - started)
+        for at, row in enumerate(wanted):
+            if turns[row] is not fed:
+                self._choose(turns[row], output, at, state, row)
+        fed.fed += len(piece)
+        row = turns.index(fed)
+        self._after_piece(fed, output, wanted.index(row) if ends else 0, state, row)
 
     def _decode(self) -> None:
         """One token of every running turn."""
@@ -165,12 +222,12 @@ class Batcher:
         output = session.run(step, state)
         self._pace.stepped(time.perf_counter() - started)
         for row, turn in enumerate(turns):
-            self._choose(turn, output, state, row)
+            self._choose(turn, output, row, state, row)
 
-    def _choose(self, turn: Turn, output: Output, state: State, row: int) -> bool:
-        """The next token of one turn; whether more follow. What fails here, fails for this turn alone."""
+    def _choose(self, turn: Turn, output: Output, at: int, state: State, row: int) -> bool:
+        """The next token of one turn, see `Turn.choose`; whether more follow. What fails, fails for it alone."""
         with self._told([turn]):
-            if not turn.choose(output, state, row):
+            if not turn.choose(output, at, state, row):
                 return True
             self.scheduler.end(turn)
         return False

@@ -94,14 +94,17 @@ class Turn:
             turn.begin(model, self._started)
         return self.forks
 
-    def choose(self, output: Output, state: State, row: int) -> bool:
-        """Take the next token from the row of an output, and tell; whether that ended the turn."""
+    def choose(self, output: Output, at: int, state: State, row: int) -> bool:
+        """Take the next token, and tell; whether that ended the turn.
+
+        at: its row in the output.  row: its row in the state.
+        """
         assert self._sequence is not None
         position = int(state.position[row])
-        self.token = self._sequence.choose(output, position, row)
+        self.token = self._sequence.choose(output, position, at)
         record = self._sequence.push(self.token, position)
         state.leave(row, self._sequence.seam(self.token, position))
         if record.finish_reason and self.keeps and state is not self.state:
             self.state = state.take([row])
-        self.listener.record(record, output.logits[row, 0].copy() if self.wants_logits else None)
+        self.listener.record(record, output.logits[at, 0].copy() if self.wants_logits else None)
         return record.finish_reason is not None

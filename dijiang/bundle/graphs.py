@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import BundleError
@@ -15,6 +15,8 @@ from .wire import OnnxGraph, Value, read_onnx
 
 #: Element types by ONNX's numbers.
 FLOAT, INT64 = 1, 7
+#: An input that a graph for ragged steps has, but in bundles of before.
+STARTS = Value(names.SEQUENCE_STARTS, INT64, (None,))
 #: onnxruntime takes a file for another format by the end of its name.
 SUFFIX = ".onnx"
 #: Makes the next tokens of the logits: so they are ids of the vocabulary.
@@ -46,7 +48,8 @@ def check_graph(graph: OnnxGraph, name: str, manifest: Manifest) -> None:
     for places in graph.external:
         _check_place(places, manifest.files[DATA].bytes)
     spec = manifest.spec
-    _check_values("input", graph.inputs, inputs_of(spec), spec.num_layers)
+    inputs = [value for value in graph.inputs if not (value == STARTS and GRAPHS[name].ragged)]
+    _check_values("input", inputs, inputs_of(spec), spec.num_layers)
     _check_values("output", graph.outputs, outputs_of(spec), spec.num_layers)
     makers = [(node.kind, node.inputs) for node in graph.nodes if names.NEXT_TOKENS in node.outputs]
     if makers != [(ARGMAX, (names.LOGITS,))]:
@@ -54,7 +57,7 @@ def check_graph(graph: OnnxGraph, name: str, manifest: Manifest) -> None:
 
 
 def inputs_of(spec: ModelSpec) -> Iterator[Value]:
-    """The inputs of a step graph; the sizes of a step are open."""
+    """The inputs of every step graph; the sizes of a step are open."""
     yield from (Value(name, INT64, (None, None)) for name in names.INPUTS)
     yield from _states(spec, names.past_state)
 
@@ -70,7 +73,7 @@ def _states(spec: ModelSpec, name: Callable[[int], str]) -> Iterator[Value]:
     return (Value(name(layer), FLOAT, (None, *spec.state_shape)) for layer in range(spec.num_layers))
 
 
-def _check_values(what: str, found: tuple[Value, ...], expected: Iterator[Value], layers: int) -> None:
+def _check_values(what: str, found: Sequence[Value], expected: Iterator[Value], layers: int) -> None:
     """ValueError unless inputs or outputs are those expected, in any order."""
     left = {value.name: value for value in found}
     if len(left) != len(found):

@@ -8,6 +8,8 @@ LOGITS = "logits"
 NEXT_TOKENS = "next_tokens"
 #: In the order of Session.run.
 INPUTS = (INPUT_IDS, POSITION_IDS, ATTENTION_MASK, LOGIT_INDICES)
+#: Of graphs that take ragged steps.
+SEQUENCE_STARTS = "sequence_starts"
 
 
 def past_state(layer: int) -> str:

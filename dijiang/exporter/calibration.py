@@ -22,7 +22,7 @@ from ..parity.cut import Part, parts
 from ..parity.parts import Loaded, extracted
 from ..progress import Progress, silent
 from ..recipe import Graph
-from ..runtime.sessions.cpu import Binding
+from ..runtime.sessions.cpu import Binding, inputs_of
 from ..runtime.sessions.inference import import_onnxruntime, open_inference
 from ..runtime.step import Step
 from .save import save_model
@@ -81,12 +81,13 @@ def _draw(session: Any, ids: np.ndarray, vocab: int, random: np.random.Generator
     batch, length = ids.shape
     ids[:, 0] = random.integers(0, vocab, batch)
     past = list(_empty(session.get_inputs(), batch).values())
-    present, shape = past if in_place else [np.empty_like(layer) for layer in past], (batch, 1)
-    there = Binding(import_onnxruntime(), session, past, present, shape, shape, vocab)
-    back = Binding(import_onnxruntime(), session, present, past, shape, shape, vocab)
+    present, single = past if in_place else [np.empty_like(layer) for layer in past], Step.single(batch)
+    ort, inputs = import_onnxruntime(), inputs_of(session)
+    there = Binding(ort, session, inputs, past, present, single, vocab)
+    back = Binding(ort, session, inputs, present, past, single, vocab)
     for t in range(length - 1):
         binding = back if t % 2 else there
-        binding.copy(Step.of(ids[:, t : t + 1], np.full(batch, t), np.zeros(shape, np.int64)))
+        binding.copy(Step.of(ids[:, t : t + 1], np.full(batch, t), single.kept))
         session.run_with_iobinding(binding.io)
         # The largest of logits + Gumbel noise is a draw from their softmax.
         noise = np.log(random.standard_exponential((batch, vocab), np.float32) + TINY)
@@ -105,7 +106,8 @@ def feeds_of(graph: ir.Model, batches: Iterable[np.ndarray]) -> list[dict[str, n
     for ids in batches:
         every = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
         step = Step.of(ids, np.zeros(len(ids), np.int64), every)
-        feeds.append(step.arrays | _empty(graph.graph.inputs, len(ids)))
+        inputs = [str(value.name) for value in graph.graph.inputs]
+        feeds.append(step.feeds(inputs) | _empty(graph.graph.inputs, len(ids)))
     return feeds
 
 

@@ -69,7 +69,7 @@ class Values:
     def of(cls, step: Step, state: State, after: list[np.ndarray] | None = None) -> Values:
         """The inputs of a step."""
         pasts = {names.past_state(i): layer for i, layer in enumerate(state.layers)}
-        return cls(step.ids.shape[1], step.arrays | pasts, after)
+        return cls(step.ids.shape[1], step.feeds([*names.INPUTS, names.SEQUENCE_STARTS]) | pasts, after)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class PartedSession:
         threads: of a session; None: as many as usable cores.
     """
 
-    longest, provider = PIECE, CPU_PROVIDER
+    longest, ragged, provider = PIECE, False, CPU_PROVIDER
 
     def __init__(
         self,

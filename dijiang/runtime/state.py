@@ -151,8 +151,7 @@ class State:
         step, (noted, history) = self.point.fed, self._noted
         if step is not None and step is not noted:
             history = history.copy()
-            for row, (ids, mask) in enumerate(zip(step.ids, step.mask, strict=True)):
-                fed = ids[mask != 0] if step.padded else ids
+            for row, fed in enumerate(step.fed()):
                 self._seen[row, fed] = True
                 history[row] = chained(history[row], fed)
             self._noted = step, history
@@ -173,9 +172,10 @@ class State:
         """The point after a step; `layers` where they are not updated in place."""
         self._note()
         point = self.point
-        if step.padded:
-            position = point.position + step.mask.sum(axis=1)
-            last = np.stack([_joined(*row) for row in zip(point.last, step.ids, step.mask, strict=True)])
+        if step.padded or step.is_ragged:
+            pieces = list(step.fed())
+            position = point.position + [len(piece) for piece in pieces]
+            last = np.stack([np.concatenate(row)[-LAST:] for row in zip(point.last, pieces, strict=True)])
         else:
             position = point.position + step.ids.shape[1]
             last = np.concatenate([point.last, step.ids], axis=1)[:, -LAST:]
@@ -344,8 +344,3 @@ class State:
     def load(cls, path: str | Path) -> State:
         """Read what `save` wrote; InputError if the file is anything else."""
         return cls.of(Snapshot.load(Path(path)))
-
-
-def _joined(last: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    joined: np.ndarray = np.concatenate([last, ids[mask != 0]])[-LAST:]
-    return joined

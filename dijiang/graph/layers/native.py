@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ...bundle import names
 from ...errors import ExportError
 from ...models.activations import ACTIVATIONS
 from ...models.rotary import inverse_frequencies
@@ -26,14 +27,14 @@ class NativeLayer:
     in the node, too, if the operator has it.
     """
 
-    #: Of the node; its outputs: what goes on, the state, and on a GPU room to work in.
-    domain, outputs = DOMAIN, 2
+    #: Of the node; its outputs: what goes on, the state, and on a GPU room to work in; whether steps may be ragged.
+    domain, outputs, ragged = DOMAIN, 2, True
     #: Makes the rotary angles.
     angles = staticmethod(rotary_angles)
 
     def __init__(self, writer: Frame) -> None:
-        self.w, self.states = writer, States(writer, self.angles)
-        self.declare, self.finish = self.states.declare, self.states.finish
+        self.w, self.states = writer, States(writer, self.angles, of="sequences" if self.ragged else "batch")
+        self.finish = self.states.finish
         spec = writer.spec
         if spec.head_size > longest_head():
             raise ExportError(
@@ -42,6 +43,13 @@ class NativeLayer:
             )
         beside = spec.parallel_residual and spec.norm_first and not spec.gated_mlp
         self._activation = ACTIVATIONS[spec.activation].operator if beside else None
+
+    def declare(self) -> None:
+        """See `Layer.declare`."""
+        self.states.declare()
+        self._starts = []
+        if self.ragged:
+            self._starts.append(self.w.b.input(names.SEQUENCE_STARTS, ir.DataType.INT64, ["borders"]))
 
     def block(self, layer: int, x: ir.Value) -> ir.Value | None:
         """See `Layer.block`."""
@@ -78,6 +86,7 @@ class NativeLayer:
             w.weight("group_norm.bias", Role.NORM, layer),
             *(states.angles or (None, None)),
             states.scales(layer),
+            *self._starts,
             domain=self.domain,
             num_heads=spec.num_heads,
             kv_num_heads=spec.num_kv_heads,
@@ -91,7 +100,7 @@ class NativeLayer:
 class CudaLayer(NativeLayer):
     """The same with the node whose kernels a GPU runs."""
 
-    domain, outputs = CUDA_DOMAIN, 3
+    domain, outputs, ragged = CUDA_DOMAIN, 3, False
 
     @staticmethod
     def angles(

@@ -30,10 +30,16 @@ FUTURE = -1e4
 class States:
     """Recurrent states of all layers, and what every token brings to them: mask, decay, scales, angles.
 
-    angles: the nodes that make them, as `blocks.rotary_angles`.
+    angles: the nodes that make them, as `blocks.rotary_angles`.  of: what the first axis of the states is.
     """
 
-    def __init__(self, writer: Frame, angles: Callable[..., tuple[ir.Value, ir.Value]] = rotary_angles) -> None:
+    def __init__(
+        self,
+        writer: Frame,
+        angles: Callable[..., tuple[ir.Value, ir.Value]] = rotary_angles,
+        of: str = "batch",
+    ) -> None:
+        self._shape: list[str | int] = [of, *writer.spec.state_shape]
         self.w, self.b, self.spec, self._rotary = writer, writer.b, writer.spec, angles
         self._pasts: list[ir.Value] = []
         self._presents: list[ir.Value] = []
@@ -44,7 +50,6 @@ class States:
         b, spec, w = self.b, self.spec, self.w
         positions = w.positions  # declared even where nothing reads it
         mask = b.input(names.ATTENTION_MASK, ir.DataType.INT64, w.step)
-        self._shape: list[str | int] = ["batch", *spec.state_shape]
         self._pasts = [b.input(names.past_state(i), ir.DataType.FLOAT, self._shape) for i in range(spec.num_layers)]
         self.mask = b.op("Unsqueeze", b.op("Cast", mask, to=ir.DataType.FLOAT), b.constant([-1], np.int64))
         limit = w.model.positions_limit

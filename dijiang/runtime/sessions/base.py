@@ -14,7 +14,10 @@ PIECE = 256
 
 
 class Output(Protocol):
-    """Results of the kept tokens; each is fetched when it is asked for, before the next step."""
+    """Results of the kept tokens; each is fetched when it is asked for, before the next step.
+
+    Of a ragged step B is the number of sequences whose results were wanted, in their order, and N is 1.
+    """
 
     @property
     def logits(self) -> np.ndarray:
@@ -30,11 +33,14 @@ class Output(Protocol):
 class Session(Protocol):
     """One graph of a bundle, loaded.
 
-    longest: tokens a step at most.  provider: what runs it, in its own words.  graph: its name.
+    longest: tokens a step at most.  ragged: whether it takes `Step.ragged`.  provider: what runs it, in its own
+    words.  graph: its name.
     """
 
     @property
     def longest(self) -> int: ...
+    @property
+    def ragged(self) -> bool: ...
     @property
     def provider(self) -> str: ...
     @property

@@ -19,12 +19,15 @@ from ..step import Step
 from .base import PIECE
 from .inference import failed_step, first_line, import_onnxruntime, is_onnxruntimes, open_inference
 
+#: Bindings that are kept: of a decode step, and of ragged steps of several lengths.
+KEPT = 8
+
 
 class CpuSession:
     """See `Session`.
 
-    A decode step writes the new state over the old one where the graph allows it, else two sets of
-    arrays take turns. A piece of a prompt writes to new arrays: if it fails, nothing has happened.
+    A decode step, and a ragged one, writes the new state over the old one where the graph allows it, else two sets
+    of arrays take turns. A piece of a prompt writes to new arrays: if it fails, nothing has happened.
     """
 
     longest = PIECE
@@ -42,18 +45,20 @@ class CpuSession:
         self.provider = str(self._session.get_providers()[0])
         self._in_place = bundle.manifest.graphs[graph].in_place
         self._vocab = bundle.manifest.spec.vocab_size
-        self._decode: list[Binding] = []
+        self._inputs = inputs_of(self._session)
+        self.ragged = names.SEQUENCE_STARTS in self._inputs
+        self._kept: list[Binding] = []
 
     def step(self, state: State) -> Step:
         """See Session.step."""
-        step = self._bound(state, (state.batch, 1), (state.batch, 1)).step
+        step = self._bound(state, Step.single(state.batch)).step
         step.mask[...] = 1  # a padded step may have gone through the same memory
         return step
 
     def run(self, step: Step, state: State) -> Binding:
         """See Session.run. The results' memory is reused by the next decode step of this state."""
         state.bring_home()
-        binding = self._bound(state, step.ids.shape, step.kept.shape)
+        binding = self._bound(state, step)
         if step is not binding.step:
             binding.copy(step)
         binding.tokens[...] = NONE
@@ -73,44 +78,45 @@ class CpuSession:
             state.commit(point)
         return binding
 
-    def _bound(self, state: State, shape: tuple[int, ...], kept: tuple[int, ...]) -> Binding:
-        """Buffers of a shape bound to where the state is; those of a decode step are kept."""
+    def _bound(self, state: State, step: Step) -> Binding:
+        """Buffers for a step like this one, bound to where the state is; those of small steps are kept."""
         layers = state.point.layers
-        for binding in self._decode:
-            if binding.fits(layers, shape, kept):
+        for binding in self._kept:
+            if binding.fits(layers, step):
                 return binding
-        other = next((b.past for b in self._decode if b.present is layers), None)
-        if shape[1] > 1:
+        small = step.ids.shape[1] == 1 or step.is_ragged
+        other = next((b.past for b in self._kept if b.present is layers), None)
+        if not small:
             present = [np.empty_like(layer) for layer in layers]
         elif self._in_place:
             present = layers
         else:
             present = other or [np.empty_like(layer) for layer in layers]
-        binding = Binding(self._ort, self._session, layers, present, shape, kept, self._vocab)
-        if shape[1] == 1:
-            self._decode = [b for b in self._decode if b.past is present and b.shape == shape] + [binding]
+        binding = Binding(self._ort, self._session, self._inputs, layers, present, step, self._vocab)
+        if small:
+            self._kept = [*(b for b in self._kept[1 - KEPT :] if b.past is present), binding]
         return binding
 
 
 class Binding:
-    """Inputs and outputs of one shape, bound to memory: made once, run many times; see `Output`."""
+    """Inputs and outputs for steps of the same shapes, bound to memory: made once, run many times; see `Output`."""
 
     def __init__(
         self,
         ort: Any,
         session: Any,
+        inputs: list[str],
         past: list[np.ndarray],
         present: list[np.ndarray],
-        shape: tuple[int, ...],
-        kept: tuple[int, ...],
+        like: Step,
         vocab: int,
     ) -> None:
-        self.past, self.present, self.shape, self.kept = past, present, shape, kept
-        ids, positions, mask = (np.zeros(shape, np.int64) for _ in range(3))
+        self.past, self.present = past, present
+        ids, positions, mask, kept = (np.zeros_like(array) for array in like.arrays.values())
         mask[...] = 1
-        self.step = Step(ids, positions, mask, np.zeros(kept, np.int64), reused=True)
-        self.logits = np.empty((*kept, vocab), np.float32)
-        self.tokens = np.empty(kept, np.int64)
+        self.step = Step(ids, positions, mask, kept, like.starts.copy(), reused=True)
+        shape = kept.shape[::-1] if like.is_ragged else kept.shape
+        self.logits, self.tokens = np.empty((*shape, vocab), np.float32), np.empty(shape, np.int64)
         self.io = session.io_binding()
         # The OrtValues share the arrays' memory and must live as long as the binding.
         self._values: list[Any] = []
@@ -119,24 +125,30 @@ class Binding:
             self._values.append(ort.OrtValue.ortvalue_from_numpy(array))
             return self._values[-1]
 
-        for name, array in self.step.arrays.items():
+        for name, array in self.step.feeds(inputs).items():
             self.io.bind_ortvalue_input(name, value(array))
-        self.io.bind_ortvalue_output(names.LOGITS, value(self.logits))
-        self.io.bind_ortvalue_output(names.NEXT_TOKENS, value(self.tokens))
+        self.io.bind_ortvalue_output(names.LOGITS, value(self.logits.reshape(*kept.shape, vocab)))
+        self.io.bind_ortvalue_output(names.NEXT_TOKENS, value(self.tokens.reshape(kept.shape)))
         for layer, (before, after) in enumerate(zip(past, present, strict=True)):
             source = value(before)
             self.io.bind_ortvalue_input(names.past_state(layer), source)
             target = source if after is before else value(after)
             self.io.bind_ortvalue_output(names.present_state(layer), target)
 
-    def fits(self, layers: list[np.ndarray], shape: tuple[int, ...], kept: tuple[int, ...]) -> bool:
-        """Whether this binding serves a call."""
-        return self.past is layers and self.shape == shape and self.kept == kept
+    def fits(self, layers: list[np.ndarray], step: Step) -> bool:
+        """Whether this binding serves a step from these layers."""
+        return self.past is layers and self.step.shapes == step.shapes
 
     def copy(self, step: Step) -> None:
         """Take the inputs of another step."""
         for ours, theirs in zip(self.step.arrays.values(), step.arrays.values(), strict=True):
             ours[...] = theirs
+        self.step.starts[...] = step.starts
+
+
+def inputs_of(session: Any) -> list[str]:
+    """The names of a session's inputs."""
+    return [value.name for value in session.get_inputs()]
 
 
 def load_graph(bundle: Bundle, graph: str, source: Path | bytes, *, threads: int | None = None) -> Any:

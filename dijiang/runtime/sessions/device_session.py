@@ -41,6 +41,8 @@ class DeviceSession:
     difference an error.
     """
 
+    ragged = False
+
     def __init__(
         self,
         bundle: Bundle,

@@ -34,6 +34,8 @@ class TensorRtSession:
     are captured, the warm-up before a capture leaves no trace, and no engine needs in-place outputs.
     """
 
+    ragged = False
+
     def __init__(
         self,
         bundle: Bundle,
