@@ -23,6 +23,8 @@ from .turn import Turn
 LEAST = 16
 #: The same in a step of both; and how much longer than a decode step it may take, as a part of that.
 LEAST_TOGETHER, LONGER = 4, 0.6
+#: Rows that matmuls take at once: 17 take as long as 32.
+TILE = 16
 #: Weight of the newest measurement.
 NEWEST = 0.2
 
@@ -57,6 +59,11 @@ class Pace:
         if not self._step or not self._token:
             return self._least
         return int(np.clip(self._part * self._step / self._token, self._least, self._longest))
+
+    def beside(self, running: int) -> int:
+        """Tokens of the next piece in one step with so many turns: all rows fill whole tiles, if they fill any."""
+        whole = (running + self.budget) // TILE * TILE - running
+        return whole if whole > 0 else self.budget
 
 
 def _mean(mean: float | None, value: float) -> float:
@@ -194,7 +201,7 @@ class Batcher:
     def _feed_and_decode(self, fed: Turn) -> None:
         """One piece of a prompt and one token of every running turn, in one step: the weights are read once."""
         scheduler, session = self.scheduler, self.model.session
-        piece = self._next_piece(fed, self._budget or self._pace.budget)
+        piece = self._next_piece(fed, self._budget or self._pace.beside(len(scheduler.running)))
         begun = [turn for turn in scheduler.feeding if turn.fed or turn is fed]
         state = self._slots.arrange([*scheduler.running, *begun])
         turns = list(self._slots.turns)

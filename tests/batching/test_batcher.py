@@ -114,6 +114,39 @@ def test_batched_is_near_single_in_every_graph(exported, graph):
             ids = [record.token]
 
 
+def test_prompt_and_tokens_go_through_the_native_graph_in_one_step(exact, monkeypatch):
+    batcher, steps, run_step = Batcher(exact, 4, budget=9), [], exact.session.run
+
+    def counted(step, state):
+        steps.append([len(piece) for piece in step.fed()])
+        return run_step(step, state)
+
+    monkeypatch.setattr(exact.session, "run", counted)
+    running, joins = (turn_of(exact, [4] * n, max_tokens=20, ignore_eos=True) for n in (1, 20))
+    batcher.submit(running)
+    batcher.step()
+    batcher.submit(joins)
+    for _ in range(3):
+        batcher.step()
+    assert steps[2:] == [[1, 9], [1, 9], [1, 2]]
+    assert len(running.listener.records) == 5
+    assert len(joins.listener.records) == 1
+
+
+def test_prompt_goes_on_alone_where_the_last_running_turn_is_cancelled(exact):
+    batcher, prompt = Batcher(exact, 4, budget=5), list(range(40))
+    running, joins = turn_of(exact, [3], max_tokens=90, ignore_eos=True), turn_of(exact, prompt, max_tokens=5)
+    batcher.submit(running)
+    batcher.step()
+    batcher.submit(joins)
+    batcher.step()
+    batcher.step()
+    batcher.cancel(running)
+    while batcher.step():
+        pass
+    assert joins.listener.result == alone(exact, prompt, max_tokens=5)
+
+
 def test_cancelled_turn_frees_its_slot_within_one_step_and_harms_nobody(exact):
     batcher = Batcher(exact, 2)
     first, second, third = (turn_of(exact, [n + 5], max_tokens=40, ignore_eos=True) for n in range(3))
@@ -243,6 +276,20 @@ def test_scheduler_keeps_to_its_slots_and_takes_the_best_first(model):
         ended.append(turn.rank[0])
     assert ended == sorted(ended)
     assert len(ended) == len(turns)
+
+
+def test_pace_of_steps_of_both_keeps_to_its_part_of_a_step():
+    pace = Pace(256, least=4, part=0.5)
+    assert [pace.beside(running) for running in (0, 1, 12, 14, 16)] == [4, 4, 4, 2, 4]
+    pace.stepped_and_fed(4, 1.0)  # of a step alone nothing is known yet
+    pace.stepped(10e-3)
+    for _ in range(60):
+        pace.stepped_and_fed(pace.budget, 10e-3 + pace.budget * 1e-4)  # 50 tokens add 5 ms
+    assert abs(pace.budget - 50) <= 1
+    assert [pace.beside(running) for running in (1, 8, 13, 16, 30)] == [47, 40, 35, 48, 50]
+    for _ in range(60):
+        pace.stepped_and_fed(pace.budget, 9e-3)  # faster than a step alone: noise
+    assert pace.budget == 256
 
 
 def test_pace_comes_to_a_piece_that_takes_as_long_as_a_step():

@@ -525,8 +525,40 @@ def heads(count):
     return edit
 
 
+#: Of a step of three tokens of one sequence.
+STARTS = ([0], [0, 2], [1, 3], [0, 4], [-1, 3], [3, 0], [0, 1, 3], [0, 1 << 62, 3])
+
+
+def starts(numbers):
+    """Where the sequences of every step begin, whatever the step."""
+
+    def edit(model):
+        model.graph.initializer.append(helper.make_tensor("wrong", TensorProto.INT64, [len(numbers)], numbers))
+        next(n for n in model.graph.node if n.op_type == "RecurrentStep").input[10] = "wrong"
+
+    return edit
+
+
+def without_starts(model):
+    """As native graphs were before there were ragged steps."""
+    model.graph.input.remove(next(value for value in model.graph.input if value.name == "sequence_starts"))
+    for node in model.graph.node:
+        if node.op_type == "RecurrentStep":
+            del node.input[10:]
+
+
 @pytest.mark.skipif("native" not in RUNNABLE, reason="the operator is not compiled")
-@pytest.mark.parametrize("edit", [*map(misfit, range(1, 10)), heads(0), heads(-1), heads(1 << 62)])
+def test_native_graph_of_before_runs_as_it_did(changed, exported):
+    old, new = dijiang.load(changed(without_starts, "native")), dijiang.load(exported("neox-base", graph="native"))
+    assert (old.session.ragged, new.session.ragged) == (False, True)
+    logits = [model.forward([[1, 2, 3]], model.new_state()).tobytes() for model in (old, new)]
+    assert logits[0] == logits[1]
+
+
+@pytest.mark.skipif("native" not in RUNNABLE, reason="the operator is not compiled")
+@pytest.mark.parametrize(
+    "edit", [*map(misfit, range(1, 10)), *map(starts, STARTS), heads(0), heads(-1), heads(1 << 62)]
+)
 def test_operator_reads_nothing_outside_of_its_tensors(changed, edit):
     bundle = changed(edit, "native")
 

@@ -26,6 +26,7 @@ class Case:
     """Shapes of one node.
 
     padded: the first token is.  overflow: squares of the first kv head's outputs do not fit a float32.
+    lengths: of a ragged step, the tokens of each sequence; none: `tokens` to each of `batch`.
     """
 
     size: int
@@ -39,6 +40,12 @@ class Case:
     batch: int = 1
     padded: bool = False
     overflow: bool = False
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Rows where the tokens of each sequence begin."""
+        return np.cumsum([0, *(self.lengths or [self.tokens] * self.batch)])
 
 
 CASES = {
@@ -52,6 +59,9 @@ CASES = {
     "head-96-unknown-to-the-compiler": Case(96, tokens=3, heads=3, groups=3, rotary=24),
     "head-128-32-heads": Case(128, heads=32, groups=8, rotary=128),
     "head-512": Case(512, tokens=3, heads=2, groups=1, rotary=128, mlp=7, activation="silu"),
+    "head-64-ragged": Case(64, tokens=9, rotary=16, scales=True, lengths=(1, 0, 7, 1), mlp=37, activation="gelu"),
+    "head-64-ragged-few-rows": Case(64, tokens=3, heads=6, groups=2, lengths=(2, 0, 1), mlp=37, activation="silu"),
+    "head-7-ragged-padded": Case(7, tokens=5, lengths=(3, 2), padded=True),
     "overflow": Case(64, tokens=3, heads=4, groups=4, rotary=16, overflow=True),
     "overflow-grouped": Case(80, heads=16, groups=4, overflow=True, mlp=64, activation="gelu"),
 }
@@ -67,7 +77,7 @@ def inputs(case: Case) -> dict[str, np.ndarray]:
         "projection": draw.standard_normal((k, k)) / k**0.5,
         "log_decay": -draw.exponential(0.3, (b, t, g)),
         "mask": np.ones((b, t)),
-        "state": draw.standard_normal((b, g, k, k)),
+        "state": draw.standard_normal((len(case.starts) - 1, g, k, k)),
         "weight": draw.standard_normal(d),
         "bias": draw.standard_normal(d),
     }
@@ -80,7 +90,8 @@ def inputs(case: Case) -> dict[str, np.ndarray]:
         given |= {"cos": np.cos(angles), "sin": np.sin(angles)}
     if case.scales:
         given["scales"] = draw.uniform(0.5, 2, (b, t, h + g))
-    return {name: value.astype(np.float32) for name, value in given.items()}
+    given = {name: value.astype(np.float32) for name, value in given.items()}
+    return given | ({"starts": case.starts} if case.lengths else {})
 
 
 def node(case: Case, domain: str = DOMAIN, *, bias: bool = False) -> bytes:
@@ -98,12 +109,13 @@ def node(case: Case, domain: str = DOMAIN, *, bias: bool = False) -> bytes:
         "scales",
         "packed_bias",
     )
+    order = (*order[:10], "starts") if domain == DOMAIN else order
     given, results = inputs(case), ["output", "present"]
     if bias:
         given["packed_bias"] = given["packed"][0, 0]  # for its shape
     step = helper.make_node(
         "RecurrentStep",
-        [name if name in given else "" for name in order[: 10 if domain == DOMAIN else 11]],
+        [name if name in given else "" for name in order],
         results if domain == DOMAIN else [*results, "room"],
         domain=domain,
         num_heads=case.heads,
@@ -113,7 +125,8 @@ def node(case: Case, domain: str = DOMAIN, *, bias: bool = False) -> bytes:
     )
 
     def value(name: str, shape: tuple[int, ...]):
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        kind = TensorProto.INT64 if name == "starts" else TensorProto.FLOAT
+        return helper.make_tensor_value_info(name, kind, shape)
 
     width = case.heads * case.size + case.mlp
     graph = helper.make_graph(
@@ -147,15 +160,16 @@ def oracle(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
     for b in range(case.batch):
         for t in range(case.tokens):
+            of = np.searchsorted(case.starts, b * case.tokens + t, side="right") - 1  # whose state
             q, key, v, gate, up = np.split(x["packed"][b, t], np.cumsum([d, g * k, g * k, d]), axis=0)
             scale = x["scales"][b, t] if case.scales else np.ones(h + g)
             out = np.empty((h, k))
             for j in range(g):
                 phi = features(key.reshape(g, k)[j], b, t) * scale[h + j] * x["mask"][b, t]
-                state[b, j] = np.exp(x["log_decay"][b, t, j]) * state[b, j]
-                state[b, j] += np.outer(phi, v.reshape(g, k)[j])
+                state[of, j] = np.exp(x["log_decay"][b, t, j]) * state[of, j]
+                state[of, j] += np.outer(phi, v.reshape(g, k)[j])
             for i in range(h):
-                out[i] = features(q.reshape(h, k)[i], b, t) * scale[i] @ state[b, i * g // h]
+                out[i] = features(q.reshape(h, k)[i], b, t) * scale[i] @ state[of, i * g // h]
             grouped = out.reshape(k, h)  # neighbouring channels, as many as heads
             centred = grouped - grouped.mean(axis=1, keepdims=True)
             with np.errstate(over="ignore"):  # too large for a float32: the group becomes 0
