@@ -21,7 +21,7 @@ from .turn import Turn
 
 #: Tokens of a prompt that are fed between two decode steps, at least.
 LEAST = 16
-#: The same in a step of both; and how much longer than a decode step it may take, as a part of that.
+#: The same in one step with the tokens of running turns; and by what part of its time such a step may be longer.
 LEAST_TOGETHER, LONGER = 4, 0.6
 #: Rows that matmuls take at once: 17 take as long as 32.
 TILE = 16
@@ -76,7 +76,7 @@ class Batcher:
     Args:
         model: nobody else runs it meanwhile.
         slots: turns that are fed or run at once.
-        budget: tokens of a prompt between two decode steps; None: as many as take as long as one.
+        budget: tokens of a prompt between two decode steps, or in a step of both; None: as `Pace` says.
         prefixes: states of prompts' beginnings.
     """
 
@@ -88,8 +88,9 @@ class Batcher:
         self.model = model
         self.scheduler = Scheduler(slots)
         self._slots = Slots(model, slots)
-        longest, together = model.session.longest, (LEAST_TOGETHER, LONGER)
-        self._pace = Pace(longest - slots, *together) if model.session.ragged else Pace(longest)
+        longest, self._ragged = model.session.longest, model.session.ragged
+        room = max(longest - slots, LEAST_TOGETHER)
+        self._pace = Pace(room, LEAST_TOGETHER, LONGER) if self._ragged else Pace(longest)
         self._budget, self._prefixes = budget, prefixes
         self._inbox: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
         self._closed = False
@@ -130,9 +131,10 @@ class Batcher:
             self._slots.swap_out(turn)
         self._leave_slots()
         fed = scheduler.next_fed()
-        if fed is not None and scheduler.running and self.model.session.ragged:
-            with self._told([fed, *scheduler.running]):
-                self._feed_and_decode(fed)
+        if fed is not None and scheduler.running and self._ragged:
+            begun = [turn for turn in scheduler.feeding if turn.fed or turn is fed]
+            with self._told([*begun, *scheduler.running]):
+                self._feed_and_decode(fed, begun)
         else:
             if fed is not None:
                 with self._told([fed]):
@@ -170,7 +172,7 @@ class Batcher:
         step = Step.of(piece[None], turn.state.position, np.array([[len(piece) - 1]]))
         output = self.model.session.run(step, turn.state)
         turn.fed += len(piece)
-        if turn.left:
+        if turn.left and not self._ragged:
             self._pace.fed(len(piece), time.perf_counter() - started)
         self._after_piece(turn, output, 0, turn.state, 0)
 
@@ -198,25 +200,28 @@ class Batcher:
                 self.scheduler.add(fork)
         self._choose(turn, output, at, state, row)
 
-    def _feed_and_decode(self, fed: Turn) -> None:
-        """One piece of a prompt and one token of every running turn, in one step: the weights are read once."""
-        scheduler, session = self.scheduler, self.model.session
-        piece = self._next_piece(fed, self._budget or self._pace.beside(len(scheduler.running)))
-        begun = [turn for turn in scheduler.feeding if turn.fed or turn is fed]
-        state = self._slots.arrange([*scheduler.running, *begun])
+    def _feed_and_decode(self, fed: Turn, begun: list[Turn]) -> None:
+        """One piece of a prompt and one token of every running turn, in one step: the weights are read once.
+
+        begun: whose prompts lie in the slots from then on; all but one wait.
+        """
+        running = self.scheduler.running
+        piece = self._next_piece(fed, self._budget or self._pace.beside(len(running)))
+        state = self._slots.arrange([*running, *begun])
         turns = list(self._slots.turns)
         pieces = [piece if turn is fed else [] if turn.left else [turn.token] for turn in turns]
         ends = fed.left == len(piece)
         wanted = [row for row, turn in enumerate(turns) if not turn.left or (turn is fed and ends)]
         started = time.perf_counter()
-        output = session.run(Step.ragged(pieces, state.position, wanted), state)
+        output = self.model.session.run(Step.ragged(pieces, state.position, wanted), state)
         self._pace.stepped_and_fed(len(piece), time.perf_counter() - started)
         for at, row in enumerate(wanted):
             if turns[row] is not fed:
                 self._choose(turns[row], output, at, state, row)
         fed.fed += len(piece)
         row = turns.index(fed)
-        self._after_piece(fed, output, wanted.index(row) if ends else 0, state, row)
+        with self._told([fed]):
+            self._after_piece(fed, output, wanted.index(row) if ends else 0, state, row)
 
     def _decode(self) -> None:
         """One token of every running turn."""

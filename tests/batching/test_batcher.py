@@ -251,6 +251,48 @@ def test_failed_step_ends_who_was_in_it_and_others_go_on(model, monkeypatch):
     assert second.listener.result == alone(model, [4], max_tokens=6, ignore_eos=True)
 
 
+def test_failed_step_of_both_ends_every_prompt_whose_state_was_in_it(exact, monkeypatch):
+    batcher = Batcher(exact, 4, budget=5)
+    running, fed, waits = (turn_of(exact, [4] * n, max_tokens=50, ignore_eos=True) for n in (1, 40, 40))
+    for turn in (running, fed, waits):
+        batcher.submit(turn)
+        batcher.step()
+        batcher.step()
+    last = turn_of(exact, [5] * 9, max_tokens=6, ignore_eos=True)
+    batcher.submit(last)  # has not begun: its state is its own
+
+    def fail(step, state):
+        state.tear("out of memory")
+        raise dijiang.SessionError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exact.session, "run", fail)
+        batcher.scheduler.feeding.rotate(1)  # the last prompt comes later
+        batcher.step()
+    for turn in (running, fed, waits):
+        assert [str(error) for error in turn.listener.errors] == ["out of memory"]
+    while batcher.step():
+        pass
+    assert last.listener.result == alone(exact, [5] * 9, max_tokens=6, ignore_eos=True)
+
+
+def test_prompt_that_fails_at_its_end_harms_nobody(exact, monkeypatch):
+    batcher = Batcher(exact, 2)
+    good, bad = turn_of(exact, [3, 4], max_tokens=9, ignore_eos=True), turn_of(exact, [5], max_tokens=9)
+    batcher.submit(good)
+    batcher.step()
+
+    def fail(model):
+        raise dijiang.InputError("the grammar cannot begin")
+
+    monkeypatch.setattr(bad, "begin", fail)
+    batcher.submit(bad)
+    while batcher.step():
+        pass
+    assert [str(error) for error in bad.listener.errors] == ["the grammar cannot begin"]
+    assert good.listener.result == alone(exact, [3, 4], max_tokens=9, ignore_eos=True)
+
+
 def test_bias_forces_and_forbids_tokens(model):
     forced = turn_of(model, [3], max_tokens=4, bias={9: 1e4}, ignore_eos=True)
     batcher = Batcher(model, 1)
