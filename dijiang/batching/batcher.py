@@ -23,8 +23,6 @@ from .turn import Turn
 LEAST = 16
 #: The same in one step with the tokens of running turns; and by what part of its time such a step may be longer.
 LEAST_TOGETHER, LONGER = 4, 0.6
-#: Rows that matmuls take at once: 17 take as long as 32.
-TILE = 16
 #: Weight of the newest measurement.
 NEWEST = 0.2
 
@@ -59,11 +57,6 @@ class Pace:
         if not self._step or not self._token:
             return self._least
         return int(np.clip(self._part * self._step / self._token, self._least, self._longest))
-
-    def beside(self, running: int) -> int:
-        """Tokens of the next piece in one step with so many turns: all rows fill whole tiles, if they fill any."""
-        whole = (running + self.budget) // TILE * TILE - running
-        return whole if whole > 0 else self.budget
 
 
 def _mean(mean: float | None, value: float) -> float:
@@ -206,7 +199,7 @@ class Batcher:
         begun: whose prompts lie in the slots from then on; all but one wait.
         """
         running = self.scheduler.running
-        piece = self._next_piece(fed, self._budget or self._pace.beside(len(running)))
+        piece = self._next_piece(fed, self._budget or self._pace.budget)
         state = self._slots.arrange([*running, *begun])
         turns = list(self._slots.turns)
         pieces = [piece if turn is fed else [] if turn.left else [turn.token] for turn in turns]

@@ -83,8 +83,9 @@ DIJIANG_INLINE void multiply_tiles(const MatMul& given, int64_t tile) {
       Lanes::Floats scales[T];
       for (int t = 0; t < T; t++) scales[t] = scales_of(w, first_tile + t * tile_bytes, b);
       for (int64_t h = 0; h <= second; h++) {
-        const int64_t i = b * rows + row + h * kTile;
-        for (int r = 0; r < kTile; r++)
+        // Past the last row are whatever numbers were in memory: sums of subnormal ones take many times as long.
+        const int64_t i = b * rows + row + h * kTile, here = count - h * kTile < kTile ? count - h * kTile : kTile;
+        for (int r = 0; r < here; r++)
           for (int t = 0; t < T; t++) {
             const __m512i sum = _mm512_load_si512(sums.at[h][t][r]);
             acc[h][r][t] = Lanes::scaled(sum, m.offsets[i + r], scales[t], m.scales[i + r], acc[h][r][t]);
