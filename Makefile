@@ -175,12 +175,21 @@ ecosystem-browser: web/node_modules/.package-lock.json
 ecosystem-genai: TESTS := test_genai.py
 ecosystem-site: TESTS := test_site.py
 ecosystem-triton: TESTS := test_triton.py
+ecosystem-triton: .ecosystem/triton-server/pytriton
 ecosystem-ray: TESTS := test_ray.py
 ecosystem-packaging: TESTS := test_packaging.py
 
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 	cd web && npm ci --ignore-scripts --no-audit --no-fund
 	touch $@
+
+# Its wheel carries NVIDIA's server, whose Python backend reads arrays of NumPy 1 only.
+.ecosystem/triton-server/pytriton: $(VENV)/.dev
+	rm -rf $(@D)
+	$(BIN)/pip download -q --no-deps -d $(@D) nvidia-pytriton==0.7.0
+	$(BIN)/python -m zipfile -e $(@D)/*.whl $(@D)
+	rm $(@D)/*.whl
+	$(BIN)/pip install -q --target $(@D)/packages 'numpy<2'
 
 .PRECIOUS: .ecosystem/%/.made
 ecosystem-%: .ecosystem/%/.made

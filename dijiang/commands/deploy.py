@@ -35,6 +35,13 @@ def genai(bundle: Path, output: Path) -> None:
 @click.option("--name", default="dijiang", show_default=True, help="Of the model.")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Sequences a step at most.")
 @click.option("--candidates", type=click.IntRange(1), default=256, show_default=True, help="States kept at most.")
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "python"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What runs it: Triton's onnxruntime, or dijiang in the server's Python.",
+)
 def triton(bundle: Path, output: Path, **options: Any) -> None:
     """BUNDLE as a model repository of Triton Inference Server."""
     written(bundle, output, "triton", **options)

@@ -27,10 +27,15 @@ def write_graph(bundle: Bundle, name: str, file: Path, adapt: Callable[[onnx.Gra
     adapt(model.graph)
     onnx.save(model, file)
     for data in (data for data in bundle.manifest.files if data.endswith(".data")):
-        try:
-            os.link((bundle.path / data).resolve(), file.parent / data)
-        except OSError:  # another disk, or one without links
-            shutil.copyfile(bundle.path / data, file.parent / data)
+        link_or_copy(bundle.path / data, file.parent / data)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where the disk cannot do that."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)
 
 
 def change(

@@ -1,35 +1,52 @@
-"""A bundle as a model repository of Triton Inference Server: a request is token ids, Triton keeps the states.
+"""A bundle as a model repository of Triton Inference Server: a request is token ids, its answer the next token.
 
-The graph gets its position from a state of its own, and makes positions, mask and indices itself.
+With the backend for onnxruntime Triton keeps the states: the graph gets its position from a state of its own, and
+makes positions, mask and indices itself. With the one for Python `triton_python` keeps them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from onnx import GraphProto, TensorProto, helper
 
 from .. import Bundle, ExportError
-from .rewire import change, standalone, write_graph
+from ..bundle.manifest import MANIFEST
+from .rewire import change, link_or_copy, standalone, write_graph
 
 NAME = re.compile(r"[\w][\w-]*", re.ASCII)
 #: What the graph makes itself.
 MADE = ("position_ids", "attention_mask", "logit_indices")
 POSITION = ("past_position", "present_position")
 STATES = ("past_key_values.{}.recurrent_state", "present.{}.recurrent_state")
+#: Of the Python backend: its program, and what it is told of a request.
+MODEL = "from dijiang.integrations.triton_python import TritonPythonModel as TritonPythonModel\n"
+CONTROL = """
+    {{ name: "{}" control [ {{ kind: CONTROL_SEQUENCE_{} {} }} ] }}"""
+SWITCH = "int32_false_true: [ 0, 1 ]"
+CONTROLS = (("START", "START", SWITCH), ("END", "END", SWITCH), ("CORRID", "CORRID", "data_type: TYPE_UINT64"))
 
 
-def write(bundle: Bundle, repository: Path, *, name: str, batch: int = 16, candidates: int = 256) -> None:
-    """Write REPOSITORY/NAME: config.pbtxt, and the graph as version 1.
+def write(
+    bundle: Bundle,
+    repository: Path,
+    *,
+    name: str,
+    batch: int = 16,
+    candidates: int = 256,
+    backend: str = "onnxruntime",
+) -> None:
+    """Write REPOSITORY/NAME: config.pbtxt, and as version 1 the graph, or the bundle.
 
     The graph is the one that runs on the oldest onnxruntime, since containers have older ones.
 
     Args:
-        bundle: with a graph that needs no compiled operator.
+        bundle: for onnxruntime with a graph that needs no compiled operator.
         repository: exists.
         name: of the model.
+        backend: a key of BACKENDS.
         batch: sequences a step at most.
         candidates: sequences whose states are kept at most.
 
@@ -38,12 +55,38 @@ def write(bundle: Bundle, repository: Path, *, name: str, batch: int = 16, candi
     """
     if not NAME.fullmatch(name):
         raise ExportError(f"{name!r} is no name of a model, expected letters, digits, - and _; change --name")
-    records = bundle.manifest.graphs
-    graph = min(standalone(bundle), key=lambda one: records[one].oldest)
     folder = repository / name
     (folder / "1").mkdir(parents=True)
-    write_graph(bundle, graph, folder / "1" / "model.onnx", _adapt)
-    (folder / "config.pbtxt").write_text(_config(bundle, name, batch, candidates), encoding="utf-8")
+    sequences = BACKENDS[backend](bundle, folder / "1")
+    config = _config(bundle, name, backend, batch, candidates, sequences)
+    (folder / "config.pbtxt").write_text(config, encoding="utf-8")
+
+
+def _for_onnxruntime(bundle: Bundle, version: Path) -> str:
+    """Write the graph; how its states go from request to request."""
+    records, spec = bundle.manifest.graphs, bundle.manifest.spec
+    graph = min(standalone(bundle), key=lambda one: records[one].oldest)
+    write_graph(bundle, graph, version / "model.onnx", _adapt)
+    layers = [tuple(one.format(layer) for one in STATES) for layer in range(spec.num_layers)]
+    states = [
+        _state(POSITION, "TYPE_INT64", (1,)),
+        *(_state(names, "TYPE_FP32", spec.state_shape) for names in layers),
+    ]
+    return f"  state [\n{','.join(states)}\n  ]"
+
+
+def _for_python(bundle: Bundle, version: Path) -> str:
+    """Write the bundle and what loads it; what it is told of each request."""
+    (version / "model.py").write_text(MODEL, encoding="utf-8")
+    (version / "bundle").mkdir()
+    for file in (MANIFEST, *bundle.manifest.files):
+        link_or_copy(bundle.path / file, version / "bundle" / file)
+    controls = ",".join(CONTROL.format(*control) for control in CONTROLS)
+    return f"  control_input [{controls}\n  ]"
+
+
+#: What runs a repository -> writes its version; the rest of `sequence_batching`.
+BACKENDS: dict[str, Callable[[Bundle, Path], str]] = {"onnxruntime": _for_onnxruntime, "python": _for_python}
 
 
 def _adapt(graph: GraphProto) -> None:
@@ -67,29 +110,21 @@ def _adapt(graph: GraphProto) -> None:
     change(graph, without=MADE, first=first, last=(), inputs=infos[:1], outputs=infos[1:])
 
 
-def _config(bundle: Bundle, name: str, batch: int, candidates: int) -> str:
+def _config(bundle: Bundle, name: str, backend: str, batch: int, candidates: int, sequences: str) -> str:
     """config.pbtxt; dimensions are without the batch."""
-    spec = bundle.manifest.spec
-    layers = [tuple(one.format(layer) for one in STATES) for layer in range(spec.num_layers)]
-    states = [
-        _state(POSITION, "TYPE_INT64", (1,)),
-        *(_state(names, "TYPE_FP32", spec.state_shape) for names in layers),
-    ]
     return f"""name: "{name}"
-backend: "onnxruntime"
+backend: "{backend}"
 max_batch_size: {batch}
 input [ {{ name: "input_ids" data_type: TYPE_INT64 dims: [ -1 ] }} ]
 output [
   {{ name: "next_tokens" data_type: TYPE_INT64 dims: [ 1 ] }},
-  {{ name: "logits" data_type: TYPE_FP32 dims: [ 1, {spec.vocab_size} ] }}
+  {{ name: "logits" data_type: TYPE_FP32 dims: [ 1, {bundle.manifest.spec.vocab_size} ] }}
 ]
 instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 sequence_batching {{
   max_sequence_idle_microseconds: 600000000
   oldest {{ max_candidate_sequences: {candidates} }}
-  state [
-{",".join(states)}
-  ]
+{sequences}
 }}
 """
 

@@ -1,17 +1,24 @@
-"""What `dijiang deploy triton` writes: NVIDIA's parser reads it, and whoever follows it gets our tokens.
+"""What `dijiang deploy triton` writes: NVIDIA's server reads it, and whoever follows it gets our tokens.
 
-There is no server to be had here. `Follower` knows nothing but the configuration: types, shapes, and which output
-is the state of which input.
+The server that installs here has the backend for Python, and serves that. It has none for onnxruntime: there it
+reads and checks the configuration, and `Follower` runs the graph. It knows nothing but the configuration: types,
+shapes, and which output is the state of which input.
 """
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner
+from tritonclient.grpc import InferInput
+from tritonclient.utils import InferenceServerException
 
 import dijiang
 from dijiang.cli import main
+from tests.integrations.triton_server import running
 
 pytestmark = pytest.mark.ecosystem
 TYPES = {"TYPE_INT64": np.int64, "TYPE_FP32": np.float32}
@@ -113,6 +120,76 @@ def test_int8_is_written_too(exported, tmp_path):
     model, follower = dijiang.load(bundle), Follower(tmp_path / "new" / "dijiang")
     token = int(follower.infer({5: (model.tokenizer.encode("x"), True)})[5]["next_tokens"][0])
     assert token == next(model.generate("x", max_tokens=1)).token
+
+
+def test_the_server_takes_the_configuration_and_lacks_only_the_backend(folder, tmp_path):
+    with running(folder.parent, tmp_path) as client:
+        (found,) = client.get_model_repository_index().models
+    assert (found.name, found.version) == ("tiny", "1")
+    assert "unable to find backend library for backend 'onnxruntime'" in found.reason
+
+
+def test_the_server_refuses_what_is_no_configuration(folder, tmp_path):
+    """So the test above can fail."""
+    copy = tmp_path / "repository"
+    shutil.copytree(folder, copy / "tiny")
+    file = copy / "tiny" / "config.pbtxt"
+    file.write_text(file.read_text().replace("TYPE_FP32", "TYPE_FP33"))
+    (tmp_path / "server").mkdir()
+    with running(copy, tmp_path / "server") as client:
+        (found,) = client.get_model_repository_index().models
+    assert (found.name, found.version) == ("tiny", "")
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def served(request, exported, tmp_path_factory):
+    """A client of a server with the Python backend, and the model that it serves."""
+    bundle, target = exported("tiny-python", precision=request.param), tmp_path_factory.mktemp("python")
+    done = deploy(bundle, "-o", target / "repository", "--backend", "python", "--batch", "4", "--candidates", "9")
+    assert done.exit_code == 0, done.output
+    (target / "server").mkdir()
+    with running(target / "repository", target / "server") as client:
+        assert client.is_model_ready("dijiang"), (target / "server" / "log").read_text()[-3000:]
+        yield client, dijiang.load(bundle)
+
+
+def ask(client, ids, sequence, *, first=False, last=False):
+    tokens = InferInput("input_ids", [1, len(ids)], "INT64")
+    tokens.set_data_from_numpy(np.array([ids], np.int64))
+    return client.infer("dijiang", [tokens], sequence_id=sequence, sequence_start=first, sequence_end=last)
+
+
+def test_sequences_at_once_are_ours(served):
+    client, model = served
+    prompts = [f"def f{number}(x):\n    return x" + " + 1" * number for number in range(6)]
+    expected = [[r.token for r in model.generate(p, max_tokens=12, ignore_eos=True)] for p in prompts]
+
+    def talk(number):
+        ids, found = model.tokenizer.encode(prompts[number]), []
+        for count in range(12):
+            answer = ask(client, ids, number + 1, first=count == 0, last=count == 11)
+            ids = [int(answer.as_numpy("next_tokens")[0, 0])]
+            found += ids
+        assert answer.as_numpy("logits").shape == (1, 1, model.spec.vocab_size)
+        return found
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        assert list(pool.map(talk, range(len(prompts)))) == expected
+
+
+def test_bad_request_is_one_line_and_harms_no_other(served):
+    client, model = served
+    ask(client, [5, 6], 50, first=True)
+    with pytest.raises(InferenceServerException, match="token id 99999 is out of range, expected 0 to 2047"):
+        ask(client, [99999], 50)
+    with pytest.raises(InferenceServerException, match="must specify the START flag"):
+        ask(client, [7], 51)
+    state = model.new_state()
+    model.forward([[5, 6]], state)
+    found = ask(client, [7], 50, last=True).as_numpy("logits")[0, 0]
+    assert found.tobytes() == model.forward([[7]], state)[0].tobytes()
+    with pytest.raises(InferenceServerException, match="must specify the START flag"):
+        ask(client, [7], 50)
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(exported, tmp_path):
