@@ -13,7 +13,6 @@ from pathlib import Path
 from onnx import GraphProto, TensorProto, helper
 
 from .. import Bundle, ExportError
-from ..bundle.manifest import MANIFEST
 from .rewire import change, link_or_copy, standalone, write_graph
 
 NAME = re.compile(r"[\w][\w-]*", re.ASCII)
@@ -79,7 +78,7 @@ def _for_python(bundle: Bundle, version: Path) -> str:
     """Write the bundle and what loads it; what it is told of each request."""
     (version / "model.py").write_text(MODEL, encoding="utf-8")
     (version / "bundle").mkdir()
-    for file in (MANIFEST, *bundle.manifest.files):
+    for file in ("dijiang.json", *bundle.manifest.files):
         link_or_copy(bundle.path / file, version / "bundle" / file)
     controls = ",".join(CONTROL.format(*control) for control in CONTROLS)
     return f"  control_input [{controls}\n  ]"
