@@ -22,7 +22,7 @@ from .turn import Turn
 #: Tokens of a prompt that are fed between two decode steps, at least.
 LEAST = 16
 #: The same in one step with the tokens of running turns; and by what part of its time such a step may be longer.
-LEAST_TOGETHER, LONGER = 4, 0.6
+LEAST_TOGETHER, LONGER = 4, 0.5
 #: Weight of the newest measurement.
 NEWEST = 0.2
 
