@@ -106,9 +106,9 @@ def check_output(target: Path, inputs: Iterable[Path], error: type[DijiangError]
     with _reported(target, error):
         recover(target)
         _refuse_link(target, error)
-        here = target.resolve()
+        here = Path(os.path.realpath(target))  # Path.resolve raises RuntimeError for links in a circle
         for source in inputs:
-            found = source.resolve()
+            found = Path(os.path.realpath(source))
             if here == found or here in found.parents:
                 raise error(f"{target} is or holds {source}, which is read; choose another folder")
 

@@ -202,3 +202,52 @@ def test_installed_command_prints_no_traceback(tmp_path):
     assert "Traceback" not in done.stderr
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     assert dijiang.__version__ in version.stdout
+
+
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", LONG, "-p", "x"),
+        ("inspect", LONG),
+        ("sign", LONG, "--key", "k"),
+        ("build", LONG),
+        ("serve", LONG),
+        ("bench", LONG),
+        ("verify", LONG, "--against", TINY),
+        ("export", LONG, "-o", "new"),
+        ("convert", LONG, "-o", "new"),
+        ("export", TINY, "-o", "new", "--text", LONG),
+        ("export", TINY, "-o", "circle/new"),
+        ("inspect", "circle"),
+        ("init", "pythia-70m", "-o", "circle/new"),
+    ],
+    ids=lambda command: f"{command[0]}-{len(command)}-{'circle' in str(command)}",
+)
+def test_a_name_that_no_file_can_have_is_one_line_that_names_it(cli, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    Path("circle").symlink_to("circle")
+    done = cli(*command)
+    assert done.exit_code == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert (LONG if LONG in command else "circle") in errors[0]
+    assert "Errno" not in errors[0] or "unreadable" in errors[0]
+
+
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_a_closed_stream_is_an_empty_one(tiny, stream):
+    command = f"{sys.executable} -m dijiang run {tiny} -p def -n 2 {stream}>&-"
+    assert subprocess.run(command, shell=True, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's device that is always full")
+@pytest.mark.parametrize("command", ["inspect {}", "run {} -p def -n 2", "--help"])
+def test_output_that_is_full_is_one_line(tiny, command):
+    said = f"{sys.executable} -m dijiang {command.format(tiny)} > /dev/full"
+    done = subprocess.run(said, shell=True, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Error: [Errno 28] No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout

@@ -149,7 +149,7 @@ def export(
         if tokenizer is not None:
             (partial / TOKENIZER).write_bytes(tokenizer)
         for name in TOKENIZER_FILES:
-            if (source := model.path / name).is_file():
+            if os.path.isfile(source := model.path / name):
                 (partial / name).write_bytes(_bytes_of(source))
         mode = "repaired" if repair_decay else decay
         manifest = _manifest(model, partial, recipe, graphs, mode)
@@ -190,7 +190,7 @@ def foreign(folder: Path) -> list[str]:
         ExportError: it is no bundle.
         BundleError: its manifest cannot be read.
     """
-    if not (folder / MANIFEST).is_file():
+    if not os.path.isfile(folder / MANIFEST):
         raise ExportError(f"{folder} exists and is no bundle, expected {MANIFEST} in it; move it away")
     sweep(folder)
     old = read_manifest(folder)
@@ -216,7 +216,7 @@ def _check_text(model: DijiangModel, text: str | Path | None, *, readable: bool)
         return
     if not readable:
         raise InputError(f"{model.path}: no {TOKENIZER} to read {text} with; leave the text out")
-    if not Path(text).is_file():
+    if not os.path.isfile(text):
         raise InputError(f"{text}: cannot be read (no such file); give a UTF-8 text file")
 
 

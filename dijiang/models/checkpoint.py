@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -62,13 +62,6 @@ def _common_prefix(names: list[str]) -> str:
     return prefix + _common_prefix(rest)
 
 
-def _is_file(path: Path) -> bool:
-    """Whether there is such a file; False for a name that no file can have."""
-    with suppress(OSError, ValueError):
-        return path.is_file()
-    return False
-
-
 class Checkpoint:
     """A checkpoint folder: `config`, tensor `shapes`, and `read(name)`.
 
@@ -77,14 +70,15 @@ class Checkpoint:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        is_folder = os.path.isdir(self.path)
         if self.path.suffix == ".gguf" or (
-            not (self.path / "config.json").is_file() and any(self.path.glob("*.gguf"))
+            is_folder and not self._has("config.json") and any(self.path.glob("*.gguf"))
         ):
             raise CheckpointError(
                 f"{path}: a GGUF file, expected a folder with config.json and safetensors; "
                 "start from the checkpoint that it was made from"
             )
-        if not self.path.is_dir():
+        if not is_folder:
             raise CheckpointError(f"{path}: not a folder; give the folder of a checkpoint")
         self.config = read_json(self.path / "config.json")
         self.generation = self._generation()
@@ -111,19 +105,23 @@ class Checkpoint:
         self._hashes: dict[str, Future[str]] = {}
         self._hashing, self._registering = ThreadPoolExecutor(1), Lock()
 
+    def _has(self, name: str) -> bool:
+        """Whether there is such a file; False for a name that no file can have."""
+        return os.path.isfile(self.path / name)
+
     def _generation(self) -> dict[str, Any]:
         """End tokens of generation_config.json, which go before those of config.json."""
-        file = self.path / "generation_config.json"
-        ends = read_json(file).get("eos_token_id") if file.is_file() else None
+        file = "generation_config.json"
+        ends = read_json(self.path / file).get("eos_token_id") if self._has(file) else None
         return {} if ends is None else {"eos_token_id": ends}
 
     def _owners(self) -> dict[str, TensorFile]:
         """Tensor -> the file that it is read from: where there is an index, the one that it names."""
         for index, single, reader in LAYOUTS:
-            if (self.path / single).is_file():
+            if self._has(single):
                 file = reader(self.path / single)
                 return dict.fromkeys(file.shapes, file)
-            if (self.path / index).is_file():
+            if self._has(index):
                 return self._indexed(index, reader)
         for name, advice in OTHERS.items():
             if any(self.path.glob(name)):
@@ -139,7 +137,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: {index} has no weight_map of names to files; download it again")
         shards = sorted(set(where.values()))
         outside = [s for s in shards if Path(s).name != s]
-        absent = [s for s in shards if not _is_file(self.path / s)]
+        absent = [s for s in shards if not self._has(s)]
         if outside or absent:
             what = f"leave the folder: {', '.join(outside)}" if outside else f"are missing: {', '.join(absent)}"
             raise CheckpointError(f"{self.path}: shards named in {index} {what}; download them again")

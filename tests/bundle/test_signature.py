@@ -1,8 +1,10 @@
 """Who made a bundle: signatures by OpenSSH over the manifest."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -189,6 +191,17 @@ def test_command_line_signs_and_asks(exported, copy_of, keys):
         asked = ["verify", str(folder), "--against", str(BASE), "--tokens", "8", "--no-store"]
         asked += ["--require-signature", str(keys / f"{name}.pub")]
         assert CliRunner().invoke(main, asked).exit_code == status, name
+
+
+def test_name_beside_a_public_key_may_have_any_letters_in_any_locale(bundle, keys, tmp_path):
+    signers = tmp_path / "signers"
+    signers.write_text((keys / "ours.pub").read_text().replace("ours", "josé@härz"), encoding="utf-8")
+    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "dijiang", "verify", bundle, "--against", BASE, "--tokens", "8", "--no-store"]
+    done = subprocess.run(
+        [*command, "--require-signature", signers], env=ascii_only, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("content", [None, "", "x\n", "-----BEGIN OPENSSH PRIVATE KEY-----\n", b"\xff\xfe"])
