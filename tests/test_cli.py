@@ -6,13 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import click
+import prompt_toolkit
 import pytest
 from click.testing import CliRunner
 
 import dijiang
 from dijiang import files, hidden
 from dijiang.cli import main
+from dijiang.commands import chat
 from tests.conftest import EXAMPLES, GOLDEN
 
 TINY = EXAMPLES / "tiny-python"
@@ -251,3 +255,21 @@ def test_output_that_is_full_is_one_line(tiny, command):
     assert done.returncode == 1
     assert "Error: [Errno 28] No space left on device" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_chat_in_a_terminal_needs_no_place_for_its_history(tmp_path, monkeypatch):
+    class Session:
+        def __init__(self, history, completer):
+            self.history = history
+
+        def prompt(self, _):
+            self.history.append_string("said")
+            raise EOFError
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(prompt_toolkit, "PromptSession", Session)
+    for home in (tmp_path, tmp_path / "file"):
+        monkeypatch.setattr(click, "get_app_dir", lambda name, home=home: str(home / name))
+        assert [*chat._lines()] == []
+    assert "said" in (tmp_path / "dijiang" / chat.HISTORY).read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,13 +152,17 @@ def _lines() -> Iterator[str]:
     try:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import WordCompleter
-        from prompt_toolkit.history import FileHistory
+        from prompt_toolkit.history import FileHistory, History, InMemoryHistory
     except ImportError:
         raise InputError("a chat in a terminal needs prompt_toolkit; pip install 'dijiang[chat]'") from None
-    folder = Path(click.get_app_dir("dijiang"))
-    folder.mkdir(parents=True, exist_ok=True)
+    file = Path(click.get_app_dir("dijiang"), HISTORY)
+    history: History = InMemoryHistory()
+    with suppress(OSError):  # where nothing can be kept, lines are remembered until the end
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        history = FileHistory(str(file))
     session: PromptSession[str] = PromptSession(
-        history=FileHistory(str(folder / HISTORY)),
+        history=history,
         completer=WordCompleter([f"/{name}" for name in COMMANDS], sentence=True),
     )
     while True:

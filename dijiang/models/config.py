@@ -41,9 +41,18 @@ def flag(config: dict[str, Any], key: str, *, default: bool) -> bool:
     return value
 
 
-def token_ids(value: Any) -> tuple[int, ...]:
-    """`eos_token_id` as it comes: absent, one id, or a list."""
+def token_ids(config: dict[str, Any], key: str) -> tuple[int, ...]:
+    """Token ids as they come: absent, one, or a list."""
+    value = config.get(key)
     found = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < MAX_TOKEN_ID for one in found):
-        raise CheckpointError(f"config.json: eos_token_id is {brief(value)}, expected token ids; fix config.json")
+        raise CheckpointError(f"config.json: {key} is {brief(value)}, expected token ids; fix config.json")
     return tuple(found)
+
+
+def start_token(config: dict[str, Any]) -> int | None:
+    """`bos_token_id`, None where it is absent."""
+    found = token_ids(config, "bos_token_id")
+    if len(found) > 1:
+        raise CheckpointError(f"config.json: bos_token_id is {brief(found)}, expected one id; fix config.json")
+    return next(iter(found), None)

@@ -7,7 +7,7 @@ from typing import Any
 
 from .activations import read_activation
 from .binding import Array, Binding, Bindings, added, layered, linear, norm, plain
-from .config import flag, number, token_ids, want
+from .config import flag, number, start_token, token_ids, want
 from .rotary import read_rope
 from .spec import ModelSpec
 
@@ -37,8 +37,8 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         rope_scaling=rope.scaling,
         tied_embeddings=flag(config, "tie_word_embeddings", default=False),
         attention_bias=flag(config, "attention_bias", default=True),
-        bos_token_id=config.get("bos_token_id"),
-        eos_token_ids=token_ids(config.get("eos_token_id")),
+        bos_token_id=start_token(config),
+        eos_token_ids=token_ids(config, "eos_token_id"),
     )
 
 

@@ -27,8 +27,7 @@ def projection(shape: Shape, random: np.random.Generator) -> Array:
     row, column = np.arange(size)[:, None], np.arange(size)
     dct = np.sqrt(2 / size) * np.cos(np.pi * (2 * column + 1) * row / (2 * size))
     dct[0] /= np.sqrt(2)
-    scaled: Array = dct * random.standard_normal(size)
-    return scaled
+    return dct * random.standard_normal(size)
 
 
 def _xavier(shape: Shape, random: np.random.Generator) -> Array:
@@ -76,13 +75,20 @@ def first_values(wanted: Mapping[str, Shape], dtype: np.dtype, seed: int) -> Ite
     """Name and first value of tensors of a checkpoint of `dtype`, one at a time.
 
     The same names and seed give the same values.
+
+    Raises:
+        InputError: the seed is negative.
     """
+    if seed < 0:
+        raise InputError(f"seed is {seed}, expected 0 or more; change it")
     random = np.random.default_rng(seed)
-    for name, shape in wanted.items():
+
+    def first_value(name: str, shape: Shape) -> Array:
         rule = next(value for end, value in RULES if name.endswith(end))
         with np.errstate(over="ignore"):  # gamma^-t past float32's range
-            value = rule(shape, random).astype(stored_dtype(name, dtype), copy=False)
-        yield name, value
+            return rule(shape, random).astype(stored_dtype(name, dtype), copy=False)
+
+    return ((name, first_value(name, shape)) for name, shape in wanted.items())
 
 
 def init(

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import CheckpointError
 from .activations import read_activation
 from .binding import Bindings, added, layered, linear, norm, plain
-from .config import flag, number, token_ids, want
+from .config import flag, number, start_token, token_ids, want
 from .rotary import read_rope
 from .spec import ModelSpec
 
@@ -44,8 +44,8 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         mlp_bias=flag(config, "mlp_bias", default=False),
         norm="rms",
         gated_mlp=True,
-        bos_token_id=config.get("bos_token_id"),
-        eos_token_ids=token_ids(config.get("eos_token_id")),
+        bos_token_id=start_token(config),
+        eos_token_ids=token_ids(config, "eos_token_id"),
     )
     if config.get("head_dim") not in (None, found.head_size):
         raise CheckpointError(

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import CheckpointError
 from .activations import read_activation
 from .binding import Array, Binding, Bindings, added, layered, linear, norm, plain
-from .config import flag, token_ids, want
+from .config import flag, start_token, token_ids, want
 from .spec import ModelSpec
 
 #: Left by the original training code in some files; it carries nothing.
@@ -30,7 +30,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         )
     hidden = want(config, "hidden_size", int)
     heads = want(config, "num_attention_heads", int)
-    embedding = config.get("word_embed_proj_dim", hidden)
+    projected = config.get("word_embed_proj_dim") not in (None, hidden)
     norm_first = flag(config, "do_layer_norm_before", default=True)
     bias = flag(config, "enable_bias", default=True)
     return ModelSpec(
@@ -53,9 +53,9 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         norm_first=norm_first,
         final_norm=norm_first and not flag(config, "_remove_final_layer_norm", default=False),
         learned_positions=True,
-        embedding_size=None if embedding == hidden else want(config, "word_embed_proj_dim", int),
-        bos_token_id=config.get("bos_token_id"),
-        eos_token_ids=token_ids(config.get("eos_token_id")),
+        embedding_size=want(config, "word_embed_proj_dim", int) if projected else None,
+        bos_token_id=start_token(config),
+        eos_token_ids=token_ids(config, "eos_token_id"),
     )
 
 

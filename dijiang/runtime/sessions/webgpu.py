@@ -118,7 +118,6 @@ def _registered() -> Any:
 
 def installed(package: str) -> tuple[int, int] | None:
     """Version of an installed package; None: it is not."""
-    """Version of an installed package; None: it is not."""
     with suppress(PackageNotFoundError):
         return _numbers(version(package))
     return None
