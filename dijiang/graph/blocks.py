@@ -24,8 +24,7 @@ ENDLESS_DIGITS = 3
 def silu(b: GraphBuilder, x: ir.Value, *, fused: bool) -> ir.Value:
     """x * sigmoid(x), of the gate."""
     row = ACTIVATIONS["silu"]
-    result: ir.Value = (row.fused if fused else row.nodes)(b, x)
-    return result
+    return (row.fused if fused else row.nodes)(b, x)
 
 
 def layer_norm(b: GraphBuilder, x: ir.Value, weight: ir.Value, bias: ir.Value, eps: float) -> ir.Value:

@@ -58,12 +58,11 @@ class GraphBuilder:
 
     def constant(self, array: Any, dtype: Any = np.float32, *, role: Role | None = None) -> ir.Value:
         """A small constant, stored once for each distinct value, under a name made of its value."""
-        data = np.ascontiguousarray(np.asarray(array, dtype))
-        key = (str(data.dtype), np.shape(array), data.tobytes())
+        data = np.asarray(array, dtype, order="C")
+        key = (str(data.dtype), data.shape, data.tobytes())
         if key not in self._constants:
             digest = hashlib.sha256(repr(key[:2]).encode() + key[2]).hexdigest()[:16]
-            tensor = ir.tensor(data.reshape(np.shape(array)))
-            value = self._constants[key] = self._tape.initializer(tensor, f"constant_{digest}")
+            value = self._constants[key] = self._tape.initializer(ir.tensor(data), f"constant_{digest}")
             if role is not None:
                 mark(value, role)
         return self._constants[key]
@@ -84,7 +83,7 @@ class GraphBuilder:
         lazy = ir.LazyTensor(load, ir.DataType.FLOAT, ir.Shape(shape), name=name)
         return mark(self._tape.initializer(lazy, name), role, layer)
 
-    def model(self, name: str, metadata: dict[str, str]) -> ir.Model:
+    def model(self, name: str) -> ir.Model:
         """The finished model."""
         domains = {node.domain for node in self._tape.nodes} - {""}
         graph = ir.Graph(
@@ -95,12 +94,7 @@ class GraphBuilder:
             opset_imports={"": self.opset} | dict.fromkeys(sorted(domains), 1),
             name=name,
         )
-        return ir.Model(
-            graph,
-            ir_version=ir_version(self.opset),
-            producer_name="dijiang",
-            metadata_props=metadata,
-        )
+        return ir.Model(graph, ir_version=ir_version(self.opset), producer_name="dijiang")
 
 
 def ir_version(opset: int) -> int:
@@ -111,7 +105,7 @@ def ir_version(opset: int) -> int:
 def row_major(array: np.ndarray, dtype: Any) -> np.ndarray:
     """The array in C order and `dtype`; a transposed matrix is copied by strips, 5 times as fast."""
     if array.ndim != 2 or array.flags.c_contiguous:
-        return np.ascontiguousarray(array, dtype=dtype)
+        return np.asarray(array, dtype, order="C")
     result = np.empty(array.shape, dtype)
     for start in range(0, array.shape[1], STRIP):
         result[:, start : start + STRIP] = array[:, start : start + STRIP]

@@ -56,7 +56,7 @@ class Writer:
         tokens = b.op("ArgMax", logits, axis=-1, keepdims=0)
         b.output(tokens, names.NEXT_TOKENS, ir.DataType.INT64, ["batch", "kept"])
         self._layers.finish()
-        return b.model(f"dijiang_{spec.family}", {})
+        return b.model(f"dijiang_{spec.family}")
 
     def _embed(self, ids: ir.Value) -> ir.Value:
         """Hidden channels [B, T, d] of token ids."""

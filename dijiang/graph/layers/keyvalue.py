@@ -65,11 +65,9 @@ class CachedLayer:
             self._angles = rotary_angles(b, self.w.positions, spec, positions)
 
     def block(self, layer: int, x: ir.Value) -> ir.Value | None:
-        """See `Layer.block`."""
         return None
 
     def attention(self, layer: int, x: ir.Value) -> ir.Value:
-        """See `Layer.attention`."""
         b, spec, computed = self.b, self.spec, self._computed
         heads = self._heads(self.w.linear("qkv", x, layer))
         if computed != ir.DataType.FLOAT:

@@ -92,11 +92,9 @@ class RecurrentLayer:
         self.declare, self.finish = self.states.declare, self.states.finish
 
     def block(self, layer: int, x: ir.Value) -> ir.Value | None:
-        """See `Layer.block`."""
         return None
 
     def attention(self, layer: int, x: ir.Value) -> ir.Value:
-        """See `Layer.attention`."""
         w, b, spec, states, fused = self.w, self.w.b, self.w.spec, self.states, self.w.fused
         heads, kv, size = spec.num_heads, spec.num_kv_heads, spec.head_size
         columns = b.constant([(heads + kv) * size, kv * size], np.int64)

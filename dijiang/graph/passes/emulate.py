@@ -12,23 +12,11 @@ from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
 from ...nodes import DOMAIN
 from .linear import shape_of
-from .types import FLOAT, TYPES, UNTYPED, typed_outputs
+from .types import FLOAT, LOW, UNTYPED, typed_outputs
 
-LOW = frozenset(dtype for dtype, _ in TYPES.values())
 #: Nodes that move data: what they give is as round as what they get.
 MOVES = frozenset(
-    {
-        "Concat",
-        "Gather",
-        "GatherND",
-        "Identity",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    }
+    ("Concat", "Gather", "GatherND", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 )
 
 

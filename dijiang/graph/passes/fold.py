@@ -108,5 +108,4 @@ def _product(vector: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """vector @ matrix: ROWS rows are summed in float32, their sums in float64."""
     pieces = range(0, len(vector), ROWS)
     rows = [slice(start, start + ROWS) for start in pieces]
-    total: np.ndarray = np.stack([vector[r] @ matrix[r] for r in rows]).sum(axis=0, dtype=np.float64)
-    return total
+    return np.stack([vector[r] @ matrix[r] for r in rows]).sum(axis=0, dtype=np.float64)

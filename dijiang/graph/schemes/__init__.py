@@ -26,7 +26,6 @@ class Scheme(Protocol):
     @property
     def calibrates(self) -> bool:
         """Whether weights are rounded by what their inputs look like."""
-        ...
 
     def passes(self, row: Graph, *, tied: bool = False, rounder: Rounder | None = None) -> list[InPlacePass]:
         """What turns a float32 graph into one of stored weights.
@@ -34,10 +33,8 @@ class Scheme(Protocol):
         row: the form of the graph.  tied: the head is the transposed embedding.  rounder: None: nearest
         values.
         """
-        ...
 
 
 def scheme_of(recipe: Recipe) -> Scheme:
     """The scheme of a recipe."""
-    found: Scheme = named(SCHEMES[recipe.scheme].code)(recipe)
-    return found
+    return named(SCHEMES[recipe.scheme].code)(recipe)

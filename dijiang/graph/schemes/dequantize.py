@@ -55,7 +55,6 @@ class Dequantize:
         self.recipe = recipe
 
     def passes(self, row: Graph, *, tied: bool = False, rounder: Rounder | None = None) -> list[InPlacePass]:
-        """See `Scheme.passes`."""
         return [DequantizeWeights(self.recipe)]
 
 
