@@ -70,5 +70,4 @@ def _following(model: Model, state: State) -> np.ndarray | None:
     seam, limit = state.seam(), model.manifest.positions_limit
     if state.batch != 1 or seam is None or (limit is not None and seam.at >= limit):
         return None
-    following: np.ndarray = model.forward(np.array([[seam.token]]), state.clone())[0]
-    return following
+    return model.forward(np.array([[seam.token]]), state.clone())[0]

@@ -109,7 +109,6 @@ class DeviceSession:
         self._graphs = 0
 
     def step(self, state: State) -> Step:
-        """See Session.step."""
         return Step.single(state.batch)
 
     def run(self, step: Step, state: State) -> DeviceOutput:
@@ -190,12 +189,10 @@ class DeviceOutput:
 
     @cached_property
     def logits(self) -> np.ndarray:
-        """See Output.logits."""
         return self._binding.logits.numpy()
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """See Output.tokens."""
         tokens = self._binding.tokens
         tokens.known = found = tokens.numpy()
         return found

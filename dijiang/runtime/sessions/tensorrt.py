@@ -86,11 +86,9 @@ class TensorRtSession:
         self._profiles = {True: 0, False: last}
 
     def step(self, state: State) -> Step:
-        """See Session.step."""
         return Step.single(state.batch)
 
     def run(self, step: Step, state: State) -> EngineOutput:
-        """See Session.run."""
         batch, length = step.ids.shape
         if batch > self._record.batch:
             raise SessionError(
@@ -174,13 +172,11 @@ class EngineOutput:
 
     @cached_property
     def logits(self) -> np.ndarray:
-        """See Output.logits."""
         found = np.empty((*self._kept, self._session.spec.vocab_size), np.float32)
         return self._fetch(names.LOGITS, found)
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """See Output.tokens."""
         return self._fetch(names.NEXT_TOKENS, np.empty(self._kept, np.int64))
 
     def _fetch(self, name: str, array: np.ndarray) -> np.ndarray:
