@@ -162,8 +162,7 @@ def _lines() -> Iterator[str]:
         file.touch()
         history = FileHistory(str(file))
     session: PromptSession[str] = PromptSession(
-        history=history,
-        completer=WordCompleter([f"/{name}" for name in COMMANDS], sentence=True),
+        history=history, completer=WordCompleter([f"/{name}" for name in COMMANDS], sentence=True)
     )
     while True:
         try:

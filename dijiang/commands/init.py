@@ -23,12 +23,7 @@ if TYPE_CHECKING:
 @PROGRESS
 @JSON
 def init(
-    preset: str | None,
-    output: Path | None,
-    listed: bool,
-    as_json: bool,
-    progress: bool | None,
-    **options: Any,
+    preset: str | None, output: Path | None, listed: bool, as_json: bool, progress: bool | None, **options: Any
 ) -> None:
     """Write a checkpoint of a published shape with random weights, to size a device."""
     from ..models.initial import init as write

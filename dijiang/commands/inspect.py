@@ -104,10 +104,7 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
     print_table(
         [
             ("bundle", str(bundle.path)),
-            (
-                "model",
-                f"{spec.family}, {spec.num_layers} layers of {spec.hidden_size}, {spec.num_heads} heads",
-            ),
+            ("model", f"{spec.family}, {spec.num_layers} layers of {spec.hidden_size}, {spec.num_heads} heads"),
             ("vocabulary", f"{spec.vocab_size:,}"),
             ("end tokens", ", ".join(map(str, spec.eos_token_ids)) or "none: text ends with --max-tokens"),
             *([("sampling", _sampling_line(bundle.sampling))] if bundle.sampling else []),

@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     "--store/--no-store", default=True, show_default=True, help="Keep the report in BUNDLE, unless it is the Hub's."
 )
 @click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    help="What runs BUNDLE; the CPU rounds as a GPU would.",
+    "--provider", default="cpu", show_default=True, help="What runs BUNDLE; the CPU rounds as a GPU would."
 )
 @click.option(
     "--html", type=click.Path(path_type=Path), help="Write a page: errors by layer, position and token; decay."
@@ -105,9 +102,6 @@ def _difference_rows(difference: Difference) -> list[tuple[str, str]]:
     ]
     if d.perplexity_change is not None:
         rows.append(
-            (
-                "perplexity",
-                f"{d.reference_perplexity:.4f} -> {d.perplexity:.4f} ({d.perplexity_change:+.4%})",
-            )
+            ("perplexity", f"{d.reference_perplexity:.4f} -> {d.perplexity:.4f} ({d.perplexity_change:+.4%})")
         )
     return rows

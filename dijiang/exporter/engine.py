@@ -28,23 +28,11 @@ from ..machine.driver import Cuda, Gpu
 from ..machine.memory import build_bytes, require_memory
 from ..recipe import AUTO, PRECISIONS
 from ..runtime.sessions.base import PIECE
-from ..runtime.sessions.engines import (
-    BACKENDS,
-    TURING,
-    Backend,
-    EngineRecord,
-    import_backend,
-    installed_backend,
-)
+from ..runtime.sessions.engines import BACKENDS, TURING, Backend, EngineRecord, import_backend, installed_backend
 
 
 def build(
-    bundle: str | Path,
-    *,
-    backend: str = AUTO,
-    gpus: Sequence[str] = (),
-    batch: int = 1,
-    longest: int = PIECE,
+    bundle: str | Path, *, backend: str = AUTO, gpus: Sequence[str] = (), batch: int = 1, longest: int = PIECE
 ) -> Bundle:
     """Build an engine into a bundle; an engine of the same backend is replaced.
 

@@ -13,13 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..bundle.integrity import record_file
-from ..bundle.manifest import (
-    MANIFEST,
-    TOKENIZER_FILES,
-    GraphRecord,
-    Manifest,
-    fingerprint_of,
-)
+from ..bundle.manifest import MANIFEST, TOKENIZER_FILES, GraphRecord, Manifest, fingerprint_of
 from ..bundle.opened import Bundle, open_any, read_manifest
 from ..bundle.signature import sign as make_signature
 from ..errors import CheckpointError, ExportError, InputError
@@ -126,13 +120,7 @@ def export(
     if recipe.budget is not None:
         require_budget(recipe, pipeline.float_graph(model), smallest)
     with new_folder(folder, ExportError, foreign=foreign if force else None) as partial, ExitStack() as written:
-        plan = plan_export(
-            model,
-            graphs,
-            recipe,
-            verify=verify,
-            text=text is not None,
-        )
+        plan = plan_export(model, graphs, recipe, verify=verify, text=text is not None)
         plan.require(partial)
         if recipe.calibration_tokens:
             ids = None

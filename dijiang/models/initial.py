@@ -92,12 +92,7 @@ def first_values(wanted: Mapping[str, Shape], dtype: np.dtype, seed: int) -> Ite
 
 
 def init(
-    preset: str,
-    output: str | Path,
-    *,
-    dtype: str = "float16",
-    seed: int = 0,
-    progress: Progress = silent,
+    preset: str, output: str | Path, *, dtype: str = "float16", seed: int = 0, progress: Progress = silent
 ) -> Path:
     """Write a random checkpoint of a published shape, to size a device before any training.
 

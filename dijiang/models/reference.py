@@ -215,11 +215,7 @@ class Reference:
         else:
             out = attend_recurrent(q, k, v, decay.gamma, piece.state[layer])
         normed = group_norm(
-            out.reshape(x.shape),
-            w["group_norm.weight"],
-            w["group_norm.bias"],
-            spec.head_size,
-            spec.group_norm_eps,
+            out.reshape(x.shape), w["group_norm.weight"], w["group_norm.bias"], spec.head_size, spec.group_norm_eps
         )
         return _linear(w, "out", silu(_linear(w, "gate", x)) * normed)
 

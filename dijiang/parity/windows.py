@@ -19,13 +19,7 @@ RANDOM, OWN = "random token ids", "text that the bundle drew itself"
 
 
 def windows_of(
-    model: Model,
-    text: str | Path | None,
-    tokens: int,
-    window: int,
-    *,
-    own: bool,
-    progress: Progress = silent,
+    model: Model, text: str | Path | None, tokens: int, window: int, *, own: bool, progress: Progress = silent
 ) -> tuple[str, list[np.ndarray]]:
     """What the tokens are, and their ids in windows [<= window]; a rest of one token is left out.
 

@@ -80,12 +80,7 @@ class Model:
         return State.empty(batch, self.spec, self.manifest.fingerprint)
 
     def forward(
-        self,
-        ids: np.ndarray,
-        state: State,
-        *,
-        mask: np.ndarray | None = None,
-        all_logits: bool = False,
+        self, ids: np.ndarray, state: State, *, mask: np.ndarray | None = None, all_logits: bool = False
     ) -> np.ndarray:
         """Advance the state over ids; any split of the same ids gives the same logits.
 

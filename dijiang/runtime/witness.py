@@ -23,12 +23,7 @@ SAME, ROUNDED = 1e-4, 0.1
 def made_by(model: Model) -> dict[str, str]:
     """What a state that this model advances was made by."""
     recipe = model.manifest.recipe
-    return {
-        "dijiang": __version__,
-        "precision": recipe.precision,
-        "graph": model.graph,
-        "provider": model.provider,
-    }
+    return {"dijiang": __version__, "precision": recipe.precision, "graph": model.graph, "provider": model.provider}
 
 
 def take(model: Model, state: State, options: Generation) -> Snapshot:

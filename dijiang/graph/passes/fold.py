@@ -13,15 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..roles import Role, mark, role_of
-from .linear import (
-    Linear,
-    Shared,
-    array_of,
-    linear_at,
-    shape_of,
-    stored,
-    value_of,
-)
+from .linear import Linear, Shared, array_of, linear_at, shape_of, stored, value_of
 from .rewrite import Rewrite
 
 #: Nodes whose second input is a norm's weight. Mul: the last node of an RMSNorm in basic nodes.
@@ -57,8 +49,7 @@ class FoldNorms(Rewrite):
             name = str(weight.name)
             folded = Shared(partial(_folded, weight, scale, shift, linear.bias))
             linear.matmul.replace_input_with(
-                1,
-                stored(graph, f"{name}.normed", shape_of(weight), partial(folded.part, 0), like=weight),
+                1, stored(graph, f"{name}.normed", shape_of(weight), partial(folded.part, 0), like=weight)
             )
             if shift is None:
                 continue

@@ -131,11 +131,7 @@ class SetPrecision(InPlacePass):
         return role_of(node.inputs[1]) in ROUNDED
 
     def _is_low(
-        self,
-        node: ir.Node,
-        floats: set[ir.Value],
-        low: set[ir.Value],
-        wants: dict[ir.Node, bool | None],
+        self, node: ir.Node, floats: set[ir.Value], low: set[ir.Value], wants: dict[ir.Node, bool | None]
     ) -> bool:
         fixed = self._fixed(node)
         if fixed is not None:

@@ -13,15 +13,7 @@ from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
 from ...recipe import Graph, Recipe
 from ..builder import ir_version
-from ..passes.linear import (
-    Linear,
-    Shared,
-    array_of,
-    drop_unused_initializers,
-    linears,
-    require_float32,
-    stored,
-)
+from ..passes.linear import Linear, Shared, array_of, drop_unused_initializers, linears, require_float32, stored
 from ..roles import ROUNDED, Role
 from ..rounding import round_nearest
 from . import Rounder

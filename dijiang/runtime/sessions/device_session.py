@@ -42,13 +42,7 @@ class DeviceSession:
     """
 
     def __init__(
-        self,
-        bundle: Bundle,
-        graph: str,
-        row: Device,
-        device: int = 0,
-        *,
-        cuda_graph: bool | None = None,
+        self, bundle: Bundle, graph: str, row: Device, device: int = 0, *, cuda_graph: bool | None = None
     ) -> None:
         self.graph = graph
         self._bundle, self.row, self.index = bundle, row, device
@@ -227,12 +221,7 @@ class _Binding:
     """Inputs and outputs of one shape and side, with their CUDA graph if they have one."""
 
     def __init__(
-        self,
-        session: DeviceSession,
-        slot: _Slot,
-        shape: tuple[int, ...],
-        kept: tuple[int, ...],
-        side: int,
+        self, session: DeviceSession, slot: _Slot, shape: tuple[int, ...], kept: tuple[int, ...], side: int
     ) -> None:
         ids, *others = (session.tensor(size, np.int64) for size in (shape, shape, shape, kept))
         self.tokens = session.tensor(kept, np.int64)

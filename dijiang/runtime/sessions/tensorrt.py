@@ -35,13 +35,7 @@ class TensorRtSession:
     """
 
     def __init__(
-        self,
-        bundle: Bundle,
-        graph: str,
-        backend: str,
-        device: int = 0,
-        *,
-        cuda_graph: bool | None = None,
+        self, bundle: Bundle, graph: str, backend: str, device: int = 0, *, cuda_graph: bool | None = None
     ) -> None:
         self.graph = graph
         engines = bundle.manifest.engines
