@@ -173,7 +173,7 @@ class Scheme:
 #: do.  nbits_gpu: the same weights, activations in fp16.  dequantize: DequantizeLinear before a MatMul,
 #: the form that TensorRT's parsers fuse.
 SCHEMES = {
-    "floats": Scheme("dijiang.graph.schemes.floats:Floats"),
+    "floats": Scheme("dijiang.graph.schemes:Floats"),
     "nbits": Scheme("dijiang.graph.schemes.nbits:NBits", NBITS, "fp32", tunable=True),
     "nbits_gpu": Scheme("dijiang.graph.schemes.nbits:GpuNBits", NBITS, "fp16", tunable=True),
     "dequantize": Scheme("dijiang.graph.schemes.dequantize:Dequantize", DEQUANTIZE, "fp16"),

@@ -13,7 +13,7 @@ import click
 from ..bundle.sizes import sizes
 from ..errors import DijiangError, InputError
 from ..runtime.options import Generation, Loading
-from . import given_options, model_folder, options_of, printable, say, taken
+from . import FILE, given_options, model_folder, options_of, printable, say, taken
 
 if TYPE_CHECKING:
     from ..runtime.dialogue import Dialogue
@@ -27,7 +27,7 @@ HISTORY = "chat_history"
 @click.command()
 @model_folder("bundle")
 @click.option("--system", help="The system message.")
-@click.option("--load-state", type=click.Path(path_type=Path), help="Go on from a saved conversation.")
+@click.option("--load-state", type=FILE, help="Go on from a saved conversation.")
 @options_of(Generation, Loading)
 def chat(bundle: Path, system: str | None, load_state: Path | None, **options: Any) -> None:
     """Talk with BUNDLE by its own chat template. Each line is a message; /help names the commands."""

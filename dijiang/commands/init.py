@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import JSON, PROGRESS, console
+from . import FILE, JSON, PROGRESS, console
 
 if TYPE_CHECKING:
     from ..models.presets import Size
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("preset", required=False)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="New folder.")
+@click.option("-o", "--output", type=FILE, help="New folder.")
 @click.option("--dtype", default="float16", show_default=True, help="float32, float16 or bfloat16.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random weights.")
 @click.option("--list", "listed", is_flag=True, help="Show the presets and what they weigh.")

@@ -10,7 +10,7 @@ import click
 
 from ..bundle.opened import open_bundle
 from ..hub import is_snapshot
-from . import GRAPH, JSON, PROGRESS, SIGNERS, TEXT, THREADS, ModelFolder, model_folder, print_table
+from . import FILE, GRAPH, JSON, PROGRESS, SIGNERS, TEXT, THREADS, ModelFolder, model_folder, print_table
 from .inspect import NOT_JUDGED, VERDICTS
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--provider", default="cpu", show_default=True, help="What runs BUNDLE; the CPU rounds as a GPU would."
 )
-@click.option(
-    "--html", type=click.Path(path_type=Path), help="Write a page: errors by layer, position and token; decay."
-)
+@click.option("--html", type=FILE, help="Write a page: errors by layer, position and token; decay.")
 @GRAPH
 @SIGNERS
 @PROGRESS

@@ -67,6 +67,10 @@ class GraphBuilder:
                 mark(value, role)
         return self._constants[key]
 
+    def ints(self, *values: int) -> ir.Value:
+        """A constant vector of int64: a shape, sizes or axes."""
+        return self.constant(values, np.int64)
+
     def weight(
         self,
         name: str,
@@ -76,12 +80,7 @@ class GraphBuilder:
         layer: int | None = None,
     ) -> ir.Value:
         """A float32 initializer read only when the graph is written."""
-
-        def load() -> ir.TensorProtocol:
-            return ir.tensor(row_major(read(), np.float32), name=name)
-
-        lazy = ir.LazyTensor(load, ir.DataType.FLOAT, ir.Shape(shape), name=name)
-        return mark(self._tape.initializer(lazy, name), role, layer)
+        return mark(self._tape.initializer(lazy(name, shape, read), name), role, layer)
 
     def model(self, name: str) -> ir.Model:
         """The finished model."""
@@ -95,6 +94,15 @@ class GraphBuilder:
             name=name,
         )
         return ir.Model(graph, ir_version=ir_version(self.opset), producer_name="dijiang")
+
+
+def lazy(
+    name: str, shape: tuple[int, ...], compute: Callable[[], np.ndarray], dtype: ir.DataType = ir.DataType.FLOAT
+) -> ir.LazyTensor:
+    """A tensor that is computed when the graph is written."""
+    return ir.LazyTensor(
+        lambda: ir.tensor(row_major(compute(), dtype.numpy()), name=name), dtype, ir.Shape(shape), name=name
+    )
 
 
 def ir_version(opset: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import PreconditionError
 
-from ..builder import row_major
+from ..builder import lazy
 from ..roles import Role, mark_like, role_of
 
 
@@ -135,11 +135,7 @@ def stored(
 
     like: what it is made from, whose role and layer it has.
     """
-
-    def load() -> ir.TensorProtocol:
-        return ir.tensor(row_major(compute(), dtype.numpy()), name=name)
-
-    tensor = ir.LazyTensor(load, dtype, ir.Shape(shape), name=name)
+    tensor = lazy(name, shape, compute, dtype)
     value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
     graph.register_initializer(value)
     return value if like is None else mark_like(value, like)

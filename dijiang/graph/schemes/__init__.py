@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -33,6 +34,18 @@ class Scheme(Protocol):
         row: the form of the graph.  tied: the head is the transposed embedding.  rounder: None: nearest
         values.
         """
+
+
+@dataclass
+class Floats:
+    """See `Scheme`: weights as they are. `passes.types` stores them in the type of the recipe."""
+
+    recipe: Recipe
+    calibrates = False
+
+    def passes(self, row: Graph, *, tied: bool = False, rounder: Rounder | None = None) -> list[InPlacePass]:
+        """Nothing to do."""
+        return []
 
 
 def scheme_of(recipe: Recipe) -> Scheme:

@@ -38,13 +38,12 @@ class Codes:
 CODES = {8: Codes(ir.DataType.INT8, 8, (64, 32, 16)), 4: Codes(ir.DataType.INT4, 4, (32, 16))}
 
 
+@dataclass
 class Dequantize:
     """See `graph.schemes.Scheme`: rounded to the nearest, in blocks that TensorRT reads."""
 
+    recipe: Recipe
     calibrates = False
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
 
     def passes(self, row: Graph, *, tied: bool = False, rounder: Rounder | None = None) -> list[InPlacePass]:
         return [DequantizeWeights(self.recipe)]
