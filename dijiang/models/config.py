@@ -50,7 +50,21 @@ def token_ids(config: dict[str, Any], key: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def start_token(config: dict[str, Any]) -> int | None:
+def common_fields(config: dict[str, Any], *, intermediate: str = "intermediate_size") -> dict[str, Any]:
+    """Fields of a `ModelSpec` that every family's config has, nearly all under the same names."""
+    return {
+        "vocab_size": want(config, "vocab_size", int),
+        "hidden_size": want(config, "hidden_size", int),
+        "intermediate_size": want(config, intermediate, int),
+        "num_layers": want(config, "num_hidden_layers", int),
+        "num_heads": want(config, "num_attention_heads", int),
+        "max_positions": want(config, "max_position_embeddings", int),
+        "bos_token_id": _start_token(config),
+        "eos_token_ids": token_ids(config, "eos_token_id"),
+    }
+
+
+def _start_token(config: dict[str, Any]) -> int | None:
     """`bos_token_id`, None where it is absent."""
     found = token_ids(config, "bos_token_id")
     if len(found) > 1:
