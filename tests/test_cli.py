@@ -273,3 +273,18 @@ def test_chat_in_a_terminal_needs_no_place_for_its_history(tmp_path, monkeypatch
         monkeypatch.setattr(click, "get_app_dir", lambda name, home=home: str(home / name))
         assert [*chat._lines()] == []
     assert "said" in (tmp_path / "dijiang" / chat.HISTORY).read_text()
+
+
+def test_names_in_utf8_are_found_in_any_locale(tiny, copy_of, tmp_path):
+    copy_of(tiny).rename(tmp_path / "bündel ü")
+    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "dijiang", "run", "bündel ü", "-p", "def", "-n", "2"]
+    done = subprocess.run(command, cwd=tmp_path, env=ascii_only, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("provider", ["cpu", "auto"])
+def test_name_that_is_no_unicode_is_one_line(tiny, copy_of, tmp_path, provider):
+    folder = copy_of(tiny).rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    with pytest.raises(dijiang.SessionError, match="whose name is no UTF-8; rename it"):
+        dijiang.load(folder, provider=provider)
