@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
-from ..files import read_json, write_file
+from ..files import given, read_json, write_file
 from ..hidden import locked, recover
 from .graphs import check_graphs
 from .integrity import check_file
@@ -46,21 +46,14 @@ class Bundle:
         path = self.path / PARITY
         if PARITY not in self.manifest.reports or not os.path.isfile(path):
             return None
-        try:
-            report: dict[str, Any] = read_json(path)
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{path}: unreadable ({error}); run dijiang verify again") from error
-        return report
+        return given(path, read_json, BundleError, "run dijiang verify again")
 
     @property
     def sampling(self) -> dict[str, Any]:
         """What generation_config.json of the checkpoint says about sampling; `chat` and `serve` use it."""
         if GENERATION not in self.manifest.files:
             return {}
-        try:
-            found = read_json(self.path / GENERATION)
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{self.path / GENERATION}: unreadable ({error}); {AGAIN}") from error
+        found = given(self.path / GENERATION, read_json, BundleError, AGAIN)
         return {name: found[name] for name in SAMPLING if isinstance(found, dict) and name in found}
 
     @property

@@ -17,7 +17,7 @@ from ..bundle.manifest import MANIFEST, TOKENIZER_FILES, GraphRecord, Manifest, 
 from ..bundle.opened import Bundle, open_any, read_manifest
 from ..bundle.signature import sign as make_signature
 from ..errors import CheckpointError, ExportError, InputError
-from ..files import check_new, check_output, new_folder, read_regular, refuse_foreign, temporary_folder
+from ..files import check_new, check_output, given, new_folder, read_regular, refuse_foreign, temporary_folder
 from ..graph.reads import parameter_reads
 from ..graph.schemes.nbits import calibrated
 from ..hidden import sweep
@@ -138,7 +138,7 @@ def export(
             (partial / TOKENIZER).write_bytes(tokenizer)
         for name in TOKENIZER_FILES:
             if os.path.isfile(source := model.path / name):
-                (partial / name).write_bytes(_bytes_of(source))
+                (partial / name).write_bytes(given(source, read_regular, CheckpointError, "make it readable"))
         mode = "repaired" if repair_decay else decay
         manifest = _manifest(model, partial, recipe, graphs, mode)
         (partial / CARD).write_text(model_card(manifest), encoding="utf-8")
@@ -152,13 +152,6 @@ def export(
             store_report(bundle, report)
             report.require("nothing was written; look into it with --no-verify and dijiang verify")
     return open_any(folder, None, check_hashes=False)
-
-
-def _bytes_of(file: Path) -> bytes:
-    try:
-        return read_regular(file)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: unreadable ({error}); make it readable") from error
 
 
 def check_target(target: Path, inputs: Iterable[Path], *, force: bool) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..bundle.opened import Bundle, open_bundle
 from ..errors import BundleError, InputError
+from ..files import given, read_regular
 from ..models.tokenizer import TOKENIZER
 from ..progress import Progress, silent
 from .generate import as_ids, generate
@@ -223,11 +224,7 @@ def _read_tokenizer(bundle: Bundle) -> bytes | None:
     """The tokenizer's bytes, read when the bundle is loaded: later changes of the file do not matter."""
     if TOKENIZER not in bundle.manifest.files:
         return None
-    path = bundle.path / TOKENIZER
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path}: unreadable ({error.strerror}); copy the bundle again") from error
+    return given(bundle.path / TOKENIZER, read_regular, BundleError, "copy the bundle again")
 
 
 def load(bundle: str | Path, *, check_hashes: bool = True, say: Say = lambda text: None, **loading: Any) -> Model:
