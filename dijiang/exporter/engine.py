@@ -204,9 +204,10 @@ class _Builder:
         path = folder / self.record.file
         engine = self.builder.build_serialized_network(network, config)
         if engine is None:
+            reason = self.log.errors[-1] if self.log.errors else "no reason given"
             raise ExportError(
                 f"{self.graph}: {self.backend.title} {self.record.version} cannot build it for "
-                f"{', '.join(self.record.gpus)} ({self._reason()}); report the checkpoint and this line"
+                f"{', '.join(self.record.gpus)} ({reason}); report the checkpoint and this line"
             )
         path.write_bytes(engine)
         if timing is None:
@@ -264,9 +265,6 @@ class _Builder:
         if not config.set_timing_cache(cache, False):  # of another GPU or version: start anew
             config.set_timing_cache(config.create_timing_cache(b""), False)
         return name
-
-    def _reason(self) -> str:
-        return self.log.errors[-1] if self.log.errors else "no reason given"
 
 
 def _log(trt: Any) -> Any:

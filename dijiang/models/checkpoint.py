@@ -170,7 +170,7 @@ class Checkpoint:
             if name not in self._hashes:
                 if self._hashes:
                     self._hashes[next(reversed(self._hashes))].result()  # one tensor is held for it
-                self._hashes[name] = self._hashing.submit(_sha256, raw)
+                self._hashes[name] = self._hashing.submit(lambda: hashlib.sha256(raw.data).hexdigest())
         return raw
 
     def sha256(self) -> str:
@@ -195,7 +195,3 @@ class Checkpoint:
             if name not in self._hashes:
                 self._hashed(name)
             digest.update(f"{self.prefix}{name} {list(shape)} {self._hashes[name].result()}\n".encode())
-
-
-def _sha256(raw: np.ndarray) -> str:
-    return hashlib.sha256(raw.data).hexdigest()

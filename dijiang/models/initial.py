@@ -45,14 +45,6 @@ def _powers(sign: int) -> Callable[[Shape, np.random.Generator], Array]:
     return table
 
 
-def _ones(shape: Shape, _: np.random.Generator) -> Array:
-    return np.ones(shape)
-
-
-def _zeros(shape: Shape, _: np.random.Generator) -> Array:
-    return np.zeros(shape)
-
-
 def _normal(shape: Shape, random: np.random.Generator) -> Array:
     values = random.standard_normal(shape, dtype=np.float32)
     values *= SPREAD
@@ -65,8 +57,8 @@ RULES: tuple[tuple[str, Callable[[Shape, np.random.Generator], Array]], ...] = (
     (".W_G", _xavier),
     (".D1", _powers(1)),
     (".D2", _powers(-1)),
-    ("norm.weight", _ones),
-    (".bias", _zeros),
+    ("norm.weight", lambda shape, _: np.ones(shape)),
+    (".bias", lambda shape, _: np.zeros(shape)),
     ("", _normal),
 )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .activations import read_activation
-from .binding import Array, Binding, Bindings, added, layered, linear, norm, plain
+from .binding import Binding, Bindings, added, layered, linear, norm, plain
 from .config import common_fields, flag, want
 from .spec import ModelSpec
 
@@ -72,7 +72,7 @@ def _outside_layers(spec: ModelSpec) -> Bindings:
     head = f"{DECODER}.embed_tokens" if spec.tied_embeddings else "lm_head"
     table = {
         **plain("embed.weight", f"{DECODER}.embed_tokens.weight", (vocab, size)),
-        "positions.weight": (Binding(f"{DECODER}.embed_positions.weight", rows, _used),),
+        "positions.weight": (Binding(f"{DECODER}.embed_positions.weight", rows, lambda tensor: tensor[OFFSET:]),),
         **linear("head", [(head, vocab)], size, bias=False),
     }
     if spec.final_norm:
@@ -81,7 +81,3 @@ def _outside_layers(spec: ModelSpec) -> Bindings:
         table |= linear("embed_in", [(f"{DECODER}.project_in", d)], size, bias=False)
         table |= linear("embed_out", [(f"{DECODER}.project_out", size)], d, bias=False)
     return table
-
-
-def _used(tensor: Array) -> Array:
-    return tensor[OFFSET:]

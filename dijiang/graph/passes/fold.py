@@ -67,20 +67,13 @@ class FoldNorms(Rewrite):
             ir.convenience.replace_all_uses_with(norm.outputs[0], value_of(norm.inputs[0]))
             graph.remove(norm, safe=True)
             return
-        norm.replace_input_with(1, _ones(graph, _width(norm)))
+        norm.replace_input_with(1, _ones(graph, shape_of(scale)[-1]))
         if shift is not None:
             norm.resize_inputs(2)
 
 
-ONES = "ones.{}"
-
-
-def _width(norm: ir.Node) -> int:
-    return shape_of(value_of(norm.inputs[1]))[-1]
-
-
 def _ones(graph: ir.Graph, width: int) -> ir.Value:
-    name = ONES.format(width)
+    name = f"ones.{width}"
     return graph.initializers.get(name) or stored(graph, name, (width,), lambda: np.ones(width))
 
 
