@@ -64,11 +64,8 @@ class Note:
         """From its JSON; ValueError for anything else."""
         found = json.loads(text)
         made, sampler, top = found["made"], found["sampler"], found["top"]
-        if (
-            not isinstance(made, dict)
-            or not isinstance(sampler, dict)
-            or not all(type(v) is str for v in made.values())
-        ):
+        texts = isinstance(made, dict) and all(isinstance(value, str) for value in made.values())
+        if not texts or not isinstance(sampler, dict):
             raise ValueError("a note of the wrong types")
         return cls(made, sampler, tuple((int(token), float(logit)) for token, logit in top))
 
