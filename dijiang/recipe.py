@@ -249,7 +249,7 @@ GRAPHS = {
         types=("fp32",),
     ),
     "primitive": Graph(
-        "basic nodes of opset 17 only, for TensorRT and old onnxruntime",
+        "basic nodes of opset 17, or 21 in int8 and int4, for TensorRT and old onnxruntime",
         file="model.primitive.onnx",
         layer="dijiang.graph.layers.recurrent:primitive",
         nodes=PRIMITIVE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from collections.abc import Sequence as Ordered
 from pathlib import Path
@@ -240,6 +241,8 @@ def load(bundle: str | Path, *, check_hashes: bool = True, say: Say = lambda tex
         BundleError, SessionError
         InputError: an option is unknown or out of range.
     """
+    if isinstance(signers := loading.get("require_signature"), os.PathLike):
+        loading["require_signature"] = os.fspath(signers)
     options = Loading.of(loading)
     opened = open_bundle(bundle, check_hashes=check_hashes, require_signature=options.require_signature)
     return Model(opened, open_session(opened, options, say))

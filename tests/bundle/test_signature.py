@@ -182,6 +182,13 @@ def test_environment_asks_of_every_verb(bundle, keys, exported, monkeypatch, tmp
     assert CliRunner().invoke(main, ["inspect", str(bundle)]).exit_code == 0
 
 
+@pytest.mark.parametrize("kind", [str, lambda path: path])
+def test_load_takes_the_file_of_keys_as_text_or_path(bundle, keys, kind):
+    assert dijiang.load(bundle, require_signature=kind(keys / "ours.pub")).spec.num_layers
+    with pytest.raises(BundleError, match="its signature is by no key"):
+        dijiang.load(bundle, require_signature=kind(keys / "theirs.pub"))
+
+
 def test_command_line_signs_and_asks(exported, copy_of, keys):
     folder = copy_of(exported("neox-base"))
     done = CliRunner().invoke(main, ["sign", str(folder), "--key", str(keys / "theirs")])
