@@ -14,6 +14,7 @@ import numpy as np
 from .. import files
 from ..errors import CheckpointError
 from .binding import Shape
+from .config import token_ids
 from .tensor_files import SafetensorsFile, TensorFile, TorchFile
 
 
@@ -112,8 +113,9 @@ class Checkpoint:
     def _generation(self) -> dict[str, Any]:
         """End tokens of generation_config.json, which go before those of config.json."""
         file = "generation_config.json"
-        ends = read_json(self.path / file).get("eos_token_id") if self._has(file) else None
-        return {} if ends is None else {"eos_token_id": ends}
+        found = read_json(self.path / file) if self._has(file) else {}
+        ends = list(token_ids(found, "eos_token_id", file))
+        return {} if found.get("eos_token_id") is None else {"eos_token_id": ends}
 
     def _owners(self) -> dict[str, TensorFile]:
         """Tensor -> the file that it is read from: where there is an index, the one that it names."""

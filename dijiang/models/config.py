@@ -41,12 +41,12 @@ def flag(config: dict[str, Any], key: str, *, default: bool) -> bool:
     return value
 
 
-def token_ids(config: dict[str, Any], key: str) -> tuple[int, ...]:
-    """Token ids as they come: absent, one, or a list."""
+def token_ids(config: dict[str, Any], key: str, file: str = "config.json") -> tuple[int, ...]:
+    """Token ids as they come: absent, one, or a list. file: for the error."""
     value = config.get(key)
     found = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < MAX_TOKEN_ID for one in found):
-        raise CheckpointError(f"config.json: {key} is {brief(value)}, expected token ids; fix config.json")
+        raise CheckpointError(f"{file}: {key} is {brief(value)}, expected token ids; fix {file}")
     return tuple(found)
 
 
