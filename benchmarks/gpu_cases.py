@@ -19,7 +19,8 @@ from dijiang.bench.runner import run_sides
 from dijiang.bench.subject import Load, Side, load_bundle
 from dijiang.bundle.opened import open_bundle
 from dijiang.errors import BenchError
-from dijiang.machine.bandwidth import measure_bandwidth, measure_gpu_bandwidth
+from dijiang.machine.bandwidth import BYTES, Bandwidth, measure_bandwidth, timed
+from dijiang.machine.driver import Cuda
 from dijiang.models.presets import PRESETS
 from dijiang.parity.verify import verify
 
@@ -29,6 +30,8 @@ PREFILL, DEPTHS = (128, 512, 2048), (0, 2048, 100_000)
 PEER_PRECISIONS, PEER_FAMILY = ("fp16", "bf16", "fp32"), "gpt_neox"
 #: Tokens in a peer's cache when a sample ends: the paper's length; and that of a dry run.
 LENGTH, SHORT = 2048, 128
+#: Copies in a pass over a GPU's memory.
+COPIES = 8
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,22 @@ class Case:
         """Whether it is measured for a shape in a precision."""
         family = PRESETS.get(preset, {}).get("model_type", PEER_FAMILY)
         return not self.peer or (precision in PEER_PRECISIONS and family == PEER_FAMILY)
+
+
+def measure_gpu_bandwidth(passes: int = 10) -> Bandwidth:
+    """Bytes that the GPU's memory moves: device-to-device copies of 1 GiB, read and written."""
+    cuda = Cuda()
+    source, target, stream = cuda.allocate(BYTES), cuda.allocate(BYTES), cuda.stream()
+
+    def copies() -> None:
+        for _ in range(COPIES):
+            cuda.copy(target, source, BYTES, stream)
+        cuda.synchronize(stream)
+
+    measured = timed(copies, 2 * BYTES * COPIES, passes)
+    cuda.free(source)
+    cuda.free(target)
+    return measured
 
 
 def bandwidth(run: Run) -> dict[str, Any]:

@@ -29,10 +29,10 @@ from plan import HERE, RESULTS, keep, kept
 from targets import Target, target_table
 
 from dijiang.bench.matrix import Test, plan_tests
-from dijiang.bench.measure import Effort
+from dijiang.bench.measure import Effort, Samples, Turn
 from dijiang.bench.render import header_lines, tables
-from dijiang.bench.report import Report
-from dijiang.bench.results import samples_of, summarise
+from dijiang.bench.report import Report, seconds_of, target
+from dijiang.bench.results import summarise
 from dijiang.bench.runner import run_sides
 from dijiang.bench.subject import Side, Traffic, load_bundle
 from dijiang.machine.describe import installed
@@ -107,6 +107,22 @@ def newest(document: dict[str, Any]) -> dict[str, Report]:
         same = before is not None and before["commit"] == report["commit"]
         groups[run["group"]] = joined(before, report) if same else report
     return groups
+
+
+def samples_of(result: Report) -> Samples:
+    """The samples that a result was made of; single tokens are not taken apart again."""
+    other, load, peak = result["contention"], result["load_model"], target(result)["memory"]["max_ram"]
+    pairs = zip(other["turns"], seconds_of(result), other["waited"], other["stolen"], strict=True)
+    return Samples(
+        load and load["latency"]["mean"],
+        result["provider"],
+        result["session"],
+        [Turn(number, [seconds], waited, stolen) for number, seconds, waited, stolen in pairs],
+        [Turn(**turn) for turn in other["disturbed"]],
+        {"host": None if peak is None else round(1e6 * peak)},
+        alone=result["alone"],
+        interleaved=result["interleaved"],
+    )
 
 
 def joined(before: Report, after: Report) -> Report:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .version import __version__ as __version__
 
-#: Public name -> module that defines it.
+#: Public name -> module that defines it; that of an error is `errors`.
 _PUBLIC = {
     "export": "exporter.export",
     "build": "exporter.engine",
@@ -24,17 +24,6 @@ _PUBLIC = {
     "State": "runtime.state",
     "Bundle": "bundle.opened",
     "ModelSpec": "models.spec",
-    "DijiangError": "errors",
-    "CheckpointError": "errors",
-    "DecayError": "errors",
-    "ExportError": "errors",
-    "BundleError": "errors",
-    "HubError": "errors",
-    "SessionError": "errors",
-    "InputError": "errors",
-    "ParityError": "errors",
-    "BenchError": "errors",
-    "EvalError": "errors",
 }
 
 if TYPE_CHECKING:
@@ -85,9 +74,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name not in __all__:
         raise AttributeError(f"module 'dijiang' has no attribute {name!r}")
-    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+    return getattr(import_module(f".{_PUBLIC.get(name, 'errors')}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -7,6 +7,7 @@ line), 2 wrong usage, 130 interrupted, 143 terminated.
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 import threading
@@ -36,6 +37,8 @@ from .errors import DijiangError
 from .version import __version__
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+#: Standard streams, and how each is opened where the parent has closed it.
+STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 
 class OneLineErrors(click.Group):
@@ -44,6 +47,17 @@ class OneLineErrors(click.Group):
     SIGTERM ends a command as Ctrl-C does, so that nothing half-written is left. What an output cannot show is
     written as an escape; input that is no text reaches the command, which says so.
     """
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """See click. What the system refuses, as a full disk does what is printed, is one line, too."""
+        for name in (name for name in STREAMS if getattr(sys, name) is None):
+            setattr(sys, name, open(os.devnull, STREAMS[name]))  # noqa: SIM115 - for the whole process
+        try:
+            return super().main(*args, **options)
+        except OSError as error:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left to print would fail once more
+            click.echo(f"Error: {printable(str(error))}; free some space, or choose another file", err=True)
+            sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
         if threading.current_thread() is threading.main_thread():

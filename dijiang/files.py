@@ -17,11 +17,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import DijiangError
 from .hidden import REPLACED, hidden_folder, hidden_name, locked, new_file, recover, sweep
 
+T = TypeVar("T")
 #: renameat2 of Linux: both names exchange what they stand for; nothing is replaced.
 AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE = -100, 2, 1
 SPACE = "free some space, or choose a folder that is yours"
@@ -60,6 +61,15 @@ def parse_json(data: bytes) -> Any:
         return json.loads(data.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def given(path: Path, read: Callable[[Path], T], error: type[DijiangError], advice: str) -> T:
+    """What `read` gives of a file that a user named; `error` with `advice` where it cannot be read."""
+    try:
+        return read(path)
+    except (OSError, ValueError) as reason:
+        said = getattr(reason, "strerror", None) or reason
+        raise error(f"{path}: unreadable ({said}); {advice}") from reason
 
 
 def write_file(path: Path, data: bytes, error: type[DijiangError]) -> None:
@@ -106,9 +116,9 @@ def check_output(target: Path, inputs: Iterable[Path], error: type[DijiangError]
     with _reported(target, error):
         recover(target)
         _refuse_link(target, error)
-        here = target.resolve()
+        here = Path(os.path.realpath(target))  # Path.resolve raises RuntimeError for links in a circle
         for source in inputs:
-            found = source.resolve()
+            found = Path(os.path.realpath(source))
             if here == found or here in found.parents:
                 raise error(f"{target} is or holds {source}, which is read; choose another folder")
 

@@ -173,7 +173,7 @@ class Scheme:
 #: do.  nbits_gpu: the same weights, activations in fp16.  dequantize: DequantizeLinear before a MatMul,
 #: the form that TensorRT's parsers fuse.
 SCHEMES = {
-    "floats": Scheme("dijiang.graph.schemes.floats:Floats"),
+    "floats": Scheme("dijiang.graph.schemes:Floats"),
     "nbits": Scheme("dijiang.graph.schemes.nbits:NBits", NBITS, "fp32", tunable=True),
     "nbits_gpu": Scheme("dijiang.graph.schemes.nbits:GpuNBits", NBITS, "fp16", tunable=True),
     "dequantize": Scheme("dijiang.graph.schemes.dequantize:Dequantize", DEQUANTIZE, "fp16"),
@@ -252,7 +252,7 @@ GRAPHS = {
         types=("fp32",),
     ),
     "primitive": Graph(
-        "basic nodes of opset 17 only, for TensorRT and old onnxruntime",
+        "basic nodes of opset 17, or 21 in int8 and int4, for TensorRT and old onnxruntime",
         file="model.primitive.onnx",
         layer="dijiang.graph.layers.recurrent:primitive",
         nodes=PRIMITIVE,

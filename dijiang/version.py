@@ -12,10 +12,7 @@ from pathlib import Path
 #: Of sources that nothing is known of. `fallback_version` of pyproject.toml is the same.
 UNKNOWN = "0.2.0.dev0"
 #: What tells the version of sources: a file that `git archive` fills in, or one of an sdist.
-TOLD = {
-    ".git_archival.txt": r"^describe-name: (v\S+)$",
-    "PKG-INFO": r"^Version: (\S+)$",
-}
+TOLD = {".git_archival.txt": r"^describe-name: (v\S+)$", "PKG-INFO": r"^Version: (\S+)$"}
 #: A tag, and where there are any, the commits after it.
 DESCRIBED = re.compile(r"v(?P<head>\S*?)(?P<last>\d+)(?:-(?P<after>\d+)-(?P<commit>g[0-9a-f]+))?")
 

@@ -6,13 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import click
+import prompt_toolkit
 import pytest
 from click.testing import CliRunner
 
 import dijiang
 from dijiang import files, hidden
 from dijiang.cli import main
+from dijiang.commands import chat
 from tests.conftest import EXAMPLES, GOLDEN
 
 TINY = EXAMPLES / "tiny-python"
@@ -202,3 +206,85 @@ def test_installed_command_prints_no_traceback(tmp_path):
     assert "Traceback" not in done.stderr
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     assert dijiang.__version__ in version.stdout
+
+
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", LONG, "-p", "x"),
+        ("inspect", LONG),
+        ("sign", LONG, "--key", "k"),
+        ("build", LONG),
+        ("serve", LONG),
+        ("bench", LONG),
+        ("verify", LONG, "--against", TINY),
+        ("export", LONG, "-o", "new"),
+        ("convert", LONG, "-o", "new"),
+        ("export", TINY, "-o", "new", "--text", LONG),
+        ("export", TINY, "-o", "circle/new"),
+        ("inspect", "circle"),
+        ("init", "pythia-70m", "-o", "circle/new"),
+    ],
+    ids=lambda command: f"{command[0]}-{len(command)}-{'circle' in str(command)}",
+)
+def test_a_name_that_no_file_can_have_is_one_line_that_names_it(cli, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    Path("circle").symlink_to("circle")
+    done = cli(*command)
+    assert done.exit_code == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert (LONG if LONG in command else "circle") in errors[0]
+    assert "Errno" not in errors[0] or "unreadable" in errors[0]
+
+
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_a_closed_stream_is_an_empty_one(tiny, stream):
+    command = f"{sys.executable} -m dijiang run {tiny} -p def -n 2 {stream}>&-"
+    assert subprocess.run(command, shell=True, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's device that is always full")
+@pytest.mark.parametrize("command", ["inspect {}", "run {} -p def -n 2", "--help"])
+def test_output_that_is_full_is_one_line(tiny, command):
+    said = f"{sys.executable} -m dijiang {command.format(tiny)} > /dev/full"
+    done = subprocess.run(said, shell=True, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Error: [Errno 28] No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_chat_in_a_terminal_needs_no_place_for_its_history(tmp_path, monkeypatch):
+    class Session:
+        def __init__(self, history, completer):
+            self.history = history
+
+        def prompt(self, _):
+            self.history.append_string("said")
+            raise EOFError
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(prompt_toolkit, "PromptSession", Session)
+    for home in (tmp_path, tmp_path / "file"):
+        monkeypatch.setattr(click, "get_app_dir", lambda name, home=home: str(home / name))
+        assert [*chat._lines()] == []
+    assert "said" in (tmp_path / "dijiang" / chat.HISTORY).read_text()
+
+
+def test_names_in_utf8_are_found_in_any_locale(tiny, copy_of, tmp_path):
+    copy_of(tiny).rename(tmp_path / "bündel ü")
+    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "dijiang", "run", "bündel ü", "-p", "def", "-n", "2"]
+    done = subprocess.run(command, cwd=tmp_path, env=ascii_only, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("provider", ["cpu", "auto"])
+def test_name_that_is_no_unicode_is_one_line(tiny, copy_of, tmp_path, provider):
+    folder = copy_of(tiny).rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    with pytest.raises(dijiang.SessionError, match="whose name is no UTF-8; rename it"):
+        dijiang.load(folder, provider=provider)

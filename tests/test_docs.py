@@ -1,12 +1,17 @@
 """What the documents promise is there."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import generate
 import pytest
 
+from dijiang.bundle.manifest import FORMAT_VERSION, Manifest
 from dijiang.cli import main
+from dijiang.recipe import GRAPHS
+from dijiang.runtime.snapshot import FIXED, FORMAT, VERSION
+from dijiang.server.wanted import UNSERVED
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -36,3 +41,17 @@ def test_pages_are_made_from_the_tables():
     assert len(generate.PAGES) == 12
     for path, page in generate.PAGES.items():
         assert path.read_text(encoding="utf-8") == page(), "run make docs"
+
+
+def test_page_of_formats_is_of_these_formats():
+    page = (ROOT / "docs" / "bundle-format.md").read_text(encoding="utf-8")
+    assert f"# Bundle format {FORMAT_VERSION}\n" in page
+    assert f"`{FORMAT}`, {VERSION}." in page
+    named = set(re.findall(r"`([\w.]+)`", page))
+    assert {row.file for row in GRAPHS.values()} | {one.name for one in fields(Manifest)} | FIXED.keys() <= named
+
+
+def test_page_of_the_server_names_what_is_refused():
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| refused \|(.*)\|$", page, re.MULTILINE)
+    assert UNSERVED.keys() <= set(re.findall(r"`(\w+)`", row))

@@ -12,7 +12,7 @@ import numpy as np
 from ..machine.sensors import Meter
 from ..runtime.sessions.inference import CPU_PROVIDER
 from .matrix import Test, failure, series_of
-from .measure import Samples, Turn
+from .measure import Samples
 from .report import Report, by_turn, seconds_of, target
 from .statistics import NOISY, describe, ratio, slope, slope_of_samples, spread
 from .subject import Side, Traffic
@@ -120,22 +120,6 @@ def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: 
         },
         "roofline": roofline(side.traffic, test, middle, bandwidth) if bound else None,
     }
-
-
-def samples_of(result: Report) -> Samples:
-    """The samples that a result was made of; single tokens are not taken apart again."""
-    other, load, peak = result["contention"], result["load_model"], target(result)["memory"]["max_ram"]
-    pairs = zip(other["turns"], seconds_of(result), other["waited"], other["stolen"], strict=True)
-    return Samples(
-        load and load["latency"]["mean"],
-        result["provider"],
-        result["session"],
-        [Turn(number, [seconds], waited, stolen) for number, seconds, waited, stolen in pairs],
-        [Turn(**turn) for turn in other["disturbed"]],
-        {"host": None if peak is None else round(1e6 * peak)},
-        alone=result["alone"],
-        interleaved=result["interleaved"],
-    )
 
 
 def _mean_depth(test: Test) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -65,7 +66,8 @@ def run_bench(
     with ExitStack() as stack:
         for path in bundles:
             taken = {side.name for group in groups for side in group}
-            names = chain((Path(path).resolve().name, str(path)), (f"{path} ({n})" for n in count(2)))
+            folder_name = os.path.basename(os.path.realpath(path))
+            names = chain((folder_name, str(path)), (f"{path} ({n})" for n in count(2)))
             building = name = next(name for name in names if name not in taken)
             try:
                 bundle = open_bundle(path)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..bundle.opened import Bundle
 from ..errors import InputError, SessionError
-from ..machine.sensors import load_nvml
+from ..machine.sensors import answered, load_nvml
 from ..runtime.generate import decode, greedy, prefill
 from ..runtime.model import Model, load
 from ..runtime.sessions.base import Session
@@ -230,10 +230,12 @@ def _peak_host_bytes() -> int | None:
 
 
 def _device_bytes() -> int | None:
-    """GPU memory of this process on all GPUs, as NVML shows it; None without one."""
+    """GPU memory of this process on all GPUs, as NVML shows it; None where it does not."""
     nvml = load_nvml()
     if nvml is None:
         return None
     gpus = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
-    processes = [process for gpu in gpus for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)]
-    return sum(process.usedGpuMemory or 0 for process in processes if process.pid == os.getpid())
+    shown = [answered(nvml.nvmlDeviceGetComputeRunningProcesses, gpu) for gpu in gpus]
+    if None in shown:
+        return None
+    return sum(one.usedGpuMemory or 0 for found in shown for one in found if one.pid == os.getpid())

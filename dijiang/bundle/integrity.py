@@ -29,7 +29,7 @@ def record_file(path: Path) -> FileRecord:
     """Read a file once."""
     size = path.stat().st_size
     with ThreadPoolExecutor(THREADS) as pool:
-        return FileRecord(size, tuple(pool.map(lambda start: _hash(path, start), _starts(size))))
+        return FileRecord(size, tuple(pool.map(lambda start: sha256(path, start, CHUNK), _starts(size))))
 
 
 def check_file(path: Path, expected: FileRecord, *, hashes: bool) -> None:
@@ -54,8 +54,9 @@ def _starts(size: int) -> Iterator[int]:
     return iter(range(0, max(size, 1), CHUNK))
 
 
-def _hash(path: Path, start: int) -> str:
-    digest, left = hashlib.sha256(), CHUNK
+def sha256(path: Path, start: int, left: int) -> str:
+    """Of so many bytes of a file from a place, or of those that there are."""
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
         stream.seek(start)
         while left and (piece := stream.read(min(PIECE, left))):

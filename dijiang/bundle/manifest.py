@@ -21,12 +21,7 @@ GENERATION = "generation_config.json"
 #: Defaults of a checkpoint's authors in it.
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 #: Copied from the checkpoint where present, beside the tokenizer.
-TOKENIZER_FILES = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    GENERATION,
-)
+TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION)
 AGAIN = "export the checkpoint again"
 #: What reading a value of a wrong kind raises.
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)

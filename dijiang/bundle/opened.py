@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
-from ..files import read_json, write_file
+from ..files import given, read_json, write_file
 from ..hidden import locked, recover
 from .graphs import check_graphs
 from .integrity import check_file
@@ -43,23 +44,16 @@ class Bundle:
     def parity(self) -> dict[str, Any] | None:
         """The stored report of the last verification, or None."""
         path = self.path / PARITY
-        if PARITY not in self.manifest.reports or not path.is_file():
+        if PARITY not in self.manifest.reports or not os.path.isfile(path):
             return None
-        try:
-            report: dict[str, Any] = read_json(path)
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{path}: unreadable ({error}); run dijiang verify again") from error
-        return report
+        return given(path, read_json, BundleError, "run dijiang verify again")
 
     @property
     def sampling(self) -> dict[str, Any]:
         """What generation_config.json of the checkpoint says about sampling; `chat` and `serve` use it."""
         if GENERATION not in self.manifest.files:
             return {}
-        try:
-            found = read_json(self.path / GENERATION)
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{self.path / GENERATION}: unreadable ({error}); {AGAIN}") from error
+        found = given(self.path / GENERATION, read_json, BundleError, AGAIN)
         return {name: found[name] for name in SAMPLING if isinstance(found, dict) and name in found}
 
     @property
@@ -148,7 +142,7 @@ def open_bundle(
 
 def open_any(folder: Path, signers: Path | None, *, check_hashes: bool = True) -> Bundle:
     """`open_bundle`, with the keys that must have signed it; None: whoever signed it or not."""
-    if not folder.exists():
+    if not os.path.exists(folder):
         recover(folder)
     manifest = read_manifest(folder)
     if signers is not None:
@@ -157,7 +151,7 @@ def open_any(folder: Path, signers: Path | None, *, check_hashes: bool = True) -
     for name, expected in manifest.files.items():
         _check_name(folder, name, hashes=check_hashes)
         file = folder / name
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise BundleError(f"{folder}: {name} is missing; copy or export the bundle again")
         try:
             check_file(file, expected, hashes=check_hashes)
@@ -183,7 +177,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _check_name(folder: Path, name: str, *, hashes: bool) -> None:
     """A plain name. Hub caches and volumes have links there to anywhere: where hashes are compared, they vouch."""
-    inside = hashes or (folder / name).resolve().parent == folder.resolve()
+    inside = hashes or os.path.dirname(os.path.realpath(folder / name)) == os.path.realpath(folder)
     if Path(name).name != name or name == ".." or not inside:
         raise BundleError(
             f"{folder}: file name {name!r} leaves the bundle folder, expected a plain name; do not use this bundle"

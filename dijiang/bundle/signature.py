@@ -55,8 +55,8 @@ def check_signature(data: bytes, signature: str | None, signers: Path, where: st
         raise BundleError(f"{where}: not signed, expected a signature by a key of {signers}; do not use it")
     with temporary_folder() as folder:
         allowed, file = folder / "signers", folder / "signature"
-        allowed.write_text("".join(f'{SIGNER} namespaces="{NAMESPACE}" {key}\n' for key in keys))
-        file.write_text(signature)
+        allowed.write_text("".join(f'{SIGNER} namespaces="{NAMESPACE}" {key}\n' for key in keys), encoding="utf-8")
+        file.write_text(signature, encoding="utf-8")
         question = ["-Y", "verify", "-f", str(allowed), "-I", SIGNER, "-n", NAMESPACE, "-s", str(file)]
         done = _ssh_keygen(question, data, PATIENCE)
     if done.returncode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ..files import read_json
 from ..models.spec import ModelSpec
 from ..recipe import Recipe, resolve
 from .graphs import check_graphs
-from .integrity import FileRecord, record_file
+from .integrity import FileRecord, record_file, sha256
 from .manifest import DATA, MANIFEST, PARITY, GraphRecord, Manifest, fingerprint_of
 from .opened import Bundle, open_bundle
 
@@ -58,7 +59,7 @@ def _manifest(folder: Path, old: dict[str, Any], recipe: Recipe) -> Manifest:
             raise ValueError(f"file name {name!r} leaves the bundle folder")
         if name == PARITY:
             continue
-        if _sha256(folder / name) != digest:
+        if sha256(folder / name, 0, sys.maxsize) != digest:
             raise ValueError(f"{name} has another sha256 than the manifest says")
         files[name] = record_file(folder / name)
     if absent := {DATA, OLD_GRAPH} - files.keys():
@@ -89,13 +90,3 @@ def _manifest(folder: Path, old: dict[str, Any], recipe: Recipe) -> Manifest:
         engines=dict(old.get("engines", {})),
         parameters=int(old.get("parameters", 0)),
     )
-
-
-def _sha256(path: Path) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -120,15 +120,14 @@ def model_folder(name: str) -> Callable[[Any], Any]:
     return declare
 
 
-BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+FILE = click.Path(path_type=Path)
+BUNDLE = click.argument("bundle", type=FILE)
 GRAPH = click.option(
     "--graph", "--dialect", type=click.Choice(list(GRAPHS)), help="Only this one of the bundle's graphs."
 )
 THREADS = click.option("-t", "--threads", type=click.IntRange(1), help="Default: all cores it may use.")
 SIGNERS = click.option(
-    "--require-signature",
-    type=click.Path(path_type=Path),
-    help="File of public keys; one of them must have signed the bundle.",
+    "--require-signature", type=FILE, help="File of public keys; one of them must have signed the bundle."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 PROGRESS = click.option(
@@ -136,7 +135,7 @@ PROGRESS = click.option(
 )
 TEXT = click.option(
     "--text",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Text to verify on, for perplexity; default: random token ids, or (int8, int4) text of its own.",
 )
 

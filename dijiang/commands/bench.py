@@ -9,11 +9,13 @@ from typing import Any
 
 import click
 
+from . import FILE
+
 SIZES = "A size, a list 0,2048 or a range 128-512+128, 1-16*2."
 
 
 @click.command()
-@click.argument("bundles", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("bundles", nargs=-1, type=FILE)
 @click.option("-p", "prompts", default="512", show_default=True, help=f"Prompt tokens. {SIZES} none: off.")
 @click.option("-n", "generations", default="128", show_default=True, help="Generated tokens; none: off.")
 @click.option("-d", "depths", default="0", show_default=True, help="Tokens already in the state.")
@@ -31,14 +33,9 @@ SIZES = "A size, a list 0,2048 or a range 128-512+128, 1-16*2."
     help="Keys and values of the baseline.",
 )
 @click.option("-o", "form", type=click.Choice(["md", "json", "jsonl", "csv", "html", "llama-bench"]), default="md")
-@click.option("-f", "--file", type=click.Path(path_type=Path), help="Write there, not to stdout.")
-@click.option("--plot", type=click.Path(path_type=Path), help="All pictures in one .png or .svg file.")
-@click.option(
-    "--compare",
-    nargs=2,
-    type=click.Path(path_type=Path),
-    help="Two JSON reports, older first: exit 1 if a test got slower.",
-)
+@click.option("-f", "--file", type=FILE, help="Write there, not to stdout.")
+@click.option("--plot", type=FILE, help="All pictures in one .png or .svg file.")
+@click.option("--compare", nargs=2, type=FILE, help="Two JSON reports, older first: exit 1 if a test got slower.")
 @click.option("--threshold", type=float, default=5.0, show_default=True, help="Percent that --compare allows.")
 @click.option("--explain", is_flag=True, help="Print the formula of every figure.")
 def bench(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import click
 from ..bundle.sizes import sizes
 from ..errors import DijiangError, InputError
 from ..runtime.options import Generation, Loading
-from . import given_options, model_folder, options_of, printable, say, taken
+from . import FILE, given_options, model_folder, options_of, printable, say, taken
 
 if TYPE_CHECKING:
     from ..runtime.dialogue import Dialogue
@@ -26,7 +27,7 @@ HISTORY = "chat_history"
 @click.command()
 @model_folder("bundle")
 @click.option("--system", help="The system message.")
-@click.option("--load-state", type=click.Path(path_type=Path), help="Go on from a saved conversation.")
+@click.option("--load-state", type=FILE, help="Go on from a saved conversation.")
 @options_of(Generation, Loading)
 def chat(bundle: Path, system: str | None, load_state: Path | None, **options: Any) -> None:
     """Talk with BUNDLE by its own chat template. Each line is a message; /help names the commands."""
@@ -151,14 +152,17 @@ def _lines() -> Iterator[str]:
     try:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import WordCompleter
-        from prompt_toolkit.history import FileHistory
+        from prompt_toolkit.history import FileHistory, History, InMemoryHistory
     except ImportError:
         raise InputError("a chat in a terminal needs prompt_toolkit; pip install 'dijiang[chat]'") from None
-    folder = Path(click.get_app_dir("dijiang"))
-    folder.mkdir(parents=True, exist_ok=True)
+    file = Path(click.get_app_dir("dijiang"), HISTORY)
+    history: History = InMemoryHistory()
+    with suppress(OSError):  # where nothing can be kept, lines are remembered until the end
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        history = FileHistory(str(file))
     session: PromptSession[str] = PromptSession(
-        history=FileHistory(str(folder / HISTORY)),
-        completer=WordCompleter([f"/{name}" for name in COMMANDS], sentence=True),
+        history=history, completer=WordCompleter([f"/{name}" for name in COMMANDS], sentence=True)
     )
     while True:
         try:

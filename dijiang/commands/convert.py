@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from . import JSON, PROGRESS, model_folder, print_table
+from . import FILE, JSON, PROGRESS, model_folder, print_table
 
 
 @click.command()
 @model_folder("vanilla")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder.")
+@click.option("-o", "--output", type=FILE, required=True, help="New folder.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn.")
 @PROGRESS
 @JSON

@@ -9,11 +9,9 @@ from typing import Any
 import click
 
 from ..errors import ExportError
-from . import model_folder
+from . import FILE, model_folder
 
-OUTPUT = click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to be written."
-)
+OUTPUT = click.option("-o", "--output", required=True, type=FILE, help="Folder to be written.")
 
 
 @click.group()

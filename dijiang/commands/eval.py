@@ -10,13 +10,13 @@ import click
 
 from ..errors import EvalError
 from ..runtime.options import Loading
-from . import JSON, model_folder, options_of
+from . import FILE, JSON, model_folder, options_of
 
 
 @click.command("eval")
 @model_folder("bundle")
 @click.option("--tasks", required=True, help="Names of lm-evaluation-harness, between commas.")
-@click.option("--include", type=click.Path(path_type=Path), help="Folder with further tasks.")
+@click.option("--include", type=FILE, help="Folder with further tasks.")
 @click.option("--num-fewshot", type=click.IntRange(0), help="Examples before a question; default: the task's.")
 @click.option("--limit", type=click.IntRange(1), help="Questions of each task at most.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Texts scored together.")

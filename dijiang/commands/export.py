@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from ..recipe import GRAPHS, HEADS, PRECISIONS, TARGETS
-from . import JSON, PROGRESS, TEXT, THREADS, model_folder, row_option
+from . import FILE, JSON, PROGRESS, TEXT, THREADS, model_folder, row_option
 from .inspect import show_bundle
 
 
 @click.command()
 @model_folder("checkpoint")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder.")
+@click.option("-o", "--output", type=FILE, required=True, help="Bundle folder.")
 @row_option("--precision", rows=PRECISIONS, default="fp32")
 @click.option("--head-precision", type=click.Choice(list(HEADS)), help="Default: 8 bits if quantized.")
 @click.option("--block-size", type=int, help="Input channels that share a scale; default: 64.")
@@ -25,7 +25,7 @@ from .inspect import show_bundle
 )
 @click.option(
     "--calibration-text",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="UTF-8 file that these tokens are read from. Default: text that the model writes.",
 )
 @click.option(
@@ -57,7 +57,7 @@ from .inspect import show_bundle
     help="Compare with CHECKPOINT in float64, and keep the bundle only if it passes.",
 )
 @TEXT
-@click.option("--sign", type=click.Path(path_type=Path), help="Key of OpenSSH to sign the bundle with.")
+@click.option("--sign", type=FILE, help="Key of OpenSSH to sign the bundle with.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @PROGRESS
 @THREADS

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import JSON, PROGRESS, console
+from . import FILE, JSON, PROGRESS, console
 
 if TYPE_CHECKING:
     from ..models.presets import Size
@@ -16,19 +16,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("preset", required=False)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="New folder.")
+@click.option("-o", "--output", type=FILE, help="New folder.")
 @click.option("--dtype", default="float16", show_default=True, help="float32, float16 or bfloat16.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random weights.")
 @click.option("--list", "listed", is_flag=True, help="Show the presets and what they weigh.")
 @PROGRESS
 @JSON
 def init(
-    preset: str | None,
-    output: Path | None,
-    listed: bool,
-    as_json: bool,
-    progress: bool | None,
-    **options: Any,
+    preset: str | None, output: Path | None, listed: bool, as_json: bool, progress: bool | None, **options: Any
 ) -> None:
     """Write a checkpoint of a published shape with random weights, to size a device."""
     from ..models.initial import init as write

@@ -19,7 +19,7 @@ from ..models.config import brief
 from ..recipe import require
 from ..runtime.sessions.engines import EngineRecord
 from ..runtime.sessions.inference import why_not
-from . import GRAPH, JSON, ModelFolder, model_folder, print_table
+from . import FILE, GRAPH, JSON, ModelFolder, model_folder, print_table
 
 #: Pixels above a picture, for its title.
 TITLE = 30
@@ -27,7 +27,7 @@ TITLE = 30
 
 @click.command()
 @model_folder("bundle")
-@click.option("--draw", type=click.Path(path_type=Path), help="Draw the nodes of a layer into this .svg file.")
+@click.option("--draw", type=FILE, help="Draw the nodes of a layer into this .svg file.")
 @click.option("--layer", type=click.IntRange(0), default=0, show_default=True, help="Which one --draw draws.")
 @click.option(
     "--before", type=ModelFolder(), help="Its checkpoint: --draw shows the layer before the passes, too, beside it."
@@ -104,10 +104,7 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
     print_table(
         [
             ("bundle", str(bundle.path)),
-            (
-                "model",
-                f"{spec.family}, {spec.num_layers} layers of {spec.hidden_size}, {spec.num_heads} heads",
-            ),
+            ("model", f"{spec.family}, {spec.num_layers} layers of {spec.hidden_size}, {spec.num_heads} heads"),
             ("vocabulary", f"{spec.vocab_size:,}"),
             ("end tokens", ", ".join(map(str, spec.eos_token_ids)) or "none: text ends with --max-tokens"),
             *([("sampling", _sampling_line(bundle.sampling))] if bundle.sampling else []),

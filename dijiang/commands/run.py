@@ -14,7 +14,7 @@ import click
 from ..errors import InputError
 from ..progress import bars
 from ..runtime.options import Generation, Loading
-from . import JSON, given_options, model_folder, options_of, say, taken
+from . import FILE, JSON, given_options, model_folder, options_of, say, taken
 
 if TYPE_CHECKING:
     from ..runtime.model import Model
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 @click.option("-p", "--prompt", help="Text to continue; default: standard input, with --load-state none.")
 @click.option(
     "--jsonl",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help='Answer each line of this file, {"prompt": ..., options}, together; a job that was killed goes on.',
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Of --jsonl: one line an answer, in order.")
-@click.option("--save-state", type=click.Path(path_type=Path), help="Keep the state at the end in this file.")
+@click.option("-o", "--output", type=FILE, help="Of --jsonl: one line an answer, in order.")
+@click.option("--save-state", type=FILE, help="Keep the state at the end in this file.")
 @click.option(
     "--load-state",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Go on from a saved state, with its way to draw tokens where no option changes it.",
 )
 @options_of(Generation, Loading)

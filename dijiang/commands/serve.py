@@ -11,11 +11,11 @@ import click
 from ..errors import InputError
 from ..runtime.options import Loading
 from ..server.settings import Serving
-from . import options_of, say, taken
+from . import FILE, options_of, say, taken
 
 
 @click.command()
-@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("bundles", nargs=-1, required=True, type=FILE)
 @options_of(Serving, Loading)
 @click.option("--json-logs", is_flag=True, help="One line of JSON an answer on stderr.")
 def serve(bundles: tuple[Path, ...], json_logs: bool, **options: Any) -> None:

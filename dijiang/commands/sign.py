@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from . import BUNDLE, JSON
+from . import BUNDLE, FILE, JSON
 from .inspect import show_bundle
 
 
 @click.command()
 @BUNDLE
-@click.option("--key", type=click.Path(path_type=Path), required=True, help="Of OpenSSH: private, or in the agent.")
+@click.option("--key", type=FILE, required=True, help="Of OpenSSH: private, or in the agent.")
 @JSON
 def sign(bundle: Path, key: Path, as_json: bool) -> None:
     """Sign BUNDLE, after its files were compared with their hashes; a signature that it has is replaced."""

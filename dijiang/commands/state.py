@@ -10,12 +10,10 @@ import click
 
 from ..bundle.sizes import cache_bytes_per_token
 from ..runtime.options import Loading
-from . import JSON, model_folder, options_of, print_table
+from . import FILE, JSON, model_folder, options_of, print_table
 
 if TYPE_CHECKING:
     from ..runtime.snapshot import Snapshot
-
-FILE = click.Path(path_type=Path)
 
 
 @click.group()

@@ -10,7 +10,7 @@ import click
 
 from ..bundle.opened import open_bundle
 from ..hub import is_snapshot
-from . import GRAPH, JSON, PROGRESS, SIGNERS, TEXT, THREADS, ModelFolder, model_folder, print_table
+from . import FILE, GRAPH, JSON, PROGRESS, SIGNERS, TEXT, THREADS, ModelFolder, model_folder, print_table
 from .inspect import NOT_JUDGED, VERDICTS
 
 if TYPE_CHECKING:
@@ -27,14 +27,9 @@ if TYPE_CHECKING:
     "--store/--no-store", default=True, show_default=True, help="Keep the report in BUNDLE, unless it is the Hub's."
 )
 @click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    help="What runs BUNDLE; the CPU rounds as a GPU would.",
+    "--provider", default="cpu", show_default=True, help="What runs BUNDLE; the CPU rounds as a GPU would."
 )
-@click.option(
-    "--html", type=click.Path(path_type=Path), help="Write a page: errors by layer, position and token; decay."
-)
+@click.option("--html", type=FILE, help="Write a page: errors by layer, position and token; decay.")
 @GRAPH
 @SIGNERS
 @PROGRESS
@@ -105,9 +100,6 @@ def _difference_rows(difference: Difference) -> list[tuple[str, str]]:
     ]
     if d.perplexity_change is not None:
         rows.append(
-            (
-                "perplexity",
-                f"{d.reference_perplexity:.4f} -> {d.perplexity:.4f} ({d.perplexity_change:+.4%})",
-            )
+            ("perplexity", f"{d.reference_perplexity:.4f} -> {d.perplexity:.4f} ({d.perplexity_change:+.4%})")
         )
     return rows

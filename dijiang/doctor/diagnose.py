@@ -79,9 +79,9 @@ def _hardware(machine: dict[str, Any], bandwidth: Bandwidth) -> list[Finding]:
         else Finding("temperature", "unknown", "no thermal zone is shown"),
     ]
     for gpu in machine["gpus"]:
-        memory = f"{gpu['total_bytes'] / 1e9:,.1f} GB, compute {gpu['compute_capability']}"
-        driver = f"driver {gpu['driver']} for CUDA {gpu['cuda_driver']}"
-        findings.append(Finding("GPU", "ok", f"{gpu['name']}, {memory}, {driver}"))
+        size = f"{gpu['total_bytes'] / 1e9:,.1f} GB" if gpu["total_bytes"] else "memory of the host"
+        driver = f"compute {gpu['compute_capability']}, driver {gpu['driver']} for CUDA {gpu['cuda_driver']}"
+        findings.append(Finding("GPU", "ok", f"{gpu['name']}, {size}, {driver}"))
     if jetson is not None:
         known = {key: value or "unknown" for key, value in jetson.items()}
         board = "{model}, L4T {l4t}, JetPack {jetpack}, power mode {power_mode}".format(**known)

@@ -200,7 +200,6 @@ class _Layer:
     after: dict[str, np.ndarray] = field(default_factory=dict)
 
     def change(self, weights: dict[str, np.ndarray]) -> float:
-        """See `LayerMoments.change`."""
         assert self.run is not None
         made = self.run(self.before, weights)
         moved = [_moved(old, made[name]) for name, old in self.after.items() if _has_channels(old)]

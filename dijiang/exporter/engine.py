@@ -28,23 +28,11 @@ from ..machine.driver import Cuda, Gpu
 from ..machine.memory import build_bytes, require_memory
 from ..recipe import AUTO, PRECISIONS
 from ..runtime.sessions.base import PIECE
-from ..runtime.sessions.engines import (
-    BACKENDS,
-    TURING,
-    Backend,
-    EngineRecord,
-    import_backend,
-    installed_backend,
-)
+from ..runtime.sessions.engines import BACKENDS, TURING, Backend, EngineRecord, import_backend, installed_backend
 
 
 def build(
-    bundle: str | Path,
-    *,
-    backend: str = AUTO,
-    gpus: Sequence[str] = (),
-    batch: int = 1,
-    longest: int = PIECE,
+    bundle: str | Path, *, backend: str = AUTO, gpus: Sequence[str] = (), batch: int = 1, longest: int = PIECE
 ) -> Bundle:
     """Build an engine into a bundle; an engine of the same backend is replaced.
 
@@ -216,9 +204,10 @@ class _Builder:
         path = folder / self.record.file
         engine = self.builder.build_serialized_network(network, config)
         if engine is None:
+            reason = self.log.errors[-1] if self.log.errors else "no reason given"
             raise ExportError(
                 f"{self.graph}: {self.backend.title} {self.record.version} cannot build it for "
-                f"{', '.join(self.record.gpus)} ({self._reason()}); report the checkpoint and this line"
+                f"{', '.join(self.record.gpus)} ({reason}); report the checkpoint and this line"
             )
         path.write_bytes(engine)
         if timing is None:
@@ -276,9 +265,6 @@ class _Builder:
         if not config.set_timing_cache(cache, False):  # of another GPU or version: start anew
             config.set_timing_cache(config.create_timing_cache(b""), False)
         return name
-
-    def _reason(self) -> str:
-        return self.log.errors[-1] if self.log.errors else "no reason given"
 
 
 def _log(trt: Any) -> Any:

@@ -13,17 +13,11 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..bundle.integrity import record_file
-from ..bundle.manifest import (
-    MANIFEST,
-    TOKENIZER_FILES,
-    GraphRecord,
-    Manifest,
-    fingerprint_of,
-)
+from ..bundle.manifest import MANIFEST, TOKENIZER_FILES, GraphRecord, Manifest, fingerprint_of
 from ..bundle.opened import Bundle, open_any, read_manifest
 from ..bundle.signature import sign as make_signature
 from ..errors import CheckpointError, ExportError, InputError
-from ..files import check_new, check_output, new_folder, read_regular, refuse_foreign, temporary_folder
+from ..files import check_new, check_output, given, new_folder, read_regular, refuse_foreign, temporary_folder
 from ..graph.reads import parameter_reads
 from ..graph.schemes.nbits import calibrated
 from ..hidden import sweep
@@ -126,13 +120,7 @@ def export(
     if recipe.budget is not None:
         require_budget(recipe, pipeline.float_graph(model), smallest)
     with new_folder(folder, ExportError, foreign=foreign if force else None) as partial, ExitStack() as written:
-        plan = plan_export(
-            model,
-            graphs,
-            recipe,
-            verify=verify,
-            text=text is not None,
-        )
+        plan = plan_export(model, graphs, recipe, verify=verify, text=text is not None)
         plan.require(partial)
         if recipe.calibration_tokens:
             ids = None
@@ -149,8 +137,8 @@ def export(
         if tokenizer is not None:
             (partial / TOKENIZER).write_bytes(tokenizer)
         for name in TOKENIZER_FILES:
-            if (source := model.path / name).is_file():
-                (partial / name).write_bytes(_bytes_of(source))
+            if os.path.isfile(source := model.path / name):
+                (partial / name).write_bytes(given(source, read_regular, CheckpointError, "make it readable"))
         mode = "repaired" if repair_decay else decay
         manifest = _manifest(model, partial, recipe, graphs, mode)
         (partial / CARD).write_text(model_card(manifest), encoding="utf-8")
@@ -164,13 +152,6 @@ def export(
             store_report(bundle, report)
             report.require("nothing was written; look into it with --no-verify and dijiang verify")
     return open_any(folder, None, check_hashes=False)
-
-
-def _bytes_of(file: Path) -> bytes:
-    try:
-        return read_regular(file)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: unreadable ({error}); make it readable") from error
 
 
 def check_target(target: Path, inputs: Iterable[Path], *, force: bool) -> None:
@@ -190,7 +171,7 @@ def foreign(folder: Path) -> list[str]:
         ExportError: it is no bundle.
         BundleError: its manifest cannot be read.
     """
-    if not (folder / MANIFEST).is_file():
+    if not os.path.isfile(folder / MANIFEST):
         raise ExportError(f"{folder} exists and is no bundle, expected {MANIFEST} in it; move it away")
     sweep(folder)
     old = read_manifest(folder)
@@ -216,7 +197,7 @@ def _check_text(model: DijiangModel, text: str | Path | None, *, readable: bool)
         return
     if not readable:
         raise InputError(f"{model.path}: no {TOKENIZER} to read {text} with; leave the text out")
-    if not Path(text).is_file():
+    if not os.path.isfile(text):
         raise InputError(f"{text}: cannot be read (no such file); give a UTF-8 text file")
 
 

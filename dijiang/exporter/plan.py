@@ -95,12 +95,7 @@ class Plan:
 
 
 def plan_export(
-    model: DijiangModel,
-    graphs: Mapping[str, ir.Model],
-    recipe: Recipe,
-    *,
-    verify: bool,
-    text: bool = False,
+    model: DijiangModel, graphs: Mapping[str, ir.Model], recipe: Recipe, *, verify: bool, text: bool = False
 ) -> Plan:
     """The needs of writing graphs, and of comparing them with their checkpoint.
 

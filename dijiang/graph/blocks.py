@@ -24,8 +24,7 @@ ENDLESS_DIGITS = 3
 def silu(b: GraphBuilder, x: ir.Value, *, fused: bool) -> ir.Value:
     """x * sigmoid(x), of the gate."""
     row = ACTIVATIONS["silu"]
-    result: ir.Value = (row.fused if fused else row.nodes)(b, x)
-    return result
+    return (row.fused if fused else row.nodes)(b, x)
 
 
 def layer_norm(b: GraphBuilder, x: ir.Value, weight: ir.Value, bias: ir.Value, eps: float) -> ir.Value:
@@ -52,7 +51,7 @@ def group_norm(
     form sums in float64. Elsewhere two passes in primitives do: x / inf = 0.
     """
     size = spec.num_heads
-    grouped = b.op("Reshape", x, b.constant([0, 0, spec.head_size, size], np.int64))
+    grouped = b.op("Reshape", x, b.ints(0, 0, spec.head_size, size))
     if fused:
         one = b.constant(np.ones(size))
         normed = b.op("LayerNormalization", grouped, one, axis=-1, epsilon=spec.group_norm_eps)
@@ -63,12 +62,12 @@ def group_norm(
         # Not Sqrt: that of onnxruntime 1.15 makes NaN of infinity.
         deviation = b.op("Pow", b.op("Add", variance, b.constant(spec.group_norm_eps)), b.constant(0.5))
         normed = b.op("Div", centred, deviation)
-    flat = b.op("Reshape", normed, b.constant([0, 0, spec.hidden_size], np.int64))
+    flat = b.op("Reshape", normed, b.ints(0, 0, spec.hidden_size))
     return b.op("Add", b.op("Mul", flat, weight), bias)
 
 
 def _last_sum(b: GraphBuilder, x: ir.Value) -> ir.Value:
-    return b.op("ReduceSum", x, b.constant([-1], np.int64), keepdims=1)
+    return b.op("ReduceSum", x, b.ints(-1), keepdims=1)
 
 
 def rotary_angles(
@@ -115,13 +114,13 @@ def rotate(
     heads = spec.num_heads + spec.num_kv_heads
     if fused:
         return b.op("RotaryEmbedding", x, *angles, num_heads=heads, rotary_embedding_dim=spec.rotary_dims)
-    cos, sin = (b.op("Unsqueeze", angle, b.constant([2], np.int64)) for angle in angles)
+    cos, sin = (b.op("Unsqueeze", angle, b.ints(2)) for angle in angles)
     half, rest = spec.rotary_dims // 2, spec.head_size - spec.rotary_dims
     sizes = [half, half, *([rest] if rest else [])]
-    by_head = b.op("Reshape", x, b.constant([0, 0, heads, spec.head_size], np.int64))
+    by_head = b.op("Reshape", x, b.ints(0, 0, heads, spec.head_size))
     first, second, *tail = b.ops("Split", len(sizes), by_head, b.constant(sizes, np.int64), axis=-1)
     rotated = [
         b.op("Sub", b.op("Mul", first, cos), b.op("Mul", second, sin)),
         b.op("Add", b.op("Mul", second, cos), b.op("Mul", first, sin)),
     ]
-    return b.op("Reshape", b.op("Concat", *rotated, *tail, axis=-1), b.constant([0, 0, -1], np.int64))
+    return b.op("Reshape", b.op("Concat", *rotated, *tail, axis=-1), b.ints(0, 0, -1))

@@ -58,15 +58,18 @@ class GraphBuilder:
 
     def constant(self, array: Any, dtype: Any = np.float32, *, role: Role | None = None) -> ir.Value:
         """A small constant, stored once for each distinct value, under a name made of its value."""
-        data = np.ascontiguousarray(np.asarray(array, dtype))
-        key = (str(data.dtype), np.shape(array), data.tobytes())
+        data = np.asarray(array, dtype, order="C")
+        key = (str(data.dtype), data.shape, data.tobytes())
         if key not in self._constants:
             digest = hashlib.sha256(repr(key[:2]).encode() + key[2]).hexdigest()[:16]
-            tensor = ir.tensor(data.reshape(np.shape(array)))
-            value = self._constants[key] = self._tape.initializer(tensor, f"constant_{digest}")
+            value = self._constants[key] = self._tape.initializer(ir.tensor(data), f"constant_{digest}")
             if role is not None:
                 mark(value, role)
         return self._constants[key]
+
+    def ints(self, *values: int) -> ir.Value:
+        """A constant vector of int64: a shape, sizes or axes."""
+        return self.constant(values, np.int64)
 
     def weight(
         self,
@@ -77,14 +80,9 @@ class GraphBuilder:
         layer: int | None = None,
     ) -> ir.Value:
         """A float32 initializer read only when the graph is written."""
+        return mark(self._tape.initializer(lazy(name, shape, read), name), role, layer)
 
-        def load() -> ir.TensorProtocol:
-            return ir.tensor(row_major(read(), np.float32), name=name)
-
-        lazy = ir.LazyTensor(load, ir.DataType.FLOAT, ir.Shape(shape), name=name)
-        return mark(self._tape.initializer(lazy, name), role, layer)
-
-    def model(self, name: str, metadata: dict[str, str]) -> ir.Model:
+    def model(self, name: str) -> ir.Model:
         """The finished model."""
         domains = {node.domain for node in self._tape.nodes} - {""}
         graph = ir.Graph(
@@ -95,12 +93,16 @@ class GraphBuilder:
             opset_imports={"": self.opset} | dict.fromkeys(sorted(domains), 1),
             name=name,
         )
-        return ir.Model(
-            graph,
-            ir_version=ir_version(self.opset),
-            producer_name="dijiang",
-            metadata_props=metadata,
-        )
+        return ir.Model(graph, ir_version=ir_version(self.opset), producer_name="dijiang")
+
+
+def lazy(
+    name: str, shape: tuple[int, ...], compute: Callable[[], np.ndarray], dtype: ir.DataType = ir.DataType.FLOAT
+) -> ir.LazyTensor:
+    """A tensor that is computed when the graph is written."""
+    return ir.LazyTensor(
+        lambda: ir.tensor(row_major(compute(), dtype.numpy()), name=name), dtype, ir.Shape(shape), name=name
+    )
 
 
 def ir_version(opset: int) -> int:
@@ -111,7 +113,7 @@ def ir_version(opset: int) -> int:
 def row_major(array: np.ndarray, dtype: Any) -> np.ndarray:
     """The array in C order and `dtype`; a transposed matrix is copied by strips, 5 times as fast."""
     if array.ndim != 2 or array.flags.c_contiguous:
-        return np.ascontiguousarray(array, dtype=dtype)
+        return np.asarray(array, dtype, order="C")
     result = np.empty(array.shape, dtype)
     for start in range(0, array.shape[1], STRIP):
         result[:, start : start + STRIP] = array[:, start : start + STRIP]

@@ -224,8 +224,7 @@ def hadamard(size: int) -> Array:
     matrix = np.ones((1, 1), np.float32)
     while len(matrix) < size:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    scaled: Array = matrix * np.float32(size**-0.5)
-    return scaled
+    return matrix * np.float32(size**-0.5)
 
 
 def rotate(weight: Array, size: int) -> Array:

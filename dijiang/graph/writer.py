@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
 import onnx_ir as ir
 
 from ..bundle import names
@@ -49,14 +48,14 @@ class Writer:
         x = self._embed(ids)
         for layer in range(spec.num_layers):
             x = self._layer(layer, x)
-        index = b.op("Unsqueeze", kept, b.constant([-1], np.int64))
+        index = b.op("Unsqueeze", kept, b.ints(-1))
         logits = self._logits(b.op("GatherND", x, index, batch_dims=1))
         b.output(logits, names.LOGITS, ir.DataType.FLOAT, ["batch", "kept", spec.vocab_size])
         # On a GPU this is all that has to leave it.
         tokens = b.op("ArgMax", logits, axis=-1, keepdims=0)
         b.output(tokens, names.NEXT_TOKENS, ir.DataType.INT64, ["batch", "kept"])
         self._layers.finish()
-        return b.model(f"dijiang_{spec.family}", {})
+        return b.model(f"dijiang_{spec.family}")
 
     def _embed(self, ids: ir.Value) -> ir.Value:
         """Hidden channels [B, T, d] of token ids."""

@@ -10,15 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InputError
-from .driver import Cuda
 from .limits import available_bytes, usable_cores
 
 #: Far beyond any last-level cache.
 BYTES = 1 << 30
 #: Pieces that idle threads take: with one piece a thread, the slowest core decides.
 PIECES = 32
-#: Copies in a pass on a GPU.
-COPIES = 8
 
 
 @dataclass(frozen=True)
@@ -67,19 +64,3 @@ def timed(run: Callable[[], object], moved: int, passes: int = 10) -> Bandwidth:
         run()
         seconds.append(time.perf_counter() - started)
     return Bandwidth(moved / float(np.median(seconds[1:])), 1, moved, tuple(seconds[1:]))
-
-
-def measure_gpu_bandwidth(passes: int = 10) -> Bandwidth:
-    """Bytes that the GPU's memory moves: device-to-device copies of 1 GiB, read and written."""
-    cuda = Cuda()
-    source, target, stream = cuda.allocate(BYTES), cuda.allocate(BYTES), cuda.stream()
-
-    def copies() -> None:
-        for _ in range(COPIES):
-            cuda.copy(target, source, BYTES, stream)
-        cuda.synchronize(stream)
-
-    measured = timed(copies, 2 * BYTES * COPIES, passes)
-    cuda.free(source)
-    cuda.free(target)
-    return measured

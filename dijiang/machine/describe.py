@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from .limits import available_bytes, usable_cores
-from .sensors import load_nvml
+from .sensors import answered, load_nvml
 
 #: Feature -> its names in /proc/cpuinfo: what quantized matmuls and half precision use.
 CPU_FEATURES = {
@@ -90,22 +90,22 @@ def describe_cpu(root: Path) -> dict[str, Any]:
 
 
 def describe_gpus(nvml: Any) -> list[dict[str, Any]]:
-    """Name, driver, memory and clock of every NVIDIA GPU that NVML shows."""
+    """Name, driver and memory of every NVIDIA GPU that NVML shows."""
     if nvml is None:
         return []
     cuda, gpus = int(nvml.nvmlSystemGetCudaDriverVersion()), []
     for index in range(nvml.nvmlDeviceGetCount()):
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        memory = answered(nvml.nvmlDeviceGetMemoryInfo, handle)
         gpus.append(
             {
                 "name": str(nvml.nvmlDeviceGetName(handle)),
                 "driver": str(nvml.nvmlSystemGetDriverVersion()),
                 "cuda_driver": f"{cuda // 1000}.{cuda % 1000 // 10}",
                 "compute_capability": f"{major}.{minor}",
-                "total_bytes": int(memory.total),
-                "used_bytes": int(memory.used),
+                "total_bytes": memory and int(memory.total),
+                "used_bytes": memory and int(memory.used),
             }
         )
     return gpus

@@ -84,7 +84,8 @@ class Cuda:
         self.activate()
 
     def _call(self, name: str, *arguments: Any) -> None:
-        code = getattr(self._library, name)(*arguments)
+        """Python's integers are addresses, handles and counts of bytes: all are as wide as a pointer."""
+        code = getattr(self._library, name)(*(c_size_t(a) if type(a) is int else a for a in arguments))
         if code == 0:
             return
         text = c_char_p()
@@ -125,15 +126,15 @@ class Cuda:
         """Address of zeroed device memory; freed by `free`."""
         self.activate()
         address = c_void_p()
-        self._call("cuMemAlloc_v2", byref(address), c_size_t(nbytes))
-        self._call("cuMemsetD8_v2", address, c_uint(0), c_size_t(nbytes))
+        self._call("cuMemAlloc_v2", byref(address), nbytes)
+        self._call("cuMemsetD8_v2", address, c_uint(0), nbytes)
         self.synchronize(LEGACY)  # on which that is put; our streams do not wait for it
         return int(address.value or 0)
 
     def free(self, address: int) -> None:
         """Give memory back; any thread may."""
         self.activate()
-        self._call("cuMemFree_v2", c_void_p(address))
+        self._call("cuMemFree_v2", address)
 
     def stream(self) -> int:
         """A new stream."""
@@ -144,54 +145,41 @@ class Cuda:
     def upload(self, address: int, array: np.ndarray, stream: int) -> None:
         """Copy an array to the device, in the order of the stream."""
         assert array.flags.c_contiguous
-        self._call(
-            "cuMemcpyHtoDAsync_v2",
-            c_void_p(address),
-            c_void_p(array.ctypes.data),
-            c_size_t(array.nbytes),
-            c_void_p(stream),
-        )
+        self._call("cuMemcpyHtoDAsync_v2", address, array.ctypes.data, array.nbytes, stream)
 
     def download(self, array: np.ndarray, address: int, stream: int) -> None:
         """Copy from the device into an array and wait for it; any thread may."""
         assert array.flags.c_contiguous
         self.activate()
-        self._call(
-            "cuMemcpyDtoHAsync_v2",
-            c_void_p(array.ctypes.data),
-            c_void_p(address),
-            c_size_t(array.nbytes),
-            c_void_p(stream),
-        )
+        self._call("cuMemcpyDtoHAsync_v2", array.ctypes.data, address, array.nbytes, stream)
         self.synchronize(stream)
 
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
         """Copy within the device, in the order of the stream."""
-        arguments = (c_void_p(target), c_void_p(source), c_size_t(nbytes), c_void_p(stream))
-        self._call("cuMemcpyDtoDAsync_v2", *arguments)
+        self._call("cuMemcpyDtoDAsync_v2", target, source, nbytes, stream)
 
     def synchronize(self, stream: int) -> None:
         """Wait for all work of a stream."""
-        self._call("cuStreamSynchronize", c_void_p(stream))
+        self._call("cuStreamSynchronize", stream)
 
     @contextmanager
     def capture(self, stream: int) -> Iterator[list[int]]:
         """Record what the block puts on the stream; the list then holds one launchable graph."""
         graphs: list[int] = []
         graph, ready = c_void_p(), c_void_p()
-        self._call("cuStreamBeginCapture_v2", c_void_p(stream), c_int(THREAD_LOCAL))
+        self._call("cuStreamBeginCapture_v2", stream, c_int(THREAD_LOCAL))
         try:
             yield graphs
         finally:
-            self._call("cuStreamEndCapture", c_void_p(stream), byref(graph))
-        self._call("cuGraphInstantiateWithFlags", byref(ready), graph, ctypes.c_ulonglong(0))
+            self._call("cuStreamEndCapture", stream, byref(graph))
+        self._call("cuGraphInstantiateWithFlags", byref(ready), graph, 0)
         self._call("cuGraphDestroy", graph)
         graphs.append(int(ready.value or 0))
 
     def launch(self, graph: int, stream: int) -> None:
         """Put a captured graph on a stream."""
-        self._call("cuGraphLaunch", c_void_p(graph), c_void_p(stream))
+        self._call("cuGraphLaunch", graph, stream)
 
     def destroy(self, graph: int) -> None:
         """Give a captured graph back."""
-        self._call("cuGraphExecDestroy", c_void_p(graph))
+        self._call("cuGraphExecDestroy", graph)

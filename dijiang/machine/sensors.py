@@ -64,6 +64,13 @@ def load_nvml() -> Any:
     return pynvml
 
 
+def answered(question: Callable[..., Any], *about: Any) -> Any:
+    """What NVML answers; None where it does not: a GPU that shares the host's memory shows none of its own."""
+    with suppress(Exception):  # pynvml's errors share no base class with OSError
+        return question(*about)
+    return None
+
+
 def _nvml(nvml: Any) -> list[Sensor]:
     gpus = range(nvml.nvmlDeviceGetCount() if nvml is not None else 0)
     handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in gpus]

@@ -37,32 +37,27 @@ def gelu(x: Array) -> Array:
     """0.5 x (1 + erf(x / sqrt 2))."""
     from scipy.special import erf
 
-    y: Array = 0.5 * x * (1 + erf(x / np.sqrt(2)))
-    return y
+    return 0.5 * x * (1 + erf(x / np.sqrt(2)))
 
 
 def gelu_tanh(x: Array) -> Array:
     """The tanh approximation of gelu."""
-    y: Array = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    return y
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), without overflow for large negative x."""
-    y: Array = 0.5 * (1 + np.tanh(x / 2))
-    return y
+    return 0.5 * (1 + np.tanh(x / 2))
 
 
 def silu(x: Array) -> Array:
     """x * sigmoid(x)."""
-    y: Array = x * sigmoid(x)
-    return y
+    return x * sigmoid(x)
 
 
 def relu(x: Array) -> Array:
     """max(x, 0)."""
-    y: Array = np.maximum(x, 0)
-    return y
+    return np.maximum(x, 0)
 
 
 def _gelu_nodes(b: Any, x: Any) -> Any:
@@ -85,13 +80,8 @@ def _relu_nodes(b: Any, x: Any) -> Any:
     return b.op("Relu", x)
 
 
-def _quick_gelu(x: Array) -> Array:
-    y: Array = x * sigmoid(QUICK * x)
-    return y
-
-
-def _quick_gelu_nodes(b: Any, x: Any) -> Any:
-    return b.op("Mul", x, b.op("Sigmoid", b.op("Mul", x, b.constant(QUICK))))
+def _square_nodes(b: Any, x: Any) -> Any:
+    return b.op("Mul", x, x)
 
 
 def _clipped(
@@ -110,35 +100,6 @@ def _plain(function: Callable[[Array], Array], nodes: Callable[[Any, Any], Any])
     return Activation(function, nodes, nodes)
 
 
-def _squared_relu(b: Any, x: Any) -> Any:
-    positive = b.op("Relu", x)
-    return b.op("Mul", positive, positive)
-
-
-def _mish(x: Array) -> Array:
-    y: Array = x * np.tanh(np.logaddexp(0, x))
-    return y
-
-
-def _mish_nodes(b: Any, x: Any) -> Any:
-    return b.op("Mul", x, b.op("Tanh", b.op("Softplus", x)))
-
-
-def _leaky(x: Array) -> Array:
-    y: Array = np.where(x > 0, x, 0.01 * x)
-    return y
-
-
-def _hard_swish(x: Array) -> Array:
-    y: Array = x * np.clip(x + 3, 0, 6) / 6
-    return y
-
-
-def _root_softplus(x: Array) -> Array:
-    y: Array = np.sqrt(np.logaddexp(0, x))
-    return y
-
-
 #: Mean and deviation of the normal distribution that Mega calls its Laplace activation.
 LAPLACE = (0.707107, 0.282095)
 
@@ -146,8 +107,7 @@ LAPLACE = (0.707107, 0.282095)
 def _laplace(x: Array) -> Array:
     from scipy.special import erf
 
-    y: Array = 0.5 * (1 + erf((x - LAPLACE[0]) / (LAPLACE[1] * np.sqrt(2))))
-    return y
+    return 0.5 * (1 + erf((x - LAPLACE[0]) / (LAPLACE[1] * np.sqrt(2))))
 
 
 def _laplace_nodes(b: Any, x: Any) -> Any:
@@ -173,19 +133,25 @@ ACTIVATIONS = {
     "gelu_python_tanh": GELU_TANH,
     "gelu_pytorch_tanh": GELU_TANH,
     "gelu_10": _clipped(-10.0, 10.0, gelu, _gelu_nodes),
-    "quick_gelu": Activation(_quick_gelu, _quick_gelu_nodes, _one("QuickGelu", alpha=QUICK)),
+    "quick_gelu": Activation(
+        lambda x: x * sigmoid(QUICK * x),
+        lambda b, x: b.op("Mul", x, b.op("Sigmoid", b.op("Mul", x, b.constant(QUICK)))),
+        _one("QuickGelu", alpha=QUICK),
+    ),
     "relu": Activation(relu, _relu_nodes, _relu_nodes, "relu"),
-    "relu2": _plain(lambda x: np.maximum(x, 0) ** 2, _squared_relu),
+    "relu2": _plain(lambda x: relu(x) ** 2, lambda b, x: _square_nodes(b, _relu_nodes(b, x))),
     "relu6": _clipped(0.0, 6.0, relu, _relu_nodes),
-    "leaky_relu": _plain(_leaky, lambda b, x: b.op("LeakyRelu", x, alpha=0.01)),
+    "leaky_relu": _plain(lambda x: np.where(x > 0, x, 0.01 * x), lambda b, x: b.op("LeakyRelu", x, alpha=0.01)),
     "silu": SILU,
     "swish": SILU,
-    "mish": _plain(_mish, _mish_nodes),
+    "mish": _plain(
+        lambda x: x * np.tanh(np.logaddexp(0, x)), lambda b, x: b.op("Mul", x, b.op("Tanh", b.op("Softplus", x)))
+    ),
     "sigmoid": _plain(sigmoid, lambda b, x: b.op("Sigmoid", x)),
     "tanh": _plain(np.tanh, lambda b, x: b.op("Tanh", x)),
-    "hardswish": _plain(_hard_swish, lambda b, x: b.op("HardSwish", x)),
+    "hardswish": _plain(lambda x: x * np.clip(x + 3, 0, 6) / 6, lambda b, x: b.op("HardSwish", x)),
     "laplace": _plain(_laplace, _laplace_nodes),
-    "sqrtsoftplus": _plain(_root_softplus, lambda b, x: b.op("Sqrt", b.op("Softplus", x))),
+    "sqrtsoftplus": _plain(lambda x: np.sqrt(np.logaddexp(0, x)), lambda b, x: b.op("Sqrt", b.op("Softplus", x))),
     "linear": _plain(lambda x: x, lambda b, x: b.op("Identity", x)),
 }
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from .. import files
 from ..errors import CheckpointError
 from .binding import Shape
+from .config import token_ids
 from .tensor_files import SafetensorsFile, TensorFile, TorchFile
 
 
@@ -62,13 +63,6 @@ def _common_prefix(names: list[str]) -> str:
     return prefix + _common_prefix(rest)
 
 
-def _is_file(path: Path) -> bool:
-    """Whether there is such a file; False for a name that no file can have."""
-    with suppress(OSError, ValueError):
-        return path.is_file()
-    return False
-
-
 class Checkpoint:
     """A checkpoint folder: `config`, tensor `shapes`, and `read(name)`.
 
@@ -77,14 +71,15 @@ class Checkpoint:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        is_folder = os.path.isdir(self.path)
         if self.path.suffix == ".gguf" or (
-            not (self.path / "config.json").is_file() and any(self.path.glob("*.gguf"))
+            is_folder and not self._has("config.json") and any(self.path.glob("*.gguf"))
         ):
             raise CheckpointError(
                 f"{path}: a GGUF file, expected a folder with config.json and safetensors; "
                 "start from the checkpoint that it was made from"
             )
-        if not self.path.is_dir():
+        if not is_folder:
             raise CheckpointError(f"{path}: not a folder; give the folder of a checkpoint")
         self.config = read_json(self.path / "config.json")
         self.generation = self._generation()
@@ -111,19 +106,24 @@ class Checkpoint:
         self._hashes: dict[str, Future[str]] = {}
         self._hashing, self._registering = ThreadPoolExecutor(1), Lock()
 
+    def _has(self, name: str) -> bool:
+        """Whether there is such a file; False for a name that no file can have."""
+        return os.path.isfile(self.path / name)
+
     def _generation(self) -> dict[str, Any]:
         """End tokens of generation_config.json, which go before those of config.json."""
-        file = self.path / "generation_config.json"
-        ends = read_json(file).get("eos_token_id") if file.is_file() else None
-        return {} if ends is None else {"eos_token_id": ends}
+        file = "generation_config.json"
+        found = read_json(self.path / file) if self._has(file) else {}
+        ends = list(token_ids(found, "eos_token_id", file))
+        return {} if found.get("eos_token_id") is None else {"eos_token_id": ends}
 
     def _owners(self) -> dict[str, TensorFile]:
         """Tensor -> the file that it is read from: where there is an index, the one that it names."""
         for index, single, reader in LAYOUTS:
-            if (self.path / single).is_file():
+            if self._has(single):
                 file = reader(self.path / single)
                 return dict.fromkeys(file.shapes, file)
-            if (self.path / index).is_file():
+            if self._has(index):
                 return self._indexed(index, reader)
         for name, advice in OTHERS.items():
             if any(self.path.glob(name)):
@@ -139,7 +139,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: {index} has no weight_map of names to files; download it again")
         shards = sorted(set(where.values()))
         outside = [s for s in shards if Path(s).name != s]
-        absent = [s for s in shards if not _is_file(self.path / s)]
+        absent = [s for s in shards if not self._has(s)]
         if outside or absent:
             what = f"leave the folder: {', '.join(outside)}" if outside else f"are missing: {', '.join(absent)}"
             raise CheckpointError(f"{self.path}: shards named in {index} {what}; download them again")
@@ -172,7 +172,7 @@ class Checkpoint:
             if name not in self._hashes:
                 if self._hashes:
                     self._hashes[next(reversed(self._hashes))].result()  # one tensor is held for it
-                self._hashes[name] = self._hashing.submit(_sha256, raw)
+                self._hashes[name] = self._hashing.submit(lambda: hashlib.sha256(raw.data).hexdigest())
         return raw
 
     def sha256(self) -> str:
@@ -197,7 +197,3 @@ class Checkpoint:
             if name not in self._hashes:
                 self._hashed(name)
             digest.update(f"{self.prefix}{name} {list(shape)} {self._hashes[name].result()}\n".encode())
-
-
-def _sha256(raw: np.ndarray) -> str:
-    return hashlib.sha256(raw.data).hexdigest()

@@ -41,9 +41,32 @@ def flag(config: dict[str, Any], key: str, *, default: bool) -> bool:
     return value
 
 
-def token_ids(value: Any) -> tuple[int, ...]:
-    """`eos_token_id` as it comes: absent, one id, or a list."""
+def token_ids(config: dict[str, Any], key: str, file: str = "config.json") -> tuple[int, ...]:
+    """Token ids as they come: absent, one, or a list. file: for the error."""
+    value = config.get(key)
     found = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < MAX_TOKEN_ID for one in found):
-        raise CheckpointError(f"config.json: eos_token_id is {brief(value)}, expected token ids; fix config.json")
+        raise CheckpointError(f"{file}: {key} is {brief(value)}, expected token ids; fix {file}")
     return tuple(found)
+
+
+def common_fields(config: dict[str, Any], *, intermediate: str = "intermediate_size") -> dict[str, Any]:
+    """Fields of a `ModelSpec` that every family's config has, nearly all under the same names."""
+    return {
+        "vocab_size": want(config, "vocab_size", int),
+        "hidden_size": want(config, "hidden_size", int),
+        "intermediate_size": want(config, intermediate, int),
+        "num_layers": want(config, "num_hidden_layers", int),
+        "num_heads": want(config, "num_attention_heads", int),
+        "max_positions": want(config, "max_position_embeddings", int),
+        "bos_token_id": _start_token(config),
+        "eos_token_ids": token_ids(config, "eos_token_id"),
+    }
+
+
+def _start_token(config: dict[str, Any]) -> int | None:
+    """`bos_token_id`, None where it is absent."""
+    found = token_ids(config, "bos_token_id")
+    if len(found) > 1:
+        raise CheckpointError(f"config.json: bos_token_id is {brief(found)}, expected one id; fix config.json")
+    return next(iter(found), None)

@@ -50,13 +50,7 @@ class Conversion:
     notes: tuple[str, ...]
 
 
-def convert(
-    vanilla: str | Path,
-    output: str | Path,
-    *,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> Conversion:
+def convert(vanilla: str | Path, output: str | Path, *, seed: int = 0, progress: Progress = silent) -> Conversion:
     """Turn a vanilla checkpoint of a supported family into a DiJiang one.
 
     The family's weights stay bit for bit; every layer gets P drawn from the seed, analytic D1 and D2,

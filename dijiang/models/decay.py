@@ -61,8 +61,7 @@ def _matches(stored: Array, exponents: Array, gamma: float) -> Array:
         near = np.abs(values - expected) <= ROUNDINGS * eps * expected + tiny
         # At the edge of the range the cast may go either way.
         overflown = np.isposinf(values) & (expected >= largest * (1 - ROUNDINGS * eps))
-    matches: Array = near | overflown
-    return matches
+    return near | overflown
 
 
 def _fitted_gamma(d1: Array, d2: Array) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .activations import read_activation
 from .binding import Array, Binding, Bindings, added, layered, linear, norm, plain
-from .config import flag, number, token_ids, want
+from .config import common_fields, flag, number
 from .rotary import read_rope
 from .spec import ModelSpec
 
@@ -17,28 +17,21 @@ IGNORED = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 
 def spec(config: dict[str, Any]) -> ModelSpec:
     """ModelSpec from transformers' GPTNeoXConfig as JSON."""
-    hidden = want(config, "hidden_size", int)
-    heads = want(config, "num_attention_heads", int)
+    common = common_fields(config)
+    heads = common["num_heads"]
     rope = read_rope(config, "rotary_emb_base", "rotary_pct")
     return ModelSpec(
         family="gpt_neox",
-        vocab_size=want(config, "vocab_size", int),
-        hidden_size=hidden,
-        intermediate_size=want(config, "intermediate_size", int),
-        num_layers=want(config, "num_hidden_layers", int),
-        num_heads=heads,
+        **common,
         num_kv_heads=heads,
-        max_positions=want(config, "max_position_embeddings", int),
         norm_eps=number(config, "layer_norm_eps", 1e-5),
         activation=read_activation(config, "hidden_act", "gelu"),
         parallel_residual=flag(config, "use_parallel_residual", default=True),
-        rotary_dims=int((hidden // max(heads, 1)) * rope.share),
+        rotary_dims=int((common["hidden_size"] // max(heads, 1)) * rope.share),
         rotary_base=rope.base,
         rope_scaling=rope.scaling,
         tied_embeddings=flag(config, "tie_word_embeddings", default=False),
         attention_bias=flag(config, "attention_bias", default=True),
-        bos_token_id=config.get("bos_token_id"),
-        eos_token_ids=token_ids(config.get("eos_token_id")),
     )
 
 

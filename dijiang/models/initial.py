@@ -27,8 +27,7 @@ def projection(shape: Shape, random: np.random.Generator) -> Array:
     row, column = np.arange(size)[:, None], np.arange(size)
     dct = np.sqrt(2 / size) * np.cos(np.pi * (2 * column + 1) * row / (2 * size))
     dct[0] /= np.sqrt(2)
-    scaled: Array = dct * random.standard_normal(size)
-    return scaled
+    return dct * random.standard_normal(size)
 
 
 def _xavier(shape: Shape, random: np.random.Generator) -> Array:
@@ -46,14 +45,6 @@ def _powers(sign: int) -> Callable[[Shape, np.random.Generator], Array]:
     return table
 
 
-def _ones(shape: Shape, _: np.random.Generator) -> Array:
-    return np.ones(shape)
-
-
-def _zeros(shape: Shape, _: np.random.Generator) -> Array:
-    return np.zeros(shape)
-
-
 def _normal(shape: Shape, random: np.random.Generator) -> Array:
     values = random.standard_normal(shape, dtype=np.float32)
     values *= SPREAD
@@ -66,8 +57,8 @@ RULES: tuple[tuple[str, Callable[[Shape, np.random.Generator], Array]], ...] = (
     (".W_G", _xavier),
     (".D1", _powers(1)),
     (".D2", _powers(-1)),
-    ("norm.weight", _ones),
-    (".bias", _zeros),
+    ("norm.weight", lambda shape, _: np.ones(shape)),
+    (".bias", lambda shape, _: np.zeros(shape)),
     ("", _normal),
 )
 
@@ -76,22 +67,24 @@ def first_values(wanted: Mapping[str, Shape], dtype: np.dtype, seed: int) -> Ite
     """Name and first value of tensors of a checkpoint of `dtype`, one at a time.
 
     The same names and seed give the same values.
+
+    Raises:
+        InputError: the seed is negative.
     """
+    if seed < 0:
+        raise InputError(f"seed is {seed}, expected 0 or more; change it")
     random = np.random.default_rng(seed)
-    for name, shape in wanted.items():
+
+    def first_value(name: str, shape: Shape) -> Array:
         rule = next(value for end, value in RULES if name.endswith(end))
         with np.errstate(over="ignore"):  # gamma^-t past float32's range
-            value = rule(shape, random).astype(stored_dtype(name, dtype), copy=False)
-        yield name, value
+            return rule(shape, random).astype(stored_dtype(name, dtype), copy=False)
+
+    return ((name, first_value(name, shape)) for name, shape in wanted.items())
 
 
 def init(
-    preset: str,
-    output: str | Path,
-    *,
-    dtype: str = "float16",
-    seed: int = 0,
-    progress: Progress = silent,
+    preset: str, output: str | Path, *, dtype: str = "float16", seed: int = 0, progress: Progress = silent
 ) -> Path:
     """Write a random checkpoint of a published shape, to size a device before any training.
 

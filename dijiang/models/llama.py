@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import CheckpointError
 from .activations import read_activation
 from .binding import Bindings, added, layered, linear, norm, plain
-from .config import flag, number, token_ids, want
+from .config import common_fields, flag, number, want
 from .rotary import read_rope
 from .spec import ModelSpec
 
@@ -21,22 +21,18 @@ IGNORED = (".rotary_emb.inv_freq",)
 
 def spec(config: dict[str, Any]) -> ModelSpec:
     """ModelSpec from transformers' LlamaConfig as JSON."""
-    heads = want(config, "num_attention_heads", int)
+    common = common_fields(config)
+    heads = common["num_heads"]
     grouped = config.get("num_key_value_heads") is not None
     rope = read_rope(config, "rope_theta")
     found = ModelSpec(
         family="llama",
-        vocab_size=want(config, "vocab_size", int),
-        hidden_size=want(config, "hidden_size", int),
-        intermediate_size=want(config, "intermediate_size", int),
-        num_layers=want(config, "num_hidden_layers", int),
-        num_heads=heads,
+        **common,
         num_kv_heads=want(config, "num_key_value_heads", int) if grouped else heads,
-        max_positions=want(config, "max_position_embeddings", int),
         norm_eps=number(config, "rms_norm_eps", 1e-6),
         activation=read_activation(config, "hidden_act", "silu"),
         parallel_residual=False,
-        rotary_dims=want(config, "hidden_size", int) // max(heads, 1),
+        rotary_dims=common["hidden_size"] // max(heads, 1),
         rotary_base=rope.base,
         rope_scaling=rope.scaling,
         tied_embeddings=flag(config, "tie_word_embeddings", default=False),
@@ -44,8 +40,6 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         mlp_bias=flag(config, "mlp_bias", default=False),
         norm="rms",
         gated_mlp=True,
-        bos_token_id=config.get("bos_token_id"),
-        eos_token_ids=token_ids(config.get("eos_token_id")),
     )
     if config.get("head_dim") not in (None, found.head_size):
         raise CheckpointError(

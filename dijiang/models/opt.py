@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .activations import read_activation
-from .binding import Array, Binding, Bindings, added, layered, linear, norm, plain
-from .config import flag, token_ids, want
+from .binding import Binding, Bindings, added, layered, linear, norm, plain
+from .config import common_fields, flag, want
 from .spec import ModelSpec
 
 #: Left by the original training code in some files; it carries nothing.
@@ -28,20 +28,14 @@ def spec(config: dict[str, Any]) -> ModelSpec:
             "config.json: layer_norm_elementwise_affine is false, expected true; "
             "an OPT without norm weights is not supported"
         )
-    hidden = want(config, "hidden_size", int)
-    heads = want(config, "num_attention_heads", int)
-    embedding = config.get("word_embed_proj_dim", hidden)
+    common = common_fields(config, intermediate="ffn_dim")
+    projected = config.get("word_embed_proj_dim") not in (None, common["hidden_size"])
     norm_first = flag(config, "do_layer_norm_before", default=True)
     bias = flag(config, "enable_bias", default=True)
     return ModelSpec(
         family="opt",
-        vocab_size=want(config, "vocab_size", int),
-        hidden_size=hidden,
-        intermediate_size=want(config, "ffn_dim", int),
-        num_layers=want(config, "num_hidden_layers", int),
-        num_heads=heads,
-        num_kv_heads=heads,
-        max_positions=want(config, "max_position_embeddings", int),
+        **common,
+        num_kv_heads=common["num_heads"],
         norm_eps=1e-5,
         activation=read_activation(config, "activation_function", "relu"),
         parallel_residual=False,
@@ -53,9 +47,7 @@ def spec(config: dict[str, Any]) -> ModelSpec:
         norm_first=norm_first,
         final_norm=norm_first and not flag(config, "_remove_final_layer_norm", default=False),
         learned_positions=True,
-        embedding_size=None if embedding == hidden else want(config, "word_embed_proj_dim", int),
-        bos_token_id=config.get("bos_token_id"),
-        eos_token_ids=token_ids(config.get("eos_token_id")),
+        embedding_size=want(config, "word_embed_proj_dim", int) if projected else None,
     )
 
 
@@ -80,7 +72,7 @@ def _outside_layers(spec: ModelSpec) -> Bindings:
     head = f"{DECODER}.embed_tokens" if spec.tied_embeddings else "lm_head"
     table = {
         **plain("embed.weight", f"{DECODER}.embed_tokens.weight", (vocab, size)),
-        "positions.weight": (Binding(f"{DECODER}.embed_positions.weight", rows, _used),),
+        "positions.weight": (Binding(f"{DECODER}.embed_positions.weight", rows, lambda tensor: tensor[OFFSET:]),),
         **linear("head", [(head, vocab)], size, bias=False),
     }
     if spec.final_norm:
@@ -89,7 +81,3 @@ def _outside_layers(spec: ModelSpec) -> Bindings:
         table |= linear("embed_in", [(f"{DECODER}.project_in", d)], size, bias=False)
         table |= linear("embed_out", [(f"{DECODER}.project_out", size)], d, bias=False)
     return table
-
-
-def _used(tensor: Array) -> Array:
-    return tensor[OFFSET:]

@@ -26,14 +26,12 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 def layer_norm(x: Array, eps: float) -> Array:
     """LayerNorm over the last axis, without weight and bias."""
     centred = x - x.mean(-1, keepdims=True)
-    normed: Array = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
-    return normed
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
 
 
 def rms_norm(x: Array, eps: float) -> Array:
     """RMSNorm over the last axis, without weight."""
-    normed: Array = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
-    return normed
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
 
 
 NORMS: dict[str, Callable[[Array, float], Array]] = {"layer": layer_norm, "rms": rms_norm}
@@ -50,8 +48,7 @@ def group_norm(x: Array, weight: Array, bias: Array, groups: int, eps: float) ->
     total = (centred**2).sum(-1, keepdims=True)
     normed = centred / np.sqrt(total / grouped.shape[-1] + eps)
     normed = np.where(total > FLOAT32_MAX, 0, normed)
-    scaled: Array = normed.reshape(x.shape) * weight + bias
-    return scaled
+    return normed.reshape(x.shape) * weight + bias
 
 
 def rotate(x: Array, positions: Array, spec: ModelSpec) -> Array:
@@ -68,8 +65,7 @@ def feature_map(x: Array, proj: Array) -> Array:
     """phi(x) = softmax(x P) over the features; x [..., K]."""
     z = x @ proj
     z = np.exp(z - z.max(-1, keepdims=True))
-    features: Array = z / z.sum(-1, keepdims=True)
-    return features
+    return z / z.sum(-1, keepdims=True)
 
 
 def attend_parallel(q: Array, k: Array, v: Array, gamma: Array) -> Array:
@@ -83,8 +79,7 @@ def attend_parallel(q: Array, k: Array, v: Array, gamma: Array) -> Array:
     q = q.transpose(0, 2, 3, 1, 4)  # [B, G, H/G, T, K]
     k, v = (z.swapaxes(1, 2)[:, :, None] for z in (k, v))  # [B, G, 1, T, K]
     scores = q @ k.swapaxes(3, 4) * weight.astype(q.dtype)[:, None]
-    out: Array = (scores @ v).transpose(0, 3, 1, 2, 4)
-    return out
+    return (scores @ v).transpose(0, 3, 1, 2, 4)
 
 
 def attend_recurrent(q: Array, k: Array, v: Array, gamma: Array, state: Array) -> Array:
@@ -220,11 +215,7 @@ class Reference:
         else:
             out = attend_recurrent(q, k, v, decay.gamma, piece.state[layer])
         normed = group_norm(
-            out.reshape(x.shape),
-            w["group_norm.weight"],
-            w["group_norm.bias"],
-            spec.head_size,
-            spec.group_norm_eps,
+            out.reshape(x.shape), w["group_norm.weight"], w["group_norm.bias"], spec.head_size, spec.group_norm_eps
         )
         return _linear(w, "out", silu(_linear(w, "gate", x)) * normed)
 

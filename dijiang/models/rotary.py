@@ -80,9 +80,10 @@ def inverse_frequencies(spec: ModelSpec) -> np.ndarray:
     wavelength = 2 * math.pi / frequencies
     low = scaling.original_max_positions / scaling.low_freq_factor
     high = scaling.original_max_positions / scaling.high_freq_factor
-    blend = (scaling.original_max_positions / wavelength - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
-    )
-    between = (1 - blend) * frequencies / scaling.factor + blend * frequencies
+    with np.errstate(divide="ignore", invalid="ignore"):  # of equal factors nothing lies between
+        blend = (scaling.original_max_positions / wavelength - scaling.low_freq_factor) / (
+            scaling.high_freq_factor - scaling.low_freq_factor
+        )
+        between = (1 - blend) * frequencies / scaling.factor + blend * frequencies
     slow = np.where(wavelength > low, frequencies / scaling.factor, between)
     return np.where(wavelength < high, frequencies, slow)

@@ -265,5 +265,4 @@ def _loaded_bytes(tensor: Any) -> np.ndarray | None:
     if not _has_bytes(tensor):
         return None
     ordered = tensor.detach().clone(memory_format=torch.contiguous_format)  # one number may have any step
-    bits: np.ndarray = ordered.reshape(-1).view(torch.uint8).numpy()
-    return bits
+    return ordered.reshape(-1).view(torch.uint8).numpy()

@@ -138,10 +138,7 @@ def beyond_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> dict[str, int]:
 def _read(folder: Path) -> bytes | None:
     file = folder / TOKENIZER
     if os.path.lexists(file):
-        try:
-            return files.read_regular(file)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{file}: unreadable ({error}); make it readable") from error
+        return files.given(file, files.read_regular, CheckpointError, "make it readable")
     found = next((names for names in OLDER if all((folder / name).is_file() for name in names)), None)
     if found is None:
         return None

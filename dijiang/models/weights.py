@@ -123,11 +123,7 @@ def check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Shape], ignored: 
     ]
     problems = [
         f"{len(names)} {label}: {', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}"
-        for label, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("misshapen", misshapen),
-        )
+        for label, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
         if names
     ]
     if problems:

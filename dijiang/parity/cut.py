@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..graph.passes.emulate import LOW
 from ..graph.passes.linear import shape_of
+from ..graph.passes.types import LOW
 from ..graph.roles import layer_of
 from ..runtime.sessions.inference import import_onnxruntime
 

@@ -129,11 +129,9 @@ class PartedSession:
         self._past = {names.present_state(i): names.past_state(i) for i in layers}
 
     def step(self, state: State) -> Step:
-        """See Session.step."""
         return Step.single(state.batch)
 
     def run(self, step: Step, state: State) -> PartedOutput:
-        """See Session.run."""
         found = next(self.through([Values.of(step, state)]))
         state.commit(state.after(step))
         return PartedOutput(found[names.LOGITS], found[names.NEXT_TOKENS])

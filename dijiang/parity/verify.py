@@ -7,6 +7,7 @@ the logits compared.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle.opened import Bundle, open_bundle, store_parity
-from ..errors import ParityError
+from ..errors import BundleError, ParityError
 from ..models.decay import Decay, position_limit
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
 from ..progress import Progress, silent
@@ -212,8 +213,13 @@ def verify(
     Returns:
         The report of the first graph, with those of the others; `report.require()` raises if a gate of
         the bundle's precision was not met.
+
+    Raises:
+        BundleError: the report is to be stored, and the bundle cannot be written. Nothing is compared then.
     """
     opened = open_bundle(bundle, require_signature=require_signature)
+    if store and not os.access(opened.path, os.W_OK):  # said now: a report that cannot be kept would be lost
+        raise BundleError(f"{opened.path}: cannot be written; make it writable, or verify with store=False")
     report = compare_bundle(opened, against, text, tokens, provider, graph, threads, progress)
     if store:
         store_report(opened, report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +18,7 @@ RANDOM, OWN = "random token ids", "text that the bundle drew itself"
 
 
 def windows_of(
-    model: Model,
-    text: str | Path | None,
-    tokens: int,
-    window: int,
-    *,
-    own: bool,
-    progress: Progress = silent,
+    model: Model, text: str | Path | None, tokens: int, window: int, *, own: bool, progress: Progress = silent
 ) -> tuple[str, list[np.ndarray]]:
     """What the tokens are, and their ids in windows [<= window]; a rest of one token is left out.
 
@@ -35,7 +28,8 @@ def windows_of(
     if tokens < 2:
         raise InputError(f"tokens is {tokens}, expected at least 2; compare more")
     if text is not None:
-        return str(text), list(_cut(read_ids(model.tokenizer, Path(text), tokens), window))
+        ids = read_ids(model.tokenizer, Path(text), tokens)
+        return str(text), [ids[start : start + window] for start in range(0, len(ids) - 1, window)]
     count = min(tokens, window)
     ids = np.random.default_rng(0).integers(0, model.spec.vocab_size, count)
     if not own:
@@ -61,8 +55,3 @@ def read_ids(tokenizer: TextTokenizer, text: Path, tokens: int) -> np.ndarray:
     if len(ids) < 2:
         raise InputError(f"{text}: {len(ids)} token, expected at least 2; give a longer text")
     return ids
-
-
-def _cut(ids: np.ndarray, window: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(ids) - 1, window):
-        yield ids[start : start + window]

@@ -108,8 +108,7 @@ def _call(session: Session, state: State, waiting: list[int], proposed: list[int
     """Feed both; the most likely token after the last one that waits, and after each that is proposed."""
     ids = np.array([waiting + proposed])
     kept = np.arange(len(waiting) - 1, ids.shape[1])[None]
-    found: list[int] = session.run(Step.of(ids, state.position, kept), state).tokens[0].tolist()
-    return found
+    return session.run(Step.of(ids, state.position, kept), state).tokens[0].tolist()
 
 
 def _settle(session: Session, state: State, start: int, waiting: list[int], before: Point | None) -> None:

@@ -177,7 +177,7 @@ def _prompt_ids(
         raise InputError(f"the prompt is {given.dtype} of shape {list(given.shape)}, expected text or token ids")
     if given.size == 0:
         raise InputError("the prompt is empty, expected at least one token; give some text")
-    return np.concatenate([left, given])
+    return np.concatenate([left, given.astype(np.int64)])  # of int64 and uint64 NumPy makes floats
 
 
 def as_ids(ids: object) -> np.ndarray:

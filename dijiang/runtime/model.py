@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from collections.abc import Sequence as Ordered
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from ..bundle.opened import Bundle, open_bundle
 from ..errors import BundleError, InputError
+from ..files import given, read_regular
 from ..models.tokenizer import TOKENIZER
 from ..progress import Progress, silent
 from .generate import as_ids, generate
@@ -80,12 +82,7 @@ class Model:
         return State.empty(batch, self.spec, self.manifest.fingerprint)
 
     def forward(
-        self,
-        ids: np.ndarray,
-        state: State,
-        *,
-        mask: np.ndarray | None = None,
-        all_logits: bool = False,
+        self, ids: np.ndarray, state: State, *, mask: np.ndarray | None = None, all_logits: bool = False
     ) -> np.ndarray:
         """Advance the state over ids; any split of the same ids gives the same logits.
 
@@ -228,11 +225,7 @@ def _read_tokenizer(bundle: Bundle) -> bytes | None:
     """The tokenizer's bytes, read when the bundle is loaded: later changes of the file do not matter."""
     if TOKENIZER not in bundle.manifest.files:
         return None
-    path = bundle.path / TOKENIZER
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path}: unreadable ({error.strerror}); copy the bundle again") from error
+    return given(bundle.path / TOKENIZER, read_regular, BundleError, "copy the bundle again")
 
 
 def load(bundle: str | Path, *, check_hashes: bool = True, say: Say = lambda text: None, **loading: Any) -> Model:
@@ -248,6 +241,8 @@ def load(bundle: str | Path, *, check_hashes: bool = True, say: Say = lambda tex
         BundleError, SessionError
         InputError: an option is unknown or out of range.
     """
+    if isinstance(signers := loading.get("require_signature"), os.PathLike):
+        loading["require_signature"] = os.fspath(signers)
     options = Loading.of(loading)
     opened = open_bundle(bundle, check_hashes=check_hashes, require_signature=options.require_signature)
     return Model(opened, open_session(opened, options, say))

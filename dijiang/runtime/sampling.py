@@ -118,7 +118,8 @@ def candidates(logits: np.ndarray, options: Generation) -> tuple[np.ndarray, np.
     peak = logits.max()
 
     def weigh(some: np.ndarray) -> np.ndarray:
-        weights: np.ndarray = np.exp((some - peak).astype(np.float64) / options.temperature)
+        with np.errstate(over="ignore"):  # of a tiny temperature: the peak alone is left
+            weights: np.ndarray = np.exp((some - peak).astype(np.float64) / options.temperature)
         return weights
 
     if options.top_k and options.top_k < len(logits):

@@ -64,16 +64,13 @@ class Note:
         """From its JSON; ValueError for anything else."""
         found = json.loads(text)
         made, sampler, top = found["made"], found["sampler"], found["top"]
-        if not isinstance(made, dict) or not isinstance(sampler, dict) or not all(map(_is_text, made.values())):
+        texts = isinstance(made, dict) and all(isinstance(value, str) for value in made.values())
+        if not texts or not isinstance(sampler, dict):
             raise ValueError("a note of the wrong types")
         return cls(made, sampler, tuple((int(token), float(logit)) for token, logit in top))
 
 
 NO_NOTE = Note()
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
 
 
 @dataclass(frozen=True)

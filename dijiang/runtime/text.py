@@ -63,8 +63,7 @@ class TextTokenizer:
             ) from None
 
         def encode() -> list[int]:  # a batch does not hold the interpreter's lock
-            ids: list[int] = self._tokenizer.encode_batch([text], add_special_tokens=special)[0].ids
-            return ids
+            return self._tokenizer.encode_batch([text], add_special_tokens=special)[0].ids
 
         with reported(unread):
             return patiently(encode, len(text))

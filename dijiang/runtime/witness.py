@@ -23,12 +23,7 @@ SAME, ROUNDED = 1e-4, 0.1
 def made_by(model: Model) -> dict[str, str]:
     """What a state that this model advances was made by."""
     recipe = model.manifest.recipe
-    return {
-        "dijiang": __version__,
-        "precision": recipe.precision,
-        "graph": model.graph,
-        "provider": model.provider,
-    }
+    return {"dijiang": __version__, "precision": recipe.precision, "graph": model.graph, "provider": model.provider}
 
 
 def take(model: Model, state: State, options: Generation) -> Snapshot:
@@ -70,5 +65,4 @@ def _following(model: Model, state: State) -> np.ndarray | None:
     seam, limit = state.seam(), model.manifest.positions_limit
     if state.batch != 1 or seam is None or (limit is not None and seam.at >= limit):
         return None
-    following: np.ndarray = model.forward(np.array([[seam.token]]), state.clone())[0]
-    return following
+    return model.forward(np.array([[seam.token]]), state.clone())[0]

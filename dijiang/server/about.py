@@ -18,13 +18,7 @@ def about(hosted: Hosted) -> dict[str, Any]:
     size, named = sizes(hosted.model.bundle), ("state_bytes", "cache_bytes_per_token", "cache_larger_from")
     ours: dict[str, Any] = {name: getattr(size, name) for name in named}
     ours |= {"text": hosted.model.has_tokenizer, "chat": hosted.chats, "options": _options(hosted)}
-    return {
-        "id": hosted.name,
-        "object": "model",
-        "created": hosted.created,
-        "owned_by": "dijiang",
-        "dijiang": ours,
-    }
+    return {"id": hosted.name, "object": "model", "created": hosted.created, "owned_by": "dijiang", "dijiang": ours}
 
 
 def _options(hosted: Hosted) -> list[dict[str, Any]]:

@@ -111,9 +111,7 @@ async def read_body(request: Request, most: int, seconds: float) -> Any:
         raise Refused("the client left before its request was whole", status=GONE) from None
     except TimeoutError:
         raise Refused(
-            f"the body did not come within {seconds:g} s; send it faster",
-            status=408,
-            headers=CLOSE,
+            f"the body did not come within {seconds:g} s; send it faster", status=408, headers=CLOSE
         ) from None
     try:
         return parse_json(bytes(data))

@@ -51,11 +51,9 @@ class Post:
         self._loop, self._inbox, self._choice = loop, inbox, choice
 
     def record(self, record: Record, logits: np.ndarray | None) -> None:
-        """See Listener."""
         self._send(Told(self._choice, record, logits))
 
     def failed(self, error: DijiangError) -> None:
-        """See Listener."""
         self._send(error)
 
     def _send(self, item: Told | DijiangError) -> None:

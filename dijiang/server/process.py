@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def loaded(bundles: Sequence[Path], loading: dict[str, Any], say: Say = lambda t
     """Models by the names of their folders; InputError: two bundles of one name."""
     models: dict[str, Model] = {}
     for bundle in bundles:
-        name = bundle.resolve().name
+        name = os.path.basename(os.path.realpath(bundle))
         if name in models:
             raise InputError(f"two bundles have the name {name}, expected one of each; rename a folder")
         models[name] = load(bundle, say=say, **loading)
@@ -99,8 +100,8 @@ def _listening(settings: Serving) -> socket.socket:
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((settings.host, settings.port), family=family, backlog=1024)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host is so long
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror or error}); "
-            "choose another port"
+            f"{settings.host}:{settings.port} cannot be listened on ({reason}); choose another address or port"
         ) from error

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from dijiang.bench import measure
+from dijiang.bench import measure, subject
 from dijiang.bench.matrix import Test
 from dijiang.bench.measure import Effort, Run, needed_bytes, rounds
 from dijiang.bench.results import result_of
@@ -13,6 +13,7 @@ from dijiang.bench.worker import Worker
 from dijiang.bundle.opened import open_bundle
 from dijiang.errors import BenchError
 from dijiang.machine.sensors import Meter
+from tests.machine.test_describe import SHARED
 
 STEPS, ENDLESS = Test("tg", 3), Test("tg", 10**9)
 
@@ -94,6 +95,11 @@ def test_what_other_processes_disturbed_is_taken_again(exported, monkeypatch, wa
     assert samples.peaks["host"] > 0
     assert next(shares, None) is None
     assert [measured["turn"] for _, measured in run.bandwidths] == [0, 1]
+
+
+def test_peak_of_a_gpu_that_shows_no_memory_is_unknown(monkeypatch):
+    monkeypatch.setattr(subject, "load_nvml", lambda: SHARED)
+    assert subject._device_bytes() is None
 
 
 def test_minutes_end_a_series_after_a_turn(exported):

@@ -1,8 +1,10 @@
 """Who made a bundle: signatures by OpenSSH over the manifest."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -180,6 +182,13 @@ def test_environment_asks_of_every_verb(bundle, keys, exported, monkeypatch, tmp
     assert CliRunner().invoke(main, ["inspect", str(bundle)]).exit_code == 0
 
 
+@pytest.mark.parametrize("kind", [str, lambda path: path])
+def test_load_takes_the_file_of_keys_as_text_or_path(bundle, keys, kind):
+    assert dijiang.load(bundle, require_signature=kind(keys / "ours.pub")).spec.num_layers
+    with pytest.raises(BundleError, match="its signature is by no key"):
+        dijiang.load(bundle, require_signature=kind(keys / "theirs.pub"))
+
+
 def test_command_line_signs_and_asks(exported, copy_of, keys):
     folder = copy_of(exported("neox-base"))
     done = CliRunner().invoke(main, ["sign", str(folder), "--key", str(keys / "theirs")])
@@ -189,6 +198,17 @@ def test_command_line_signs_and_asks(exported, copy_of, keys):
         asked = ["verify", str(folder), "--against", str(BASE), "--tokens", "8", "--no-store"]
         asked += ["--require-signature", str(keys / f"{name}.pub")]
         assert CliRunner().invoke(main, asked).exit_code == status, name
+
+
+def test_name_beside_a_public_key_may_have_any_letters_in_any_locale(bundle, keys, tmp_path):
+    signers = tmp_path / "signers"
+    signers.write_text((keys / "ours.pub").read_text().replace("ours", "josé@härz"), encoding="utf-8")
+    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "dijiang", "verify", bundle, "--against", BASE, "--tokens", "8", "--no-store"]
+    done = subprocess.run(
+        [*command, "--require-signature", signers], env=ascii_only, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("content", [None, "", "x\n", "-----BEGIN OPENSSH PRIVATE KEY-----\n", b"\xff\xfe"])

@@ -15,7 +15,7 @@ from dijiang.machine.memory import build_bytes, parameters_that_fit, run_bytes
 from dijiang.recipe import PRECISIONS
 from dijiang.runtime import operators as native
 from tests.conftest import TESTS
-from tests.machine.test_describe import JETSON, NO_GPU, lay_out
+from tests.machine.test_describe import JETSON, NO_GPU, SHARED, lay_out
 
 ROOT = TESTS.parent
 
@@ -89,6 +89,12 @@ def test_bandwidth_counts_the_bytes_it_reads():
 def test_bandwidth_of_nothing_is_an_error(options):
     with pytest.raises(InputError, match="expected 1 or more"):
         measure_bandwidth(**options)
+
+
+def test_a_gpu_with_the_hosts_memory_is_shown(tmp_path):
+    machine = describe_machine(lay_out(tmp_path, JETSON), SHARED)
+    found = {f.name: f for f in doctor._hardware(machine, measure_bandwidth(size=1 << 20, passes=2))}
+    assert found["GPU"].found == "Orin, memory of the host, compute 8.7, driver 540.4.0 for CUDA 12.6"
 
 
 #: What a Jetson of each JetPack may have installed, and what its providers do.

@@ -19,7 +19,7 @@ def normed(folder, x):
     b.output(
         b.op("LayerNormalization", given, ones, axis=-1, epsilon=EPSILON), "y", ir.DataType.FLOAT, ["n", WIDTH]
     )
-    ir.save(CentreNorms()(b.model("norm", {})).model, folder / "norm.onnx")
+    ir.save(CentreNorms()(b.model("norm")).model, folder / "norm.onnx")
     WEBGPU.require(0)
     (found,) = WEBGPU.open(folder / "norm.onnx", 0).run(None, {"x": x})
     return found

@@ -94,7 +94,7 @@ def test_types_are_consistent(exported, name, precision):
 @pytest.mark.parametrize("precision", TYPES)
 def test_emulation_rounds_after_every_node(precision):
     """A hand-made graph against NumPy in the type itself."""
-    dtype, numpy = TYPES[precision]
+    dtype, numpy = TYPES[precision], TYPES[precision].numpy()
     random = np.random.default_rng(0)
     weight = random.normal(size=(7, 5)).astype(numpy)
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([3, 7]))
@@ -192,4 +192,4 @@ def test_rounding_for_tensorrt_is_half_a_step_off_at_most(codes):
 
 
 def test_bfloat16_is_what_ml_dtypes_rounds_to():
-    assert TYPES["bf16"][1] == ml_dtypes.bfloat16
+    assert TYPES["bf16"].numpy() == ml_dtypes.bfloat16

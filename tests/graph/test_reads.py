@@ -35,7 +35,7 @@ def test_a_table_that_is_also_multiplied_is_read_whole(tied):
     y = b.op("MatMul", x, b.op("Transpose", table)) if tied else x
     b.output(y, "y", ir.DataType.FLOAT, ["n", "m"])
     expected = {"step": 128, "token": 0} if tied else {"step": 0, "token": 16}
-    assert parameter_reads(b.model("m", {})) == expected
+    assert parameter_reads(b.model("m")) == expected
 
 
 def test_an_older_bundle_without_the_note_is_not_benched_but_still_loads(exported):

@@ -19,7 +19,7 @@ def graph_angles(spec, limit, positions):
     position_ids = b.input("position_ids", ir.DataType.INT64, ["batch", "sequence"])
     for name, value in zip(("cos", "sin"), rotary_angles(b, position_ids, spec, limit), strict=True):
         b.output(value, name, ir.DataType.FLOAT, ["batch", "sequence", spec.rotary_dims // 2])
-    session = onnxruntime.InferenceSession(ir.to_proto(b.model("angles", {})).SerializeToString())
+    session = onnxruntime.InferenceSession(ir.to_proto(b.model("angles")).SerializeToString())
     return session.run(None, {"position_ids": np.array([positions])})
 
 

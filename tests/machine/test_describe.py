@@ -82,6 +82,29 @@ def test_gpu_is_described_by_nvml(tmp_path):
     }
 
 
+def refused(*_):
+    raise RuntimeError("Not Supported")
+
+
+#: As NVML says it on a Jetson Orin, a Jetson Thor and a DGX Spark: their GPUs have the host's memory.
+SHARED = SimpleNamespace(
+    nvmlSystemGetDriverVersion=lambda: "540.4.0",
+    nvmlSystemGetCudaDriverVersion=lambda: 12060,
+    nvmlDeviceGetCount=lambda: 1,
+    nvmlDeviceGetHandleByIndex=lambda index: index,
+    nvmlDeviceGetCudaComputeCapability=lambda handle: (8, 7),
+    nvmlDeviceGetMemoryInfo=refused,
+    nvmlDeviceGetName=lambda handle: "Orin",
+    nvmlDeviceGetTotalEnergyConsumption=refused,
+    nvmlDeviceGetComputeRunningProcesses=refused,
+)
+
+
+def test_a_gpu_with_the_hosts_memory_is_described(tmp_path):
+    (gpu,) = describe_machine(lay_out(tmp_path, JETSON), SHARED)["gpus"]
+    assert (gpu["name"], gpu["total_bytes"], gpu["used_bytes"]) == ("Orin", None, None)
+
+
 def test_this_machine_is_described_and_json_ready():
     machine = json.loads(json.dumps(describe_machine()))
     assert machine["memory"]["total_bytes"] > machine["memory"]["available_bytes"] > 0

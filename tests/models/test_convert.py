@@ -91,6 +91,13 @@ def test_disk_that_fills_is_one_line_and_leaves_nothing(vanilla, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [vanilla.name]
 
 
+def test_negative_seed_is_refused_before_anything_is_written(vanilla, tmp_path):
+    for make, what in ((convert, vanilla), (init, "pythia-70m")):
+        with pytest.raises(dijiang.InputError, match="seed is -1, expected 0 or more"):
+            make(what, tmp_path / "new", seed=-1)
+    assert not (tmp_path / "new").exists()
+
+
 def test_seed_decides_what_is_drawn(vanilla, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         convert(vanilla, tmp_path / name, seed=seed)

@@ -195,7 +195,16 @@ def test_converted_checkpoint_is_not_called_quantized(tmp_path):
     assert (tmp_path / "new" / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
-@pytest.mark.parametrize(("ends", "expected"), [(7, (7,)), ([7, 9], (7, 9)), (None, (5,))])
+def test_end_token_that_is_none_is_named_with_its_file(edit_config):
+    folder = edit_config("neox-base", eos_token_id=5)
+    (folder / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    with pytest.raises(
+        dijiang.CheckpointError, match=r"^generation_config\.json: eos_token_id is '</s>', expected"
+    ):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(("ends", "expected"), [(7, (7,)), ([7, 9], (7, 9)), ([], ()), (None, (5,))])
 def test_end_tokens_of_the_generation_config_go_first(edit_config, ends, expected):
     folder = edit_config("neox-base", eos_token_id=5)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends, "temperature": 0.7}))

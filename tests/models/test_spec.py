@@ -5,7 +5,9 @@ import pytest
 import dijiang
 from dijiang.models import llama, opt
 from dijiang.models.gpt_neox import spec
-from dijiang.models.load import load_checkpoint
+from dijiang.models.load import FAMILIES, load_checkpoint
+from dijiang.models.presets import PRESETS
+from dijiang.models.rotary import inverse_frequencies
 
 PYTHIA_410M = {
     "model_type": "gpt_neox",
@@ -74,8 +76,25 @@ def test_opt_350m_is_read():
     assert (found.embedding_size, found.norm_first, found.final_norm) == (512, False, False)
     assert (found.learned_positions, found.rotary_dims, found.tied_embeddings) == (True, 0, True)
     assert (found.attention_bias, found.mlp_bias, found.activation) == (True, True, "relu")
-    first = opt.spec(OPT_350M | {"do_layer_norm_before": True, "word_embed_proj_dim": 1024})
-    assert (first.embedding_size, first.norm_first, first.final_norm) == (None, True, True)
+    for width in (1024, None):  # as transformers: null is hidden_size
+        first = opt.spec(OPT_350M | {"do_layer_norm_before": True, "word_embed_proj_dim": width})
+        assert (first.embedding_size, first.norm_first, first.final_norm) == (None, True, True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("value", ["<s>", 1.0, True, -1, 2**40, [1, 2]])
+def test_start_token_that_is_none_is_refused_where_it_stands(family, value):
+    config = next(one for one in PRESETS.values() if one["model_type"] == family)
+    with pytest.raises(dijiang.CheckpointError, match=r"config.json: bos_token_id is .*, expected"):
+        FAMILIES[family].spec(config | {"bos_token_id": value})
+
+
+def test_llama3_factors_may_be_equal():
+    """Then no frequency lies between the two lengths; some are scaled, others not."""
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}
+    spec = llama.spec(LLAMA2_7B | {"rope_scaling": scaling | {"original_max_position_embeddings": 512}})
+    plain, scaled = inverse_frequencies(llama.spec(LLAMA2_7B)), inverse_frequencies(spec)
+    assert set((plain / scaled).round(6)) == {1.0, 8.0}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """verify: measures right, and fails when it should."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import dijiang
 from dijiang.bundle.opened import open_bundle
 from dijiang.models.load import load_checkpoint
 from dijiang.models.reference import Reference
+from dijiang.parity import verify
 from dijiang.parity.difference import Difference, Sums
 from dijiang.parity.gates import judge
 from dijiang.parity.verify import default_slice
@@ -199,3 +201,12 @@ def test_nan_passes_no_gate():
 
 def test_every_precision_has_gates():
     assert all(row.gates for row in PRECISIONS.values())
+
+
+def test_bundle_that_cannot_be_written_is_refused_before_it_is_compared(exported, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(verify, "compare_bundle", None)
+    with pytest.raises(
+        dijiang.BundleError, match="cannot be written; make it writable, or verify with store=False"
+    ):
+        dijiang.verify(exported("neox-base"), GOLDEN["neox-base"])

@@ -116,6 +116,21 @@ def test_the_largest_options_are_taken(model):
     assert text_of(model.generate(PROMPT, **options)) == text_of(model.generate(PROMPT, **options))
 
 
+@pytest.mark.parametrize("dtype", ["uint64", "uint8", "int16"])
+def test_ids_of_any_integers_are_taken(model, dtype):
+    ids, state = [1, 2, 3], model.new_state()
+    given = np.array(ids, dtype)
+    assert text_of(model.generate(given, max_tokens=3)) == text_of(model.generate(ids, max_tokens=3))
+    for _ in range(2):  # the second time behind a token that was left
+        assert len([*model.generate(given, max_tokens=2, state=state)]) == 2
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}])
+def test_tiniest_temperature_takes_the_most_likely_token(model, filters):
+    drawn = model.generate(PROMPT, max_tokens=3, temperature=1e-310, **filters)
+    assert text_of(drawn) == text_of(model.generate(PROMPT, max_tokens=3))
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [

@@ -8,7 +8,16 @@ import sys
 import openai
 import pytest
 
+from dijiang.errors import InputError
+from dijiang.server.process import _listening
+from dijiang.server.settings import Serving
 from tests.conftest import RUNNABLE
+
+
+@pytest.mark.parametrize("host", ["a" * 70, "0.0.0.0:80", "", "ü"], ids=["long", "with-port", "empty", "unicode"])
+def test_address_that_is_none_is_one_line(host):
+    with pytest.raises(InputError, match="cannot be listened on"):
+        _listening(Serving(host=host, port=0))
 
 
 @pytest.mark.skipif("native" not in RUNNABLE, reason="no compiled operator")

@@ -53,19 +53,15 @@ class Layer(Protocol):
 
     def declare(self) -> None:
         """Declare the inputs that it needs beside the token ids, and what all layers share."""
-        ...
 
     def attention(self, layer: int, x: ir.Value) -> ir.Value:
         """The attention block of a layer, output projection included: [B, T, d] to [B, T, d]."""
-        ...
 
     def block(self, layer: int, x: ir.Value) -> ir.Value | None:
         """The whole layer, residual sums included; None: the writer puts it together."""
-        ...
 
     def finish(self) -> None:
         """Declare the outputs that carry the state on."""
-        ...
 
 
 Strategy = Callable[[Frame], Layer]

@@ -65,11 +65,9 @@ class CachedLayer:
             self._angles = rotary_angles(b, self.w.positions, spec, positions)
 
     def block(self, layer: int, x: ir.Value) -> ir.Value | None:
-        """See `Layer.block`."""
         return None
 
     def attention(self, layer: int, x: ir.Value) -> ir.Value:
-        """See `Layer.attention`."""
         b, spec, computed = self.b, self.spec, self._computed
         heads = self._heads(self.w.linear("qkv", x, layer))
         if computed != ir.DataType.FLOAT:
@@ -111,9 +109,9 @@ class CachedLayer:
         if self._rotates_inside or not spec.rotary_dims:
             return [qkv, None, None]
         q, kv = spec.num_heads * spec.head_size, spec.num_kv_heads * spec.head_size
-        qk, v = b.ops("Split", 2, qkv, b.constant([q + kv, kv], np.int64), axis=-1)
+        qk, v = b.ops("Split", 2, qkv, b.ints(q + kv, kv), axis=-1)
         qk = rotate(b, qk, self._angles, spec, fused=True)
-        return [*b.ops("Split", 2, qk, b.constant([q, kv], np.int64), axis=-1), v]
+        return [*b.ops("Split", 2, qk, b.ints(q, kv), axis=-1), v]
 
     def _rotary_tables(self) -> list[ir.Value]:
         """cos and sin [positions, rotary_dims / 2]."""

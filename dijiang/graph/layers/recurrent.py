@@ -51,7 +51,7 @@ class States:
         positions = w.positions  # declared even where nothing reads it
         mask = b.input(names.ATTENTION_MASK, ir.DataType.INT64, w.step)
         self._pasts = [b.input(names.past_state(i), ir.DataType.FLOAT, self._shape) for i in range(spec.num_layers)]
-        self.mask = b.op("Unsqueeze", b.op("Cast", mask, to=ir.DataType.FLOAT), b.constant([-1], np.int64))
+        self.mask = b.op("Unsqueeze", b.op("Cast", mask, to=ir.DataType.FLOAT), b.ints(-1))
         limit = w.model.positions_limit
         self.angles = self._rotary(b, positions, spec, limit) if spec.rotary_dims else None
 
@@ -97,26 +97,24 @@ class RecurrentLayer:
         self.declare, self.finish = self.states.declare, self.states.finish
 
     def block(self, layer: int, x: ir.Value) -> ir.Value | None:
-        """See `Layer.block`."""
         return None
 
     def attention(self, layer: int, x: ir.Value) -> ir.Value:
-        """See `Layer.attention`."""
         w, b, spec, states, fused = self.w, self.w.b, self.w.spec, self.states, self.w.fused
         heads, kv, size = spec.num_heads, spec.num_kv_heads, spec.head_size
-        columns = b.constant([(heads + kv) * size, kv * size], np.int64)
+        columns = b.ints((heads + kv) * size, kv * size)
         qk, v = b.ops("Split", 2, w.linear("qkv", x, layer), columns, axis=-1)
         # Queries and keys go through rotary embedding and feature map together.
         if states.angles is not None:
             qk = rotate(b, qk, states.angles, spec, fused=fused)
-        qk = b.op("Reshape", qk, b.constant([0, 0, heads + kv, size], np.int64))
+        qk = b.op("Reshape", qk, b.ints(0, 0, heads + kv, size))
         projection = w.weight("proj.weight", Role.FEATURE_MAP, layer)
         features = b.op("Softmax", b.op("MatMul", qk, projection), axis=-1)
         scales = states.scales(layer)
         if scales is not None:
             features = b.op("Mul", features, scales)
-        features = b.op("Reshape", features, b.constant([0, 0, (heads + kv) * size], np.int64))
-        q, k = b.ops("Split", 2, features, b.constant([heads * size, kv * size], np.int64), axis=-1)
+        features = b.op("Reshape", features, b.ints(0, 0, (heads + kv) * size))
+        q, k = b.ops("Split", 2, features, b.ints(heads * size, kv * size), axis=-1)
         k = b.op("Mul", k, states.mask)  # a padded key adds nothing
         out, state = self._core(b, q, k, v, states.past(layer), states.log_decay(layer), heads, kv)
         states.keep(state)
@@ -174,28 +172,26 @@ def attend_primitive(
     size = [0, 0, kv_heads, -1]
     # [B, G, r, T, K] for queries (r query heads share a kv head), [B, G, T, K] for keys and values.
     query = b.op(
-        "Transpose",
-        b.op("Reshape", q, b.constant([0, 0, kv_heads, shared, q_size(state)], np.int64)),
-        perm=[0, 2, 3, 1, 4],
+        "Transpose", b.op("Reshape", q, b.ints(0, 0, kv_heads, shared, q_size(state))), perm=[0, 2, 3, 1, 4]
     )
-    value = b.op("Unsqueeze", _by_head(b, v, size, [0, 2, 1, 3]), b.constant([2], np.int64))
-    key_columns = b.op("Unsqueeze", _by_head(b, k, size, [0, 2, 3, 1]), b.constant([2], np.int64))
+    value = b.op("Unsqueeze", _by_head(b, v, size, [0, 2, 1, 3]), b.ints(2))
+    key_columns = b.op("Unsqueeze", _by_head(b, k, size, [0, 2, 3, 1]), b.ints(2))
     running = b.op("CumSum", b.op("Transpose", log_decay, perm=[0, 2, 1]), b.constant(2, np.int64))
-    to_t = b.op("Unsqueeze", running, b.constant([2, 4], np.int64))  # [B, G, 1, T, 1]
-    to_s = b.op("Unsqueeze", running, b.constant([2, 3], np.int64))  # [B, G, 1, 1, T]
+    to_t = b.op("Unsqueeze", running, b.ints(2, 4))  # [B, G, 1, T, 1]
+    to_s = b.op("Unsqueeze", running, b.ints(2, 3))  # [B, G, 1, 1, T]
     weight = b.op("Exp", b.op("Add", b.op("Sub", to_t, to_s), _future(b, log_decay)))
     scores = b.op("Mul", b.op("MatMul", query, key_columns), weight)
-    past = b.op("Unsqueeze", state, b.constant([2], np.int64))
+    past = b.op("Unsqueeze", state, b.ints(2))
     carried = b.op("Mul", b.op("MatMul", query, past), b.op("Exp", to_t))
     out = b.op("Add", b.op("MatMul", scores, value), carried)
     out = b.op("Transpose", out, perm=[0, 3, 1, 2, 4])
-    out = b.op("Reshape", out, b.constant([0, 0, -1], np.int64))
+    out = b.op("Reshape", out, b.ints(0, 0, -1))
 
-    last = b.op("Gather", running, b.constant([-1], np.int64), axis=2)  # [B, G, 1]
-    remaining = b.op("Exp", b.op("Unsqueeze", b.op("Sub", last, running), b.constant([2, 3], np.int64)))
+    last = b.op("Gather", running, b.ints(-1), axis=2)  # [B, G, 1]
+    remaining = b.op("Exp", b.op("Unsqueeze", b.op("Sub", last, running), b.ints(2, 3)))
     added = b.op("MatMul", b.op("Mul", key_columns, remaining), value)
-    decayed = b.op("Mul", past, b.op("Exp", b.op("Unsqueeze", last, b.constant([2, 4], np.int64))))
-    return out, b.op("Squeeze", b.op("Add", decayed, added), b.constant([2], np.int64))
+    decayed = b.op("Mul", past, b.op("Exp", b.op("Unsqueeze", last, b.ints(2, 4))))
+    return out, b.op("Squeeze", b.op("Add", decayed, added), b.ints(2))
 
 
 def q_size(state: ir.Value) -> int:
@@ -208,11 +204,7 @@ def _future(b: GraphBuilder, log_decay: ir.Value) -> ir.Value:
     """[1, 1, 1, T, T]: 0 where s <= t, a large negative number where s > t."""
     length = b.op("Gather", b.op("Shape", log_decay), b.constant(1, np.int64), axis=0)
     steps = b.op("Range", b.constant(0, np.int64), length, b.constant(1, np.int64))
-    later = b.op(
-        "Less",
-        b.op("Unsqueeze", steps, b.constant([0, 1, 2, 4], np.int64)),
-        b.op("Unsqueeze", steps, b.constant([0, 1, 2, 3], np.int64)),
-    )
+    later = b.op("Less", b.op("Unsqueeze", steps, b.ints(0, 1, 2, 4)), b.op("Unsqueeze", steps, b.ints(0, 1, 2, 3)))
     return b.op("Mul", b.op("Cast", later, to=ir.DataType.FLOAT), b.constant(FUTURE))
 
 

@@ -6,29 +6,17 @@ float32 and rounded once, as kernels with float32 accumulators do.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
 from ...nodes import DOMAIN
+from ..builder import lazy
 from .linear import shape_of
-from .types import FLOAT, TYPES, UNTYPED, typed_outputs
+from .types import FLOAT, LOW, UNTYPED, typed_outputs
 
-LOW = frozenset(dtype for dtype, _ in TYPES.values())
 #: Nodes that move data: what they give is as round as what they get.
 MOVES = frozenset(
-    {
-        "Concat",
-        "Gather",
-        "GatherND",
-        "Identity",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    }
+    ("Concat", "Gather", "GatherND", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 )
 
 
@@ -83,12 +71,7 @@ def _result_type(node: ir.Node, low: dict[ir.Value, ir.DataType]) -> ir.DataType
 
 def _widen(value: ir.Value) -> None:
     """A stored value of the same name as float32, read when the graph is written."""
-    source, name, shape = value.const_value, value.name, shape_of(value)
-
-    def load() -> ir.TensorProtocol:
-        return ir.tensor(np.asarray(source.numpy(), np.float32), name=name)
-
-    value.const_value = ir.LazyTensor(load, FLOAT, ir.Shape(shape), name=name)
+    value.const_value = lazy(str(value.name), shape_of(value), value.const_value.numpy)
     value.type = ir.TensorType(FLOAT)
 
 

@@ -13,15 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..roles import Role, mark, role_of
-from .linear import (
-    Linear,
-    Shared,
-    array_of,
-    linear_at,
-    shape_of,
-    stored,
-    value_of,
-)
+from .linear import Linear, Shared, array_of, linear_at, shape_of, stored, value_of
 from .rewrite import Rewrite
 
 #: Nodes whose second input is a norm's weight. Mul: the last node of an RMSNorm in basic nodes.
@@ -57,8 +49,7 @@ class FoldNorms(Rewrite):
             name = str(weight.name)
             folded = Shared(partial(_folded, weight, scale, shift, linear.bias))
             linear.matmul.replace_input_with(
-                1,
-                stored(graph, f"{name}.normed", shape_of(weight), partial(folded.part, 0), like=weight),
+                1, stored(graph, f"{name}.normed", shape_of(weight), partial(folded.part, 0), like=weight)
             )
             if shift is None:
                 continue
@@ -76,20 +67,13 @@ class FoldNorms(Rewrite):
             ir.convenience.replace_all_uses_with(norm.outputs[0], value_of(norm.inputs[0]))
             graph.remove(norm, safe=True)
             return
-        norm.replace_input_with(1, _ones(graph, _width(norm)))
+        norm.replace_input_with(1, _ones(graph, shape_of(scale)[-1]))
         if shift is not None:
             norm.resize_inputs(2)
 
 
-ONES = "ones.{}"
-
-
-def _width(norm: ir.Node) -> int:
-    return shape_of(value_of(norm.inputs[1]))[-1]
-
-
 def _ones(graph: ir.Graph, width: int) -> ir.Value:
-    name = ONES.format(width)
+    name = f"ones.{width}"
     return graph.initializers.get(name) or stored(graph, name, (width,), lambda: np.ones(width))
 
 
@@ -108,5 +92,4 @@ def _product(vector: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """vector @ matrix: ROWS rows are summed in float32, their sums in float64."""
     pieces = range(0, len(vector), ROWS)
     rows = [slice(start, start + ROWS) for start in pieces]
-    total: np.ndarray = np.stack([vector[r] @ matrix[r] for r in rows]).sum(axis=0, dtype=np.float64)
-    return total
+    return np.stack([vector[r] @ matrix[r] for r in rows]).sum(axis=0, dtype=np.float64)

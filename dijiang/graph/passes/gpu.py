@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import onnx_ir as ir
 
-from .linear import stored
+from .linear import integers
 from .rewrite import Rewrite
 
 
@@ -27,7 +26,7 @@ class CentreNorms(Rewrite):
     def rewrite(self, graph: ir.Graph, norm: ir.Node) -> None:
         """Three nodes, and a fourth for the bias, in the place of one."""
         x, weight, *bias = norm.inputs
-        mean = ir.node("ReduceMean", [x, _last_axis(graph)], {"keepdims": 1})
+        mean = ir.node("ReduceMean", [x, integers(graph, [-1])], {"keepdims": 1})
         centred = ir.node("Sub", [x, mean.outputs[0]])
         attributes = {name: norm.attributes[name].value for name in ("axis", "epsilon")}
         nodes = [mean, centred, ir.node("RMSNormalization", [centred.outputs[0], weight], attributes)]
@@ -36,8 +35,3 @@ class CentreNorms(Rewrite):
         ir.convenience.replace_nodes_and_values(
             graph, norm, [norm], nodes, [norm.outputs[0]], [nodes[-1].outputs[0]]
         )
-
-
-def _last_axis(graph: ir.Graph) -> ir.Value:
-    name = "last_axis"
-    return graph.initializers.get(name) or stored(graph, name, (1,), lambda: np.array([-1]), ir.DataType.INT64)

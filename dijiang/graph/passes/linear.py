@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import PreconditionError
 
-from ..builder import row_major
+from ..builder import lazy
 from ..roles import Role, mark_like, role_of
 
 
@@ -73,8 +73,7 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
 def array_of(value: ir.Value) -> np.ndarray:
     """Data of an initializer, read now."""
     assert value.const_value is not None
-    data: np.ndarray = value.const_value.numpy()
-    return data
+    return value.const_value.numpy()
 
 
 def is_vector(value: ir.Value | None) -> bool:
@@ -136,14 +135,17 @@ def stored(
 
     like: what it is made from, whose role and layer it has.
     """
-
-    def load() -> ir.TensorProtocol:
-        return ir.tensor(row_major(compute(), dtype.numpy()), name=name)
-
-    tensor = ir.LazyTensor(load, dtype, ir.Shape(shape), name=name)
+    tensor = lazy(name, shape, compute, dtype)
     value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
     graph.register_initializer(value)
     return value if like is None else mark_like(value, like)
+
+
+def integers(graph: ir.Graph, values: Sequence[int]) -> ir.Value:
+    """A stored vector of int64: a shape, sizes or axes. There is one for all that ask for the same."""
+    name = "integers_" + "_".join(map(str, values))
+    known = graph.initializers.get(name)
+    return known or stored(graph, name, (len(values),), lambda: np.array(values), ir.DataType.INT64)
 
 
 class Shared:

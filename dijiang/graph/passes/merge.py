@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
 
-from .linear import Linear, array_of, linear_to, linears, stored, value_of
+from .linear import Linear, array_of, integers, linear_to, linears, stored, value_of
 from .rewrite import Rewrite
 
 
@@ -34,20 +34,17 @@ class MergeProjections(Rewrite):
         rows, widths = group[0].shape[0], [linear.shape[1] for linear in group]
         name = "+".join(str(linear.weight.name) for linear in group)
         weights = [linear.weight for linear in group]
+        shape = (rows, sum(widths))
         weight = stored(
-            graph,
-            name,
-            (rows, sum(widths)),
-            lambda: np.concatenate([array_of(w) for w in weights], axis=1),
-            like=weights[0],
+            graph, name, shape, lambda: np.concatenate([*map(array_of, weights)], axis=1), like=weights[0]
         )
         new = [ir.node("MatMul", [group[0].input, weight])]
         if any(linear.bias is not None for linear in group):
             biases = [linear.bias for linear in group]
             bias = stored(graph, f"{name}.bias", (sum(widths),), lambda: _joined(biases, widths))
             new.append(ir.node("Add", [new[0].outputs[0], bias]))
-        sizes = _sizes(graph, widths)
-        new.append(ir.node("Split", [new[-1].outputs[0], sizes], {"axis": -1}, num_outputs=len(widths)))
+        split = [new[-1].outputs[0], integers(graph, widths)]
+        new.append(ir.node("Split", split, {"axis": -1}, num_outputs=len(widths)))
         old = [node for linear in group for node in linear.nodes]
         replace_nodes_and_values(
             graph, old[0], old, new, [linear.output for linear in group], list(new[-1].outputs)
@@ -56,17 +53,6 @@ class MergeProjections(Rewrite):
 
 def _joined(biases: list[ir.Value | None], widths: list[int]) -> np.ndarray:
     return np.concatenate([np.zeros(w) if b is None else array_of(b) for b, w in zip(biases, widths, strict=True)])
-
-
-def _sizes(graph: ir.Graph, widths: list[int]) -> ir.Value:
-    name = "sizes_" + "_".join(map(str, widths))
-    known = graph.initializers.get(name)
-    if known is not None:
-        return known
-    value = ir.Value(name=name, const_value=ir.tensor(np.array(widths, np.int64), name=name))
-    value.type, value.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([len(widths)])
-    graph.register_initializer(value)
-    return value
 
 
 class FlattenSplits(Rewrite):
@@ -92,16 +78,9 @@ class FlattenSplits(Rewrite):
         at = list(outer.outputs).index(value_of(inner.inputs[0]))
         sizes = [array_of(value_of(node.inputs[1])).tolist() for node in (outer, inner)]
         widths = [*sizes[0][:at], *sizes[1], *sizes[0][at + 1 :]]
-        new = ir.node(
-            "Split",
-            [outer.inputs[0], _sizes(graph, widths)],
-            {"axis": -1},
-            num_outputs=len(widths),
-        )
-        kept = [output for i, output in enumerate(outer.outputs) if i != at]
-        count = len(inner.outputs)
-        old = [*kept[:at], *inner.outputs, *kept[at:]]
-        assert len(old) == len(kept) + count
+        split = [outer.inputs[0], integers(graph, widths)]
+        new = ir.node("Split", split, {"axis": -1}, num_outputs=len(widths))
+        old = [*outer.outputs[:at], *inner.outputs, *outer.outputs[at + 1 :]]
         replace_nodes_and_values(graph, outer, [inner, outer], [new], old, list(new.outputs))
 
 
@@ -128,13 +107,7 @@ class MergeOutputs(Rewrite):
         name = "+".join(str(linear.weight.name) for linear in pair)
         shape = (first.shape[0] + second.shape[0], first.shape[1])
         weights = [linear.weight for linear in pair]
-        weight = stored(
-            graph,
-            name,
-            shape,
-            lambda: np.concatenate([array_of(w) for w in weights]),
-            like=first.weight,
-        )
+        weight = stored(graph, name, shape, lambda: np.concatenate([*map(array_of, weights)]), like=first.weight)
         joined = ir.node("Concat", [linear.input for linear in pair], {"axis": -1})
         new = [joined, ir.node("MatMul", [joined.outputs[0], weight])]
         biases = [linear.bias for linear in pair if linear.bias is not None]

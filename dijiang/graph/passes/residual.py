@@ -13,10 +13,7 @@ from .rewrite import Rewrite
 from .types import MIXED
 
 #: Norm of a sum -> ONNX Runtime's node that does both. Further outputs: mean, inverse deviation, the sum.
-FUSED = {
-    "LayerNormalization": "SkipLayerNormalization",
-    "RMSNormalization": "SkipSimplifiedLayerNormalization",
-}
+FUSED = {"LayerNormalization": "SkipLayerNormalization", "RMSNormalization": "SkipSimplifiedLayerNormalization"}
 SUM_OUTPUT = 3
 
 

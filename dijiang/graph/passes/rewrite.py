@@ -29,7 +29,6 @@ class Rewrite(InPlacePass):
         """Replace one match, so that it is none any more."""
 
     def call(self, model: ir.Model) -> PassResult:
-        """See `InPlacePass`."""
         graph, changed = model.graph, False
         while match := next(iter(self.matches(graph)), None):
             self.rewrite(graph, *match)
@@ -38,6 +37,5 @@ class Rewrite(InPlacePass):
         return PassResult(model, modified=changed)
 
     def ensures(self, model: ir.Model) -> None:
-        """See `InPlacePass`."""
         if any(self.matches(model.graph)):
             raise PostconditionError(f"{self.left} are left")

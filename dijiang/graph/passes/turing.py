@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from .linear import value_of
-from .types import TYPES
-
-LOW = frozenset(dtype for dtype, _ in TYPES.values())
+from .linear import integers, value_of
+from .types import LOW
 
 
 class ExpandMatMuls(InPlacePass):
@@ -21,7 +18,7 @@ class ExpandMatMuls(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         graph = model.graph
-        columns, rows, summed = (_axis(graph, axis) for axis in (-1, -3, -2))
+        columns, rows, summed = (integers(graph, [axis]) for axis in (-1, -3, -2))
         low = {v for v in graph.initializers.values() if v.dtype in LOW}
         found = []
         for node in graph:
@@ -42,11 +39,3 @@ class ExpandMatMuls(InPlacePass):
                 graph, node, [node], [left, right, product, total], [node.outputs[0]], [total.outputs[0]]
             )
         return PassResult(model, modified=bool(found))
-
-
-def _axis(graph: ir.Graph, axis: int) -> ir.Value:
-    name = f"turing.axis_{axis}"
-    value = ir.Value(name=name, const_value=ir.tensor(np.array([axis], np.int64), name=name))
-    value.type, value.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([1])
-    graph.register_initializer(value)
-    return value

@@ -8,39 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
 from ...errors import ExportError
-from ..roles import ROUNDED, Role, mark_like, role_of
-from .linear import array_of, drop_unused_initializers, value_of
+from ..roles import ROUNDED, Role, role_of
+from .linear import array_of, drop_unused_initializers, shape_of, stored, value_of
 
 FLOAT = ir.DataType.FLOAT
 #: Precision -> type of its weights and activations.
-TYPES: dict[str, tuple[ir.DataType, np.dtype]] = {
-    "fp16": (ir.DataType.FLOAT16, np.dtype(np.float16)),
-    "bf16": (ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
-}
+TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+LOW = frozenset(TYPES.values())
 #: Nodes whose result would lose its meaning in 8 or 11 bits, or whose inputs may overflow 16.
 FLOAT_NODES = frozenset(
-    {
-        "LinearAttention",
-        "Softmax",
-        "RotaryEmbedding",
-        "CumSum",
-        "Exp",
-        "Erf",
-        "Tanh",
-        "Sigmoid",
-        "Sqrt",
-        "Pow",
-        "Reciprocal",
-        "ReduceSum",
-        "ReduceMean",
-        "ArgMax",  # CUDA has it, but not in bfloat16
-    }
+    (
+        *(
+            "LinearAttention",
+            "Softmax",
+            "RotaryEmbedding",
+            "CumSum",
+            "Exp",
+            "Erf",
+            "Tanh",
+            "Sigmoid",
+            "Sqrt",
+            "Pow",
+        ),
+        *("Reciprocal", "ReduceSum", "ReduceMean", "ArgMax"),  # CUDA has ArgMax, but not in bfloat16
+    )
 )
 #: One node with statistics in float32 inside, in ONNX Runtime; TensorRT takes the type as it stands.
 NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
@@ -63,12 +59,11 @@ class SetPrecision(InPlacePass):
 
     def __init__(self, precision: str, *, fused_norms: bool) -> None:
         super().__init__()
-        self.dtype, self._numpy = TYPES[precision]
+        self.dtype = TYPES[precision]
         self._kept = FLOAT_NODES if fused_norms else FLOAT_NODES | NORMS
 
     def requires(self, model: ir.Model) -> None:
-        low = {dtype for dtype, _ in TYPES.values()}
-        found = [v.name for v in model.graph.initializers.values() if v.dtype in low]
+        found = [v.name for v in model.graph.initializers.values() if v.dtype in LOW]
         if found:
             raise PreconditionError(f"weights have a 16-bit type already: {found}")
 
@@ -136,11 +131,7 @@ class SetPrecision(InPlacePass):
         return role_of(node.inputs[1]) in ROUNDED
 
     def _is_low(
-        self,
-        node: ir.Node,
-        floats: set[ir.Value],
-        low: set[ir.Value],
-        wants: dict[ir.Node, bool | None],
+        self, node: ir.Node, floats: set[ir.Value], low: set[ir.Value], wants: dict[ir.Node, bool | None]
     ) -> bool:
         fixed = self._fixed(node)
         if fixed is not None:
@@ -178,23 +169,19 @@ class SetPrecision(InPlacePass):
         return cast.outputs[0]
 
     def _stored(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
-        name, shape = f"{value.name}.{self.dtype.name.lower()}", value_of(value).const_value.shape
-
-        def load() -> ir.TensorProtocol:
+        def rounded() -> np.ndarray:
             source = array_of(value)
             with np.errstate(over="ignore"):
-                data = source.astype(self._numpy)
+                data = source.astype(self.dtype.numpy())
             if not np.isfinite(data.astype(np.float32)).all():
                 raise ExportError(
                     f"{value.name}: a weight of {np.abs(source).max():.3g} is beyond {self.dtype.name}; "
                     "export with --precision bf16 or fp32"
                 )
-            return ir.tensor(data, name=name)
+            return data
 
-        tensor = ir.LazyTensor(load, self.dtype, shape, name=name)
-        made = ir.Value(name=name, type=ir.TensorType(self.dtype), shape=shape, const_value=tensor)
-        graph.register_initializer(made)
-        return mark_like(made, value)
+        name = f"{value.name}.{self.dtype.name.lower()}"
+        return stored(graph, name, shape_of(value), rounded, self.dtype, like=value)
 
     def _restore_outputs(self, graph: ir.Graph, low: set[ir.Value]) -> None:
         """Graph outputs keep their name and float32."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -26,7 +27,6 @@ class Scheme(Protocol):
     @property
     def calibrates(self) -> bool:
         """Whether weights are rounded by what their inputs look like."""
-        ...
 
     def passes(self, row: Graph, *, tied: bool = False, rounder: Rounder | None = None) -> list[InPlacePass]:
         """What turns a float32 graph into one of stored weights.
@@ -34,10 +34,20 @@ class Scheme(Protocol):
         row: the form of the graph.  tied: the head is the transposed embedding.  rounder: None: nearest
         values.
         """
-        ...
+
+
+@dataclass
+class Floats:
+    """See `Scheme`: weights as they are. `passes.types` stores them in the type of the recipe."""
+
+    recipe: Recipe
+    calibrates = False
+
+    def passes(self, row: Graph, *, tied: bool = False, rounder: Rounder | None = None) -> list[InPlacePass]:
+        """Nothing to do."""
+        return []
 
 
 def scheme_of(recipe: Recipe) -> Scheme:
     """The scheme of a recipe."""
-    found: Scheme = named(SCHEMES[recipe.scheme].code)(recipe)
-    return found
+    return named(SCHEMES[recipe.scheme].code)(recipe)

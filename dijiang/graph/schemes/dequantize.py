@@ -13,15 +13,7 @@ from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
 from ...recipe import Graph, Recipe
 from ..builder import ir_version
-from ..passes.linear import (
-    Linear,
-    Shared,
-    array_of,
-    drop_unused_initializers,
-    linears,
-    require_float32,
-    stored,
-)
+from ..passes.linear import Linear, Shared, array_of, drop_unused_initializers, linears, require_float32, stored
 from ..roles import ROUNDED, Role
 from ..rounding import round_nearest
 from . import Rounder
@@ -46,16 +38,14 @@ class Codes:
 CODES = {8: Codes(ir.DataType.INT8, 8, (64, 32, 16)), 4: Codes(ir.DataType.INT4, 4, (32, 16))}
 
 
+@dataclass
 class Dequantize:
     """See `graph.schemes.Scheme`: rounded to the nearest, in blocks that TensorRT reads."""
 
+    recipe: Recipe
     calibrates = False
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-
     def passes(self, row: Graph, *, tied: bool = False, rounder: Rounder | None = None) -> list[InPlacePass]:
-        """See `Scheme.passes`."""
         return [DequantizeWeights(self.recipe)]
 
 

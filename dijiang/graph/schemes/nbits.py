@@ -18,6 +18,7 @@ from ..passes.linear import (
     Shared,
     array_of,
     drop_unused_initializers,
+    integers,
     linears,
     require_float32,
     shape_of,
@@ -48,11 +49,9 @@ class NBits:
 
     @property
     def calibrates(self) -> bool:
-        """See `Scheme.calibrates`."""
         return self.recipe.in_blocks
 
     def passes(self, row: Graph, *, tied: bool = False, rounder: Rounder | None = None) -> list[InPlacePass]:
-        """See `Scheme.passes`."""
         return [Quantize(self, row, rounder or nearest, tied=tied)]
 
 
@@ -234,9 +233,9 @@ def _rotate(graph: ir.Graph, value: ir.Value, size: int) -> tuple[list[ir.Node],
         return [], value
     name = f"hadamard_{size}"
     matrix = graph.initializers.get(name) or stored(graph, name, (size, size), lambda: hadamard(size))
-    split = ir.node("Reshape", [value, _constant(graph, [0, 0, -1, size])])
+    split = ir.node("Reshape", [value, integers(graph, [0, 0, -1, size])])
     mixed = ir.node("MatMul", [split.outputs[0], matrix])
-    back = ir.node("Reshape", [mixed.outputs[0], _constant(graph, [0, 0, -1])])
+    back = ir.node("Reshape", [mixed.outputs[0], integers(graph, [0, 0, -1])])
     return [split, mixed, back], back.outputs[0]
 
 
@@ -254,20 +253,14 @@ def _look_up_blocks(graph: ir.Graph, gather: ir.Node, parts: tuple[ir.Value, ir.
     ONNX Runtime keeps the codes mapped from the file: sharing them costs no memory of its own.
     """
     codes, (casts, scales) = parts[0], _widened(parts[1])
-    last = ir.node("Unsqueeze", [scales, _constant(graph, [-1])])
+    last = ir.node("Unsqueeze", [scales, integers(graph, [-1])])
     rows = _lookup(gather, codes, last.outputs[0], rounding, axis=2)  # [B, T, blocks, block]
-    flat = ir.node("Reshape", [rows.outputs[0], _constant(graph, [0, 0, -1])])
+    flat = ir.node("Reshape", [rows.outputs[0], integers(graph, [0, 0, -1])])
     # What was mixed is mixed back: the matrix is its own inverse.
     size = rotation_of(rounding, shape_of(value_of(gather.inputs[0]))[1])
     rotation, x = _rotate(graph, flat.outputs[0], size)
     nodes = [*casts, last, rows, flat, *rotation]
     replace_nodes_and_values(graph, gather, [gather], nodes, [gather.outputs[0]], [x])
-
-
-def _constant(graph: ir.Graph, values: list[int]) -> ir.Value:
-    name = "shape_" + "_".join(map(str, values))
-    found = graph.initializers.get(name)
-    return found or stored(graph, name, (len(values),), lambda: np.array(values), ir.DataType.INT64)
 
 
 def _lookup(gather: ir.Node, codes: ir.Value, scales: ir.Value, rounding: Blocks, axis: int) -> ir.Node:

@@ -22,12 +22,10 @@ class Output(Protocol):
     @property
     def logits(self) -> np.ndarray:
         """[B, N, vocab] float32."""
-        ...
 
     @property
     def tokens(self) -> np.ndarray:
         """The most likely next tokens, [B, N] int64."""
-        ...
 
 
 class Session(Protocol):
@@ -48,8 +46,6 @@ class Session(Protocol):
 
     def step(self, state: State) -> Step:
         """A step of one token a sequence, on memory that `run` need not copy."""
-        ...
 
     def run(self, step: Step, state: State) -> Output:
         """Advance the state over a step; whatever interrupts it, layers and position stay together."""
-        ...

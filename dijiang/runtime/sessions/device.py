@@ -109,9 +109,7 @@ ORT_TENSORRT = Device(
     options=(("trt_engine_cache_enable", "1"), ("trt_timing_cache_enable", "1")),
 )
 ORT_TENSORRT_RTX = Device(
-    "NvTensorRTRTXExecutionProvider",
-    "install an onnxruntime that was built with TensorRT-RTX",
-    "nv_tensorrt_rtx",
+    "NvTensorRTRTXExecutionProvider", "install an onnxruntime that was built with TensorRT-RTX", "nv_tensorrt_rtx"
 )
 
 

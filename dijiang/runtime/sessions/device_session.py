@@ -44,13 +44,7 @@ class DeviceSession:
     ragged = False
 
     def __init__(
-        self,
-        bundle: Bundle,
-        graph: str,
-        row: Device,
-        device: int = 0,
-        *,
-        cuda_graph: bool | None = None,
+        self, bundle: Bundle, graph: str, row: Device, device: int = 0, *, cuda_graph: bool | None = None
     ) -> None:
         self.graph = graph
         self._bundle, self.row, self.index = bundle, row, device
@@ -111,7 +105,6 @@ class DeviceSession:
         self._graphs = 0
 
     def step(self, state: State) -> Step:
-        """See Session.step."""
         return Step.single(state.batch)
 
     def run(self, step: Step, state: State) -> DeviceOutput:
@@ -192,12 +185,10 @@ class DeviceOutput:
 
     @cached_property
     def logits(self) -> np.ndarray:
-        """See Output.logits."""
         return self._binding.logits.numpy()
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """See Output.tokens."""
         tokens = self._binding.tokens
         tokens.known = found = tokens.numpy()
         return found
@@ -232,12 +223,7 @@ class _Binding:
     """Inputs and outputs of one shape and side, with their CUDA graph if they have one."""
 
     def __init__(
-        self,
-        session: DeviceSession,
-        slot: _Slot,
-        shape: tuple[int, ...],
-        kept: tuple[int, ...],
-        side: int,
+        self, session: DeviceSession, slot: _Slot, shape: tuple[int, ...], kept: tuple[int, ...], side: int
     ) -> None:
         ids, *others = (session.tensor(size, np.int64) for size in (shape, shape, shape, kept))
         self.tokens = session.tensor(kept, np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -102,6 +103,7 @@ def open_inference(
         profile: start of the name of a file to which `end_profiling` writes what each node took.
 
     Raises:
+        SessionError: a name is no Unicode.
         whatever onnxruntime raises: its errors share no base class.
     """
     ort = import_onnxruntime()
@@ -115,16 +117,24 @@ def open_inference(
     for key, value in {BLOCK_BASE[0]: BLOCK_BASE[1], **(entries or {})}.items():
         options.add_session_config_entry(key, value)
     if data is not None:
-        options.add_session_config_entry(DATA_FOLDER, str(data.resolve()))
+        options.add_session_config_entry(DATA_FOLDER, _in_utf8(data.resolve()))
     if operators:
-        options.register_custom_ops_library(str(operator_library()))
-    source = graph if isinstance(graph, bytes) else str(graph)
+        options.register_custom_ops_library(_in_utf8(operator_library()))
+    source = graph if isinstance(graph, bytes) else _in_utf8(graph)
     if devices:
         options.add_provider_for_devices(devices, settings or {})
         return ort.InferenceSession(source, sess_options=options)
     return ort.InferenceSession(
         source, sess_options=options, providers=[(provider, settings or {})], enable_fallback=0
     )
+
+
+def _in_utf8(path: Path) -> str:
+    """A path as onnxruntime reads it: its bytes are UTF-8, whatever Python's locale is."""
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        raise SessionError(f"{path}: onnxruntime opens no file whose name is no UTF-8; rename it") from None
 
 
 def first_line(error: BaseException) -> str:

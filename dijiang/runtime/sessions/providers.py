@@ -58,8 +58,7 @@ def open_session(bundle: Bundle, options: Loading, say: Say = lambda text: None)
 
 def _open(bundle: Bundle, name: str, device: int, options: Loading) -> Session:
     row, chosen = PROVIDERS[name], choose_graph(bundle, name, options.graph)
-    session: Session = named(row.open)(bundle, chosen, row.detail or name, device, options)
-    return session
+    return named(row.open)(bundle, chosen, row.detail or name, device, options)
 
 
 def _first(bundle: Bundle, names: list[str], options: Loading, say: Say) -> Session:

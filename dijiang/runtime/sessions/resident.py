@@ -16,11 +16,9 @@ class Buffer(Protocol):
 
     def write(self, array: np.ndarray) -> None:
         """Copy an array of the same size in."""
-        ...
 
     def read(self, array: np.ndarray) -> None:
         """Copy out into an array of the same size."""
-        ...
 
 
 B = TypeVar("B", bound=Buffer)

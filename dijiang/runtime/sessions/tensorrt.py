@@ -37,13 +37,7 @@ class TensorRtSession:
     ragged = False
 
     def __init__(
-        self,
-        bundle: Bundle,
-        graph: str,
-        backend: str,
-        device: int = 0,
-        *,
-        cuda_graph: bool | None = None,
+        self, bundle: Bundle, graph: str, backend: str, device: int = 0, *, cuda_graph: bool | None = None
     ) -> None:
         self.graph = graph
         engines = bundle.manifest.engines
@@ -88,11 +82,9 @@ class TensorRtSession:
         self._profiles = {True: 0, False: last}
 
     def step(self, state: State) -> Step:
-        """See Session.step."""
         return Step.single(state.batch)
 
     def run(self, step: Step, state: State) -> EngineOutput:
-        """See Session.run."""
         batch, length = step.ids.shape
         if batch > self._record.batch:
             raise SessionError(
@@ -176,13 +168,11 @@ class EngineOutput:
 
     @cached_property
     def logits(self) -> np.ndarray:
-        """See Output.logits."""
         found = np.empty((*self._kept, self._session.spec.vocab_size), np.float32)
         return self._fetch(names.LOGITS, found)
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """See Output.tokens."""
         return self._fetch(names.NEXT_TOKENS, np.empty(self._kept, np.int64))
 
     def _fetch(self, name: str, array: np.ndarray) -> np.ndarray:

@@ -28,7 +28,6 @@ class WebGpu(Device):
     """See `Device`."""
 
     def require(self, index: int) -> Any:
-        """See `Device.require`."""
         ort = import_onnxruntime()
         ort.set_default_logger_severity(FATAL)  # what it says is in the errors that it raises
         adapter(self.name)
@@ -39,11 +38,9 @@ class WebGpu(Device):
         return available_bytes() if is_software(adapter(self.name)) else None
 
     def title(self, index: int) -> str:
-        """See `Device.title`."""
         return f"{self.name} (in software)" if is_software(adapter(self.name)) else self.name
 
     def place(self, index: int) -> dict[str, Any]:
-        """See `Device.place`."""
         return {"devices": [adapter(self.name)], "settings": {}}
 
 
@@ -117,7 +114,6 @@ def _registered() -> Any:
 
 
 def installed(package: str) -> tuple[int, int] | None:
-    """Version of an installed package; None: it is not."""
     """Version of an installed package; None: it is not."""
     with suppress(PackageNotFoundError):
         return _numbers(version(package))
