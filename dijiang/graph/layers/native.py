@@ -45,14 +45,12 @@ class NativeLayer:
         self._activation = ACTIVATIONS[spec.activation].operator if beside else None
 
     def declare(self) -> None:
-        """See `Layer.declare`."""
         self.states.declare()
         self._starts = []
         if self.ragged:
             self._starts.append(self.w.b.input(names.SEQUENCE_STARTS, ir.DataType.INT64, ["borders"]))
 
     def block(self, layer: int, x: ir.Value) -> ir.Value | None:
-        """See `Layer.block`."""
         if self._activation is None:
             return None
         w, b, spec = self.w, self.w.b, self.w.spec
@@ -65,7 +63,6 @@ class NativeLayer:
         return b.op("Add", middle, w.linear("mlp_down", active, layer))
 
     def attention(self, layer: int, x: ir.Value) -> ir.Value:
-        """See `Layer.attention`."""
         return self.w.linear("out", self._step(layer, self._projected(layer, x)), layer)
 
     def _projected(self, layer: int, x: ir.Value) -> list[ir.Value]:
