@@ -170,8 +170,8 @@ ecosystem: $(ECOSYSTEM:%=ecosystem-%)
 ecosystem-transformers-4 ecosystem-transformers-5: TESTS := test_transformers.py test_optimum.py
 
 ecosystem-harness ecosystem-harness-old: TESTS := test_lm_eval.py
-ecosystem-browser: TESTS := test_browser.py
-ecosystem-browser: web/node_modules/.package-lock.json
+ecosystem-browser: TESTS := test_browser.py test_browser_native.py
+ecosystem-browser: web/node_modules/.package-lock.json web/core.wasm web/core-relaxed.wasm
 ecosystem-genai: TESTS := test_genai.py
 ecosystem-site: TESTS := test_site.py
 ecosystem-triton: TESTS := test_triton.py
@@ -181,6 +181,14 @@ ecosystem-packaging: TESTS := test_packaging.py
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 	cd web && npm ci --ignore-scripts --no-audit --no-fund
 	touch $@
+
+# Our kernels for browsers, with plain SIMD and with relaxed SIMD. Names and instructions that CMakeLists.txt gives them, too.
+CORE = native/isa/wasm.cc native/pack.cc $(wildcard native/wasm/*.cc)
+web/core-relaxed.wasm: SIMD = +relaxed_simd
+web/core.wasm web/core-relaxed.wasm: $(CORE) $(NATIVE) native/wasm/exported.h .ecosystem/browser/.made
+	.ecosystem/browser/bin/python -m ziglang c++ --target=wasm32-wasi -mcpu=generic+bulk_memory+simd128$(SIMD) \
+	  -mexec-model=reactor -O3 -std=c++17 -Wall -Wextra -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-exceptions \
+	  -fno-rtti -fvisibility=hidden -s -Wl,--export-dynamic,--export=__heap_base,-z,stack-size=262144 -o $@ $(CORE)
 
 .PRECIOUS: .ecosystem/%/.made
 ecosystem-%: .ecosystem/%/.made
@@ -201,4 +209,4 @@ $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* .aarch64 .ecosystem .load .capacity .mutants .sanitize .soak .steps web/node_modules .lavapipe .lavapipe.env .real demo build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-* .aarch64 .ecosystem .load .capacity .mutants .sanitize .soak .steps web/node_modules web/*.wasm .lavapipe .lavapipe.env .real demo build dist *.egg-info

@@ -1,0 +1,46 @@
+// What runs a bundle's native graph here: our kernels on one thread of the CPU. A state lives in their memory between steps.
+
+import { loadCore } from "./core.js";
+import { Graph } from "./graph.js";
+
+export class NativeSession {
+  /**
+   * @param {{source: Uint8Array, weights: Blob, data: string, spec: object, longest: number, builds?: string[]}} parts
+   *   source: the graph. weights: the file `data` of the bundle. longest: tokens of a step at most.
+   */
+  static async open({ source, weights, data, spec, longest, builds }) {
+    const read = async (file, from, bytes) => {
+      if (file !== data) throw new Error(`${file}: not the weights of this bundle`);
+      return new Uint8Array(await weights.slice(from, from + bytes).arrayBuffer());
+    };
+    const graph = await Graph.load(source, await loadCore(builds), read, { batch: 1, sequence: longest, kept: 1 });
+    return new NativeSession(graph, spec);
+  }
+
+  constructor(graph, spec) {
+    this.graph = graph;
+    this.spec = spec;
+    this.names = Array.from({ length: spec.num_layers }, (_, at) => `past_key_values.${at}.recurrent_state`);
+    this.guest = null;
+  }
+
+  /** The layers of the state that is here, where they are. */
+  get layers() {
+    return this.names.map((name) => this.graph.view(name));
+  }
+
+  /** Advance a state over ids; the most likely next token. */
+  step(ids, state) {
+    const { graph } = this;
+    const wrong = ids.find((id) => !(Number.isInteger(id) && id >= 0 && id < this.spec.vocab_size));
+    if (wrong !== undefined) throw new Error(`token ${wrong}, expected 0 to ${this.spec.vocab_size - 1}`);
+    if (this.guest !== state) state.moveInto(this);
+    graph.write("input_ids", ids);
+    graph.write("position_ids", ids.map((_, at) => state.position + at));
+    graph.write("attention_mask", ids.map(() => 1));
+    graph.write("logit_indices", [ids.length - 1]);
+    if (graph.values.has("sequence_starts")) graph.write("sequence_starts", [0, ids.length]);
+    graph.run();
+    return Number(graph.view("next_tokens")[0]);
+  }
+}
