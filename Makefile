@@ -11,7 +11,7 @@ ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.tx
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation real rounding budget steps speculation oldest ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation browser real rounding budget steps speculation oldest ecosystem demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -104,6 +104,10 @@ load: $(VENV)/.dev
 # What a server adds to a step, and a question after short and long documents, on a machine that does nothing else. 6 minutes.
 one-client: $(VENV)/.dev
 	$(BIN)/python benchmarks/one_client.py .steps -o benchmarks/results/one-client.json
+
+# What a token costs in a browser and of the native graph with one thread, in turns, on a machine that does nothing else. 2 minutes.
+browser: .ecosystem/browser/.made web/node_modules/.package-lock.json web/core.wasm web/core-relaxed.wasm
+	.ecosystem/browser/bin/python benchmarks/browser.py .steps -o benchmarks/results/browser.json
 
 # 10,000 requests that no client should send, and bytes at random.
 malformed: $(VENV)/.dev

@@ -128,6 +128,7 @@ export class Model {
   constructor(parts) {
     Object.assign(this, parts);
     this.spec = this.manifest.spec;
+    this.limit = this.manifest.positions_limit ?? Infinity;
   }
 
   /** The state before the first token. */
@@ -150,8 +151,7 @@ export class Model {
     const given = typeof prompt !== "string" ? prompt : prompt ? read(prompt) : [];
     let ids = [...(state.pending === null ? [] : [state.pending]), ...given];
     if (!ids.length) throw new Error("nothing to go on from: give a prompt");
-    const limit = this.manifest.positions_limit ?? Infinity;
-    if (state.position + ids.length > limit) throw new Error(`the model's positions end at ${limit}`);
+    this.expectFit(ids, state);
     const stream = new TextStream(this.tokenizer, [...state.last, ...given], prompt ? 0 : state.open);
     let began = performance.now();
     for (let made = 0; made < maxTokens; made++) {
@@ -166,7 +166,7 @@ export class Model {
       state.last = [...state.last, ...(made ? [] : given), token].slice(-CONTEXT - WAITING);
       state.pending = token;
       onToken(token);
-      const ended = this.spec.eos_token_ids.includes(token) || state.position >= limit;
+      const ended = this.spec.eos_token_ids.includes(token) || state.position >= this.limit;
       const text = ended ? stream.flush() : stream.push(token);
       state.open = stream.open.length;
       if (text) yield text;
@@ -175,8 +175,23 @@ export class Model {
     }
   }
 
-  /** Advance a state over ids; the most likely next token. */
+  /** An error unless ids are tokens of this model, and its positions have room for them. */
+  expectFit(ids, state) {
+    const { vocab_size: size } = this.spec;
+    const wrong = ids.find((id) => !(Number.isInteger(id) && id >= 0 && id < size));
+    if (wrong !== undefined) throw new Error(`token ${wrong}, expected 0 to ${size - 1}`);
+    if (state.position + ids.length > this.limit) throw new Error(`the model's positions end at ${this.limit}`);
+  }
+
+  /**
+   * Advance a state over ids, PIECE at most; the most likely next token. A state is what it was after an error.
+   * @param {number[]} ids
+   * @param {State} state
+   * @returns {Promise<number>}
+   */
   async step(ids, state) {
+    if (!ids.length) throw new Error("no token to feed");
+    this.expectFit(ids, state);
     const token = await this.session.step(ids, state);
     state.position += ids.length;
     state.pending = null;

@@ -320,7 +320,7 @@ def test_a_refused_call_changes_no_state(serve, tab, exported):
       await model.step([1, 2, 3], state);
       const before = JSON.stringify(state.toObject());
       const errors = [];
-      for (const ids of [[5, 100000], [-1], [1.5], Array(257).fill(1)]) {
+      for (const ids of [[5, 100000], [-1], [1.5], Array(257).fill(1), []]) {
         await model.step(ids, state).catch((error) => errors.push(error.message));
       }
       return [errors, JSON.stringify(state.toObject()) === before];
@@ -328,8 +328,24 @@ def test_a_refused_call_changes_no_state(serve, tab, exported):
     errors, same = tab.evaluate(code)
     vocabulary = json.loads((EXAMPLES / "tiny-python" / "config.json").read_text())["vocab_size"]
     tokens = [f"token {token}, expected 0 to {vocabulary - 1}" for token in ("100000", "-1", "1.5")]
-    assert errors == [*tokens, "input_ids: 257 at once, expected at most 256"]
+    assert errors == [*tokens, "input_ids: 257 at once, expected at most 256", "no token to feed"]
     assert same
+
+
+def test_positions_of_tabled_decay_end(serve, tab, exported):
+    """Nothing beyond a table is read."""
+    bundle = exported("neox-trained-decay")
+    limit = json.loads((bundle / "dijiang.json").read_text())["positions_limit"]
+    tab.goto(serve(bundle)[0])
+    code = """async (limit) => {
+      const { Model } = await import("./dijiang.js");
+      const model = await Model.load(location.origin + "/bundle/", { provider: "cpu" });
+      const state = model.newState();
+      state.position = limit - 2;
+      await model.step([1, 2], state);
+      return model.step([1], state).catch((error) => error.message);
+    }"""
+    assert tab.evaluate(code, limit) == f"the model's positions end at {limit}"
 
 
 def changed(name: str, change):
