@@ -29,19 +29,19 @@ WEB = Path(__file__).parent.parent / "web"
 SHAPE = "pythia-70m"
 #: Tokens of each turn, turns of a side, and those before that are not counted: the browser compiles meanwhile.
 TOKENS, TURNS, WARM = 40, 15, 5
-#: Sides in the browser: options of `Model.load`, and how many times fewer tokens of them are timed.
-BROWSER: dict[str, tuple[dict[str, Any], int]] = {
-    "browser": ({"provider": "cpu", "builds": ["core-relaxed.wasm"]}, 1),
-    "browser, plain SIMD": ({"provider": "cpu", "builds": ["core.wasm"]}, 1),
-    "onnxruntime-web": ({"provider": "wasm", "threads": 1}, 10),
+#: Sides in the browser: options of `Model.load`, how many times fewer tokens of them are timed, flags of V8.
+BROWSER: dict[str, tuple[dict[str, Any], int, str]] = {
+    "browser": ({"provider": "cpu"}, 1, ""),
+    "browser, no AVX-VNNI": ({"provider": "cpu"}, 1, "--no-enable-avx-vnni"),
+    "browser, plain SIMD": ({"provider": "cpu", "builds": ["core.wasm"]}, 1, ""),
+    "onnxruntime-web": ({"provider": "wasm", "threads": 1}, 10, ""),
 }
-LOAD = """async ([name, options]) => {
+LOAD = """async (options) => {
   const { Model } = await import("./dijiang.js");
-  const model = await Model.load(location.origin + "/bundle/", options);
-  (globalThis.sides ??= {})[name] = { model, state: model.newState() };
+  globalThis.model = await Model.load(location.origin + "/bundle/", options);
+  globalThis.state = model.newState();
 }"""
-TURN = """async ([name, prompt, count]) => {
-  const { model, state } = sides[name];
+TURN = """async ([prompt, count]) => {
   let made = 0;
   const began = performance.now();
   for await (const _ of model.generate(prompt, { state, maxTokens: count, onToken: () => made++ }));
@@ -49,11 +49,10 @@ TURN = """async ([name, prompt, count]) => {
 }"""
 
 
-def in_browser(page: Page, name: str) -> Callable[[], float]:
+def in_browser(page: Page, options: dict[str, Any], tokens: int) -> Callable[[], float]:
     """A turn of a side in the browser: milliseconds a token."""
-    options, part = BROWSER[name]
-    page.evaluate(LOAD, [name, options])
-    return lambda: float(page.evaluate(TURN, [name, [1], TOKENS // part]))
+    page.evaluate(LOAD, options)
+    return lambda: float(page.evaluate(TURN, [[1], tokens]))
 
 
 def here(path: Path) -> Callable[[], float]:
@@ -70,35 +69,35 @@ def here(path: Path) -> Callable[[], float]:
     return turn
 
 
+def summary(values: list[float]) -> list[float]:
+    return [round(f(values), 2) for f in (median, min, max)]
+
+
 def measured(bundle: Path, precision: str) -> dict[str, Any]:
-    """All sides of a bundle, in turns."""
+    """Each side in the browser and the native graph, in turns; a browser of its own for each side."""
     sys.path.insert(0, str(WEB))
     from serve import handler_for
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler_for(bundle))
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    native, rows = here(bundle), {}
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page()
-        page.goto(f"http://127.0.0.1:{server.server_port}/")
-        sides = {"native": here(bundle)} | {name: in_browser(page, name) for name in BROWSER}
-        found: dict[str, list[float]] = {name: [] for name in sides}
-        for turn in range(WARM + TURNS):
-            for name, run in sides.items():
-                taken = run()
-                if turn >= WARM:
-                    found[name].append(taken)
-        version = browser.version
-        browser.close()
+        for name, (options, fewer, flags) in BROWSER.items():
+            arguments = ["--no-sandbox", f"--js-flags={flags}"]
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
+            page = browser.new_page()
+            page.goto(f"http://127.0.0.1:{server.server_port}/")
+            side = in_browser(page, options, TOKENS // fewer)
+            pairs = [(native(), side()) for _ in range(WARM + TURNS)][WARM:]
+            rows[name] = {
+                "native ms": summary([ours for ours, _ in pairs]),
+                "ms": summary([theirs for _, theirs in pairs]),
+                "times native": summary([theirs / ours for ours, theirs in pairs]),
+            }
+            version = browser.version
+            browser.close()
     server.shutdown()
     server.server_close()
-    rows = {}
-    for name, times in found.items():
-        ratios = [a / b for a, b in zip(times, found["native"], strict=True)]
-        rows[name] = {
-            key: [round(f(values), 2) for f in (median, min, max)]
-            for key, values in (("ms", times), ("times native", ratios))
-        }
     return {"precision": precision, "chromium": version, "median, lowest, highest": rows}
 
 

@@ -1,4 +1,5 @@
-// WebAssembly with its SIMD, plain or relaxed: registers of 4 numbers. Nothing is rounded to integers in a browser.
+// WebAssembly with its SIMD, plain or relaxed: registers of 4 numbers. The Makefile compiles it, for web/. No weight is rounded
+// in a browser.
 #include "../lanes/wasm.h"
 #include "../matmul_kernel.h"
 #include "../norm_kernel.h"
