@@ -115,11 +115,11 @@ const STANDARD = {
   },
 
   Cast(g, [x], { to }) {
-    const function_ = { [INTEGER]: "floats_of_integers", [BRAIN]: "floats_of_bfloats" }[x.type];
-    expect(to === FLOAT && function_, `a Cast from type ${x.type} to type ${to}, which is not known here`);
+    const name = { [INTEGER]: "floats_of_integers", [BRAIN]: "floats_of_bfloats" }[x.type];
+    expect(to === FLOAT && name, `a Cast from type ${x.type} to type ${to}, which is not known here`);
     const out = g.result(FLOAT, x.dims);
     const [count, from, at] = [g.size(x.dims), g.address(x), out.storage.at];
-    g.call(() => g.core[function_](count(), from, at));
+    g.call(() => g.core[name](count(), from, at));
     return out;
   },
 
