@@ -11,7 +11,7 @@ ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.tx
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation real rounding budget steps speculation oldest ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation browser real rounding budget steps speculation oldest ecosystem demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -105,6 +105,10 @@ load: $(VENV)/.dev
 one-client: $(VENV)/.dev
 	$(BIN)/python benchmarks/one_client.py .steps -o benchmarks/results/one-client.json
 
+# What a token costs in a browser and of the native graph with one thread, in turns, on a machine that does nothing else. 2 minutes.
+browser: .ecosystem/browser/.made web/node_modules/.package-lock.json web/core.wasm web/core-relaxed.wasm
+	.ecosystem/browser/bin/python benchmarks/browser.py .steps -o benchmarks/results/browser.json
+
 # 10,000 requests that no client should send, and bytes at random.
 malformed: $(VENV)/.dev
 	rm -rf .load
@@ -170,8 +174,8 @@ ecosystem: $(ECOSYSTEM:%=ecosystem-%)
 ecosystem-transformers-4 ecosystem-transformers-5: TESTS := test_transformers.py test_optimum.py
 
 ecosystem-harness ecosystem-harness-old: TESTS := test_lm_eval.py
-ecosystem-browser: TESTS := test_browser.py
-ecosystem-browser: web/node_modules/.package-lock.json
+ecosystem-browser: TESTS := test_browser.py test_browser_native.py
+ecosystem-browser: web/node_modules/.package-lock.json web/core.wasm web/core-relaxed.wasm
 ecosystem-genai: TESTS := test_genai.py
 ecosystem-site: TESTS := test_site.py
 ecosystem-triton: TESTS := test_triton.py
@@ -190,6 +194,14 @@ web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 	$(BIN)/python -m zipfile -e $(@D)/*.whl $(@D)
 	rm $(@D)/*.whl
 	$(BIN)/pip install -q --target $(@D)/packages 'numpy<2'
+
+# Our kernels for browsers, with plain SIMD and with relaxed SIMD. Names and instructions that CMakeLists.txt gives them, too.
+CORE = native/isa/wasm.cc native/pack.cc $(wildcard native/wasm/*.cc)
+web/core-relaxed.wasm: SIMD = +relaxed_simd
+web/core.wasm web/core-relaxed.wasm: $(CORE) $(NATIVE) native/wasm/exported.h .ecosystem/browser/.made
+	.ecosystem/browser/bin/python -m ziglang c++ --target=wasm32-wasi -mcpu=generic+bulk_memory+simd128$(SIMD) \
+	  -mexec-model=reactor -O3 -std=c++17 -Wall -Wextra -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-exceptions \
+	  -fno-rtti -fvisibility=hidden -s -Wl,--export-dynamic,--export=__heap_base,-z,stack-size=262144 -o $@ $(CORE)
 
 .PRECIOUS: .ecosystem/%/.made
 ecosystem-%: .ecosystem/%/.made
@@ -210,4 +222,4 @@ $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* .aarch64 .ecosystem .load .capacity .mutants .sanitize .soak .steps web/node_modules .lavapipe .lavapipe.env .real demo build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-* .aarch64 .ecosystem .load .capacity .mutants .sanitize .soak .steps web/node_modules web/*.wasm .lavapipe .lavapipe.env .real demo build dist *.egg-info

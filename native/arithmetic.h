@@ -12,6 +12,8 @@
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
+#elif defined(__wasm_simd128__)
+#include <wasm_simd128.h>
 #endif
 
 #include "step.h"
@@ -29,7 +31,11 @@ DIJIANG_INLINE To bits_of(From x) {
 
 // a b + c, rounded once.
 DIJIANG_INLINE float fused(float a, float b, float c) {
-#ifdef DIJIANG_HARDWARE_FMA
+#if defined(__wasm_relaxed_simd__)
+  // An engine may round twice here: then `fuses` of wasm/core.cc says so, and the page takes the other build.
+  const v128_t x = wasm_f32x4_splat(a), y = wasm_f32x4_splat(b), z = wasm_f32x4_splat(c);
+  return wasm_f32x4_extract_lane(wasm_f32x4_relaxed_madd(x, y, z), 0);
+#elif defined(DIJIANG_HARDWARE_FMA)
   return __builtin_fmaf(a, b, c);
 #else
   // In double the product is exact. The sum is rounded to odd: towards zero, and the last bit is set
@@ -61,6 +67,28 @@ DIJIANG_INLINE Wide wide(const float* x) {
 
 DIJIANG_INLINE void store(float* x, Wide values) { std::memcpy(x, &values, sizeof values); }
 
+#ifdef __wasm_simd128__
+// The same of each number, as `fused` says: there is no instruction but a relaxed one, and the compiler makes no vectors of it.
+DIJIANG_INLINE v128_t fused_pair(v128_t a, v128_t b, v128_t c) {
+  const v128_t product = wasm_f64x2_mul(a, b), sum = wasm_f64x2_add(product, c), back = wasm_f64x2_sub(sum, product);
+  const v128_t rest = wasm_f64x2_add(wasm_f64x2_sub(product, wasm_f64x2_sub(sum, back)), wasm_f64x2_sub(c, back));
+  const v128_t none = wasm_f64x2_splat(0), left = wasm_v128_or(wasm_f64x2_gt(rest, none), wasm_f64x2_lt(rest, none));
+  const v128_t inexact = wasm_u64x2_shr(left, 63);
+  const v128_t away = wasm_v128_and(inexact, wasm_u64x2_shr(wasm_v128_xor(rest, sum), 63));
+  return wasm_f32x4_demote_f64x2_zero(wasm_v128_or(wasm_i64x2_sub(sum, away), inexact));
+}
+
+DIJIANG_INLINE v128_t fused(v128_t a, v128_t b, v128_t c) {
+#ifdef __wasm_relaxed_simd__
+  return wasm_f32x4_relaxed_madd(a, b, c);
+#else
+  const auto upper = [](v128_t x) { return wasm_f64x2_promote_low_f32x4(wasm_i32x4_shuffle(x, x, 2, 3, 0, 1)); };
+  const v128_t low = fused_pair(wasm_f64x2_promote_low_f32x4(a), wasm_f64x2_promote_low_f32x4(b), wasm_f64x2_promote_low_f32x4(c));
+  return wasm_i64x2_shuffle(low, fused_pair(upper(a), upper(b), upper(c)), 0, 2);
+#endif
+}
+#endif
+
 DIJIANG_INLINE Wide fused(float a, Wide b, Wide c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(_mm512_set1_ps(a), b, c);
@@ -68,6 +96,8 @@ DIJIANG_INLINE Wide fused(float a, Wide b, Wide c) {
   return _mm256_fmadd_ps(_mm256_set1_ps(a), b, c);
 #elif defined(__aarch64__) && defined(DIJIANG_HARDWARE_FMA)
   return vfmaq_n_f32(c, b, a);
+#elif defined(__wasm_simd128__)
+  return Wide(fused(wasm_f32x4_splat(a), v128_t(b), v128_t(c)));
 #else
   for (int i = 0; i < kWide; i++) c[i] = fused(a, b[i], c[i]);
   return c;

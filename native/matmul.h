@@ -26,6 +26,12 @@ struct Packed {
   int64_t scale_bytes;  // 4: float32; 2: bfloat16
   uint8_t* data;
 
+  // Whether the sizes go together: then nothing outside of the tensors is read. A graph may come from anybody.
+  DIJIANG_INLINE bool sound() const {
+    const auto allowed = [](int64_t n) { return n >= 1 && n <= kLongestBlock && (n & (n - 1)) == 0; };
+    return inputs >= 1 && outputs >= 1 && (bits == 4 || bits == 8) && allowed(block) && block >= 16 &&
+           allowed(rotation) && inputs % rotation == 0;
+  }
   DIJIANG_INLINE int64_t blocks() const { return (inputs + block - 1) / block; }
   DIJIANG_INLINE int64_t padded() const { return blocks() * block; }
   DIJIANG_INLINE int64_t tiles() const { return (outputs + kColumns - 1) / kColumns; }
@@ -61,6 +67,14 @@ struct MatMul {
   }
   // Bytes from one row of codes to the next: with a power of two, rows would push each other out of the cache.
   DIJIANG_INLINE int64_t stride() const { return weights->padded() + kVector; }
+  // Bytes of codes, scales and offsets, and their places in such a room.
+  DIJIANG_INLINE int64_t room() const { return padded_rows() * (weights->blocks() * 8 + stride()); }
+  DIJIANG_INLINE void use(uint8_t* at) {
+    const int64_t numbers = padded_rows() * weights->blocks();
+    scales = reinterpret_cast<float*>(at);
+    offsets = reinterpret_cast<int32_t*>(at + numbers * 4);
+    codes = reinterpret_cast<int8_t*>(at + numbers * 8);
+  }
   // Calls of multiply, which may run at once.
   DIJIANG_INLINE int64_t units() const {
     return (weights->tiles() + kTilesTogether - 1) / kTilesTogether;

@@ -3,6 +3,7 @@
 //   Codes: a vector of 64 codes.  Sums: 16 integers, in any number of parts.  Floats: 16 numbers.
 //   Inputs: 4 integers of a row, repeated.
 //   kOffset: what an 8-bit code is above its value.  kRows, kTiles: what the registers hold at once.
+//   kAlone: tiles at once of a row that is alone.
 //   load(bytes) -> Codes.  low, high(Codes) -> Codes of the two halves of each byte.
 //   repeat(int8 a[4]) -> Inputs.  dot(Sums&, Codes, Inputs): adds the products of the 4 inputs of each output.
 //   zero() -> Sums.  none() -> Floats of 0.  floats(p), bfloats(p), store(p, Floats).
@@ -200,9 +201,9 @@ template <int bits>
 DIJIANG_INLINE void multiply_unit(const MatMul& m, int64_t unit) {
   const int64_t first = unit * kTilesTogether, tiles = m.weights->tiles();
   const int64_t last = first + kTilesTogether < tiles ? first + kTilesTogether : tiles;
-  // One row reads from as many places at once as there are.
-  if (m.rows == 1 && last - first == kTilesTogether) return multiply_rows<bits, 1, kTilesTogether>(m, first, 0);
   int64_t tile = first;
+  if (m.rows == 1)
+    for (; tile + Lanes::kAlone <= last; tile += Lanes::kAlone) multiply_rows<bits, 1, Lanes::kAlone>(m, tile, 0);
   for (; tile + Lanes::kTiles <= last; tile += Lanes::kTiles)
     multiply_all<bits, Lanes::kRows, Lanes::kTiles>(m, tile, 0);
   if constexpr (Lanes::kTiles > 1)

@@ -48,10 +48,7 @@ struct MatMulKernel : OnCpu {
     CHECK(api.attribute(info, "bits", &weights.bits));
     CHECK(api.attribute(info, "block_size", &weights.block));
     CHECK(api.attribute(info, "rotation", &weights.rotation));
-    const auto allowed = [](int64_t n) { return n >= 1 && n <= kLongestBlock && (n & (n - 1)) == 0; };
-    if (weights.inputs < 1 || weights.outputs < 1 || (weights.bits != 4 && weights.bits != 8) ||
-        !allowed(weights.block) || weights.block < 16 || !allowed(weights.rotation) ||
-        weights.inputs % weights.rotation)
+    if (!weights.sound())
       return api.fail("MatMul: K, N, bits, block_size and rotation do not go together");
     return nullptr;
   }
@@ -120,12 +117,7 @@ struct MatMulKernel : OnCpu {
     if (m.rows == 0) return nullptr;
 
     m.weights = &weights;
-    const int64_t rows = m.padded_rows();
-    const size_t numbers = rows * weights.blocks(), room = numbers * 8 + rows * m.stride();
-    uint8_t* at = scratch(room);
-    m.scales = reinterpret_cast<float*>(at);
-    m.offsets = reinterpret_cast<int32_t*>(at + numbers * 4);
-    m.codes = reinterpret_cast<int8_t*>(at + numbers * 8);
+    m.use(scratch(m.room()));
 
     struct Work {
       const MatMul& m;

@@ -81,6 +81,6 @@ struct Kernels {
 };
 
 // Those of this processor family are linked.
-extern const Kernels kPlain, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAmx, kNeon, kDotprod, kI8mm;
+extern const Kernels kPlain, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAmx, kNeon, kDotprod, kI8mm, kWasm;
 
 }  // namespace dijiang

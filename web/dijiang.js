@@ -5,17 +5,24 @@
 
 import { Tokenizer } from "@huggingface/tokenizers";
 import { fetched, manifestOf } from "./download.js";
+import { NativeSession } from "./native.js";
+import { OrtSession } from "./ort.js";
 
-/** What runs a graph here, the best first: graphs of a bundle, the build of onnxruntime-web, and whether it is there. */
+const onnxruntime = (runtime) => async (parts) => OrtSession.open({ ...parts, ort: await runtime() });
+
+/** What runs a graph here, the best first: graphs of a bundle, whether it is there, and how it is opened. */
 export const PROVIDERS = {
-  webgpu: { graphs: ["webgpu", "ort"], runtime: () => import("onnxruntime-web/webgpu"), here: hasGpu },
-  wasm: { graphs: ["ort", "primitive"], runtime: () => import("onnxruntime-web/wasm"), here: async () => true },
+  webgpu: { graphs: ["webgpu", "ort"], here: hasGpu, open: onnxruntime(() => import("onnxruntime-web/webgpu")) },
+  cpu: { graphs: ["native"], here: async () => true, open: NativeSession.open },
+  wasm: { graphs: ["ort", "primitive"], here: async () => true, open: onnxruntime(() => import("onnxruntime-web/wasm")) },
 };
 /** Tokens of a prompt that go through the graph at once. */
 const PIECE = 256;
 /** Tokens before a new one that decide how it reads; tokens that may wait for the end of a character. */
 const CONTEXT = 16;
 const WAITING = 48;
+/** Milliseconds after which a page may paint, and hear its user. */
+const BUSY = 30;
 
 /** Whether there is a GPU; one that software imitates counts if it was asked for. */
 async function hasGpu(asked) {
@@ -23,13 +30,47 @@ async function hasGpu(asked) {
   return Boolean(adapter) && (asked || !(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter));
 }
 
+/** The browser has its turn. */
+function rest() {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => (port1.close(), resolve());
+    port2.postMessage(null);
+  });
+}
+
 /**
- * All that a model keeps of a text. `layers`: a Float32Array each. `pending`: the token that was not fed yet. `last`: ids of the
- * last tokens, of which `open` belong to a character that is not whole.
+ * All that a model keeps of a text. `layers`: a Float32Array each; while a session has them in its memory, they are there.
+ * `pending`: the token that was not fed yet. `last`: ids of the last tokens, of which `open` belong to a character that is not
+ * whole.
  */
 export class State {
+  #layers;
+  #home = null;
+
   constructor(fingerprint, layers, position = 0, pending = null, last = [], open = 0) {
     Object.assign(this, { fingerprint, layers, position, pending, last, open });
+  }
+
+  get layers() {
+    return this.#home ? this.#home.layers : this.#layers;
+  }
+
+  set layers(layers) {
+    if (this.#home) this.#home.guest = null;
+    this.#home = null;
+    this.#layers = layers;
+  }
+
+  /** Into the memory of a session, for good or until another state comes. */
+  moveInto(session) {
+    const guest = session.guest;
+    if (guest) guest.layers = guest.layers.map((layer) => layer.slice());
+    const { layers } = this;
+    session.layers.forEach((place, at) => place.set(layers[at]));
+    this.layers = null;
+    this.#home = session;
+    session.guest = this;
   }
 
   /** A plain object that IndexedDB stores. */
@@ -42,21 +83,26 @@ export class State {
   }
 }
 
+/** The shape of a layer of a state. */
+function shapeOf({ num_kv_heads: groups, hidden_size: width, num_heads: heads }) {
+  return [1, groups, width / heads, width / heads];
+}
+
 export class Model {
   /**
    * Load a bundle.
    * @param {string} url of its folder, with a slash at the end.
-   * @param {{provider?: string, threads?: number, progress?: (done: number, total: number) => void}} options
-   *   provider: a row of PROVIDERS; none: the first that works here. threads: WebAssembly's; they need a page that is
-   *   cross-origin isolated.
+   * @param {{provider?: string, threads?: number, builds?: string[], progress?: (done: number, total: number) => void}} options
+   *   provider: a row of PROVIDERS; none: the first that works here. threads: onnxruntime-web's; they need a page that is
+   *   cross-origin isolated. builds: those of our module that may run, of BUILDS in core.js.
    */
-  static async load(url, { provider, threads, progress = () => {} } = {}) {
+  static async load(url, { provider, threads, builds, progress = () => {} } = {}) {
     const manifest = await manifestOf(url);
     const file = (name, told) => fetched(url + name, manifest.files[name], told);
     const json = async (name) => (name in manifest.files ? JSON.parse(await (await file(name)).text()) : {});
     const names = provider ? [provider] : Object.keys(PROVIDERS);
     const data = Object.keys(manifest.files).find((name) => name.endsWith(".data"));
-    const weights = new Uint8Array(await (await file(data, progress)).arrayBuffer());
+    const weights = await file(data, progress);
     const has = "tokenizer.json" in manifest.files;
     const tokenizer = has ? new Tokenizer(await json("tokenizer.json"), await json("tokenizer_config.json")) : null;
     const failures = [];
@@ -68,14 +114,10 @@ export class Model {
         continue;
       }
       try {
-        const ort = await row.runtime();
-        ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? (threads ?? navigator.hardwareConcurrency) : 1;
         const source = new Uint8Array(await (await file(manifest.graphs[graph].file)).arrayBuffer());
-        const session = await ort.InferenceSession.create(source, {
-          executionProviders: [name],
-          externalData: [{ path: data, data: weights }],
-        });
-        return new Model({ ort, session, manifest, provider: name, graph, tokenizer });
+        const { spec } = manifest;
+        const parts = { provider: name, source, weights, data, spec, shape: shapeOf(spec), threads, builds, longest: PIECE };
+        return new Model({ session: await row.open(parts), manifest, provider: name, graph, tokenizer });
       } catch (error) {
         failures.push(`${name}: ${error.message}`);
       }
@@ -86,13 +128,12 @@ export class Model {
   constructor(parts) {
     Object.assign(this, parts);
     this.spec = this.manifest.spec;
-    this.shape = [1, this.spec.num_kv_heads, this.spec.hidden_size / this.spec.num_heads];
-    this.shape.push(this.shape[2]);
+    this.limit = this.manifest.positions_limit ?? Infinity;
   }
 
   /** The state before the first token. */
   newState() {
-    const size = this.shape.reduce((a, b) => a * b);
+    const size = shapeOf(this.spec).reduce((a, b) => a * b);
     const layers = Array.from({ length: this.spec.num_layers }, () => new Float32Array(size));
     return new State(this.manifest.fingerprint, layers);
   }
@@ -110,18 +151,22 @@ export class Model {
     const given = typeof prompt !== "string" ? prompt : prompt ? read(prompt) : [];
     let ids = [...(state.pending === null ? [] : [state.pending]), ...given];
     if (!ids.length) throw new Error("nothing to go on from: give a prompt");
-    const limit = this.manifest.positions_limit ?? Infinity;
-    if (state.position + ids.length > limit) throw new Error(`the model's positions end at ${limit}`);
+    this.expectFit(ids, state);
     const stream = new TextStream(this.tokenizer, [...state.last, ...given], prompt ? 0 : state.open);
+    let began = performance.now();
     for (let made = 0; made < maxTokens; made++) {
       let token;
       for (let start = 0; start < ids.length; start += PIECE) {
         token = await this.step(ids.slice(start, start + PIECE), state);
+        if (performance.now() - began > BUSY) {
+          await rest();
+          began = performance.now();
+        }
       }
       state.last = [...state.last, ...(made ? [] : given), token].slice(-CONTEXT - WAITING);
       state.pending = token;
       onToken(token);
-      const ended = this.spec.eos_token_ids.includes(token) || state.position >= limit;
+      const ended = this.spec.eos_token_ids.includes(token) || state.position >= this.limit;
       const text = ended ? stream.flush() : stream.push(token);
       state.open = stream.open.length;
       if (text) yield text;
@@ -130,25 +175,27 @@ export class Model {
     }
   }
 
-  /** Advance a state over ids; the most likely next token. */
+  /** An error unless ids are tokens of this model, and its positions have room for them. */
+  expectFit(ids, state) {
+    const { vocab_size: size } = this.spec;
+    const wrong = ids.find((id) => !(Number.isInteger(id) && id >= 0 && id < size));
+    if (wrong !== undefined) throw new Error(`token ${wrong}, expected 0 to ${size - 1}`);
+    if (state.position + ids.length > this.limit) throw new Error(`the model's positions end at ${this.limit}`);
+  }
+
+  /**
+   * Advance a state over ids, PIECE at most; the most likely next token. A state is what it was after an error.
+   * @param {number[]} ids
+   * @param {State} state
+   * @returns {Promise<number>}
+   */
   async step(ids, state) {
-    const { Tensor } = this.ort;
-    const integers = (values) => new Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
-    const feeds = {
-      input_ids: integers(ids),
-      position_ids: integers(ids.map((_, at) => state.position + at)),
-      attention_mask: integers(ids.map(() => 1)),
-      logit_indices: integers([ids.length - 1]),
-    };
-    state.layers.forEach((layer, at) => {
-      feeds[`past_key_values.${at}.recurrent_state`] = new Tensor("float32", layer, this.shape);
-    });
-    const present = state.layers.map((_, at) => `present.${at}.recurrent_state`);
-    const found = await this.session.run(feeds, ["next_tokens", ...present]);
-    state.layers = present.map((name) => found[name].data);
+    if (!ids.length) throw new Error("no token to feed");
+    this.expectFit(ids, state);
+    const token = await this.session.step(ids, state);
     state.position += ids.length;
     state.pending = null;
-    return Number(found.next_tokens.data[0]);
+    return token;
   }
 }
 

@@ -8,7 +8,7 @@ namespace {
 
 struct Lanes : Halves {
   struct Sums { __m256i pairs[4]; };  // of each half two, each output in two parts
-  static constexpr int kRows = 2, kTiles = 1;
+  static constexpr int kRows = 2, kTiles = 1, kAlone = 4;
 
   DIJIANG_INLINE static Sums zero() {
     const __m256i none = _mm256_setzero_si256();

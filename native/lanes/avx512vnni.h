@@ -14,7 +14,7 @@ struct Lanes {
   using Inputs = __m512i;
   using Floats = __m512;
   static constexpr int32_t kOffset = 128;
-  static constexpr int kRows = 4, kTiles = 4;
+  static constexpr int kRows = 4, kTiles = 4, kAlone = 4;
 
   DIJIANG_INLINE static Codes load(const uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
   DIJIANG_INLINE static Codes low(Codes codes) { return _mm512_and_si512(codes, _mm512_set1_epi8(15)); }

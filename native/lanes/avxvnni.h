@@ -8,7 +8,7 @@ namespace {
 
 struct Lanes : Halves {
   struct Sums { __m256i half[2]; };
-  static constexpr int kRows = 4, kTiles = 1;
+  static constexpr int kRows = 4, kTiles = 1, kAlone = 4;
 
   DIJIANG_INLINE static Sums zero() { return {{_mm256_setzero_si256(), _mm256_setzero_si256()}}; }
   DIJIANG_INLINE static Inputs repeat(const int8_t* a) { return _mm256_set1_epi32(four_at(a)); }

@@ -15,10 +15,10 @@ struct Lanes {
   struct Floats { float32x4_t part[4]; };
 #ifdef __ARM_FEATURE_DOTPROD
   struct Sums { int32x4_t part[4]; };
-  static constexpr int kRows = 4, kTiles = 1;
+  static constexpr int kRows = 4, kTiles = 1, kAlone = 4;
 #else
   struct Sums { int32x4_t part[8]; };  // two outputs each, in two parts
-  static constexpr int kRows = 1, kTiles = 1;
+  static constexpr int kRows = 1, kTiles = 1, kAlone = 4;
 #endif
   static constexpr int32_t kOffset = 0;
 

@@ -13,7 +13,7 @@ struct Lanes {
   struct Inputs { int8_t at[4]; };
   struct Floats { float at[kColumns]; };
   static constexpr int32_t kOffset = 128;
-  static constexpr int kRows = 1, kTiles = 1;
+  static constexpr int kRows = 1, kTiles = 1, kAlone = 4;
 
   static Codes load(const uint8_t* bytes) {
     Codes codes;

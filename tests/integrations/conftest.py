@@ -2,14 +2,18 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import EXAMPLES
 
+WEB = EXAMPLES.parent / "web"
 PAGES = EXAMPLES.parent / "docs" / "integrations"
 BLOCK = re.compile(r"```(bash|python)\n(.*?)```", re.DOTALL)
 #: What a page says about installation is done by `make ecosystem`.
@@ -37,3 +41,50 @@ def page(exported, tmp_path):
         return "".join(printed)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def serve():
+    """serve(bundle): the address of a server of the page and a bundle, and the server."""
+    sys.path.insert(0, str(WEB))
+    from serve import handler_for
+
+    servers = []
+
+    def start(bundle: Path, change=lambda handler: handler):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), change(handler_for(bundle)))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/", server
+
+    yield start
+    sys.path.remove(str(WEB))
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+#: A GPU in software, which a page sees as one.
+ADAPTER = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        path, options = shutil.which("chromium"), ["--no-sandbox", *ADAPTER]
+        browser = playwright.chromium.launch(executable_path=path, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chromium):
+    """A page of a browser that knows nothing yet; the test fails if the page raises."""
+    context = chromium.new_context()
+    page, errors = context.new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert errors == []

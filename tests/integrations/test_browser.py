@@ -1,67 +1,14 @@
 """The page and the module of web/ in Chromium: their tokens are ours, and they outlive reloads and networks."""
 
 import json
-import shutil
-import sys
-import threading
-from http.server import ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
 import dijiang
-from tests.conftest import EXAMPLES
 
 pytestmark = pytest.mark.ecosystem
-WEB = EXAMPLES.parent / "web"
-PROMPTS = ["def main(", "é ∑ 😀 = ", "import os\nclass A:\n    def f(self):\n        return " * 12]
-
-
-@pytest.fixture(scope="module")
-def serve():
-    """serve(bundle): the address of a server of the page and a bundle, and the server."""
-    sys.path.insert(0, str(WEB))
-    from serve import handler_for
-
-    servers = []
-
-    def start(bundle: Path, change=lambda handler: handler):
-        server = ThreadingHTTPServer(("127.0.0.1", 0), change(handler_for(bundle)))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}/", server
-
-    yield start
-    sys.path.remove(str(WEB))
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-#: A GPU in software, which a page sees as one.
-ADAPTER = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        path, options = shutil.which("chromium"), ["--no-sandbox", *ADAPTER]
-        browser = playwright.chromium.launch(executable_path=path, args=options)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def tab(chromium):
-    """A page of a browser that knows nothing yet; the test fails if the page raises."""
-    context = chromium.new_context()
-    page, errors = context.new_page(), []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
-    context.close()
-    assert errors == []
+#: The last one is longer than a piece.
+PROMPTS = ["def main(", "é ∑ 😀 = ", "import os\nclass A:\n    def f(self):\n        return " * 24]
 
 
 def ours(bundle, prompt, count, **loading):
@@ -87,15 +34,18 @@ SCRIPT = """async ([prompts, count, options]) => {
 }"""
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_tokens_and_text_are_ours(serve, tab, exported, precision):
+@pytest.mark.parametrize(
+    ("provider", "precision"),
+    [("cpu", "fp32"), ("cpu", "int8"), ("cpu", "int4"), ("wasm", "fp32"), ("wasm", "int8")],
+)
+def test_tokens_and_text_are_ours(serve, tab, exported, provider, precision):
     bundle = exported("tiny-python", precision=precision)
     address, _ = serve(bundle)
     tab.goto(address)
     ready(tab)
     tab.evaluate("caches.delete('dijiang')")
-    done = tab.evaluate(SCRIPT, [PROMPTS, 50, {}])
-    assert done["provider"] == "wasm"
+    done = tab.evaluate(SCRIPT, [PROMPTS, 50, {"provider": provider}])
+    assert done["graph"] == {"cpu": "native", "wasm": "ort"}[provider]
     assert done["progress"] == [(bundle / "model.onnx.data").stat().st_size] * 2
     for prompt, (ids, text) in zip(PROMPTS, done["found"], strict=True):
         expected, words = ours(bundle, prompt, 50, graph=done["graph"])
@@ -103,12 +53,12 @@ def test_tokens_and_text_are_ours(serve, tab, exported, precision):
         assert text == words.rstrip("\ufffd")
 
 
-def test_int4_differs_where_two_tokens_are_nearly_as_likely(serve, tab, exported):
-    """Kernels of WebAssembly round activations otherwise."""
+def test_int4_of_onnxruntime_differs_where_two_tokens_are_nearly_as_likely(serve, tab, exported):
+    """Its kernels of WebAssembly round activations otherwise."""
     bundle = exported("tiny-python", precision="int4")
     address, _ = serve(bundle)
     tab.goto(address)
-    done = tab.evaluate(SCRIPT, [PROMPTS, 30, {}])
+    done = tab.evaluate(SCRIPT, [PROMPTS, 30, {"provider": "wasm"}])
     model = dijiang.load(bundle, graph=done["graph"])
     for prompt, (ids, _) in zip(PROMPTS, done["found"], strict=True):
         expected = ours(bundle, prompt, 30, graph=done["graph"])[0]
@@ -135,7 +85,8 @@ def test_threads_need_isolation_and_the_page_works_without(serve, tab, exported)
     address, _ = serve(bundle, without_headers)
     tab.goto(address)
     assert not tab.evaluate("crossOriginIsolated")
-    assert tab.evaluate(SCRIPT, [PROMPTS[:1], 20, {}])["found"][0][0] == ours(bundle, PROMPTS[0], 20)[0]
+    found = tab.evaluate(SCRIPT, [PROMPTS[:1], 20, {"provider": "wasm"}])["found"]
+    assert found[0][0] == ours(bundle, PROMPTS[0], 20)[0]
 
 
 def test_webgpu_is_ours_too_and_one_in_software_is_used_only_if_asked_for(serve, tab, exported):
@@ -145,7 +96,7 @@ def test_webgpu_is_ours_too_and_one_in_software_is_used_only_if_asked_for(serve,
     done = tab.evaluate(SCRIPT, [PROMPTS[:1], 8, {"provider": "webgpu"}])
     assert (done["provider"], done["graph"]) == ("webgpu", "webgpu")
     assert done["found"][0][0] == ours(bundle, PROMPTS[0], 8)[0]
-    assert tab.evaluate(SCRIPT, [PROMPTS[:1], 8, {}])["provider"] == "wasm"
+    assert tab.evaluate(SCRIPT, [PROMPTS[:1], 8, {}])["provider"] == "cpu"
 
 
 def test_a_provider_that_is_not_here_is_said(serve, tab, exported):
@@ -158,7 +109,7 @@ def test_a_provider_that_is_not_here_is_said(serve, tab, exported):
     tab.wait_for_function("document.getElementById('status').textContent.includes('abacus is not here')")
     tab.goto(address)
     ready(tab)
-    assert tab.inner_text("#status").startswith("wasm")
+    assert tab.inner_text("#status").startswith("cpu")
 
 
 def write(tab):
