@@ -85,7 +85,7 @@ def plain(tmp_path_factory):
 
 @pytest.mark.parametrize("build", BUILDS)
 def test_steps_have_the_bits_of_the_plain_twin(page, plain, build):
-    for name, case in steps.CASES.items():
+    for name, case in steps.EVEN.items():
         [(output, present)] = run(page, build, steps.node(case), [steps.inputs(case)], ["output", "present"])
         assert same_bits(output, plain[f"{name}.output"].ravel()), name
         assert same_bits(present, plain[f"{name}.present"].ravel()), name

@@ -65,6 +65,8 @@ CASES = {
     "overflow": Case(64, tokens=3, heads=4, groups=4, rotary=16, overflow=True),
     "overflow-grouped": Case(80, heads=16, groups=4, overflow=True, mlp=64, activation="gelu"),
 }
+#: Those where every sequence has as many tokens: other nodes take no others.
+EVEN = {name: case for name, case in CASES.items() if not case.lengths}
 
 
 def inputs(case: Case) -> dict[str, np.ndarray]:

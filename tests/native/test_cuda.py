@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from dijiang.nodes import CUDA_DOMAIN
 from dijiang.runtime import operators as native
 from tests.native import norms
-from tests.native.steps import CASES, Case, inputs, node, oracle
+from tests.native.steps import CASES, EVEN, Case, inputs, node, oracle
 from tests.native.test_kernels import of_any_shape
 
 #: Pieces that are longer than what a block takes together, and heads that do not fit one lot.
@@ -21,7 +21,7 @@ LONGER = {
     "9-tokens-of-512": Case(512, tokens=9, heads=8, groups=2, rotary=128),
     "70-sharing": Case(64, heads=71, groups=1, rotary=64, scales=True),
 }
-ALL = {name: case for name, case in (CASES | LONGER).items() if not case.lengths}
+ALL = EVEN | LONGER
 #: Channels of the widest norm.
 WIDTH = 16384
 TYPES = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
