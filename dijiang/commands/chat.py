@@ -36,7 +36,7 @@ def chat(bundle: Path, system: str | None, load_state: Path | None, **options: A
     from ..runtime.options import authors_choice
 
     model = load(bundle, say=say, **taken(Loading, options))
-    chosen = {"max_tokens": ANSWER} | authors_choice(model.bundle.sampling) | given_options(options)
+    chosen = {"max_tokens": ANSWER} | authors_choice(model.bundle.sampling, given_options(options))
     dialogue = Dialogue(model, Generation.of(options | chosen), system)
     if load_state is not None:
         dialogue.load(load_state)

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from ..errors import InputError
@@ -167,8 +168,8 @@ class Generation(Checked):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-def authors_choice(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `Generation` that a checkpoint's authors recommend.
+def authors_choice(sampling: Mapping[str, Any], given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Options of `Generation` that a checkpoint's authors recommend, but for those that a user gave.
 
     sampling: of generation_config.json, see `bundle.opened.Bundle.sampling`.
 
@@ -182,8 +183,9 @@ def authors_choice(sampling: Mapping[str, Any]) -> dict[str, Any]:
     else:  # the others mean nothing where nothing is drawn
         found = {name: value for name, value in found.items() if name == "repetition_penalty"}
         found |= {} if draws is None else {"temperature": 0.0}
+    found = {name: value for name, value in found.items() if name not in given}
     try:
         Generation.of(found)
     except InputError as error:
         raise InputError(f"generation_config.json: {error}, and export again") from None
-    return found
+    return found | dict(given)

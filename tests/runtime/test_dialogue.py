@@ -158,6 +158,9 @@ def test_authors_choice_is_as_transformers_reads_it(sampling, expected):
 def test_wrong_authors_choice_is_one_line(value):
     with pytest.raises(dijiang.InputError, match=r"^generation_config\.json: temperature is .+, and export again$"):
         authors_choice({"do_sample": True, "temperature": value})
+    given = {"temperature": 0.5, "seed": 3}
+    found = authors_choice({"do_sample": True, "temperature": value, "top_k": 4}, given)
+    assert found == {"temperature": 0.5, "seed": 3, "top_k": 4}
 
 
 def test_every_command_of_the_chat(cli, tmp_path):
