@@ -13,12 +13,9 @@ import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner
-from tritonclient.grpc import InferInput
-from tritonclient.utils import InferenceServerException
 
 import dijiang
 from dijiang.cli import main
-from tests.integrations.triton_server import running
 
 pytestmark = pytest.mark.ecosystem
 TYPES = {"TYPE_INT64": np.int64, "TYPE_FP32": np.float32}
@@ -72,6 +69,14 @@ class Follower:
 
 
 @pytest.fixture(scope="module")
+def running():
+    """See triton_server: what it imports is installed where these tests run."""
+    from tests.integrations.triton_server import running
+
+    return running
+
+
+@pytest.fixture(scope="module")
 def folder(exported, tmp_path_factory):
     target = tmp_path_factory.mktemp("triton") / "repository"
     done = deploy(exported("tiny-python"), "-o", target, "--name", "tiny", "--batch", "4", "--candidates", "9")
@@ -122,14 +127,14 @@ def test_int8_is_written_too(exported, tmp_path):
     assert token == next(model.generate("x", max_tokens=1)).token
 
 
-def test_the_server_takes_the_configuration_and_lacks_only_the_backend(folder, tmp_path):
+def test_the_server_takes_the_configuration_and_lacks_only_the_backend(running, folder, tmp_path):
     with running(folder.parent, tmp_path) as client:
         (found,) = client.get_model_repository_index().models
     assert (found.name, found.version) == ("tiny", "1")
     assert "unable to find backend library for backend 'onnxruntime'" in found.reason
 
 
-def test_the_server_refuses_what_is_no_configuration(folder, tmp_path):
+def test_the_server_refuses_what_is_no_configuration(running, folder, tmp_path):
     """So the test above can fail."""
     copy = tmp_path / "repository"
     shutil.copytree(folder, copy / "tiny")
@@ -142,7 +147,7 @@ def test_the_server_refuses_what_is_no_configuration(folder, tmp_path):
 
 
 @pytest.fixture(scope="module", params=["fp32", "int8"])
-def served(request, exported, tmp_path_factory):
+def served(request, running, exported, tmp_path_factory):
     """A client of a server with the Python backend, and the model that it serves."""
     bundle, target = exported("tiny-python", precision=request.param), tmp_path_factory.mktemp("python")
     done = deploy(bundle, "-o", target / "repository", "--backend", "python", "--batch", "4", "--candidates", "9")
@@ -154,6 +159,8 @@ def served(request, exported, tmp_path_factory):
 
 
 def ask(client, ids, sequence, *, first=False, last=False):
+    from tritonclient.grpc import InferInput
+
     tokens = InferInput("input_ids", [1, len(ids)], "INT64")
     tokens.set_data_from_numpy(np.array([ids], np.int64))
     return client.infer("dijiang", [tokens], sequence_id=sequence, sequence_start=first, sequence_end=last)
@@ -178,6 +185,8 @@ def test_sequences_at_once_are_ours(served):
 
 
 def test_bad_request_is_one_line_and_harms_no_other(served):
+    from tritonclient.utils import InferenceServerException
+
     client, model = served
     ask(client, [5, 6], 50, first=True)
     with pytest.raises(InferenceServerException, match="token id 99999 is out of range, expected 0 to 2047"):
