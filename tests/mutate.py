@@ -58,7 +58,7 @@ def both(name: str, *mutation: object) -> dict[str, Mutation]:
 FILES = {"tensorrt": TENSORRT, "device": DEVICE}
 TRT, ORT, SLOT = tensorrt.TensorRtSession, device_session.DeviceSession, device_session._Slot
 WRITE, GRAPH_KEY = "slot.inputs[name].write(array)", "key = (length, side)"
-WAIT = 'self._call("cuStreamSynchronize", c_void_p(stream))'
+WAIT = 'self._call("cuStreamSynchronize", stream)'
 MUTATIONS = {
     "synchronise does nothing": Mutation(Cuda, "synchronize", WAIT, "pass", TENSORRT),
     "a download is not waited for": Mutation(Cuda, "download", "self.synchronize(stream)", "pass", TENSORRT),

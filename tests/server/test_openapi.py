@@ -12,7 +12,7 @@ from dijiang.server.wanted import UNSERVED
 @pytest.mark.samples
 def test_server_fails_on_no_request(chatty):
     report = measured(chatty, 400, cases=5)
-    assert report["found"] == ""
+    assert report["found"] == "", report["found"]
     assert (report["server_errors"], report["tracebacks"], report["alive"]) == (0, 0, True)
     assert report["answers"] >= 400
     assert {"200", "400"} <= set(report["statuses"])
