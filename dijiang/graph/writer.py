@@ -26,10 +26,11 @@ class Writer:
     Args:
         layers: how layers are written, see `graph.layers`.
         fused: whether norms, rotary embedding and activations are ONNX Runtime's own single nodes.
+        ragged: whether a step may hold pieces of several sequences in one row.
     """
 
-    def __init__(self, model: Source, layers: Strategy, *, opset: int, fused: bool) -> None:
-        self.model, self.spec, self.fused = model, model.spec, fused
+    def __init__(self, model: Source, layers: Strategy, *, opset: int, fused: bool, ragged: bool = False) -> None:
+        self.model, self.spec, self.fused, self.ragged = model, model.spec, fused, ragged
         self.step: list[str | int] = ["batch", "sequence"]
         self.b = GraphBuilder(opset)
         self._layers = layers(self)
@@ -120,4 +121,4 @@ class Writer:
 def write_graph(model: Source, graph: str) -> ir.Model:
     """The graph of a model in one of the forms of `recipe.GRAPHS`, before any pass."""
     row = GRAPHS[graph]
-    return Writer(model, named(row.layer), opset=row.opset, fused=row.fused).write()
+    return Writer(model, named(row.layer), opset=row.opset, fused=row.fused, ragged=row.ragged).write()

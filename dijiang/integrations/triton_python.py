@@ -74,14 +74,17 @@ class TritonPythonModel:
 
     def _forward(self, requests: Sequence[Request]) -> np.ndarray:
         """Logits [N, vocab] after the ids, as many of each sequence."""
-        rows = [(self.states[request.sequence], 0) for request in requests]
-        memory = [np.empty((len(rows), *layer.shape[1:]), np.float32) for layer in rows[0][0].layers]
-        state = State.gathered(rows, memory)
+        states = [self.states[request.sequence] for request in requests]
+        state, *others = states
+        if others:
+            memory = [np.empty((len(states), *layer.shape[1:]), np.float32) for layer in state.layers]
+            state = State.gathered([(one, 0) for one in states], memory)
         logits = self.model.forward(np.stack([request.ids for request in requests]), state)
         for row, request in enumerate(requests):
-            self.states[request.sequence] = state.take([row])
             if request.ends:
                 del self.states[request.sequence]
+            elif others:
+                self.states[request.sequence] = state.take([row])
         while len(self.states) > self.most:
             self.states.popitem(last=False)
         return logits

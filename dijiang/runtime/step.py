@@ -10,6 +10,9 @@ import numpy as np
 
 from ..bundle import names
 
+#: Of ids, kept and starts.
+Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -58,21 +61,26 @@ class Step:
         ids, positions, kept = (np.zeros((batch, 1), np.int64) for _ in range(3))
         return cls(ids, positions, np.ones_like(ids), kept, even_starts(ids.shape), reused=True)
 
+    @staticmethod
+    def single_shapes(batch: int) -> Shapes:
+        """Of `single`."""
+        return (batch, 1), (batch, 1), (batch + 1,)
+
     @property
     def is_ragged(self) -> bool:
         """Whether one row of ids is of several sequences."""
         return len(self.starts) - 1 != len(self.ids)
 
     @property
-    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Of ids, kept and starts."""
+    def shapes(self) -> Shapes:
+        """What its arrays are as large as."""
         return self.ids.shape, self.kept.shape, self.starts.shape
 
     def fed(self) -> Iterator[np.ndarray]:
         """The ids of each sequence, without padding."""
-        ids, real = self.ids.ravel(), self.mask.ravel() != 0
+        ids, mask = self.ids.ravel(), self.mask.ravel()
         for first, end in pairwise(self.starts.tolist()):
-            yield ids[first:end][real[first:end]] if self.padded else ids[first:end]
+            yield ids[first:end][mask[first:end] != 0] if self.padded else ids[first:end]
 
     def copy(self) -> Step:
         """With ids and mask of its own."""

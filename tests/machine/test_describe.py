@@ -61,17 +61,20 @@ def test_what_cannot_be_read_is_none(tmp_path):
     assert (machine["gpus"], machine["temperatures"], machine["cpu"]["features"]) == ([], {}, [])
 
 
+#: What NVML says of a GPU.
+NVML = {
+    "nvmlSystemGetDriverVersion": lambda: "570.86",
+    "nvmlSystemGetCudaDriverVersion": lambda: 12080,
+    "nvmlDeviceGetCount": lambda: 1,
+    "nvmlDeviceGetHandleByIndex": lambda index: index,
+    "nvmlDeviceGetCudaComputeCapability": lambda handle: (8, 7),
+    "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=8 << 30, used=1 << 30),
+    "nvmlDeviceGetName": lambda handle: "Orin",
+}
+
+
 def test_gpu_is_described_by_nvml(tmp_path):
-    nvml = SimpleNamespace(
-        nvmlSystemGetDriverVersion=lambda: "570.86",
-        nvmlSystemGetCudaDriverVersion=lambda: 12080,
-        nvmlDeviceGetCount=lambda: 1,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetCudaComputeCapability=lambda handle: (8, 7),
-        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=8 << 30, used=1 << 30),
-        nvmlDeviceGetName=lambda handle: "Orin",
-    )
-    (gpu,) = describe_machine(tmp_path, nvml)["gpus"]
+    (gpu,) = describe_machine(tmp_path, SimpleNamespace(**NVML))["gpus"]
     assert gpu == {
         "name": "Orin",
         "driver": "570.86",
@@ -87,17 +90,8 @@ def refused(*_):
 
 
 #: As NVML says it on a Jetson Orin, a Jetson Thor and a DGX Spark: their GPUs have the host's memory.
-SHARED = SimpleNamespace(
-    nvmlSystemGetDriverVersion=lambda: "540.4.0",
-    nvmlSystemGetCudaDriverVersion=lambda: 12060,
-    nvmlDeviceGetCount=lambda: 1,
-    nvmlDeviceGetHandleByIndex=lambda index: index,
-    nvmlDeviceGetCudaComputeCapability=lambda handle: (8, 7),
-    nvmlDeviceGetMemoryInfo=refused,
-    nvmlDeviceGetName=lambda handle: "Orin",
-    nvmlDeviceGetTotalEnergyConsumption=refused,
-    nvmlDeviceGetComputeRunningProcesses=refused,
-)
+UNANSWERED = ("DeviceGetMemoryInfo", "DeviceGetTotalEnergyConsumption", "DeviceGetComputeRunningProcesses")
+SHARED = SimpleNamespace(**NVML | {f"nvml{name}": refused for name in UNANSWERED})
 
 
 def test_a_gpu_with_the_hosts_memory_is_described(tmp_path):

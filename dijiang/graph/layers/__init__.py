@@ -37,6 +37,7 @@ class Frame(Protocol):
     spec: ModelSpec
     b: GraphBuilder
     fused: bool
+    ragged: bool
     step: list[str | int]
 
     @property

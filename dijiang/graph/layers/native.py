@@ -27,13 +27,13 @@ class NativeLayer:
     in the node, too, if the operator has it.
     """
 
-    #: Of the node; its outputs: what goes on, the state, and on a GPU room to work in; whether steps may be ragged.
-    domain, outputs, ragged = DOMAIN, 2, True
+    #: Of the node; its outputs: what goes on, the state, and on a GPU room to work in.
+    domain, outputs = DOMAIN, 2
     #: Makes the rotary angles.
     angles = staticmethod(rotary_angles)
 
     def __init__(self, writer: Frame) -> None:
-        self.w, self.states = writer, States(writer, self.angles, of="sequences" if self.ragged else "batch")
+        self.w, self.states = writer, States(writer, self.angles)
         self.finish = self.states.finish
         spec = writer.spec
         if spec.head_size > longest_head():
@@ -46,8 +46,8 @@ class NativeLayer:
 
     def declare(self) -> None:
         self.states.declare()
-        self._starts = []
-        if self.ragged:
+        self._starts: list[ir.Value] = []
+        if self.w.ragged:
             self._starts.append(self.w.b.input(names.SEQUENCE_STARTS, ir.DataType.INT64, ["borders"]))
 
     def block(self, layer: int, x: ir.Value) -> ir.Value | None:
@@ -97,7 +97,7 @@ class NativeLayer:
 class CudaLayer(NativeLayer):
     """The same with the node whose kernels a GPU runs."""
 
-    domain, outputs, ragged = CUDA_DOMAIN, 3, False
+    domain, outputs = CUDA_DOMAIN, 3
 
     @staticmethod
     def angles(

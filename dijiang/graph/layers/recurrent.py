@@ -30,20 +30,16 @@ FUTURE = -1e4
 class States:
     """Recurrent states of all layers, and what every token brings to them: mask, decay, scales, angles.
 
-    angles: the nodes that make them, as `blocks.rotary_angles`.  of: what the first axis of the states is.
+    angles: the nodes that make them, as `blocks.rotary_angles`.
     """
 
-    def __init__(
-        self,
-        writer: Frame,
-        angles: Callable[..., tuple[ir.Value, ir.Value]] = rotary_angles,
-        of: str = "batch",
-    ) -> None:
-        self._shape: list[str | int] = [of, *writer.spec.state_shape]
+    def __init__(self, writer: Frame, angles: Callable[..., tuple[ir.Value, ir.Value]] = rotary_angles) -> None:
         self.w, self.b, self.spec, self._rotary = writer, writer.b, writer.spec, angles
         self._pasts: list[ir.Value] = []
         self._presents: list[ir.Value] = []
         self._log_decays: dict[bytes, ir.Value] = {}
+        #: Of a state: one for each row of the batch, but where a row may hold several sequences.
+        self._shape: list[str | int] = ["sequences" if writer.ragged else "batch", *self.spec.state_shape]
 
     def declare(self) -> None:
         """Declare mask and states; compute the rotary angles."""

@@ -15,7 +15,7 @@ from ...recipe import GRAPHS
 from ..options import Loading
 from ..snapshot import NONE
 from ..state import State
-from ..step import Step
+from ..step import Shapes, Step
 from .base import PIECE
 from .inference import failed_step, first_line, import_onnxruntime, is_onnxruntimes, open_inference
 
@@ -51,14 +51,15 @@ class CpuSession:
 
     def step(self, state: State) -> Step:
         """See Session.step."""
-        step = self._bound(state, Step.single(state.batch)).step
+        found = self._found(state, Step.single_shapes(state.batch))
+        step = (found or self._bound(state, Step.single(state.batch))).step
         step.mask[...] = 1  # a padded step may have gone through the same memory
         return step
 
     def run(self, step: Step, state: State) -> Binding:
         """See Session.run. The results' memory is reused by the next decode step of this state."""
         state.bring_home()
-        binding = self._bound(state, step)
+        binding = self._found(state, step.shapes) or self._bound(state, step)
         if step is not binding.step:
             binding.copy(step)
         binding.tokens[...] = NONE
@@ -78,12 +79,14 @@ class CpuSession:
             state.commit(point)
         return binding
 
-    def _bound(self, state: State, step: Step) -> Binding:
-        """Buffers for a step like this one, bound to where the state is; those of small steps are kept."""
+    def _found(self, state: State, shapes: Shapes) -> Binding | None:
+        """Buffers of these shapes that were kept, bound to where the state is."""
         layers = state.point.layers
-        for binding in self._kept:
-            if binding.fits(layers, step):
-                return binding
+        return next((binding for binding in self._kept if binding.fits(layers, shapes)), None)
+
+    def _bound(self, state: State, step: Step) -> Binding:
+        """New buffers for a step like this one, bound to where the state is; those of small steps are kept."""
+        layers = state.point.layers
         small = step.ids.shape[1] == 1 or step.is_ragged
         other = next((b.past for b in self._kept if b.present is layers), None)
         if not small:
@@ -135,9 +138,9 @@ class Binding:
             target = source if after is before else value(after)
             self.io.bind_ortvalue_output(names.present_state(layer), target)
 
-    def fits(self, layers: list[np.ndarray], step: Step) -> bool:
-        """Whether this binding serves a step from these layers."""
-        return self.past is layers and self.step.shapes == step.shapes
+    def fits(self, layers: list[np.ndarray], shapes: Shapes) -> bool:
+        """Whether this binding serves a step of these shapes from these layers."""
+        return self.past is layers and self.step.shapes == shapes
 
     def copy(self, step: Step) -> None:
         """Take the inputs of another step."""
