@@ -91,7 +91,11 @@ def refused(*_):
 
 #: As NVML says it on a Jetson Orin, a Jetson Thor and a DGX Spark: their GPUs have the host's memory.
 UNANSWERED = ("DeviceGetMemoryInfo", "DeviceGetTotalEnergyConsumption", "DeviceGetComputeRunningProcesses")
-SHARED = SimpleNamespace(**NVML | {f"nvml{name}": refused for name in UNANSWERED})
+SHARED = SimpleNamespace(
+    **NVML
+    | {"nvmlSystemGetDriverVersion": lambda: "540.4.0", "nvmlSystemGetCudaDriverVersion": lambda: 12060}
+    | {f"nvml{name}": refused for name in UNANSWERED}
+)
 
 
 def test_a_gpu_with_the_hosts_memory_is_described(tmp_path):
