@@ -176,10 +176,11 @@ ecosystem-transformers-4 ecosystem-transformers-5: TESTS := test_transformers.py
 ecosystem-harness ecosystem-harness-old: TESTS := test_lm_eval.py
 ecosystem-browser: TESTS := test_browser.py test_browser_native.py
 ecosystem-browser: web/node_modules/.package-lock.json web/core.wasm web/core-relaxed.wasm
-ecosystem-genai: TESTS := test_genai.py
+ecosystem-genai ecosystem-genai-old: TESTS := test_genai.py
 ecosystem-site: TESTS := test_site.py
-ecosystem-triton: TESTS := test_triton.py
+ecosystem-triton ecosystem-triton-old: TESTS := test_triton.py
 ecosystem-triton: .ecosystem/triton-server/pytriton
+ecosystem-triton-old: .ecosystem/triton-old-server/pytriton
 ecosystem-ray: TESTS := test_ray.py
 ecosystem-packaging: TESTS := test_packaging.py
 
@@ -188,9 +189,11 @@ web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 	touch $@
 
 # Its wheel carries NVIDIA's server, whose Python backend reads arrays of NumPy 1 only.
-.ecosystem/triton-server/pytriton: $(VENV)/.dev
+.ecosystem/triton-server/pytriton: CARRIER = nvidia-pytriton==0.7.0
+.ecosystem/triton-old-server/pytriton: CARRIER = nvidia-pytriton==0.5.14
+.ecosystem/%-server/pytriton: $(VENV)/.dev
 	rm -rf $(@D)
-	$(BIN)/pip download -q --no-deps -d $(@D) nvidia-pytriton==0.7.0
+	$(BIN)/pip download -q --no-deps -d $(@D) $(CARRIER)
 	$(BIN)/python -m zipfile -e $(@D)/*.whl $(@D)
 	rm $(@D)/*.whl
 	$(BIN)/pip install -q --target $(@D)/packages 'numpy<2'

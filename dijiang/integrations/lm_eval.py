@@ -24,7 +24,7 @@ try:
 except (ImportError, AttributeError) as error:  # not installed, or beside a transformers that it does not know
     raise ImportError(f"{error}; pip install 'dijiang[eval]'") from error
 
-#: Tasks of our own: the group `dijiang_paper`.
+#: Tasks of our own: the groups of the paper, and what of them the harness lacks.
 TASKS = Path(__file__).parent / "tasks"
 #: Options of a task's generation that `Model.generate` has, too, under the same names.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -206,7 +206,8 @@ def evaluate(
 
     Args:
         bundle, loading: as `dijiang.load` takes them.
-        tasks: names of tasks, groups or tags; `dijiang_paper`: those that the paper measures Pythia by.
+        tasks: names of tasks, groups or tags; `dijiang_paper`, `dijiang_paper_llama2`: those that the paper
+            measures Pythia and LLaMA2-7B by.
         include: folder with further tasks.
         batch_size, max_length: see `DijiangLM`.
         num_fewshot: examples before each question; None: as the task says.

@@ -229,18 +229,43 @@ def test_eval_reports_fp32_and_int8(exported, tasks):
     assert done.stdout.startswith("|")
 
 
-def test_the_group_of_the_paper_has_tasks_of_the_harness():
+@pytest.mark.parametrize(("group", "own"), [("dijiang_paper", set()), ("dijiang_paper_llama2", {"race_middle"})])
+def test_a_group_of_the_paper_has_tasks_of_the_harness_or_of_ours(group, own):
     import yaml  # comes with the harness
     from lm_eval.tasks import TaskManager
 
     from dijiang.integrations.lm_eval import TASKS
 
-    group = yaml.safe_load((TASKS / "dijiang_paper.yaml").read_text())
-    assert len(set(group["task"])) == 6
-    known = TaskManager()
-    assert set(group["task"]) <= set(known.all_subtasks)
-    assert group["group"] not in known.all_groups
-    assert group["group"] in TaskManager(include_path=[str(TASKS)]).all_groups
+    listed = yaml.safe_load((TASKS / f"{group}.yaml").read_text())["task"]
+    assert len(set(listed)) == len(listed) == {"dijiang_paper": 6, "dijiang_paper_llama2": 11}[group]
+    known, with_ours = TaskManager(), TaskManager(include_path=[str(TASKS)])
+    assert set(listed) - {*known.all_subtasks, *known.all_groups} == own
+    assert own <= set(with_ours.all_subtasks)
+    assert group not in known.all_groups
+    assert group in with_ours.all_groups
+
+
+def test_race_for_middle_schools_asks_a_question_a_row(exported, tmp_path):
+    """The rows have the columns of its data, which need a network."""
+    import yaml
+
+    from dijiang.integrations.lm_eval import TASKS, DijiangLM
+
+    task = yaml.safe_load((TASKS / "race_middle.yaml").read_text())
+    options = ["import numpy", "zq;;%% xx", "def f(x):", "§§§§ 7"]
+    rows = [{"article": TEXT[:200], "question": "What?", "options": options, "answer": right} for right in "DAB"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}}}
+    del task["dataset_name"]
+    (tmp_path / "race_middle.yaml").write_text(json.dumps(task | data))
+    folder = str(exported("tiny-python"))
+    done = CliRunner().invoke(main, ["eval", folder, "--tasks", "race_middle", "--include", str(tmp_path), "--json"])
+    assert done.exit_code == 0, done.output
+    asked = f"Article: {TEXT[:200]}\n\nQuestion: What?\nAnswer:"
+    pairs = [(asked, f" {option}") for option in options]
+    likely = [found[0] for found in DijiangLM(dijiang.load(folder)).loglikelihood(requests("loglikelihood", *pairs))]
+    right = np.mean([int(np.argmax(likely)) == "ABCD".index(row["answer"]) for row in rows])
+    assert json.loads(done.stdout)["race_middle"]["acc,none"] == pytest.approx(right)
 
 
 def test_the_group_of_the_paper_is_found_and_averaged(exported, tasks, tmp_path):

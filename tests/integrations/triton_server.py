@@ -1,4 +1,4 @@
-"""NVIDIA's server as the wheel of nvidia-pytriton carries it (`make ecosystem-triton` unpacks it), on loopback."""
+"""NVIDIA's server as a wheel of nvidia-pytriton carries it (make unpacks it beside the environment), on loopback."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 from dijiang.runtime.operators import find_library
 
 ROOT = Path(__file__).parents[2]
-SERVER = ROOT / ".ecosystem" / "triton-server"
+SERVER = Path(f"{sys.prefix}-server")
 #: Seconds until a server has looked at its models.
 PATIENCE = 60
 
