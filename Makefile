@@ -174,7 +174,7 @@ ecosystem: $(ECOSYSTEM:%=ecosystem-%)
 ecosystem-transformers-4 ecosystem-transformers-5: TESTS := test_transformers.py test_optimum.py
 
 ecosystem-harness ecosystem-harness-old: TESTS := test_lm_eval.py
-ecosystem-browser: TESTS := test_browser.py test_browser_native.py
+ecosystem-browser: TESTS := test_browser.py test_browser_conditions.py test_browser_native.py
 ecosystem-browser: web/node_modules/.package-lock.json web/core.wasm web/core-relaxed.wasm
 ecosystem-genai: TESTS := test_genai.py
 ecosystem-site: TESTS := test_site.py

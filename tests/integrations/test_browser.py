@@ -88,8 +88,10 @@ def test_threads_need_isolation_and_the_page_works_without(serve, tab, exported)
     address, _ = serve(bundle, without_headers)
     tab.goto(address)
     assert not tab.run("crossOriginIsolated")
-    found = tab.evaluate(SCRIPT, [PROMPTS[:1], 20, {"provider": "wasm"}])["found"]
-    assert found[0][0] == ours(bundle, PROMPTS[0], 20)[0]
+    assert not tab.run("'SharedArrayBuffer' in globalThis")
+    for provider in ("cpu", "wasm"):
+        found = tab.evaluate(SCRIPT, [PROMPTS[:1], 20, {"provider": provider}])["found"]
+        assert found[0][0] == ours(bundle, PROMPTS[0], 20)[0]
 
 
 @in_chromium  # 140 ESR has no WebGPU on Linux
