@@ -203,7 +203,8 @@ def triples() -> np.ndarray:
     little = np.array([(1 - 2.0**-23) * root, (1 + 2.0**-23) * root, odd])
     negative = little * [[-1], [1], [-1]]
     edges = np.concatenate([half_way, little, negative], axis=1).astype(np.float32)
-    return np.concatenate([any_bits, near, cancelled, tiny, edges], axis=1)
+    alone = np.repeat(edges, 16, axis=1)  # in a register nothing else is hard
+    return np.concatenate([any_bits, near, cancelled, tiny, alone], axis=1)
 
 
 def call(name: str, *arguments: np.ndarray | int) -> int:
