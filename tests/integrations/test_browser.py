@@ -178,6 +178,7 @@ def test_a_damaged_file_is_refused_and_not_kept(serve, tab, exported, copy_of):
     write(tab)
 
 
+@in_chromium
 def test_another_bundle_at_the_same_address_replaces_the_kept_one(serve, tab, exported, tmp_path):
     first, second = exported("tiny-python"), exported("tiny-python-published")
     place = tmp_path / "bundle"
@@ -198,6 +199,7 @@ def test_another_bundle_at_the_same_address_replaces_the_kept_one(serve, tab, ex
     assert {url.split("?")[1] for url in kept if "?" in url} <= listed
 
 
+@in_chromium
 def test_a_state_of_another_checkpoint_is_refused(serve, tab, exported):
     address, _ = serve(exported("tiny-python"))
     tab.goto(address)

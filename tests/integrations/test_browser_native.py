@@ -304,6 +304,7 @@ def test_50_tokens_are_those_of_the_native_graph(builds, serve, tab, tmp_path, n
         assert tab.evaluate(TOKENS, [prompt, 50, {"builds": [build]}]) == expected
 
 
+@in_chromium
 def test_states_take_turns_and_come_back(serve, tab, exported):
     """Two texts in turn, one of them saved and taken up by another model, are what each is alone."""
     bundle = exported("tiny-python", precision="int8")
@@ -333,6 +334,7 @@ def test_states_take_turns_and_come_back(serve, tab, exported):
         assert ids == [r.token for r in model.generate(prompt, max_tokens=30)]
 
 
+@in_chromium
 def test_a_refused_call_changes_no_state(serve, tab, exported):
     tab.goto(serve(exported("tiny-python"))[0])
     code = """async () => {
@@ -354,6 +356,7 @@ def test_a_refused_call_changes_no_state(serve, tab, exported):
     assert same
 
 
+@in_chromium
 def test_positions_of_tabled_decay_end(serve, tab, exported):
     """Nothing beyond a table is read."""
     bundle = exported("neox-trained-decay")
