@@ -107,7 +107,7 @@ one-client: $(VENV)/.dev
 
 # What a token costs in a browser and of the native graph with one thread, in turns, on a machine that does nothing else. 2 minutes.
 browser: .ecosystem/browser/.made web/node_modules/.package-lock.json web/core.wasm web/core-relaxed.wasm
-	.ecosystem/browser/bin/python benchmarks/browser.py .steps -o benchmarks/results/browser.json
+	PYTHONPATH=. .ecosystem/browser/bin/python benchmarks/browser.py .steps -o benchmarks/results/browser.json
 
 # 10,000 requests that no client should send, and bytes at random.
 malformed: $(VENV)/.dev
@@ -174,7 +174,7 @@ ecosystem: $(ECOSYSTEM:%=ecosystem-%)
 ecosystem-transformers-4 ecosystem-transformers-5: TESTS := test_transformers.py test_optimum.py
 
 ecosystem-harness ecosystem-harness-old: TESTS := test_lm_eval.py
-ecosystem-browser: TESTS := test_browser.py test_browser_native.py
+ecosystem-browser: TESTS := test_browser.py test_browser_conditions.py test_browser_native.py
 ecosystem-browser: web/node_modules/.package-lock.json web/core.wasm web/core-relaxed.wasm
 ecosystem-genai ecosystem-genai-old: TESTS := test_genai.py
 ecosystem-site: TESTS := test_site.py

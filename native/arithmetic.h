@@ -78,13 +78,28 @@ DIJIANG_INLINE v128_t fused_pair(v128_t a, v128_t b, v128_t c) {
   return wasm_f32x4_demote_f64x2_zero(wasm_v128_or(wasm_i64x2_sub(sum, away), inexact));
 }
 
+DIJIANG_INLINE v128_t lower(v128_t x) { return wasm_f64x2_promote_low_f32x4(x); }
+DIJIANG_INLINE v128_t upper(v128_t x) { return wasm_f64x2_promote_low_f32x4(wasm_i32x4_shuffle(x, x, 2, 3, 0, 1)); }
+DIJIANG_INLINE v128_t joined(v128_t low, v128_t high) { return wasm_i64x2_shuffle(low, high, 0, 2); }
+
+__attribute__((noinline)) inline v128_t fused_with_care(v128_t a, v128_t b, v128_t c) {
+  return joined(fused_pair(lower(a), lower(b), lower(c)), fused_pair(upper(a), upper(b), upper(c)));
+}
+
 DIJIANG_INLINE v128_t fused(v128_t a, v128_t b, v128_t c) {
 #ifdef __wasm_relaxed_simd__
   return wasm_f32x4_relaxed_madd(a, b, c);
 #else
-  const auto upper = [](v128_t x) { return wasm_f64x2_promote_low_f32x4(wasm_i32x4_shuffle(x, x, 2, 3, 0, 1)); };
-  const v128_t low = fused_pair(wasm_f64x2_promote_low_f32x4(a), wasm_f64x2_promote_low_f32x4(b), wasm_f64x2_promote_low_f32x4(c));
-  return wasm_i64x2_shuffle(low, fused_pair(upper(a), upper(b), upper(c)), 0, 2);
+  const v128_t low = wasm_f64x2_add(wasm_f64x2_mul(lower(a), lower(b)), lower(c));
+  const v128_t high = wasm_f64x2_add(wasm_f64x2_mul(upper(a), upper(b)), upper(c));
+  const v128_t twice = joined(wasm_f32x4_demote_f64x2_zero(low), wasm_f32x4_demote_f64x2_zero(high));
+  // Two roundings are one, but where the first one ends in the middle of two floats: in bits 10...0 after the 24 of the result.
+  // Subnormal ones have fewer, and so has what became the smallest normal one.
+  const v128_t rest = wasm_i32x4_shl(wasm_i32x4_shuffle(low, high, 0, 2, 4, 6), 3);
+  const v128_t middle = wasm_i32x4_eq(rest, wasm_i32x4_splat(INT32_MIN));
+  const v128_t tiny = wasm_i32x4_le(wasm_v128_and(twice, wasm_i32x4_splat(0x7fffffff)), wasm_i32x4_splat(0x00800000));
+  if (__builtin_expect(!wasm_v128_any_true(wasm_v128_or(middle, tiny)), 1)) return twice;
+  return fused_with_care(a, b, c);
 #endif
 }
 #endif

@@ -228,7 +228,12 @@ void finish(const Step& s, int64_t row) {
 }
 
 void multiply_add(const float* a, const float* b, const float* c, float* out, int64_t n) {
-  for (int64_t i = 0; i < n; i++) out[i] = fused(a[i], b[i], c[i]);
+  int64_t i = 0;
+#ifdef __wasm_simd128__
+  for (; i + 4 <= n; i += 4)
+    wasm_v128_store(out + i, fused(wasm_v128_load(a + i), wasm_v128_load(b + i), wasm_v128_load(c + i)));
+#endif
+  for (; i < n; i++) out[i] = fused(a[i], b[i], c[i]);
 }
 
 }  // namespace

@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from contextlib import contextmanager
+
+from tests.tab import PATIENCE, Tab
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -23,17 +24,15 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-#: Seconds that anything may take.
-PATIENCE = 20
 #: Name of a key -> its code, and what it writes.
 KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "Escape": (27, ""), "ArrowDown": (40, ""), "ArrowUp": (38, "")}
 SHIFT = 8
 
 
 class Chromium:
-    """A browser: `call` a method of it, or of a page; `events` of pages wait to be read."""
+    """A browser: `call` a method of it, or of a page; `events` of pages wait to be read. `flags`: more of them."""
 
-    def __init__(self, profile):
+    def __init__(self, profile, *flags):
         to_read, self._to = os.pipe()
         self._from, to_write = os.pipe()
         # Through descriptors above 4, so that none is taken by the other first; dash knows no such numbers.
@@ -43,6 +42,7 @@ class Chromium:
             *shell,
             PROGRAM,
             *FLAGS,
+            *flags,
             "--hide-scrollbars",
             "--remote-debugging-pipe",
             f"--user-data-dir={profile}",
@@ -51,6 +51,7 @@ class Chromium:
         for one in (to_read, to_write, *high):
             os.close(one)
         self._rest, self._count, self.events = b"", 0, []
+        self.version = self.call("Browser.getVersion")["product"].split("/")[1]
 
     def call(self, method, session=None, **parameters):
         """The result of a method."""
@@ -88,7 +89,7 @@ class Chromium:
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        found = Tab(self, session)
+        found = ChromiumTab(self, session)
         for domain in ("Page", "Runtime", "Log", "Accessibility"):
             found.call(f"{domain}.enable")
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -101,14 +102,14 @@ class Chromium:
             self.call("Target.disposeBrowserContext", browserContextId=context)
 
 
-class Tab:
+class ChromiumTab(Tab):
     """One page."""
 
     def __init__(self, browser, session):
-        self._browser, self._session = browser, session
+        self.browser, self._session = browser, session
 
     def call(self, method, **parameters):
-        return self._browser.call(method, self._session, **parameters)
+        return self.browser.call(method, self._session, **parameters)
 
     def run(self, code):
         """The value of an expression of JavaScript; a promise's is awaited."""
@@ -116,19 +117,18 @@ class Tab:
         assert "exceptionDetails" not in found, (code, found["exceptionDetails"])
         return found["result"].get("value")
 
-    def until(self, code):
-        """Wait until an expression is true."""
-        end = time.monotonic() + PATIENCE
-        while not self.run(f"!!({code})"):
-            assert time.monotonic() < end, f"{code}\n{self.run('document.body.innerText')}"
-            time.sleep(0.02)
-
     def goto(self, address):
         self.call("Page.navigate", url=address)
         self.until(f"location.href === {json.dumps(address)} && document.readyState === 'complete'")
 
-    def text(self, selector):
-        return self.run(f"document.querySelector({json.dumps(selector)}).textContent")
+    def reload(self):
+        self.run("globalThis.old = true")
+        self.call("Page.reload")
+        self.until("!globalThis.old && document.readyState === 'complete'")
+
+    def before_each(self, code):
+        """Run code in every page, before its own."""
+        self.call("Page.addScriptToEvaluateOnNewDocument", source=code)
 
     def press(self, key, *, shift=False):
         code, text = KEYS[key]
@@ -147,9 +147,6 @@ class Tab:
             self.press(key)
         raise AssertionError(f"{key} never leads to {code}")
 
-    def click(self, selector):
-        self.run(f"document.querySelector({json.dumps(selector)}).click()")
-
     def names(self):
         """(role, accessible name) of all that can have the focus, as a screen reader is told."""
         nodes = self.call("Accessibility.getFullAXTree")["nodes"]
@@ -162,6 +159,10 @@ class Tab:
     def complaints(self):
         """What was written to the console, and errors that nothing caught; the events are forgotten."""
         kinds = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
-        found = [e["params"] for e in self._browser.events if e.get("method") in kinds]
-        self._browser.events.clear()
+        found = [e["params"] for e in self.browser.events if e.get("method") in kinds]
+        self.browser.events.clear()
         return found
+
+    def errors(self):
+        """Errors that nothing caught; the events are forgotten."""
+        return [found["exceptionDetails"] for found in self.complaints() if "exceptionDetails" in found]

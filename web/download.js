@@ -1,6 +1,8 @@
 // Files of a bundle: fetched once, checked, and kept in the browser's cache, so that a page works offline.
 
 const CACHE = "dijiang";
+/** The cache; undefined: a browser that has none, or refuses it. */
+const opened = async () => globalThis.caches?.open(CACHE).catch(() => undefined);
 /** The browser's own cache may hold a file of the bundle that was here before. */
 const FRESH = { cache: "no-store" };
 /** Bytes that one hash of a manifest covers. */
@@ -9,12 +11,13 @@ const CHUNK = 1 << 24;
 /** The manifest of a bundle: the network's, without a network the kept one. What it does not list any more is dropped. */
 export async function manifestOf(url) {
   const name = `${url}dijiang.json`;
-  const cache = await globalThis.caches?.open(CACHE);
-  let response = await fetch(name, FRESH).catch(() => null);
-  if (response?.ok) await keep(cache, name, response.clone());
-  else response = (await cache?.match(name)) ?? response;
-  if (!response?.ok) throw new Error(`${name}: ${response?.status ?? "no network"}, expected a bundle`);
-  const manifest = await response.json();
+  const cache = await opened();
+  const response = await fetch(name, FRESH).catch(() => null);
+  const known = response?.ok ? response.clone() : ((await cache?.match(name)) ?? response);
+  if (!known?.ok) throw new Error(`${name}: ${known?.status ?? "no network"}, expected a bundle`);
+  const manifest = await known.json().catch(() => ({}));
+  if (!manifest?.files) throw new Error(`${name}: no manifest, expected a bundle`);
+  if (response?.ok) await keep(cache, name, response);
   const listed = Object.entries(manifest.files).map(([file, record]) => nameOf(url + file, record));
   for (const { url: kept } of (await cache?.keys()) ?? []) {
     if (kept.startsWith(url) && kept.includes("?") && !listed.includes(kept)) await cache.delete(kept);
@@ -37,22 +40,32 @@ const nameOf = (url, { sha256 }) => `${url}?${sha256.map((hash) => hash.slice(0,
  */
 export async function fetched(url, record, progress = () => {}) {
   const name = nameOf(url, record);
-  const cache = await globalThis.caches?.open(CACHE);
+  const cache = await opened();
   const kept = await cache?.match(name);
   if (kept) return kept.blob();
-  const response = await fetch(url, FRESH);
+  const response = await fetch(url, FRESH).catch((error) => refuse(`${url}: no answer (${error.message})`));
   if (!response.ok) throw new Error(`${url}: ${response.status} ${response.statusText}`);
-  const blob = await counted(response, progress);
-  if (!(await isWhole(blob, record))) throw new Error(`${url}: damaged or of another bundle; load the page again`);
+  const blob = await counted(response, record.bytes, progress);
+  if (blob.size < record.bytes) refuse(`${url}: ended after ${blob.size} of ${record.bytes} bytes`);
+  if (!(await isWhole(blob, record))) refuse(`${url}: damaged or of another bundle`);
   await keep(cache, name, new Response(blob));
   return blob;
 }
 
-async function counted(response, progress) {
-  const total = Number(response.headers.get("content-length")) || 0;
+function refuse(fact) {
+  throw new Error(`${fact}; load the page again`);
+}
+
+/**
+ * What a response brings; less where the network fails, which not every browser takes for an error. `total`: bytes of the file:
+ * those of a compressed response are other ones, and not every server says them.
+ */
+async function counted(response, total, progress) {
   const parts = [];
   let done = 0;
-  for (let reader = response.body.getReader(), next; !(next = await reader.read()).done; ) {
+  const reader = response.body.getReader();
+  const read = () => reader.read().catch(() => ({ done: true }));
+  for (let next; !(next = await read()).done; ) {
     parts.push(next.value);
     done += next.value.length;
     progress(done, total);

@@ -8,11 +8,11 @@ const query = new URLSearchParams(location.search);
 const KEPT = "page";
 
 async function start() {
-  navigator.serviceWorker?.register("worker.js");
+  navigator.serviceWorker?.register("worker.js").catch(() => {}); // a private window may refuse: the page works without
   const began = performance.now();
   const model = await Model.load(new URL("bundle/", location.href).href, {
     provider: query.get("provider") ?? undefined,
-    progress: (done, total) => Object.assign(at("progress"), { value: done, max: total || done }),
+    progress: (done, total) => Object.assign(at("progress"), { value: done, max: total }),
   });
   at("progress").hidden = true;
   const seconds = ((performance.now() - began) / 1000).toFixed(1);
@@ -24,9 +24,15 @@ function say(text) {
   at("status").textContent = text;
 }
 
+/** A browser may refuse to keep anything, or have no room: the page goes on, and says so. */
+function notKept({ message }) {
+  at("status").append(`; the text is not kept: ${message}`);
+}
+
 /** Show what was kept, and listen. */
 async function resume(model) {
-  const kept = await store.load(KEPT);
+  const kept = await store.load(KEPT).catch(notKept);
+  let stamp = kept?.stamp;
   const same = kept?.state.fingerprint === model.manifest.fingerprint;
   let state = same ? State.from(kept.state) : model.newState();
   at("text").textContent = same ? kept.text : "";
@@ -42,12 +48,18 @@ async function resume(model) {
       say(error.message);
     }
     at("prompt").value = "";
-    await store.save(KEPT, { state: state.toObject(), text: at("text").textContent });
+    await keep().catch(notKept);
     busy(false);
+  };
+  const keep = async () => {
+    const now = { state: state.toObject(), text: at("text").textContent, stamp: Math.random() };
+    if (!(await store.save(KEPT, now, stamp))) throw new Error("another tab has gone on with it; load the page again to see how");
+    stamp = now.stamp;
   };
   at("clear").onclick = async () => {
     busy(true);
-    await store.remove(KEPT);
+    await store.remove(KEPT).catch(notKept);
+    stamp = undefined;
     state = model.newState();
     at("text").textContent = "";
     busy(false);

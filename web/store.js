@@ -19,8 +19,16 @@ async function inStore(mode, work) {
   });
 }
 
-/** Keep a plain object under a name. */
-export const save = (name, value) => inStore("readwrite", (store) => store.put(value, name));
+/** Keep a plain object under a name if the `stamp` of what is there is `seen`: another tab has not changed it. Whether it was kept. */
+export async function save(name, value, seen) {
+  const found = await inStore("readwrite", (store) => {
+    const request = store.get(name);
+    request.onsuccess = () => request.result?.stamp === seen && store.put(value, name);
+    return request;
+  });
+  return found?.stamp === seen;
+}
+
 /** What was kept under a name; undefined: nothing. */
 export const load = (name) => inStore("readonly", (store) => store.get(name));
 /** Forget it. */

@@ -6,7 +6,8 @@ const CACHE = "dijiang-page";
 self.addEventListener("install", () => self.skipWaiting());
 self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
 self.addEventListener("fetch", (event) => {
-  if (event.request.method === "GET" && new URL(event.request.url).origin === self.location.origin) {
+  const { origin, pathname } = new URL(event.request.url);
+  if (event.request.method === "GET" && origin === self.location.origin && !pathname.includes("/bundle/")) {
     event.respondWith(answered(event.request));
   }
 });
@@ -16,8 +17,7 @@ async function answered(request) {
   const cache = await caches.open(CACHE);
   try {
     const response = await fetch(request);
-    const ours = new URL(request.url).pathname.includes("/bundle/");
-    if (response.ok && !ours) await cache.put(request, response.clone()).catch(() => cache.delete(request));
+    if (response.ok) await cache.put(request, response.clone()).catch(() => cache.delete(request));
     return response;
   } catch (error) {
     const kept = await cache.match(request);

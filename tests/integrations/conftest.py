@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import chromium, firefox
 from tests.conftest import EXAMPLES
 
 WEB = EXAMPLES.parent / "web"
@@ -53,7 +53,9 @@ def serve():
 
     def start(bundle: Path, change=lambda handler: handler):
         server = ThreadingHTTPServer(("127.0.0.1", 0), change(handler_for(bundle)))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, args=[0.02], daemon=True
+        ).start()  # seconds until it hears of its end
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}/", server
 
@@ -66,25 +68,25 @@ def serve():
 
 #: A GPU in software, which a page sees as one.
 ADAPTER = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+BROWSERS = {
+    "chromium": (chromium.PROGRAM, lambda profile: chromium.Chromium(profile, *ADAPTER)),
+    "firefox": (firefox.PROGRAM, firefox.Firefox),
+}
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        path, options = shutil.which("chromium"), ["--no-sandbox", *ADAPTER]
-        browser = playwright.chromium.launch(executable_path=path, args=options)
-        yield browser
-        browser.close()
+@pytest.fixture(scope="session", params=BROWSERS)
+def browser(request, tmp_path_factory):
+    program, started = BROWSERS[request.param]
+    if program is None:
+        pytest.skip(f"no {request.param} here; .ci/run installs one")
+    found = started(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
 
 
 @pytest.fixture
-def tab(chromium):
+def tab(browser):
     """A page of a browser that knows nothing yet; the test fails if the page raises."""
-    context = chromium.new_context()
-    page, errors = context.new_page(), []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
-    context.close()
-    assert errors == []
+    with browser.tab() as found:
+        yield found
+        assert found.errors() == []

@@ -197,7 +197,14 @@ def triples() -> np.ndarray:
     tiny = near * np.float32(1e-22)  # products that are subnormal
     # The product lies half-way between two floats, and c is lost in a sum of float64.
     half_way = np.array([[1 + 2.0**-12] * 4, [1 + 2.0**-12] * 4, [2.0**-90, -(2.0**-90), 2.0**-149, 0]])
-    return np.concatenate([any_bits, near, cancelled, tiny, half_way.astype(np.float32)], axis=1)
+    # A product a little below half of the last bit of c, which is odd: normal, the largest subnormal, smaller.
+    odd = np.array([1 + 2.0**-23, 2.0**-126 - 2.0**-149, 2.0**-127 + 2.0**-149, 0])
+    root = 2.0 ** np.array([-12, -75, -75, -75])
+    little = np.array([(1 - 2.0**-23) * root, (1 + 2.0**-23) * root, odd])
+    negative = little * [[-1], [1], [-1]]
+    edges = np.concatenate([half_way, little, negative], axis=1).astype(np.float32)
+    alone = np.repeat(edges, 16, axis=1)  # in a register nothing else is hard
+    return np.concatenate([any_bits, near, cancelled, tiny, alone], axis=1)
 
 
 def call(name: str, *arguments: np.ndarray | int) -> int:
