@@ -190,7 +190,7 @@ web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 
 # Its wheel carries NVIDIA's server, whose Python backend reads arrays of NumPy 1 only.
 .ecosystem/triton-server/pytriton: CARRIER = nvidia-pytriton==0.7.0
-.ecosystem/triton-old-server/pytriton: CARRIER = nvidia-pytriton==0.5.14
+.ecosystem/triton-old-server/pytriton: CARRIER = nvidia-pytriton==0.5.5
 .ecosystem/%-server/pytriton: $(VENV)/.dev
 	rm -rf $(@D)
 	$(BIN)/pip download -q --no-deps -d $(@D) $(CARRIER)

@@ -34,7 +34,7 @@ FOLDER = Path(".soak")
 #: What lives: its precision. A name that is no example is a preset with random weights.
 LIVES = {"tiny-python": "fp32", "pythia-70m": "int8"}
 PROMPT = np.array([1, 2, 3])
-#: How a life is sampled. 95 % of what random weights say are nearly all of 50,304 tokens, whose sort is slower than a step.
+#: How a life is sampled. Random weights leave nearly all tokens in a nucleus, whose sort is slower than a step.
 SAMPLING: dict[str, dict[str, Any]] = {
     "tiny-python": {"temperature": 0.8, "top_p": 0.95, "seed": 1, "ignore_eos": True},
     "pythia-70m": {"temperature": 0.8, "top_k": 50, "seed": 1, "ignore_eos": True},

@@ -259,12 +259,14 @@ def test_race_for_middle_schools_asks_a_question_a_row(exported, tmp_path):
     del task["dataset_name"]
     (tmp_path / "race_middle.yaml").write_text(json.dumps(task | data))
     folder = str(exported("tiny-python"))
-    done = CliRunner().invoke(main, ["eval", folder, "--tasks", "race_middle", "--include", str(tmp_path), "--json"])
+    arguments = ["eval", folder, "--tasks", "race_middle", "--include", str(tmp_path), "--json"]
+    done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     asked = f"Article: {TEXT[:200]}\n\nQuestion: What?\nAnswer:"
     pairs = [(asked, f" {option}") for option in options]
-    likely = [found[0] for found in DijiangLM(dijiang.load(folder)).loglikelihood(requests("loglikelihood", *pairs))]
-    right = np.mean([int(np.argmax(likely)) == "ABCD".index(row["answer"]) for row in rows])
+    found = DijiangLM(dijiang.load(folder)).loglikelihood(requests("loglikelihood", *pairs))
+    likely = int(np.argmax([one[0] for one in found]))
+    right = np.mean([likely == "ABCD".index(row["answer"]) for row in rows])
     assert json.loads(done.stdout)["race_middle"]["acc,none"] == pytest.approx(right)
 
 

@@ -1,4 +1,4 @@
-"""NVIDIA's server as a wheel of nvidia-pytriton carries it (make unpacks it beside the environment), on loopback."""
+"""NVIDIA's server as a wheel of nvidia-pytriton carries it, unpacked beside the environment, on loopback."""
 
 from __future__ import annotations
 
