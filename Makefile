@@ -11,7 +11,7 @@ ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.tx
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation browser real rounding budget steps speculation oldest ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation browser real rounding budget steps speculation oldest pythons ecosystem demo clean
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
@@ -165,6 +165,21 @@ oldest: $(VENV)-$(OLDEST)/.oldest
 $(VENV)-$(OLDEST)/.oldest: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)-$(OLDEST)
 	$(VENV)-$(OLDEST)/bin/pip install -q -c constraints.txt onnxruntime==$(OLDEST) onnx-ir==0.1.15 'numpy<2' -e '.[export,torch]' pytest hypothesis
+	touch $@
+
+# What differs between Pythons, on those that are here beside ours: python3.N, or pyenv's. Without torch: not its files.
+PYTHONS ?= 3.10 3.12 3.13
+VARYING = tests/bundle tests/doctor tests/machine tests/graph/test_families.py tests/runtime/test_session.py tests/runtime/test_state.py
+interpreter = $(firstword $(wildcard $(HOME)/.pyenv/versions/$1.*/bin/python3) $(shell command -v python$1))
+pythons: $(foreach version,$(PYTHONS),$(if $(call interpreter,$(version)),pythons-$(version)))
+
+.PRECIOUS: $(VENV)-%/.python
+pythons-%: $(VENV)-%/.python
+	$(VENV)-$*/bin/pytest $(VARYING) -k 'not straddle'
+
+$(VENV)-%/.python: pyproject.toml constraints.txt $(NATIVE)
+	$(call interpreter,$*) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/pip install -q -c constraints.txt -e '.[chat,cpu,export,serve]' hypothesis jsonschema pytest
 	touch $@
 
 # Other projects as they are on PyPI. Each environment is what a file of tests/integrations/environments lists, over the

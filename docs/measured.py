@@ -172,10 +172,11 @@ matmul ([ADR 0020](adr/0020-matmul.md)), one operator a layer ([ADR 0010](adr/00
 
 def kinds(row: dict[str, Any]) -> str:
     """The kinds of nodes of one graph that take most of the time; others together."""
-    total = sum(kind["ms"] for kind in row["kinds"])
+    total = math.fsum(kind["ms"] for kind in row["kinds"])
     shown = [kind for kind in row["kinds"] if kind["ms"] >= SHOWN * total]
     rest = [kind for kind in row["kinds"] if kind["ms"] < SHOWN * total]
-    shown.append({"kind": "all others", "nodes": sum(k["nodes"] for k in rest), "ms": sum(k["ms"] for k in rest)})
+    nodes, others = sum(kind["nodes"] for kind in rest), math.fsum(kind["ms"] for kind in rest)
+    shown.append({"kind": "all others", "nodes": nodes, "ms": others})
     lines = [[k["kind"], str(k["nodes"]), f"{k['ms']:.2f}", f"{k['ms'] / total:.0%}"] for k in shown]
     tokens = f"{row['tokens']} token{'s' * (row['tokens'] != 1)}"
     return f"## {row['model']}, {tokens}\n\n{table(['kind', 'nodes', 'ms', 'share'], lines)}\n"

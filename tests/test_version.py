@@ -46,7 +46,7 @@ def archive(folder):
     """What `git archive` makes of a repository, without git."""
     git(folder, "archive", "-o", "../sources.tar", "HEAD")
     with tarfile.open(folder.parent / "sources.tar") as file:
-        file.extractall(folder.parent / "archive")
+        file.extractall(folder.parent / "archive", filter="data")
     return folder.parent / "archive"
 
 

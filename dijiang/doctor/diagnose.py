@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +16,13 @@ from ..machine.sensors import find_sensors
 from ..recipe import PROVIDERS, named
 from ..runtime.operators import find_library, isa
 from ..runtime.sessions.engines import BACKENDS
-from ..runtime.sessions.inference import CPU_PROVIDER, PACKAGES
+from ..runtime.sessions.inference import CPU_PROVIDER, PACKAGES, runs_here
 from ..runtime.sessions.kernels import why_no_kernels
 from ..runtime.sessions.preflight import clashing_packages
 from .probes import Probe, probe_providers
 from .support import support
 
-#: Missing piece -> commands for any machine, and for a Jetson where they differ; the first one first.
+#: Missing piece -> commands for any machine, and for a Jetson or Python 3.10 where they differ; first one first.
 REMEDIES = json.loads(Path(__file__).with_name("remedies.json").read_text(encoding="utf-8"))
 
 
@@ -53,7 +54,8 @@ def diagnose(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]:
 def _next(machine: dict[str, Any], name: str) -> str | None:
     """The commands for a missing piece on this machine, in one line."""
     remedy = REMEDIES.get(name, {})
-    kind = "jetson" if machine.get("jetson") and "jetson" in remedy else "usual"
+    here = {"jetson": machine.get("jetson"), "python 3.10": sys.version_info < (3, 11)}
+    kind = next((kind for kind in here if here[kind] and kind in remedy), "usual")
     return "; or ".join(remedy.get(kind, ())) or None
 
 
@@ -131,6 +133,8 @@ def _support(machine: dict[str, Any], probes: list[Probe]) -> list[Finding]:
         if row.onnxruntime:
             needs = named(row.detail).name if row.detail else CPU_PROVIDER
             ready = needs in running
+            lacking = [graph for graph in row.graphs if not runs_here(graph)]
+            rows[name] += [f"not here: {', '.join(lacking)}"] if lacking else []
         else:
             needs = BACKENDS[name].package
             ready = bool(machine["gpus"]) and needs in machine["packages"]

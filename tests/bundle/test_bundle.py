@@ -13,7 +13,7 @@ from dijiang.bundle import integrity
 from dijiang.bundle.manifest import fingerprint_of
 from dijiang.models.load import load_checkpoint
 from dijiang.models.spec import ModelSpec
-from tests.conftest import GOLDEN, RUNNABLE
+from tests.conftest import GOLDEN, RUNNABLE, onnx_file
 
 
 @pytest.fixture
@@ -28,12 +28,13 @@ def edit_manifest(folder, edit):
     path.write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
-def test_changed_byte_is_a_wrong_hash(bundle, name):
-    data = bytearray((bundle / name).read_bytes())
+@pytest.mark.parametrize("graph", [True, False])
+def test_changed_byte_is_a_wrong_hash(bundle, graph):
+    file = onnx_file(bundle) if graph else bundle / "model.onnx.data"
+    data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
-    (bundle / name).write_bytes(data)
-    with pytest.raises(dijiang.BundleError, match=rf"{name}: sha256 \w+\.\.\. from byte 0, expected"):
+    file.write_bytes(data)
+    with pytest.raises(dijiang.BundleError, match=rf"{file.name}: sha256 \w+\.\.\. from byte 0, expected"):
         dijiang.load(bundle)
 
 
@@ -142,8 +143,9 @@ def test_file_that_cannot_be_read_is_one_error(bundle, monkeypatch):
 
 
 def test_manifest_without_the_graph_is_refused(bundle):
-    edit_manifest(bundle, lambda m: m["files"].pop("model.onnx"))
-    with pytest.raises(dijiang.BundleError, match=r"model\.onnx not in dijiang\.json"):
+    file = onnx_file(bundle).name
+    edit_manifest(bundle, lambda m: m["files"].pop(file))
+    with pytest.raises(dijiang.BundleError, match=rf"{file} not in dijiang\.json"):
         dijiang.load(bundle)
 
 

@@ -84,7 +84,7 @@ def test_other_key_no_signature_and_what_is_none_are_refused(bundle, keys, expor
         lambda m: m["recipe"].update(gates=[]),
         lambda m: m["files"].pop("README.md", None) or m["files"].update(x={"bytes": 0, "sha256": []}),
         lambda m: m.update(warnings=["all is well"]),
-        lambda m: m["graphs"][next(iter(m["graphs"]))].update(in_place=False),
+        lambda m: (graph := next(iter(m["graphs"].values()))).update(in_place=not graph["in_place"]),
         lambda m: m.update(engines={"tensorrt": {"file": "x"}}),
     ],
     ids=["limit", "spec", "gates", "files", "warnings", "graph", "engines"],

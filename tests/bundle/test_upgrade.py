@@ -77,8 +77,9 @@ def test_upgraded_bundle_has_the_recipe_of_a_new_one(old, exported, precision):
     found = upgrade(old("ort", precision)).manifest
     assert (found.recipe.scheme, found.recipe.type) == (new.recipe.scheme, new.recipe.type)
     assert found.graphs["ort"].providers == new.graphs["ort"].providers
-    model = dijiang.load(exported("neox-base", graph="ort", precision=precision))
-    assert np.isfinite(model.forward([[1, 2]], model.new_state())).all()
+    if "ort" in RUNNABLE:
+        model = dijiang.load(exported("neox-base", graph="ort", precision=precision))
+        assert np.isfinite(model.forward([[1, 2]], model.new_state())).all()
 
 
 def test_upgrading_twice_changes_nothing(old):

@@ -86,7 +86,7 @@ def test_edits_wait_for_each_other(bundle):
 
 def test_bundle_that_was_replaced_meanwhile_is_not_edited(bundle, exported):
     opened = open_bundle(bundle)
-    shutil.copytree(exported("neox-base", precision="int8"), bundle, dirs_exist_ok=True)
+    shutil.copytree(exported("tiny-python"), bundle, dirs_exist_ok=True)
     with pytest.raises(dijiang.BundleError, match="another bundle was written there meanwhile"):
         opened.announced(["one"])
 

@@ -1,6 +1,7 @@
 """Doctor: every missing piece has its next command."""
 
 import json
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -48,7 +49,7 @@ def test_doctor_json_holds_the_same(small_probe):
             {"onnxruntime": "1"},
             [Probe("CPUExecutionProvider", True, False, "no such op")],
             "ok",
-            "--graph primitive",
+            "dijiang export CHECKPOINT -o BUNDLE",
         ),
         (
             {"onnxruntime-gpu": "1"},
@@ -131,6 +132,20 @@ def test_every_command_for_a_jetson_is_in_its_guide(tmp_path, monkeypatch, board
     assert {command for command in commands if command not in guide} == set()
     assert "sudo nvpmodel -q" in commands
     assert not any("cpupower" in command or "dijiang[tensorrt]" in command for command in commands)
+
+
+@pytest.mark.parametrize(("version", "told"), [((3, 10, 13), False), ((3, 11, 0), True), ((3, 13, 0), True)])
+def test_nobody_is_told_to_install_what_his_python_has_not(monkeypatch, version, told):
+    monkeypatch.setattr(sys, "version_info", version)
+    assert ("onnxruntime>=1.30" in doctor._next({}, "LinearAttention")) is told
+
+
+def test_graphs_that_this_onnxruntime_does_not_run_are_named(monkeypatch):
+    monkeypatch.setattr(doctor, "runs_here", lambda graph: graph not in ("ort", "onnx"))
+    found = {f.name: f.found for f in doctor._support({"gpus": [], "packages": {}}, [])}
+    assert found["--provider cpu"].endswith("; not here: ort, onnx")
+    assert found["--provider cuda"].endswith("; not here: ort, onnx")
+    assert "not here" not in found["--provider tensorrt"]
 
 
 def test_remedies_for_a_jetson_are_all_in_its_guide():

@@ -12,6 +12,7 @@ from dijiang.runtime.sessions import device as devices
 from dijiang.runtime.sessions import providers
 from dijiang.runtime.sessions.device import Device
 from dijiang.runtime.sessions.preflight import check_single_onnxruntime, preload_libraries
+from tests.conftest import RUNNABLE
 from tests.fake_gpu import FakeLibcuda
 
 
@@ -41,6 +42,7 @@ def test_provider_that_does_not_exist_is_refused(exported, provider):
         dijiang.load(exported("neox-base"), provider=provider)
 
 
+@pytest.mark.skipif("onnx" not in RUNNABLE, reason="onnxruntime is older than 1.30")
 def test_device_number_reaches_the_provider(exported, monkeypatch):
     seen = {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,8 @@ MODULE, CPU_PROVIDER = "onnxruntime", "CPUExecutionProvider"
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 #: Measured in docs/adr/0031-session-settings.md.
 BLOCK_BASE = ("session.dynamic_block_base", "4")
+#: What to do where onnxruntime is too old. For Python 3.10 there is none after 1.23.
+UPGRADE = ("" if sys.version_info >= (3, 11) else "use Python 3.11 or newer, and ") + "upgrade onnxruntime"
 
 
 def import_onnxruntime() -> Any:
@@ -68,7 +71,7 @@ def why_not(graph: str, oldest: tuple[int, int] | None = None) -> str:
     oldest, found = oldest or row.onnxruntime, onnxruntime_version()
     if found is not None and found < oldest:
         needed, here = (".".join(map(str, v)) for v in (oldest, found))
-        return f"it needs onnxruntime {needed} or newer, here is {here}; upgrade onnxruntime"
+        return f"it needs onnxruntime {needed} or newer, here is {here}; {UPGRADE}"
     return ""
 
 
