@@ -18,7 +18,9 @@ def spans():
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
-    return exporter
+    yield exporter
+    exporter.shutdown()  # the provider stays for the whole process: later spans are not kept
+    exporter.clear()
 
 
 def finished(spans, count):
