@@ -54,9 +54,15 @@ def test_graph_passes_the_onnx_checker(exported, graph):
 
 
 def test_graphs_are_those_that_the_installed_onnxruntime_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "version", lambda _: "1.23.2")
+    monkeypatch.setattr(inference, "version", lambda _: "1.22.1")
     assert list(dijiang.export(BASE, tmp_path / "old").manifest.graphs) == ["primitive"]
     assert list(dijiang.export(BASE, tmp_path / "int8", precision="int8").manifest.graphs) == ["primitive"]
+    monkeypatch.setattr(inference, "version", lambda _: "1.23.2")
+    ours = ["native"] if "native" in RUNNABLE else []
+    assert list(dijiang.export(BASE, tmp_path / "python-3.10").manifest.graphs) == [*ours, "primitive"]
+    assert list(dijiang.export(BASE, tmp_path / "new-int8", precision="int8").manifest.graphs) == (
+        ours or ["primitive"]
+    )
     monkeypatch.setattr(inference, "version", lambda _: "1.30.0")
     monkeypatch.setattr(inference, "operator_library", refuse)
     assert list(dijiang.export(BASE, tmp_path / "new", verify=False).manifest.graphs) == [
