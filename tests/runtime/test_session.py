@@ -139,6 +139,19 @@ def test_graph_that_the_backend_cannot_load_is_one_error(exported, copy_of):
         dijiang.load(bundle, check_hashes=False)
 
 
+@pytest.mark.parametrize(
+    ("python", "oldest", "first"),
+    [
+        ((3, 10, 14), (1, 19), "upgrade"),
+        ((3, 10, 14), (1, 30), "use Python 3.11"),
+        ((3, 11, 0), (1, 30), "upgrade"),
+    ],
+)
+def test_an_upgrade_that_python_3_10_cannot_have_starts_with_python(monkeypatch, python, oldest, first):
+    monkeypatch.setattr(inference, "sys", SimpleNamespace(version_info=python))
+    assert inference.upgrade(oldest).startswith(first)
+
+
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_integer_blocks_on_an_onnxruntime_without_them_are_one_error(exported, monkeypatch, precision):
     monkeypatch.setattr(inference, "version", lambda _: "1.18.1")

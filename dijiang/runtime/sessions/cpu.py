@@ -17,7 +17,7 @@ from ..snapshot import NONE
 from ..state import State
 from ..step import Shapes, Step
 from .base import PIECE
-from .inference import UPGRADE, failed_step, first_line, import_onnxruntime, is_onnxruntimes, open_inference
+from .inference import failed_step, first_line, import_onnxruntime, is_onnxruntimes, open_inference, upgrade
 
 #: Bindings that are kept: of a decode step, and of ragged steps of several lengths.
 KEPT = 8
@@ -166,7 +166,7 @@ def load_graph(bundle: Bundle, graph: str, source: Path | bytes, *, threads: int
         other = f", or export with --graph {others[0]}" if others else ""
         raise SessionError(
             f"{bundle.graph_file(graph)}: onnxruntime {import_onnxruntime().__version__} cannot load the "
-            f"{graph} graph ({first_line(error)}); {UPGRADE}{other}"
+            f"{graph} graph ({first_line(error)}); {upgrade(GRAPHS[graph].onnxruntime)}{other}"
         ) from error
 
 

@@ -22,8 +22,8 @@ MODULE, CPU_PROVIDER = "onnxruntime", "CPUExecutionProvider"
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 #: Measured in docs/adr/0031-session-settings.md.
 BLOCK_BASE = ("session.dynamic_block_base", "4")
-#: What to do where onnxruntime is too old. For Python 3.10 there is none after 1.23.
-UPGRADE = ("" if sys.version_info >= (3, 11) else "use Python 3.11 or newer, and ") + "upgrade onnxruntime"
+#: The last onnxruntime for Python 3.10.
+LAST_FOR_3_10 = (1, 23)
 
 
 def import_onnxruntime() -> Any:
@@ -71,8 +71,14 @@ def why_not(graph: str, oldest: tuple[int, int] | None = None) -> str:
     oldest, found = oldest or row.onnxruntime, onnxruntime_version()
     if found is not None and found < oldest:
         needed, here = (".".join(map(str, v)) for v in (oldest, found))
-        return f"it needs onnxruntime {needed} or newer, here is {here}; {UPGRADE}"
+        return f"it needs onnxruntime {needed} or newer, here is {here}; {upgrade(oldest)}"
     return ""
+
+
+def upgrade(oldest: tuple[int, int]) -> str:
+    """What to do for an onnxruntime that is new enough."""
+    stuck = sys.version_info < (3, 11) and oldest > LAST_FOR_3_10
+    return f"{'use Python 3.11 or newer, and ' if stuck else ''}upgrade onnxruntime"
 
 
 def runs_here(graph: str) -> bool:
