@@ -6,15 +6,19 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from .errors import HubError
+from .files import read_json
 
 NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 #: What is not fetched: other formats, and what lies in folders.
 UNREAD = ("*/*", "*.gguf", "*.h5", "*.msgpack", "*.onnx_data", "*.ot", "*.pt", "*.pth", "consolidated*")
 #: Fetched only where there is nothing better.
 PYTORCH = "*.bin"
+#: Files that name others beside them.
+LISTS = ("dijiang.json", "*.index.json")
 
 
 def folder_of(given: str, revision: str | None = None) -> Path:
@@ -29,9 +33,9 @@ def folder_of(given: str, revision: str | None = None) -> Path:
     """
     if os.path.lexists(given) or not NAME.fullmatch(given):
         return Path(given)
-    folder = _snapshot(given, revision, (*UNREAD, PYTORCH))
+    folder = _snapshot(given, revision, (*UNREAD, PYTORCH), ())
     if not any(file.suffix in (".safetensors", ".onnx") for file in folder.iterdir()):
-        folder = _snapshot(given, revision, UNREAD)
+        folder = _snapshot(given, revision, UNREAD, (PYTORCH,))
     return folder
 
 
@@ -40,7 +44,21 @@ def is_snapshot(folder: Path) -> bool:
     return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
 
 
-def _snapshot(name: str, revision: str | None, ignored: Iterable[str]) -> Path:
+def _is_whole(folder: Path, ignored: Iterable[str], wanted: Iterable[str]) -> bool:
+    """Whether a folder of the cache has the files that it names itself, but for ignored ones, and the wanted ones.
+
+    Older releases of huggingface_hub (1.17, say) give what an interrupted download left, too.
+    """
+    try:
+        lists = [read_json(file) for pattern in LISTS for file in folder.glob(pattern)]
+        named = [name for one in lists for name in (*one.get("files", ()), *one.get("weight_map", {}).values())]
+        kept = [name for name in named if not any(fnmatchcase(name, one) for one in ignored)]
+        return all((folder / name).exists() for name in kept) and all(any(folder.glob(one)) for one in wanted)
+    except (AttributeError, OSError, TypeError, ValueError):  # whoever reads the model says what is wrong with it
+        return True
+
+
+def _snapshot(name: str, revision: str | None, ignored: Iterable[str], wanted: Iterable[str]) -> Path:
     """The repository's files, from the cache where it has them all, else from the Hub."""
     try:
         from huggingface_hub import snapshot_download
@@ -55,7 +73,10 @@ def _snapshot(name: str, revision: str | None, ignored: Iterable[str]) -> Path:
     try:
         try:
             found = snapshot_download(name, revision=revision, ignore_patterns=list(ignored), local_files_only=True)
+            whole = _is_whole(Path(found), ignored, wanted)
         except LocalEntryNotFoundError:
+            whole = False
+        if not whole:
             found = snapshot_download(name, revision=revision, ignore_patterns=list(ignored))
     except Exception as error:  # of the network, the server, the disk: each library below has its own
         reason = " ".join(str(error).split())[:300] or type(error).__name__

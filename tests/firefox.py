@@ -1,16 +1,14 @@
 """Firefox without a driver of its own: WebDriver BiDi over a websocket.
 
-https://w3c.github.io/webdriver-bidi: JSON objects, each a message of a websocket (RFC 6455).
+https://w3c.github.io/webdriver-bidi: JSON objects, each a message of a websocket.
 """
 
-import base64
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from tests.tab import PATIENCE, Tab
 
@@ -31,9 +29,13 @@ class Firefox:
         lines = [f"user_pref({json.dumps(k)}, {json.dumps(v)});\n" for k, v in (preferences or {}).items()]
         (profile / "user.js").write_text("".join(lines))
         command = [PROGRAM, "--headless", "--no-remote", "--remote-debugging-port=0", "--profile", str(profile)]
+        from websockets.sync.client import connect  # in the environment of the browsers' tests
+
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(command, env=os.environ | environment, **quiet)
-        self._socket = Socket(self._port(profile / "WebDriverBiDiServer.json"))
+        address = f"ws://127.0.0.1:{self._port(profile / 'WebDriverBiDiServer.json')}/session"
+        self._open = ExitStack()
+        self._socket = self._open.enter_context(connect(address, max_size=None, ping_interval=None, proxy=None))
         self._count, self.events = 0, []
         self.version = self.call("session.new", capabilities={})["capabilities"]["browserVersion"]
         self.call("session.subscribe", events=["log.entryAdded"])
@@ -51,16 +53,16 @@ class Firefox:
     def call(self, method, **parameters):
         """The result of a method."""
         self._count += 1
-        self._socket.send(json.dumps({"id": self._count, "method": method, "params": parameters}).encode())
+        self._socket.send(json.dumps({"id": self._count, "method": method, "params": parameters}))
         while True:
-            found = json.loads(self._socket.receive())
+            found = json.loads(self._socket.recv(LONG))
             if found.get("id") == self._count:
                 assert found["type"] == "success", (method, found["error"], found["message"])
                 return found["result"]
             self.events.append(found)
 
     def close(self):
-        self._socket.close()
+        self._open.close()
         self._process.kill()  # nobody needs the profile: leaving it in order takes seconds
         self._process.wait(PATIENCE)
 
@@ -105,54 +107,3 @@ class FirefoxTab(Tab):
         self.browser.events.clear()
         texts = [entry["text"] for entry in found if (entry["type"], entry["level"]) == ("javascript", "error")]
         return [text for text in texts if text != OWN]
-
-
-class Socket:
-    """A websocket of this machine: whole messages of text, each way."""
-
-    def __init__(self, port):
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=LONG)
-        self._from = self._socket.makefile("rb")
-        asked = {
-            "Host": f"127.0.0.1:{port}",
-            "Connection": "Upgrade",
-            "Upgrade": "websocket",
-            "Sec-WebSocket-Version": "13",
-            "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
-        }
-        headers = "".join(f"{name}: {value}\r\n" for name, value in asked.items())
-        self._socket.sendall(f"GET /session HTTP/1.1\r\n{headers}\r\n".encode())
-        status = self._from.readline()
-        assert b" 101 " in status, status
-        while self._from.readline().strip():
-            pass
-
-    def send(self, data):
-        size = len(data)
-        width = 0 if size < 126 else 2 if size < 1 << 16 else 8
-        length = [size] if not width else [126 if width == 2 else 127, *size.to_bytes(width, "big")]
-        mask = os.urandom(4)
-        stretched = (mask * (size // 4 + 1))[:size]
-        masked = (int.from_bytes(data, "big") ^ int.from_bytes(stretched, "big")).to_bytes(size, "big")
-        self._socket.sendall(bytes([0x81, 0x80 | length[0], *length[1:]]) + mask + masked)
-
-    def receive(self):
-        message = b""
-        while True:
-            kind, size = self._read(2)
-            if size >= 126:
-                size = int.from_bytes(self._read(2 if size == 126 else 8), "big")
-            part = self._read(size)
-            assert kind & 15 in (0, 1), "the browser has ended"
-            message += part
-            if kind & 0x80:
-                return message
-
-    def _read(self, size):
-        data = self._from.read(size)
-        assert len(data) == size, "the browser has ended"
-        return data
-
-    def close(self):
-        self._from.close()
-        self._socket.close()

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 import dijiang
 from dijiang.cli import main
-from dijiang.hub import folder_of
+from dijiang.hub import PYTORCH, _is_whole, folder_of
 from tests.conftest import GOLDEN
 
 COMMIT, OLD = "a" * 40, "b" * 40
@@ -175,6 +175,31 @@ def test_pytorch_files_are_fetched_only_where_nothing_else_is(cli, hub, tmp_path
     assert fetched == {file.name for file in GOLDEN["neox-base"].iterdir()}
     done = cli("export", "org/bin", "-o", tmp_path / "b", *SHORT)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("lists", "whole"),
+    [
+        ({}, True),
+        ({"dijiang.json": {"files": {"here": {}}}}, True),
+        ({"dijiang.json": {"files": {"here": {}, "gone": {}}}}, False),
+        ({"model.safetensors.index.json": {"weight_map": {"a": "here", "b": "gone"}}}, False),
+        ({"pytorch_model.bin.index.json": {"weight_map": {"a": "gone.bin"}}}, True),  # not asked for
+        ({"dijiang.json": [1], "x.index.json": {"weight_map": None}}, True),
+    ],
+)
+def test_a_folder_of_the_cache_is_whole_if_it_has_what_it_names(tmp_path, lists, whole):
+    """Not every huggingface_hub sees to it."""
+    (tmp_path / "here").touch()
+    for name, content in lists.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert _is_whole(tmp_path, (PYTORCH,), ()) is whole
+
+
+def test_a_folder_of_the_cache_without_what_is_wanted_is_not_whole(tmp_path):
+    assert not _is_whole(tmp_path, (), (PYTORCH,))
+    (tmp_path / "pytorch_model.bin").touch()
+    assert _is_whole(tmp_path, (), (PYTORCH,))
 
 
 REFUSED = {

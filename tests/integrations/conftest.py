@@ -53,9 +53,8 @@ def serve():
 
     def start(bundle: Path, change=lambda handler: handler):
         server = ThreadingHTTPServer(("127.0.0.1", 0), change(handler_for(bundle)))
-        threading.Thread(
-            target=server.serve_forever, args=[0.02], daemon=True
-        ).start()  # seconds until it hears of its end
+        hears = 0.02  # seconds until it hears of its end
+        threading.Thread(target=server.serve_forever, args=[hears], daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}/", server
 
