@@ -11,10 +11,10 @@ ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.tx
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 
-.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation browser real rounding budget steps speculation oldest pythons ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation browser real rounding budget steps speculation oldest lowest pythons ecosystem demo clean
 
 test: $(VENV)/.dev lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -50,14 +50,23 @@ gpu: $(VENV)/.dev
 	tests/gpu/lavapipe.sh .lavapipe > .lavapipe.env || { status=$$?; rm .lavapipe.env; test $$status = 75; }
 	test ! -e .lavapipe.env || env $$(cat .lavapipe.env) $(BIN)/pytest -m gpu
 
-# The aarch64 build by emulation, on the instruction sets of a Jetson Nano, a Jetson Orin and of all there are. 6 minutes.
-# Checkpoints of PyTorch files need torch, which is not fetched. NumPy's own products raise flags on `max`.
-AARCH64 = tests/aarch64/emulate.sh .aarch64 $(BIN)/python
-GOLDEN  = native and whole and not bin and not straddle
+# The aarch64 build by emulation, two processors at a time. 6 minutes.
 aarch64: $(VENV)/.dev
-	$(AARCH64) cortex-a57 -q tests/native/test_kernels.py && $(AARCH64) max -q tests/native/test_kernels.py -W ignore::RuntimeWarning && \
-	$(AARCH64) cortex-a76 -q tests/native/test_kernels.py tests/graph/test_golden.py tests/graph/test_families.py \
-	  -k "kernels or $(GOLDEN) or named" && $(AARCH64) cortex-a76 -q tests/aarch64 -m emulated || { status=$$?; test $$status = 75; }
+	tests/aarch64/prepare.sh .aarch64 $(BIN)/python && $(MAKE) -j2 -O $(addprefix aarch64-,graphs orin nano max jetson) || test $$? = 75
+
+# The instruction sets of a Jetson Nano, a Jetson Orin and of all there are. NumPy's own products raise flags on `max`.
+# Checkpoints of PyTorch files need torch, which is not fetched.
+EMULATED = tests/aarch64/emulate.sh .aarch64
+aarch64-nano:
+	$(EMULATED) cortex-a57 -q tests/native/test_kernels.py
+aarch64-max:
+	$(EMULATED) max -q tests/native/test_kernels.py -W ignore::RuntimeWarning
+aarch64-orin:
+	$(EMULATED) cortex-a76 -q tests/native/test_kernels.py
+aarch64-graphs:
+	$(EMULATED) cortex-a76 -q tests/graph/test_golden.py tests/graph/test_families.py -k "native and whole and not bin and not straddle or named"
+aarch64-jetson:
+	$(EMULATED) cortex-a76 -q tests/aarch64 -m emulated
 
 # The compiled operator under ASan, UBSan and TSan. 3 minutes.
 sanitize: $(VENV)/.dev
@@ -167,6 +176,19 @@ $(VENV)-$(OLDEST)/.oldest: pyproject.toml constraints.txt $(NATIVE)
 	$(VENV)-$(OLDEST)/bin/pip install -q -c constraints.txt onnxruntime==$(OLDEST) onnx-ir==0.1.15 'numpy<2' -e '.[export,torch]' pytest hypothesis
 	touch $@
 
+# The lowest version of each package that pyproject.toml allows, found by uv. It has no torch and no transformers. 5 minutes.
+LOWEST = tests/batching tests/bundle tests/doctor tests/machine tests/runtime tests/server tests/test_hub.py
+lowest: $(VENV)-lowest/.lowest
+	$(VENV)-lowest/bin/pytest $(LOWEST) -k 'not straddle and not pytorch' \
+	  --ignore tests/runtime/test_chat_template.py --ignore tests/server/test_spans.py
+
+$(VENV)-lowest/.lowest: pyproject.toml $(NATIVE)
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/pip install -q uv
+	$(VENV)-lowest/bin/uv pip install -q --python $(VENV)-lowest --resolution lowest-direct -e '.[bench,chat,cpu,export,hub,serve]'
+	$(VENV)-lowest/bin/pip install -q hypothesis jsonschema openai pytest
+	touch $@
+
 # What differs between Pythons, on those that are here beside ours: python3.N, or pyenv's. Without torch: not its files.
 PYTHONS ?= 3.10 3.12 3.13
 VARYING = tests/bundle tests/doctor tests/machine tests/graph/test_families.py tests/runtime/test_session.py tests/runtime/test_state.py
@@ -184,7 +206,8 @@ $(VENV)-%/.python: pyproject.toml constraints.txt $(NATIVE)
 
 # Other projects as they are on PyPI. Each environment is what a file of tests/integrations/environments lists, over the
 # one of the tests; a row below says which tests run in it.
-ecosystem: $(ECOSYSTEM:%=ecosystem-%)
+ecosystem: $(VENV)/.dev
+	$(MAKE) -j2 -O $(ECOSYSTEM:%=ecosystem-%)
 
 ecosystem-transformers-4 ecosystem-transformers-5: TESTS := test_transformers.py test_optimum.py
 
@@ -197,6 +220,9 @@ ecosystem-triton ecosystem-triton-old: TESTS := test_triton.py
 ecosystem-triton: .ecosystem/triton-server/pytriton
 ecosystem-triton-old: .ecosystem/triton-old-server/pytriton
 ecosystem-ray: TESTS := test_ray.py
+ecosystem-aiperf: TESTS := test_aiperf.py
+# It brings a plugin for pytest that no pytest of ours loads.
+ecosystem-aiperf: export PYTEST_ADDOPTS += -p no:dash
 ecosystem-packaging: TESTS := test_packaging.py
 
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json

@@ -17,6 +17,8 @@ NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 UNREAD = ("*/*", "*.gguf", "*.h5", "*.msgpack", "*.onnx_data", "*.ot", "*.pt", "*.pth", "consolidated*")
 #: Fetched only where there is nothing better.
 PYTORCH = "*.bin"
+#: How a folder of the cache begins: models--ORG--NAME/snapshots/COMMIT.
+REPOSITORY = "models--"
 #: Files that name others beside them.
 LISTS = ("dijiang.json", "*.index.json")
 
@@ -39,9 +41,21 @@ def folder_of(given: str, revision: str | None = None) -> Path:
     return folder
 
 
-def is_snapshot(folder: Path) -> bool:
-    """Whether a folder belongs to the Hub's cache, which is not ours to write to."""
-    return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+def name_of(folder: Path) -> str:
+    """What a model is called: ORG/NAME if its folder is of the Hub's cache, else as its folder, or a link to it."""
+    repository = repository_of(folder)
+    if repository is not None:
+        return repository.name.removeprefix(REPOSITORY).replace("--", "/", 1)
+    return os.path.basename(os.path.abspath(folder))
+
+
+def repository_of(folder: Path) -> Path | None:
+    """The repository in the Hub's cache that a folder is of, with the files that it links to; None: it is of none.
+
+    Nothing of it is ours to write to.
+    """
+    found = folder.parent.parent
+    return found if folder.parent.name == "snapshots" and found.name.startswith(REPOSITORY) else None
 
 
 def _is_whole(folder: Path, ignored: Iterable[str], wanted: Iterable[str]) -> bool:

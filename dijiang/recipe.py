@@ -267,7 +267,7 @@ GRAPHS = {
         layer="dijiang.graph.layers.recurrent:standard",
         nodes=ONNX,
         opset=27,
-        onnxruntime=(1, 30),
+        onnxruntime=(1, 32),
     ),
     "cuda": Graph(
         "fastest on CUDA, with kernels that are compiled for the GPU at hand",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import partial, partialmethod
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -31,6 +34,15 @@ EXAMPLES = TESTS.parent / "examples"
 GOLDEN = {path.name: path for path in [*sorted((TESTS / "golden").iterdir()), EXAMPLES / "tiny-python"]}
 #: A shell gives what it runs in the background no SIGINT: tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+#: `pytest -n 2`: each process has cores of its own, so that no thread waits for those of another.
+WORKER, WORKERS = os.environ.get("PYTEST_XDIST_WORKER", ""), os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+if WORKER and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[int(WORKER.removeprefix("gw")) :: int(WORKERS)] or cores)
+
+if "mix_stderr" in signature(CliRunner).parameters:  # click before 8.2: both outputs apart, as later ones have it
+    CliRunner.__init__ = partialmethod(CliRunner.__init__, mix_stderr=False)
 
 #: Python 3.10 has no onnxruntime that runs the others.
 RUNNABLE = [graph for graph in GRAPHS if runs_here(graph)]

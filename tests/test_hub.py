@@ -11,12 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import openai
 import pytest
 from click.testing import CliRunner
 
 import dijiang
 from dijiang.cli import main
-from dijiang.hub import PYTORCH, _is_whole, folder_of
+from dijiang.hub import PYTORCH, _is_whole, folder_of, name_of
 from tests.conftest import GOLDEN
 
 COMMIT, OLD = "a" * 40, "b" * 40
@@ -107,14 +108,19 @@ def hub(exported):
 
 
 @pytest.fixture
-def cli(hub, tmp_path):
-    """cli(*arguments, **environment): the finished command in a process with an empty cache."""
+def variables(hub, tmp_path):
+    """The environment of a process that asks the hub, with an empty cache."""
     hub.broken = False
     hub.asked.clear()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    return kept | {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path / "home")}
+
+
+@pytest.fixture
+def cli(variables, tmp_path):
+    """cli(*arguments, **environment): the finished command."""
 
     def run(*arguments, **environment):
-        variables = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-        variables |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path / "home")}
         return subprocess.run(
             [sys.executable, "-m", "dijiang", *map(str, arguments)],
             env=variables | environment,
@@ -161,6 +167,38 @@ def test_verify_of_a_bundle_in_the_cache_writes_nothing_there(cli, hub, tmp_path
     (snapshot,) = (tmp_path / "home" / "hub" / "models--org--base" / "snapshots").iterdir()
     assert {file.name for file in snapshot.iterdir()} == {file.name for file in exported("neox-base").iterdir()}
     assert not json.loads((snapshot / "dijiang.json").read_text())["graphs"]["primitive"]["passed"]
+
+
+def test_a_served_model_is_called_as_it_was_asked_for(variables):
+    program = [sys.executable, "-m", "dijiang", "serve", "org/bundle", "--port", "0"]
+    with subprocess.Popen(program, env=variables, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            lines = [process.stderr.readline() for _ in range(3)]
+            assert lines[0].startswith("[org/bundle: ")
+            url = lines[2].removeprefix("[listening on ").rstrip("]\n")
+            with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+                assert [one.id for one in client.models.list()] == ["org/bundle"]
+                assert client.models.retrieve("org/bundle").id == "org/bundle"
+                answer = client.completions.create(model="org/bundle", prompt="x", max_tokens=2)
+                assert answer.usage.completion_tokens == 2
+        finally:
+            process.terminate()
+
+
+def test_a_report_calls_a_model_as_it_was_asked_for(cli):
+    done = cli("bench", "org/bundle", "-p", "none", "-n", "1", "-r", "1", "--seconds", "0", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert [model["name"] for model in json.loads(done.stdout)["models"]] == ["org/bundle"]
+
+
+def test_a_name_is_that_of_the_folder_or_of_the_link_to_it(tmp_path, monkeypatch):
+    (tmp_path / "v3").mkdir()
+    (tmp_path / "current").symlink_to("v3")
+    assert name_of(tmp_path / "current") == "current"
+    assert name_of(tmp_path / "v3" / ".." / "v3") == "v3"
+    monkeypatch.chdir(tmp_path / "v3")
+    assert name_of(Path(".")) == "v3"
+    assert name_of(tmp_path / "models--org--a-b.c" / "snapshots" / COMMIT) == "org/a-b.c"
 
 
 def test_pytorch_files_are_fetched_only_where_nothing_else_is(cli, hub, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 
 from ..bundle.opened import Bundle, open_bundle
 from ..errors import DijiangError
+from ..hub import name_of
 from ..machine.describe import describe_machine
 from ..machine.sensors import find_sensors
 from .matrix import Test, failure, plan_tests
@@ -66,8 +66,7 @@ def run_bench(
     with ExitStack() as stack:
         for path in bundles:
             taken = {side.name for group in groups for side in group}
-            folder_name = os.path.basename(os.path.realpath(path))
-            names = chain((folder_name, str(path)), (f"{path} ({n})" for n in count(2)))
+            names = chain((name_of(Path(path)), str(path)), (f"{path} ({n})" for n in count(2)))
             building = name = next(name for name in names if name not in taken)
             try:
                 bundle = open_bundle(path)

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import BundleError
 from ..files import given, read_json, write_file
 from ..hidden import locked, recover
+from ..hub import repository_of
 from .graphs import check_graphs
 from .integrity import check_file
 from .manifest import AGAIN, DATA, GENERATION, MANIFEST, PARITY, SAMPLING, Manifest
@@ -176,8 +177,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check_name(folder: Path, name: str, *, hashes: bool) -> None:
-    """A plain name. Hub caches and volumes have links there to anywhere: where hashes are compared, they vouch."""
-    inside = hashes or os.path.dirname(os.path.realpath(folder / name)) == os.path.realpath(folder)
+    """A plain name. It may be a link to a file of the folder, or of the Hub's cache; to any, where hashes vouch."""
+    real = Path(os.path.realpath(folder))
+    inside = hashes or (repository_of(real) or real) in Path(os.path.realpath(folder / name)).parents
     if Path(name).name != name or name == ".." or not inside:
         raise BundleError(
             f"{folder}: file name {name!r} leaves the bundle folder, expected a plain name; do not use this bundle"

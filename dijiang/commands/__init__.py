@@ -106,8 +106,8 @@ class ModelFolder(click.Path):
         return folder_of(given, ctx.meta.get(REVISION) if ctx else None)
 
 
-def model_folder(name: str) -> Callable[[Any], Any]:
-    """An argument that is a ModelFolder, and its --revision."""
+def model_folder(name: str, **more: Any) -> Callable[[Any], Any]:
+    """An argument of ModelFolders, one unless click's `nargs` says otherwise, and their --revision."""
 
     def remember(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
         ctx.meta[REVISION] = value
@@ -115,7 +115,7 @@ def model_folder(name: str) -> Callable[[Any], Any]:
     def declare(command: Any) -> Any:
         text = "Branch, tag or commit of a model of the Hub, which is given as ORG/NAME."
         option = click.option("--revision", is_eager=True, expose_value=False, callback=remember, help=text)
-        return click.argument(name, type=ModelFolder())(option(command))
+        return click.argument(name, type=ModelFolder(), **more)(option(command))
 
     return declare
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-from . import FILE
+from . import FILE, model_folder
 
 SIZES = "A size, a list 0,2048 or a range 128-512+128, 1-16*2."
 
 
 @click.command()
-@click.argument("bundles", nargs=-1, type=FILE)
+@model_folder("bundles", nargs=-1)
 @click.option("-p", "prompts", default="512", show_default=True, help=f"Prompt tokens. {SIZES} none: off.")
 @click.option("-n", "generations", default="128", show_default=True, help="Generated tokens; none: off.")
 @click.option("-d", "depths", default="0", show_default=True, help="Tokens already in the state.")

@@ -11,15 +11,15 @@ import click
 from ..errors import InputError
 from ..runtime.options import Loading
 from ..server.settings import Serving
-from . import FILE, options_of, say, taken
+from . import model_folder, options_of, say, taken
 
 
 @click.command()
-@click.argument("bundles", nargs=-1, required=True, type=FILE)
+@model_folder("bundles", nargs=-1, required=True)
 @options_of(Serving, Loading)
 @click.option("--json-logs", is_flag=True, help="One line of JSON an answer on stderr.")
 def serve(bundles: tuple[Path, ...], json_logs: bool, **options: Any) -> None:
-    """Serve BUNDLES under the names of their folders, by OpenAI's API.
+    """Serve BUNDLES by OpenAI's API: each under its folder's name, or as ORG/NAME.
 
     DIJIANG_API_KEY: the key that clients send. DIJIANG_SEAL_KEY: seals states, 32 characters or more.
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..bundle.opened import open_bundle
-from ..hub import is_snapshot
+from ..hub import repository_of
 from . import FILE, GRAPH, JSON, PROGRESS, SIGNERS, TEXT, THREADS, ModelFolder, model_folder, print_table
 from .inspect import NOT_JUDGED, VERDICTS
 
@@ -70,7 +70,7 @@ def verify(
         print_table(rows)
     if html is not None:
         write_page(html, report, opened)
-    if store and not is_snapshot(bundle):
+    if store and repository_of(bundle.resolve()) is None:
         store_report(opened, report)
     report.require()
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..bundle.opened import Bundle
 from ..errors import ParityError
 from ..files import write_file
+from ..hub import name_of
 from ..models.decay import Decay
 from ..models.tokenizer import TOKENIZER
 from ..runtime.text import TextTokenizer
@@ -39,7 +40,7 @@ def to_html(report: Parity, bundle: Bundle) -> str:
     details = [one.detail for one in report.each if one.detail is not None]
     graphs = "".join(_graph(one, one.detail, reader) for one in report.each if one.detail is not None)
     return Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(bundle.path.name),
+        title=escape(name_of(bundle.path)),
         header=escape(compared),
         graphs=graphs,
         decay=_decay(details[0].decays) if details else "",

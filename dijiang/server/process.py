@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import uvicorn
 
 from ..batching.slots import slot_bytes
 from ..errors import InputError
+from ..hub import name_of
 from ..runtime.model import Model, load
 from ..runtime.sessions.providers import Say
 from .app import Server, log
@@ -40,10 +40,10 @@ def build(
 
 
 def loaded(bundles: Sequence[Path], loading: dict[str, Any], say: Say = lambda text: None) -> dict[str, Model]:
-    """Models by the names of their folders; InputError: two bundles of one name."""
+    """Models by their names, see `hub.name_of`; InputError: two bundles of one name."""
     models: dict[str, Model] = {}
     for bundle in bundles:
-        name = os.path.basename(os.path.realpath(bundle))
+        name = name_of(bundle)
         if name in models:
             raise InputError(f"two bundles have the name {name}, expected one of each; rename a folder")
         models[name] = load(bundle, say=say, **loading)

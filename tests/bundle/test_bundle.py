@@ -1,6 +1,7 @@
 """Opening a bundle: every file whole, nothing outside the folder, formats known."""
 
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,6 +84,33 @@ def test_links_of_a_hub_cache_are_read_where_the_hashes_vouch_for_them(bundle, g
     data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
     with pytest.raises(dijiang.BundleError, match=r"model\.onnx\.data: sha256"):
         dijiang.load(bundle)
+
+
+def moved(bundle, folder, files):
+    """The bundle in another folder, of links to files that lie elsewhere."""
+    folder.mkdir(parents=True)
+    files.mkdir(parents=True)
+    for file in sorted(bundle.iterdir()):
+        file.rename(files / file.name)
+        (folder / file.name).symlink_to(os.path.relpath(files / file.name, folder))
+    return folder
+
+
+PLACES = {
+    "the Hub's cache": ("models--org--m/snapshots/" + "a" * 40, "models--org--m/blobs"),
+    "a volume": ("volume", "volume/..data"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_links_within_a_cache_or_a_folder_need_no_hashes(bundle, tmp_path, place):
+    folder, files = (tmp_path / one for one in PLACES[place])
+    found = moved(bundle, folder, files)
+    assert dijiang.load(found, check_hashes=False).spec.num_layers > 0
+    (files / "model.onnx.data").rename(tmp_path / "elsewhere")
+    (files / "model.onnx.data").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(dijiang.BundleError, match=r"model\.onnx\.data' leaves the bundle folder"):
+        dijiang.load(found, check_hashes=False)
 
 
 BROKEN = {

@@ -85,10 +85,20 @@ def test_integer_weights_are_those_of_the_ort_graph(exported):
 
 
 @compiled
-def test_threads_do_not_change_the_result(exported):
-    bundle, ids = exported("tiny-python", graph="native"), np.arange(40)[None]
-    one, two = (dijiang.load(bundle, threads=n) for n in (1, 2))
-    assert np.array_equal(one.forward(ids, one.new_state()), two.forward(ids, two.new_state()))
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_threads_do_not_change_the_result(exported, precision, batch):
+    """Of a prompt in pieces, a step of few tokens and one of a single token: each has kernels of its own."""
+    bundle = exported("tiny-python", graph="native", precision=precision)
+    ids = np.random.default_rng(0).integers(0, 2048, (batch, 300))
+    found = []
+    for threads in (1, 2, 3):
+        model = dijiang.load(bundle, threads=threads)
+        state = model.new_state(batch)
+        logits = [model.forward(ids[:, :length], state, all_logits=True) for length in (300, 5, 1)]
+        found.append([*logits, *state.layers])
+    for other in found[1:]:
+        assert all(map(np.array_equal, found[0], other))
 
 
 @compiled
