@@ -8,13 +8,18 @@ OLDEST ?= 1.15.0
 
 ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.txt)))
 
+# Two processes of tests, each with cores of its own (tests/conftest.py).
+TWO := -n 2 --dist loadfile
+
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
+# What the page for browsers is made of, beside its own files.
+WEB := web/node_modules/.package-lock.json web/core.wasm web/core-relaxed.wasm
 
 .PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation browser real rounding budget steps speculation oldest lowest pythons ecosystem demo clean
 
 test: $(VENV)/.dev lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest $(TWO)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -43,12 +48,12 @@ timing: $(VENV)/.dev
 # A few cases of what runs for hours (mutations of our code, kills, fuzzed files, the script for GPUs), and the slowest
 # tests of what quicker ones say, too. 4 minutes.
 samples: $(VENV)/.dev
-	$(BIN)/pytest -m samples
+	$(BIN)/pytest -m samples $(TWO)
 
 # The kernels of the WebGPU provider, on Mesa's lavapipe where it can be set up; `pytest -m gpu` takes a GPU. 5 minutes.
 gpu: $(VENV)/.dev
 	tests/gpu/lavapipe.sh .lavapipe > .lavapipe.env || { status=$$?; rm .lavapipe.env; test $$status = 75; }
-	test ! -e .lavapipe.env || env $$(cat .lavapipe.env) $(BIN)/pytest -m gpu
+	test ! -e .lavapipe.env || env $$(cat .lavapipe.env) $(BIN)/pytest -m gpu $(TWO)
 
 # The aarch64 build by emulation, two processors at a time. 6 minutes.
 aarch64: $(VENV)/.dev
@@ -115,7 +120,7 @@ one-client: $(VENV)/.dev
 	$(BIN)/python benchmarks/one_client.py .steps -o benchmarks/results/one-client.json
 
 # What a token costs in a browser and of the native graph with one thread, in turns, on a machine that does nothing else. 2 minutes.
-browser: .ecosystem/browser/.made web/node_modules/.package-lock.json web/core.wasm web/core-relaxed.wasm
+browser: .ecosystem/browser/.made $(WEB)
 	PYTHONPATH=. .ecosystem/browser/bin/python benchmarks/browser.py .steps -o benchmarks/results/browser.json
 
 # 10,000 requests that no client should send, and bytes at random.
@@ -205,15 +210,17 @@ $(VENV)-%/.python: pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 # Other projects as they are on PyPI. Each environment is what a file of tests/integrations/environments lists, over the
-# one of the tests; a row below says which tests run in it.
+# one of the tests; a row below says which tests run in it. First what they need, then two at a time, the longest first.
+TRITON := .ecosystem/triton-server/pytriton .ecosystem/triton-old-server/pytriton
 ecosystem: $(VENV)/.dev
-	$(MAKE) -j2 -O $(ECOSYSTEM:%=ecosystem-%)
+	$(MAKE) -j2 -O $(WEB) $(TRITON) $(ECOSYSTEM:%=.ecosystem/%/.made)
+	$(MAKE) -j2 -O $(addprefix ecosystem-,browser harness-old $(filter-out browser harness-old,$(ECOSYSTEM)))
 
 ecosystem-transformers-4 ecosystem-transformers-5: TESTS := test_transformers.py test_optimum.py
 
 ecosystem-harness ecosystem-harness-old: TESTS := test_lm_eval.py
 ecosystem-browser: TESTS := test_browser.py test_browser_conditions.py test_browser_native.py
-ecosystem-browser: web/node_modules/.package-lock.json web/core.wasm web/core-relaxed.wasm
+ecosystem-browser: $(WEB)
 ecosystem-genai ecosystem-genai-old: TESTS := test_genai.py
 ecosystem-site: TESTS := test_site.py
 ecosystem-triton ecosystem-triton-old: TESTS := test_triton.py
