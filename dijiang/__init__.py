@@ -24,6 +24,7 @@ _PUBLIC = {
     "State": "runtime.state",
     "Bundle": "bundle.opened",
     "ModelSpec": "models.spec",
+    "folder_of": "hub",
 }
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     )
     from .exporter.engine import build
     from .exporter.export import export
+    from .hub import folder_of
     from .models.spec import ModelSpec
     from .parity.verify import verify
     from .runtime.model import Model, load
@@ -68,6 +70,7 @@ __all__ = [
     "State",
     "build",
     "export",
+    "folder_of",
     "load",
     "verify",
 ]

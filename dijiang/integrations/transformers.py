@@ -13,7 +13,7 @@ from tempfile import mkdtemp
 from typing import Any
 from weakref import finalize
 
-from .. import Model, State, export, load
+from .. import Model, State, export, folder_of, load
 
 try:
     import torch
@@ -117,20 +117,21 @@ class DijiangForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, precision: str | None = None, **loading: Any
+        cls, folder: str | Path, *, precision: str | None = None, revision: str | None = None, **loading: Any
     ) -> DijiangForCausalLM:
         """Load a bundle, or export a checkpoint into a temporary folder and load that.
 
         Args:
-            folder: a bundle or a DiJiang checkpoint.
+            folder: a bundle or a DiJiang checkpoint, or the name of one on the Hub, ORG/NAME.
             precision: of the export of a checkpoint; None: fp32. A bundle has its own.
+            revision: branch, tag or commit of the Hub's.
             loading: options of `dijiang.load`: provider, graph, threads.
 
         Raises:
             ValueError: a precision for a bundle.
             DijiangError: the folder is neither, or an option is unknown.
         """
-        folder = Path(folder)
+        folder = folder_of(str(folder), revision)
         if (folder / "dijiang.json").is_file() or not (folder / "config.json").is_file():
             if precision is not None:
                 raise ValueError(

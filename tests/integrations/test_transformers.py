@@ -1,6 +1,9 @@
 """transformers' `generate()` on a bundle: its tokens are ours. `make ecosystem` runs this on 4.57, too."""
 
 import gc
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -12,6 +15,7 @@ from dijiang.integrations.transformers import CACHE, DijiangConfig, DijiangForCa
 from dijiang.runtime.options import Generation
 from dijiang.runtime.sampling import candidates
 from tests.conftest import GOLDEN
+from tests.fake_hub import Hub
 
 PROMPTS = ["def main(", "x", "import os\nclass A:\n    def f(self):\n        return"]
 pytestmark = pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
@@ -180,6 +184,27 @@ def test_a_checkpoint_is_exported_and_gone_afterwards(model):
     assert not folder.exists()
     with pytest.raises(ValueError, match="it has a precision of its own"):
         DijiangForCausalLM.from_pretrained(model.model.bundle.path, precision="int8")
+
+
+CODE = """
+import torch
+from dijiang.integrations.transformers import DijiangForCausalLM as Model
+for name, more in {"org/bundle": {}, "org/checkpoint": {"precision": "int8", "revision": "main"}}.items():
+    model = Model.from_pretrained(name, **more)
+    ids = model.tokenizer("x", return_tensors="pt").input_ids if model.model.has_tokenizer else torch.tensor([[1]])
+    print(model.model.manifest.recipe.precision, model.generate(ids, max_new_tokens=3).shape)
+"""
+
+
+def test_models_of_the_hub_are_loaded_by_their_names(exported, tmp_path):
+    hub = Hub()
+    hub.add("org/bundle", exported("tiny-python"))
+    hub.add("org/checkpoint", GOLDEN["neox-base"])
+    variables = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path)}
+    variables.pop("HF_HUB_OFFLINE", None)
+    done = subprocess.run([sys.executable, "-c", CODE], env=variables, capture_output=True, text=True, check=False)
+    hub.close()
+    assert done.stdout.splitlines() == ["fp32 torch.Size([1, 4])", "int8 torch.Size([1, 4])"], done.stderr
 
 
 def test_a_model_is_saved_as_the_bundle_that_it_is(model, tmp_path):
