@@ -8,9 +8,6 @@ OLDEST ?= 1.15.0
 
 ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.txt)))
 
-# Two processes of tests, each with cores of its own (tests/conftest.py).
-TWO := -n 2 --dist loadfile
-
 # Compiled at installation.
 NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
 # What the page for browsers is made of, beside its own files.
@@ -18,8 +15,9 @@ WEB := web/node_modules/.package-lock.json web/core.wasm web/core-relaxed.wasm
 
 .PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation browser real rounding budget steps speculation oldest lowest pythons ecosystem demo clean
 
+# In two processes, each with cores of its own (tests/conftest.py).
 test: $(VENV)/.dev lint
-	$(BIN)/pytest $(TWO)
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -46,16 +44,16 @@ timing: $(VENV)/.dev
 	$(BIN)/pytest -m timing -s
 
 # A few cases of what runs for hours (mutations of our code, kills, fuzzed files, the script for GPUs), and the slowest
-# tests of what quicker ones say, too. 4 minutes.
+# tests of what quicker ones say, too. 7 minutes.
 samples: $(VENV)/.dev
-	$(BIN)/pytest -m samples $(TWO)
+	$(BIN)/pytest -m samples
 
 # The kernels of the WebGPU provider, on Mesa's lavapipe where it can be set up; `pytest -m gpu` takes a GPU. 5 minutes.
 gpu: $(VENV)/.dev
 	tests/gpu/lavapipe.sh .lavapipe > .lavapipe.env || { status=$$?; rm .lavapipe.env; test $$status = 75; }
-	test ! -e .lavapipe.env || env $$(cat .lavapipe.env) $(BIN)/pytest -m gpu $(TWO)
+	test ! -e .lavapipe.env || env $$(cat .lavapipe.env) $(BIN)/pytest -m gpu
 
-# The aarch64 build by emulation, two processors at a time. 6 minutes.
+# The aarch64 build by emulation, two processors at a time. 20 minutes.
 aarch64: $(VENV)/.dev
 	tests/aarch64/prepare.sh .aarch64 $(BIN)/python && $(MAKE) -j2 -O $(addprefix aarch64-,graphs orin nano max jetson) || test $$? = 75
 

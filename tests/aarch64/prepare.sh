@@ -59,10 +59,10 @@ if [ ! -e "$folder/done" ]; then
   done
   "$python" -m pip install -q --target "$folder/site" --only-binary=:all: --python-version 3.11 --implementation cp \
     "${platforms[@]}" -c "$repository/constraints.txt" "${wheels[@]}" >>"$folder/log" 2>&1 || cannot "no wheels, see $folder/log"
-  # What a test starts by `sys.executable` is emulated, too.
-  echo "import os, sys; sys.executable = os.environ['EMULATED']" >"$folder/site/sitecustomize.py"
   touch "$folder/done"
 fi
+# What a test starts by `sys.executable` is emulated, too.
+echo "import os, sys; sys.executable = os.environ['EMULATED']" >"$folder/site/sitecustomize.py"
 
 # The wheel of aarch64 is built here. Tests lie beside the package that is in it.
 rm -rf "$folder/source" "$folder/wheel"
