@@ -101,6 +101,7 @@ def test_public_names_are_these():
         "State",
         "build",
         "export",
+        "folder_of",
         "load",
         "verify",
     ]
