@@ -208,11 +208,13 @@ $(VENV)-%/.python: pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 # Other projects as they are on PyPI. Each environment is what a file of tests/integrations/environments lists, over the
-# one of the tests; a row below says which tests run in it. First what they need, then two at a time, the longest first.
+# one of the tests; a row below says which tests run in it. First what they need, then two at a time, the longest first;
+# packaging by itself, for it measures how fast dijiang is imported.
 TRITON := .ecosystem/triton-server/pytriton .ecosystem/triton-old-server/pytriton
 ecosystem: $(VENV)/.dev
 	$(MAKE) -j2 -O $(WEB) $(TRITON) $(ECOSYSTEM:%=.ecosystem/%/.made)
-	$(MAKE) -j2 -O $(addprefix ecosystem-,browser harness-old $(filter-out browser harness-old,$(ECOSYSTEM)))
+	$(MAKE) -j2 -O $(addprefix ecosystem-,browser harness-old $(filter-out browser harness-old packaging,$(ECOSYSTEM)))
+	$(MAKE) ecosystem-packaging
 
 ecosystem-transformers-4 ecosystem-transformers-5: TESTS := test_transformers.py test_optimum.py
 
