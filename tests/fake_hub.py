@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -22,6 +23,11 @@ class Hub(ThreadingHTTPServer):
     def close(self):
         self.shutdown()
         self.server_close()
+
+    def variables(self, home):
+        """The environment of a process that asks this hub, and keeps what it gets in a folder."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+        return kept | {"HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}", "HF_HOME": str(home)}
 
     def add(self, name, folder, commit=COMMIT):
         self.repositories[name, commit] = {

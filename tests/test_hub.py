@@ -1,7 +1,6 @@
 """Models by their names on the Hub, against a server of our own that speaks its interface."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -38,8 +37,7 @@ def variables(hub, tmp_path):
     """The environment of a process that asks the hub, with an empty cache."""
     hub.broken = False
     hub.asked.clear()
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    return kept | {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path / "home")}
+    return hub.variables(tmp_path / "home")
 
 
 @pytest.fixture

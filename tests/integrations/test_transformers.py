@@ -1,7 +1,6 @@
 """transformers' `generate()` on a bundle: its tokens are ours. `make ecosystem` runs this on 4.57, too."""
 
 import gc
-import os
 import subprocess
 import sys
 import time
@@ -200,9 +199,8 @@ def test_models_of_the_hub_are_loaded_by_their_names(exported, tmp_path):
     hub = Hub()
     hub.add("org/bundle", exported("tiny-python"))
     hub.add("org/checkpoint", GOLDEN["neox-base"])
-    variables = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path)}
-    variables.pop("HF_HUB_OFFLINE", None)
-    done = subprocess.run([sys.executable, "-c", CODE], env=variables, capture_output=True, text=True, check=False)
+    program = [sys.executable, "-c", CODE]
+    done = subprocess.run(program, env=hub.variables(tmp_path), capture_output=True, text=True, check=False)
     hub.close()
     assert done.stdout.splitlines() == ["fp32 torch.Size([1, 4])", "int8 torch.Size([1, 4])"], done.stderr
 
