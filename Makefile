@@ -53,21 +53,21 @@ gpu: $(VENV)/.dev
 	tests/gpu/lavapipe.sh .lavapipe > .lavapipe.env || { status=$$?; rm .lavapipe.env; test $$status = 75; }
 	test ! -e .lavapipe.env || env $$(cat .lavapipe.env) $(BIN)/pytest -m gpu
 
-# The aarch64 build by emulation, two processors at a time. 20 minutes.
+# The aarch64 build by emulation, two processors at a time, the longest first. 6 minutes.
 aarch64: $(VENV)/.dev
-	tests/aarch64/prepare.sh .aarch64 $(BIN)/python && $(MAKE) -j2 -O $(addprefix aarch64-,graphs orin nano max jetson) || test $$? = 75
+	tests/aarch64/prepare.sh .aarch64 $(BIN)/python && $(MAKE) -j2 -O $(addprefix aarch64-,graphs jetson max nano orin) || test $$? = 75
 
-# The instruction sets of a Jetson Nano, a Jetson Orin and of all there are. NumPy's own products raise flags on `max`.
+# The instruction sets of a Jetson Nano, a Jetson Orin and of all that our kernels know: SVE, which they do not, is slow there.
 # Checkpoints of PyTorch files need torch, which is not fetched.
 EMULATED = tests/aarch64/emulate.sh .aarch64
 aarch64-nano:
 	$(EMULATED) cortex-a57 -q tests/native/test_kernels.py
 aarch64-max:
-	$(EMULATED) max -q tests/native/test_kernels.py -W ignore::RuntimeWarning
+	$(EMULATED) max,sve=off,sme=off,pauth-impdef=on -q tests/native/test_kernels.py
 aarch64-orin:
 	$(EMULATED) cortex-a76 -q tests/native/test_kernels.py
 aarch64-graphs:
-	$(EMULATED) cortex-a76 -q tests/graph/test_golden.py tests/graph/test_families.py -k "native and whole and not bin and not straddle or named"
+	$(EMULATED) cortex-a76 -q tests/graph/test_golden.py tests/graph/test_families.py -k "native and whole and not bin and not straddle and not published or named"
 aarch64-jetson:
 	$(EMULATED) cortex-a76 -q tests/aarch64 -m emulated
 

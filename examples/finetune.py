@@ -384,9 +384,9 @@ def run(
         first, seconds = step if first is None else first, time.perf_counter() - started
         tokens = step * args.accumulate * args.batch * args.length
         shown = "" if loss is None else f"{loss:.4f}"
-        left = seconds / max(step - first, 1) * (args.steps - step)
+        left = "" if step == first else f", {seconds / (step - first) * (args.steps - step):.0f} s to go"
         print(f"step {step} of {args.steps}, {tokens:,} tokens: loss {shown or '-'}, held out {held:.3f}, "
-              f"{seconds:.0f} s, {left:.0f} s to go", flush=True)  # fmt: skip
+              f"{seconds:.0f} s{left}", flush=True)  # fmt: skip
         if args.log is not None:
             with args.log.open("a") as log:
                 log.write(f"{step},{tokens},{shown},{held:.4f}\n")

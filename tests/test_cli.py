@@ -101,6 +101,7 @@ def test_read_only_bundle_still_gets_its_report_on_stdout(cli, tmp_path, monkeyp
     assert json.loads(done.stdout)["passed"]
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert "Read-only file system" in done.stderr
+    assert done.stderr.endswith("or verify with --no-store\n")
     assert cli("verify", tmp_path / "b", "--against", TINY, "--tokens", 8, "--no-store").exit_code == 0
 
 

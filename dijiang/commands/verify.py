@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..bundle.opened import open_bundle
+from ..errors import BundleError
 from ..hub import repository_of
 from . import FILE, GRAPH, JSON, PROGRESS, SIGNERS, TEXT, THREADS, ModelFolder, model_folder, print_table
 from .inspect import NOT_JUDGED, VERDICTS
@@ -71,7 +72,11 @@ def verify(
     if html is not None:
         write_page(html, report, opened)
     if store and repository_of(bundle.resolve()) is None:
-        store_report(opened, report)
+        try:
+            store_report(opened, report)
+        except BundleError as error:
+            report.require()  # a failed gate matters more
+            raise BundleError(f"{error}, or verify with --no-store") from error
     report.require()
 
 
