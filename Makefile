@@ -13,7 +13,7 @@ NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.c
 # What the page for browsers is made of, beside its own files.
 WEB := web/node_modules/.package-lock.json web/core.wasm web/core-relaxed.wasm
 
-.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation browser real rounding budget steps speculation oldest lowest pythons ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation browser real tuned rounding budget steps speculation oldest lowest pythons ecosystem demo clean
 
 # In two processes, each with cores of its own (tests/conftest.py).
 test: $(VENV)/.dev lint
@@ -146,6 +146,12 @@ simulation: $(VENV)/.dev
 real: $(VENV)/.dev
 	$(BIN)/pip install -q -c constraints.txt gguf accelerate
 	$(BIN)/python benchmarks/real.py .real -o benchmarks/results/real.json
+	$(BIN)/python docs/generate.py
+
+# The same after an hour of training on Python's standard library: its text is judged, and every precision. 3 GB of disk more.
+tuned: $(VENV)/.dev
+	$(BIN)/pip install -q -c constraints.txt gguf accelerate
+	$(BIN)/python benchmarks/real.py .real -o benchmarks/results/tuned.json --tune --decode 2000
 	$(BIN)/python docs/generate.py
 
 # What every way of rounding costs the same model before its conversion.

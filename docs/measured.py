@@ -30,6 +30,43 @@ Processor: {cpu}.
 """
 
 
+TUNED = """
+## After a little training
+
+`make tuned` fine-tunes the converted model by its teacher, with `examples/finetune.py`, on the modules of Python's
+standard library: {tokens} tokens, in which the loss on modules that are held out falls from {first:.2f} to
+{last:.2f} nats. It has begun to speak, so its text is judged: of the held-out modules, {compared} tokens. *Over
+rounding* is the error in units of what plain rounding costs this model ([ADR 0042](adr/0042-rounding-gate.md)).
+
+Processor: {cpu}.
+
+"""
+
+
+def tuned() -> str:
+    """The part about the same model after its training."""
+    found = json.loads((REPORTS / "tuned.json").read_text(encoding="utf-8"))
+    log, rows = found["training"]["log"], found["precisions"]
+    lines = []
+    for row in rows:
+        for graph, of in row["graphs"].items():
+            gates = of["gates"]
+            over = gates.get("error_over_rounding", gates.get("error_over_float32"))
+            lines.append([f"`{row['precision']}`", f"`{graph}`", f"{of['rms_relative_error']:.1e}", f"{over:.2f}"])
+            lines[-1] += [f"{of['kl']:.1e}", f"{of['top1_agreement']:.2%}"]
+            lines[-1] += [f"{of['perplexity'] / of['reference_perplexity'] - 1:+.2%}"]
+            lines[-1] += ["passed" if of["passed"] else "failed"]
+    heads = ["precision", "graph", "RMS, relative", "over rounding", "KL, nats", "top-1", "perplexity", "gate"]
+    text = TUNED.format(
+        tokens=f"{int(log[-1]['tokens']):,}",
+        first=float(log[0]["held_out_loss"]),
+        last=float(log[-1]["held_out_loss"]),
+        compared=f"{min(of['tokens'] for row in rows for of in row['graphs'].values()):,}",
+        cpu=found["cpu"]["model"],
+    )
+    return text + table(heads, lines)
+
+
 def compared(rows: list[dict[str, Any]]) -> str:
     """Differences of every graph; one over float32 is in units of what the reference loses in float32."""
     lines = []
@@ -76,7 +113,7 @@ def real() -> str:
     found = json.loads((REPORTS / "real.json").read_text(encoding="utf-8"))
     rows, cpu = found["precisions"], found["cpu"]
     head = REAL.format(package=found["package"], decoded=f"{found['decoded']:,}", cpu=cpu["model"])
-    return "\n".join([head, compared(rows), "\n## What it costs\n", costs(rows), ""])
+    return "\n".join([head, compared(rows), "\n## What it costs\n", costs(rows), tuned(), ""])
 
 
 ROUNDING = """# What rounding costs a real model

@@ -19,6 +19,7 @@ from ..models.config import brief
 from ..recipe import require
 from ..runtime.sessions.engines import EngineRecord
 from ..runtime.sessions.inference import why_not
+from ..typed import check_types
 from . import FILE, GRAPH, JSON, ModelFolder, model_folder, print_table
 
 #: Pixels above a picture, for its title.
@@ -122,6 +123,7 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
             ("positions", "no end" if limit is None else f"{limit}: {manifest.limit_reason}"),
             ("decay", manifest.decay),
             ("parity", _verdict(bundle, bundle.passed)),
+            *([("from float64", cost_line(bundle.parity))] if bundle.parity else []),
             ("signature", "none" if manifest.signature is None else "there: --require-signature checks it"),
             *(("warning", text) for text in manifest.warnings),
             *(
@@ -136,6 +138,21 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
 def _sampling_line(found: dict[str, Any]) -> str:
     """The defaults of a checkpoint's authors; `run` has its own."""
     return ", ".join(f"{name} {brief(value)}" for name, value in found.items()) + " (its authors' choice)"
+
+
+def cost_line(report: Any) -> str:
+    """What the first graph differs by, from the report that is kept; it may be anybody's."""
+    from ..parity.difference import Difference
+
+    try:
+        found = Difference(**report["logits"])
+        check_types(found)
+        parts = [f"KL {found.kl:.1e} nats", f"top-1 agreement {found.top1_agreement:.2%}"]
+        if found.perplexity_change is not None:
+            parts.append(f"perplexity {found.perplexity_change:+.2%}")
+        return f"{', '.join(parts)}, on {report['tokens']} tokens ({report['text']})"
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        return "the report is another dijiang's; dijiang verify writes one"
 
 
 def _graph_line(bundle: Bundle, name: str) -> str:

@@ -82,8 +82,8 @@ def verify(
 
 def _graph_rows(report: Parity) -> list[tuple[str, str]]:
     rows = [("", f"graph {report.graph}:"), *_difference_rows(report.logits)]
-    if report.float32_error is not None:
-        rows.append(("float32 itself", f"{report.float32_error:.2e} RMS-relative"))
+    twin = report.rounded
+    rows.append(("plain rounding itself", f"{twin.rms_relative_error:.2e} RMS-relative, KL {twin.kl:.2e} nats"))
     rows.append((f"one at a time, first {report.steps}", f"{report.step_error:.2e} max"))
     rows += [
         (f"state after {e.length}", f"{e.rms_relative_error:.2e} RMS-relative, layer {e.layer}")

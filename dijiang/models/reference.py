@@ -6,7 +6,7 @@ float64 or float32 throughout; states are [B, G, K, K] per layer. Equations: DiJ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,7 +119,7 @@ class Reference:
         self.spec = model.spec
         self.dtype = np.dtype(dtype)
         self.decays = model.decays
-        self._weights = model.weights
+        self._weights: Mapping[str, Array] = model.weights
 
     def new_state(self, batch: int) -> list[Array]:
         """Empty states, one [B, G, K, V] a layer."""
@@ -174,8 +174,8 @@ class Reference:
         if self.spec.final_norm:
             x = self._norm(w, "final_norm", x)
         if self.spec.embedding_size is not None:
-            x = _linear(w, "embed_out", x)
-        return _linear(w, "head", x)
+            x = self._linear(w, "embed_out", x)
+        return self._linear(w, "head", x)
 
     def _layer(self, layer: int, w: LayerWeights, x: Array, piece: Piece) -> Array:
         if not self.spec.norm_first:
@@ -186,10 +186,10 @@ class Reference:
         return attended + self._mlp(w, self._norm(w, "mlp_norm", source))
 
     def _mlp(self, w: LayerWeights, x: Array) -> Array:
-        activation, up = ACTIVATIONS[self.spec.activation].function, _linear(w, "mlp_up", x)
+        activation, up = ACTIVATIONS[self.spec.activation].function, self._linear(w, "mlp_up", x)
         if self.spec.gated_mlp:
-            return _linear(w, "mlp_down", activation(_linear(w, "mlp_gate", x)) * up)
-        return _linear(w, "mlp_down", activation(up))
+            return self._linear(w, "mlp_down", activation(self._linear(w, "mlp_gate", x)) * up)
+        return self._linear(w, "mlp_down", activation(up))
 
     def _norm(self, w: LayerWeights, name: str, x: Array) -> Array:
         normed = NORMS[self.spec.norm](x, self.spec.norm_eps) * w[f"{name}.weight"]
@@ -200,7 +200,7 @@ class Reference:
         spec, decay = self.spec, self.decays[layer]
         positions = np.broadcast_to(piece.start + np.arange(x.shape[1]), x.shape[:2])
         q, k, v = np.split(
-            _linear(w, "qkv", x).reshape(*x.shape[:2], -1, spec.head_size),
+            self._linear(w, "qkv", x).reshape(*x.shape[:2], -1, spec.head_size),
             [spec.num_heads, spec.num_heads + spec.num_kv_heads],
             axis=2,
         )
@@ -217,10 +217,9 @@ class Reference:
         normed = group_norm(
             out.reshape(x.shape), w["group_norm.weight"], w["group_norm.bias"], spec.head_size, spec.group_norm_eps
         )
-        return _linear(w, "out", silu(_linear(w, "gate", x)) * normed)
+        return self._linear(w, "out", silu(self._linear(w, "gate", x)) * normed)
 
-
-def _linear(w: LayerWeights, name: str, x: Array) -> Array:
-    y: Array = x @ w[f"{name}.weight"]
-    bias = w.get(f"{name}.bias")
-    return y if bias is None else y + bias
+    def _linear(self, w: LayerWeights, name: str, x: Array) -> Array:
+        y: Array = x @ w[f"{name}.weight"]
+        bias = w.get(f"{name}.bias")
+        return y if bias is None else y + bias

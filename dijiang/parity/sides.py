@@ -70,46 +70,62 @@ def _calls(
         yield Call(np.array([[token]]), state)
 
 
+@dataclass
+class Found:
+    """Sums over the logits of a side, and each layer's state error by length of the first window."""
+
+    sums: Sums
+    states: dict[int, list[float]]
+
+
 def compare(
     checkpoint: DijiangModel,
     windows: Sequence[np.ndarray],
     runs: Sequence[Run],
+    twin: Reference,
     progress: Progress,
-    *,
-    float32: bool,
-) -> tuple[list[tuple[Sums, dict[int, list[float]]]], Sums | None]:
-    """For each run: sums over the logits, and each layer's state error by length of the first window.
+) -> tuple[list[Found], Found]:
+    """What every run differs by from the reference in float64, which runs once for all; and what the twin does.
 
-    float32: also what float32 arithmetic itself loses: the float32 reference on the first window.
-    The reference in float64 runs once for all.
+    twin: a reference that is rounded as the bundle is, over the same windows.
     """
-    plain = Reference(checkpoint, np.float32).forward(windows[0][None])[0] if float32 else None
-    lost = Sums()
     reference = Reference(checkpoint)
     first, *others = windows
-    state, cuts = reference.new_state(1), _cuts(len(first))
+    cuts = _cuts(len(first))
     spans = [(0, start, cut) for start, cut in zip((0, *cuts), cuts, strict=False)]
-    pieces = [Piece(first[None, start:cut], start, state) for _, start, cut in spans]
-    pieces += [Piece(ids[None]) for ids in others]
     spans += [(index, 0, len(ids)) for index, ids in enumerate(others, 1)]
-    found: list[tuple[Sums, dict[int, list[float]]]] = [(Sums(), {cut: [] for cut in cuts}) for _ in runs]
+
+    def pieces(of: Reference) -> list[Piece]:
+        state = of.new_state(1)
+        return [
+            Piece(windows[index][None, start:cut], start, None if index else state) for index, start, cut in spans
+        ]
+
+    twin_states: dict[int, list[np.ndarray]] = {cut: [] for cut in cuts}
+    found = [Found(Sums(), {cut: [] for cut in cuts}) for _ in (*runs, twin)]
+    states = [*(run.states for run in runs), twin_states]
     total = reference.dtype.itemsize * checkpoint.parameters
+
+    def kept(layer: int, piece: Piece) -> None:
+        if piece.state is not None:
+            twin_states[piece.start + piece.ids.shape[1]].append(piece.state[layer].copy())
 
     def passed(layer: int, piece: Piece) -> None:
         if piece.state is not None:
             cut = piece.start + piece.ids.shape[1]
-            for run, (_, errors) in zip(runs, found, strict=True):
-                errors[cut].append(_relative(run.states[cut][layer], piece.state[layer]))
-        if piece is pieces[-1]:
+            for one, state in zip(found, states, strict=True):
+                one.states[cut].append(_relative(state[cut][layer], piece.state[layer]))
+        if piece is asked[-1]:
             progress("verify", total * (layer + 1) // checkpoint.spec.num_layers, total)
 
-    for (index, start, cut), (rows,) in zip(spans, reference.run(pieces, passed), strict=True):
+    asked = pieces(reference)
+    # The twin's first logits come before the reference's: its states are there when they are compared.
+    rounded, exact = twin.run(pieces(twin), kept), reference.run(asked, passed)
+    for (index, start, cut), (row,), (expected,) in zip(spans, rounded, exact, strict=True):
         ids = windows[index][start : cut + 1]
-        for run, (sums, _) in zip(runs, found, strict=True):
-            sums.add(rows, run.logits[index][start:cut], ids)
-        if plain is not None and index == 0:
-            lost.add(rows, plain[start:cut], ids)
-    return found, None if plain is None else lost
+        for one, logits in zip(found, [*(run.logits[index][start:cut] for run in runs), row], strict=True):
+            one.sums.add(expected, logits, ids)
+    return found[:-1], found[-1]
 
 
 def _relative(found: np.ndarray, expected: np.ndarray) -> float:

@@ -25,11 +25,12 @@ from ..runtime.options import Loading
 from ..runtime.sessions.inference import why_not
 from ..runtime.sessions.providers import choose_graph, emulates, open_session, parse
 from ..version import __version__
-from .difference import Difference, Sums
+from .difference import Difference
 from .emulation import load_emulated
 from .gates import Verdict, judge
 from .parts import PartedModel
-from .sides import Run, compare, decay_change, run_bundle
+from .rounded import Rounded
+from .sides import Found, Run, compare, decay_change, run_bundle
 from .windows import OWN, RANDOM, windows_of
 
 #: Positions a window has at most: perplexity is over non-overlapping windows.
@@ -89,7 +90,9 @@ class Parity:
     learned: whether they are text to this model: from a file, or drawn by one that is no longer random.
     judged: whether its text counts; not that of integer weights of a model that was converted and not yet
     fine-tuned: it makes no sense, and rounding changes it at will.
-    float32_error: RMS-relative error of the float32 reference on the first window; None: not asked for.
+    rounded: the reference, rounded as the bundle is (`parity.rounded`), against itself in float64; in fp32 what
+    float32 loses.  rounded_state: the same of `early_state_error`.  median_kl, rounded_kl: of the middle token; the
+    mean is often that of a few tokens.
     step_error, step_rms: largest and RMS difference between the logits of one-token-at-a-time decoding
     and of the prefill, over the first `steps` tokens.  state_errors: on the way through the first window.
     layer_errors: each layer's at its end; what a layer adds to the residual shows in the next one's.
@@ -103,7 +106,10 @@ class Parity:
     learned: bool
     judged: bool
     logits: Difference
-    float32_error: float | None
+    rounded: Difference
+    rounded_state: float
+    median_kl: float
+    rounded_kl: float
     step_error: float
     step_rms: float
     steps: int
@@ -121,23 +127,28 @@ class Parity:
     @property
     def metrics(self) -> dict[str, float | None]:
         """What gates are about; larger is worse. None: not measured."""
-        d, judged = self.logits, self.judged
+        d, judged, early = self.logits, self.judged, max(self.layer_errors[:EARLY])
         return {
             "max_error": d.max_error,
             "step_error": self.step_error,
-            "error_over_float32": self._over_float32(d.rms_relative_error),
-            "step_over_float32": self._over_float32(self.step_rms / d.reference_rms),
+            "error_over_float32": self._over(d.rms_relative_error),
+            "step_over_float32": self._over(self.step_rms / d.reference_rms),
+            "error_over_rounding": self._over(d.rms_relative_error),
+            "state_over_rounding": early / max(self.rounded_state, FLOAT32_EPSILON),
+            "kl_over_rounding": self.median_kl / max(self.rounded_kl, FLOAT32_EPSILON**2)
+            if self.learned and judged
+            else None,
             "rms_relative_error": d.rms_relative_error,
             "kl": d.kl,
             "kl_on_text": d.kl if self.learned and judged else None,
-            "early_state_error": max(self.layer_errors[:EARLY]),
+            "early_state_error": early,
             "top1_disagreement": 1 - d.top1_agreement if judged and d.perplexity is not None else None,
             "perplexity_change": d.perplexity_change if judged else None,
         }
 
-    def _over_float32(self, error: float) -> float | None:
-        """An error in units of what float32 loses; at least of its rounding of one number."""
-        return None if self.float32_error is None else error / max(self.float32_error, FLOAT32_EPSILON)
+    def _over(self, error: float) -> float:
+        """An error in units of what rounding costs; at least of the rounding of one number in float32."""
+        return error / max(self.rounded.rms_relative_error, FLOAT32_EPSILON)
 
     @property
     def worst_layer(self) -> int:
@@ -255,8 +266,7 @@ def compare_bundle(
         runs.append(run_bundle(model, windows, steps))
     del model
     change, is_text = None, text is not None
-    relative = any(gate.metric.endswith("_over_float32") for gate in recipe.gates)
-    compared, lost = compare(checkpoint, windows, runs, progress, float32=relative)
+    compared, twin = compare(checkpoint, windows, runs, Rounded(checkpoint, recipe), progress)
     if manifest.decay == "analytic":
         stored = load_checkpoint(against, repair_decay=True)
         change = decay_change(stored, checkpoint, windows) if position_limit(stored.decays) is not None else None
@@ -266,8 +276,8 @@ def compare_bundle(
     ids = tuple(int(token) for window in windows for token in window)
     positions = tuple(position for window in windows for position in range(len(window)))
 
-    def report_of(name: str, run: Run, sums: Sums, states: dict[int, list[float]]) -> Parity:
-        found = sums.result(is_text=is_text)
+    def report_of(name: str, run: Run, side: Found) -> Parity:
+        found, states = side.sums.result(is_text=is_text), side.states
         report = Parity(
             tokens=sum(map(len, windows)),
             positions=max(map(len, windows)),
@@ -275,7 +285,10 @@ def compare_bundle(
             learned=_has_learned(source, found, checkpoint.spec.vocab_size),
             judged=judged,
             logits=found,
-            float32_error=None if lost is None else lost.result(is_text=False).rms_relative_error,
+            rounded=twin.sums.result(is_text=is_text),
+            rounded_state=max(twin.states[max(twin.states)][:EARLY]),
+            median_kl=float(np.median(side.sums.row_kl)),
+            rounded_kl=float(np.median(twin.sums.row_kl)),
             step_error=run.step_error,
             step_rms=run.step_rms,
             steps=run.steps,
@@ -287,14 +300,17 @@ def compare_bundle(
             dijiang=__version__,
             graph=name,
             detail=Detail(
-                ids, positions, tuple(sums.row_errors), tuple(sums.row_kl), states, tuple(checkpoint.decays)
+                ids,
+                positions,
+                tuple(side.sums.row_errors),
+                tuple(side.sums.row_kl),
+                states,
+                tuple(checkpoint.decays),
             ),
         )
         return replace(report, gates=judge(recipe.gates, report.metrics))
 
-    reports = [
-        report_of(name, run, sums, states) for name, run, (sums, states) in zip(graphs, runs, compared, strict=True)
-    ]
+    reports = [report_of(*each) for each in zip(graphs, runs, compared, strict=True)]
     return replace(reports[0], others=tuple(reports[1:]))
 
 

@@ -114,7 +114,9 @@ def test_plan_counts_calibration_and_emulation(checkpoint):
     assert plan_of(checkpoint, "fp16", verify=False).temporary == 0
 
 
-def test_plan_counts_one_part_of_a_large_bundle(checkpoint, monkeypatch):
+def test_plan_counts_one_part_of_a_large_bundle(tmp_path, monkeypatch):
+    """Of so many layers that all of them are more than what the reference keeps."""
+    checkpoint = write_random(CONFIG | {"num_hidden_layers": 2 * CONFIG["num_hidden_layers"]}, tmp_path / "c")
     kinds = [("fp16", False), ("int8", False), ("int8", True)]
     whole = [plan_of(checkpoint, precision, verify=True, text=text) for precision, text in kinds]
     monkeypatch.setattr("dijiang.parity.cut.PART_BYTES", 0)

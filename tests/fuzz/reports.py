@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from dijiang.bench import compare
 from dijiang.bench.matrix import plan_tests
 from dijiang.bench.report import read_report
 from dijiang.bundle.opened import open_bundle
+from dijiang.commands.inspect import cost_line
+from dijiang.parity.difference import Difference
 from dijiang.runtime.options import Generation
 from tests.fuzz import bundles, states
 from tests.fuzz.bundles import one_line
@@ -22,6 +25,10 @@ from tests.fuzz.trees import bytes_edit, edit_bytes, edit_tree, tree_edit
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 LINES = [{"prompt": "ab", "max_tokens": 2}, {"prompt": [1, 2], "temperature": 0.5, "seed": 3, "max_tokens": 1}]
+PARITY = json.dumps(
+    {"passed": True, "tokens": 8, "text": "held_out.txt", "logits": asdict(Difference(*[0.5] * 8))}
+    | {"gates": [{"metric": "kl", "bound": 1}]}
+)
 PIECES = (
     "1",
     "0",
@@ -109,9 +116,9 @@ def parity(case: Case, folder: Path) -> str:
     manifest = json.loads((bundle / "dijiang.json").read_text())
     manifest["reports"].append("parity.json")
     (bundle / "dijiang.json").write_text(json.dumps(manifest))
-    (bundle / "parity.json").write_bytes(changed('{"passed": true, "gates": [{"metric": "kl", "bound": 1}]}', case))
+    (bundle / "parity.json").write_bytes(changed(PARITY, case))
     opened = open_bundle(bundle)
-    _ = opened.parity, opened.passed
+    _ = cost_line(opened.parity), opened.passed
     return "read"
 
 

@@ -8,6 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import dijiang
+from dijiang.recipe import PRECISIONS
+from tests.conftest import RUNNABLE
 from tests.graph.test_families import LLAMA, NEOX
 from tests.random_models import write
 
@@ -86,6 +88,13 @@ FAULTS = {
     },
 }
 CASES = [(family, name) for family, faults in FAULTS.items() for name in faults]
+#: Those that rounding does not hide in models of 24 and 48 channels.
+LARGE = (
+    *("swapped heads", "layers swapped", "swapped q and k", "P rows swapped", "norm without bias"),
+    *("head rows swapped", "kv heads swapped", "one value column"),
+)
+SEEN = {"fp16": LARGE, "bf16": LARGE, "int8": LARGE, "int4": LARGE[:2]}
+ROUNDED = [(precision, *case) for precision, seen in SEEN.items() for case in CASES if case[1] in seen]
 
 
 def scaled(folder, scale):
@@ -103,23 +112,40 @@ def test_there_are_twenty_faults():
 
 
 @pytest.mark.parametrize("scale", [0.01, 1, 100])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("family", CONFIGS)
-def test_right_bundle_of_any_scale_passes(tmp_path, family, scale):
+def test_right_bundle_of_any_scale_and_precision_passes(tmp_path, family, precision, scale):
     (tmp_path / "c").mkdir()
     checkpoint = scaled(write(tmp_path / "c", CONFIGS[family], seed=1), scale)
-    assert dijiang.export(checkpoint, tmp_path / "b").passed
+    assert dijiang.export(checkpoint, tmp_path / "b", precision=precision).passed
+
+
+def broken(folder, family, fault, scale):
+    """A checkpoint, and the same with a fault."""
+    (folder / "c").mkdir()
+    checkpoint = scaled(write(folder / "c", CONFIGS[family], seed=1), scale)
+    wrong = shutil.copytree(checkpoint, folder / "broken")
+    tensors, config = load_file(wrong / "model.safetensors"), json.loads((wrong / "config.json").read_text())
+    FAULTS[family][fault](tensors, config)
+    save_file(tensors, wrong / "model.safetensors")
+    (wrong / "config.json").write_text(json.dumps(config))
+    return checkpoint, wrong
 
 
 @pytest.mark.parametrize("scale", [0.01, 100])
 @pytest.mark.parametrize(("family", "fault"), CASES)
 def test_planted_fault_of_any_scale_is_refused(tmp_path, family, fault, scale):
-    (tmp_path / "c").mkdir()
-    checkpoint = scaled(write(tmp_path / "c", CONFIGS[family], seed=1), scale)
-    broken = shutil.copytree(checkpoint, tmp_path / "broken")
-    tensors, config = load_file(broken / "model.safetensors"), json.loads((broken / "config.json").read_text())
-    FAULTS[family][fault](tensors, config)
-    save_file(tensors, broken / "model.safetensors")
-    (broken / "config.json").write_text(json.dumps(config))
-    bundle = dijiang.export(broken, tmp_path / "b", graph="primitive", verify=False)
+    checkpoint, wrong = broken(tmp_path, family, fault, scale)
+    bundle = dijiang.export(wrong, tmp_path / "b", graph="primitive", verify=False)
     with pytest.raises(dijiang.ParityError):
+        dijiang.verify(bundle.path, checkpoint).require()
+
+
+@pytest.mark.skipif("ort" not in RUNNABLE, reason="onnxruntime is older than 1.30")
+@pytest.mark.parametrize("scale", [0.01, 100])
+@pytest.mark.parametrize(("precision", "family", "fault"), ROUNDED)
+def test_planted_fault_that_rounding_does_not_hide_is_refused(tmp_path, precision, family, fault, scale):
+    checkpoint, wrong = broken(tmp_path, family, fault, scale)
+    bundle = dijiang.export(wrong, tmp_path / "b", precision=precision, graph="ort", verify=False)
+    with pytest.raises(dijiang.ParityError, match="_over_rounding"):
         dijiang.verify(bundle.path, checkpoint).require()
