@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dijiang.models.convert import convert
 from dijiang.models.load import load_checkpoint
-from dijiang.models.reference import Reference, _linear, rotate
+from dijiang.models.reference import Reference, rotate
 from tests.random_models import configs
 
 SMALL = {"vocab_size": 61, "num_hidden_layers": 2, "max_position_embeddings": 48}
@@ -61,7 +61,7 @@ class WithSoftmax(Reference):
         shared = spec.num_heads // spec.num_kv_heads
         positions = np.broadcast_to(np.arange(length), x.shape[:2])
         q, k, v = np.split(
-            _linear(w, "qkv", x).reshape(*x.shape[:2], -1, spec.head_size),
+            self._linear(w, "qkv", x).reshape(*x.shape[:2], -1, spec.head_size),
             [spec.num_heads, spec.num_heads + spec.num_kv_heads],
             axis=2,
         )
@@ -71,7 +71,7 @@ class WithSoftmax(Reference):
         scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         out = np.einsum("bhts,bshk->bthk", weights / weights.sum(-1, keepdims=True), v)
-        return _linear(w, "out", out.reshape(x.shape))
+        return self._linear(w, "out", out.reshape(x.shape))
 
 
 def random_model(family, options, folder, seed=0):
