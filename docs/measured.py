@@ -35,8 +35,8 @@ TUNED = """
 
 `make tuned` fine-tunes the converted model by its teacher, with `examples/finetune.py`, on the modules of Python's
 standard library: {tokens} tokens, in which the loss on modules that are held out falls from {first:.2f} to
-{last:.2f} nats. It has begun to speak, so its text is judged: of the held-out modules, {compared} tokens. *Over
-rounding* is the error in units of what plain rounding costs this model ([ADR 0042](adr/0042-rounding-gate.md)).
+{last:.2f} nats. It has begun to speak, so its text is judged, on the held-out modules. *Over rounding* is the error
+in units of what plain rounding costs this model, or float32 itself ([ADR 0042](adr/0042-rounding-gate.md)).
 
 Processor: {cpu}.
 
@@ -46,40 +46,34 @@ Processor: {cpu}.
 def tuned() -> str:
     """The part about the same model after its training."""
     found = json.loads((REPORTS / "tuned.json").read_text(encoding="utf-8"))
-    log, rows = found["training"]["log"], found["precisions"]
-    lines = []
-    for row in rows:
-        for graph, of in row["graphs"].items():
-            gates = of["gates"]
-            over = gates.get("error_over_rounding", gates.get("error_over_float32"))
-            lines.append([f"`{row['precision']}`", f"`{graph}`", f"{of['rms_relative_error']:.1e}", f"{over:.2f}"])
-            lines[-1] += [f"{of['kl']:.1e}", f"{of['top1_agreement']:.2%}"]
-            lines[-1] += [f"{of['perplexity'] / of['reference_perplexity'] - 1:+.2%}"]
-            lines[-1] += ["passed" if of["passed"] else "failed"]
-    heads = ["precision", "graph", "RMS, relative", "over rounding", "KL, nats", "top-1", "perplexity", "gate"]
+    log = found["training"]["log"]
     text = TUNED.format(
         tokens=f"{int(log[-1]['tokens']):,}",
         first=float(log[0]["held_out_loss"]),
         last=float(log[-1]["held_out_loss"]),
-        compared=f"{min(of['tokens'] for row in rows for of in row['graphs'].values()):,}",
         cpu=found["cpu"]["model"],
     )
-    return text + table(heads, lines)
+    return text + compared(found["precisions"], judged=True)
 
 
-def compared(rows: list[dict[str, Any]]) -> str:
-    """Differences of every graph; one over float32 is in units of what the reference loses in float32."""
+def compared(rows: list[dict[str, Any]], *, judged: bool = False) -> str:
+    """Differences of every graph; one over rounding is in units of what plain rounding costs, or float32.
+
+    judged: the model makes sense of text, so perplexity means something.
+    """
     lines = []
     for row in rows:
         for graph, found in row["graphs"].items():
             passed = {True: "passed", False: "failed", None: "not judged"}[found["passed"]]
-            over = found["gates"].get("error_over_float32")
+            over = next((x for gate, x in found["gates"].items() if gate.startswith("error_over_")), None)
             ratio = "-" if over is None else f"{over:.2f}"
             size = f"{found['max_error']:.1e}", f"{found['rms_relative_error']:.1e}", f"{found['kl']:.1e}"
             lines.append([f"`{row['precision']}`", f"`{graph}`", str(found["tokens"]), *size])
             lines[-1] += [f"{found['top1_agreement']:.2%}", ratio, passed]
-    heads = ["precision", "graph", "tokens", "largest error", "RMS, relative", "KL, nats", "top-1", "over float32"]
-    return table([*heads, "gate"], lines)
+            if judged:
+                lines[-1].append(f"{found['perplexity'] / found['reference_perplexity'] - 1:+.2%}")
+    heads = ["precision", "graph", "tokens", "largest error", "RMS, relative", "KL, nats", "top-1", "over rounding"]
+    return table([*heads, "gate", *(["perplexity"] if judged else [])], lines)
 
 
 def costs(rows: list[dict[str, Any]]) -> str:

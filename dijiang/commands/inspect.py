@@ -123,7 +123,7 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
             ("positions", "no end" if limit is None else f"{limit}: {manifest.limit_reason}"),
             ("decay", manifest.decay),
             ("parity", _verdict(bundle, bundle.passed)),
-            *([("from float64", cost_line(bundle.parity))] if bundle.parity else []),
+            *([("from float64", cost_line(report))] if (report := bundle.parity) else []),
             ("signature", "none" if manifest.signature is None else "there: --require-signature checks it"),
             *(("warning", text) for text in manifest.warnings),
             *(

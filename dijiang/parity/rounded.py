@@ -1,8 +1,8 @@
 """The reference with everything rounded that a recipe rounds: what rounding itself costs a model.
 
 A naive twin of what `export` and the graphs do. Weights and inputs of projections become the nearest numbers of
-their type, or the nearest integers of their blocks; nothing is fitted to the inputs. It shares no code with them
-but the matrix that mixes channels.
+their type, or the nearest integers of their blocks; nothing is fitted to the inputs. It shares with them which
+channels are mixed and by what matrix, and no code that rounds.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-import ml_dtypes
 import numpy as np
 
+from ..graph.passes.types import TYPES
 from ..graph.rounding import hadamard
 from ..graph.schemes import scheme_of
 from ..graph.schemes.nbits import SMALLEST_BLOCK, rotation_of
@@ -21,8 +21,6 @@ from ..models.load import DijiangModel
 from ..models.reference import Array, LayerWeights, Reference
 from ..recipe import SCHEMES, Blocks, Recipe
 
-#: Types of 16 bits.
-TYPES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 #: Rows rounded at once: bounds the temporaries.
 ROWS = 1024
 #: Modules whose weights may be in blocks, by the last part of their names; `proj` is the feature map.
@@ -81,13 +79,19 @@ def _blocks_of(recipe: Recipe, module: str, width: int) -> Blocks | None:
     if module == "head":
         blocks = recipe.head
     elif module.rpartition(".")[2] in PROJECTIONS:
-        blocks = recipe.projection(f"{module}.weight")
+        blocks = recipe.projection(_stored_in(recipe, f"{module}.weight"))
     else:
         return None
     if blocks is None or SCHEMES[recipe.scheme].mixed:
         return blocks
     block = math.gcd(width, blocks.block)  # TensorRT reads whole blocks only
     return replace(blocks, block=block, rotation=0) if block >= SMALLEST_BLOCK else None
+
+
+def _stored_in(recipe: Recipe, name: str) -> str:
+    """The weight that a graph keeps one in, as a budget names it: several side by side, some with a norm's."""
+    kept = () if recipe.budget is None else recipe.budget.kept
+    return next((whole for whole in kept if name in whole.replace(".normed", "").split("+")), name)
 
 
 def in_blocks(x: Array, blocks: Blocks) -> Array:
@@ -115,4 +119,4 @@ def _nearest(rows: Array, blocks: Blocks) -> Array:
 
 def in_type(x: Array, type_: str) -> Array:
     """Float32 rounded to a type of 16 bits, as float32; in fp32 as it is."""
-    return x.astype(TYPES[type_]).astype(np.float32) if type_ in TYPES else x
+    return x.astype(TYPES[type_].numpy()).astype(np.float32) if type_ in TYPES else x

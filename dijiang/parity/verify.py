@@ -128,16 +128,16 @@ class Parity:
     def metrics(self) -> dict[str, float | None]:
         """What gates are about; larger is worse. None: not measured."""
         d, judged, early = self.logits, self.judged, max(self.layer_errors[:EARLY])
+        over = self._over(d.rms_relative_error)
+        middle = self.median_kl / max(self.rounded_kl, FLOAT32_EPSILON**2)  # KL is quadratic
         return {
             "max_error": d.max_error,
             "step_error": self.step_error,
-            "error_over_float32": self._over(d.rms_relative_error),
+            "error_over_float32": over,
             "step_over_float32": self._over(self.step_rms / d.reference_rms),
-            "error_over_rounding": self._over(d.rms_relative_error),
+            "error_over_rounding": over,
             "state_over_rounding": early / max(self.rounded_state, FLOAT32_EPSILON),
-            "kl_over_rounding": self.median_kl / max(self.rounded_kl, FLOAT32_EPSILON**2)
-            if self.learned and judged
-            else None,
+            "kl_over_rounding": middle if self.learned and judged else None,
             "rms_relative_error": d.rms_relative_error,
             "kl": d.kl,
             "kl_on_text": d.kl if self.learned and judged else None,

@@ -82,7 +82,13 @@ WINDOWS = 99
 #: precision -> perplexity change and share of changed most likely tokens that are allowed.
 ALLOWED = {"int8": (1e-3, 0.015), "int4": (3e-3, 0.05)}
 #: What is judged where the model has learned something.
-JUDGED = {"state_over_rounding", "error_over_rounding", "kl_over_rounding", "rms_relative_error"}
+JUDGED = {
+    "state_over_rounding",
+    "error_over_rounding",
+    "kl_over_rounding",
+    "early_state_error",
+    "rms_relative_error",
+}
 
 
 def test_whole_held_out_text_has_the_published_perplexity_and_precisions_keep_it(exported):
@@ -239,7 +245,7 @@ def test_text_of_random_weights_is_not_judged(tmp_path, monkeypatch):
         return codes[::-1], scales[::-1]
 
     monkeypatch.setattr(nbits, "round_nearest", swapped)
-    with pytest.raises(dijiang.ParityError, match=r"state_over_rounding .*; native rms_relative_error"):
+    with pytest.raises(dijiang.ParityError, match=r"state_over_rounding .*; native early_state_error"):
         dijiang.export(base, tmp_path / "swapped", precision="int8", calibration_tokens=0)
 
 
