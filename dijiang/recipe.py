@@ -332,8 +332,8 @@ PROVIDERS = {
         graphs=("webgpu",),
         schemes=("floats", "nbits"),
         refused={
-            # tiny-python, 1,024 tokens of its text: RMS-relative error 2.5e-3, on the CPU 3.6e-4.
-            "fp16": "it sums in 16 bits: KL 4.8e-05 on the example, allowed 1.0e-05",
+            # tiny-python, 1,024 tokens of its text; 2.8 times on the CPU, that rounds as a GPU would.
+            "fp16": "it sums in 16 bits: on the example an error of 20 times plain rounding's, allowed 4",
             "bf16": "WebGPU has no bfloat16",
         },
         detail=f"{SESSIONS}.webgpu:WEBGPU",

@@ -46,9 +46,9 @@ def test_fp16_fails_its_gate_as_the_table_says(exported, monkeypatch):
     report = dijiang.verify(
         bundle, TINY, text=TINY / "held_out.txt", tokens=VERIFIED, provider="webgpu", store=False
     )
-    (failed,) = (verdict for verdict in report.gates if not verdict.passed)
-    assert (failed.metric, failed.bound) == ("kl", 1e-5)
-    assert f"KL {failed.found:.1e}" in row.refused["fp16"]
+    (logits,) = (verdict for verdict in report.gates if verdict.metric == "error_over_rounding")
+    assert not logits.passed
+    assert f"{logits.found:.0f} times plain rounding's, allowed {logits.bound:.0f}" in row.refused["fp16"]
 
 
 def test_auto_stays_on_the_cpu_where_only_software_is(exported):
