@@ -219,6 +219,14 @@ def traffic(monkeypatch):
     return seen
 
 
+def poisoned(model: dijiang.Model) -> dijiang.State:
+    """A state that was continued and then lost a number, as where one left the range of float16."""
+    state = model.new_state()
+    list(model.generate([3, 4, 5], max_tokens=2, state=state, ignore_eos=True))
+    state.layers[-1][..., 0] = np.nan
+    return state
+
+
 def take_turns(device, cpu, longest, tolerance):
     """Three states of two models of one bundle, advanced in random order; those of the device and of the CPU.
 

@@ -184,7 +184,8 @@ export class Model {
   }
 
   /**
-   * Advance a state over ids, PIECE at most; the most likely next token. A state is what it was after an error.
+   * Advance a state over ids, PIECE at most; the most likely next token. A state is what it was after an error, but for
+   * one that holds NaN.
    * @param {number[]} ids
    * @param {State} state
    * @returns {Promise<number>}
@@ -195,6 +196,8 @@ export class Model {
     const token = await this.session.step(ids, state);
     state.position += ids.length;
     state.pending = null;
+    // What ArgMax says of NaN is the first token.
+    if (token === 0 && state.layers.at(-1).some(Number.isNaN)) throw new Error("the state holds NaN: begin a new one");
     return token;
   }
 }

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..bundle.manifest import Manifest
 from ..recipe import GRAPHS
+from .sampling import most_likely
 from .sequence import Record, Sequence
 from .sessions.base import Output, Session
 from .state import Point, State
@@ -74,7 +75,7 @@ def decode_drafts(
     lookup = Lookup(known)
     start = int(state.position[0])  # of the first token that waits
     waiting: list[int] = []  # told, and not in the state
-    chosen = [int(output.tokens[0, 0])]
+    chosen = [most_likely(output, 0, 0, start)]
     before: Point | None = None  # a call that had a draft
     right: Point | None = None  # after a call, if all that it was fed was right
     try:
@@ -94,21 +95,28 @@ def decode_drafts(
             room = LONGEST if limit is None else min(LONGEST, limit - start - len(waiting))
             proposed = lookup.draft(room) if len(waiting) <= WAITING and room > 0 else []
             before = state.point if proposed else None
-            found = _call(session, state, waiting, proposed)
-            agreed = next((i for i, token in enumerate(proposed) if token != found[i]), len(proposed))
-            right = state.point if agreed == len(proposed) else None
+            output = _call(session, state, waiting, proposed)
+            chosen = _agreed(output, proposed, start + len(waiting))
+            right = state.point if len(chosen) > len(proposed) else None
             if before is not None:
                 state.commit(before)
-            chosen = [*proposed[:agreed], found[agreed]]
     finally:
         _settle(session, state, start, waiting, before)
 
 
-def _call(session: Session, state: State, waiting: list[int], proposed: list[int]) -> list[int]:
-    """Feed both; the most likely token after the last one that waits, and after each that is proposed."""
+def _call(session: Session, state: State, waiting: list[int], proposed: list[int]) -> Output:
+    """Feed both; results of the last token that waits, and of each that is proposed."""
     ids = np.array([waiting + proposed])
     kept = np.arange(len(waiting) - 1, ids.shape[1])[None]
-    return session.run(Step.of(ids, state.position, kept), state).tokens[0].tolist()
+    return session.run(Step.of(ids, state.position, kept), state)
+
+
+def _agreed(output: Output, proposed: list[int], position: int) -> list[int]:
+    """What the model says from a position on: the proposed tokens as far as they are right, and one more."""
+    chosen: list[int] = []
+    while chosen == proposed[: len(chosen)] and len(chosen) <= len(proposed):
+        chosen.append(most_likely(output, 0, len(chosen), position + len(chosen)))
+    return chosen
 
 
 def _settle(session: Session, state: State, start: int, waiting: list[int], before: Point | None) -> None:

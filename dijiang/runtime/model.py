@@ -18,7 +18,7 @@ from ..progress import Progress, silent
 from .generate import as_ids, generate
 from .grammar import Grammar, GrammarTokenizer
 from .options import Generation, Loading
-from .sampling import log_softmax
+from .sampling import log_softmax, require_numbers
 from .sequence import Record
 from .sessions.base import Session
 from .sessions.providers import Say, open_session
@@ -146,7 +146,7 @@ class Model:
             [B, T - 1] bool: whether no token was more likely.  Under padding both hold no meaning.
 
         Raises:
-            InputError: as `forward`.
+            InputError: as `forward`; or the logits of a real token hold NaN.
         """
         ids = as_ids(ids)
         if ids.ndim != 2 or ids.shape[1] < 2:
@@ -157,11 +157,16 @@ class Model:
         if real is not None:
             ids = np.where(real, ids, 0)
         longest = max(1, min(self.session.longest, LOGITS // (len(ids) * self.spec.vocab_size)))
-        found, best = [], []
+        found, best, fed = [], [], state.position.copy()
         for start in range(0, ids.shape[1], longest):
             piece, following = ids[:, start : start + longest], ids[:, start + 1 : start + longest + 1]
             of_piece = None if real is None else real[:, start : start + longest]
             logits = self.forward(piece, state, mask=of_piece, all_logits=True)[:, : following.shape[1]]
+            broken = ~np.isfinite(logits.max(axis=-1))
+            if of_piece is not None:
+                broken &= of_piece[:, : following.shape[1]].astype(bool)
+            for row, at in np.argwhere(broken)[:1]:
+                require_numbers(logits[row, at], int(fed[row]) + start + at + 1)
             nats = log_softmax(logits)
             chosen = np.take_along_axis(nats, following[..., None], axis=-1)[..., 0]
             found.append(chosen)

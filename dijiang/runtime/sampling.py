@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import InputError
 from .grammar import Matcher
 from .options import Generation
+from .sessions.base import Output
 
 #: Candidates looked at before a nucleus needs a sort of the whole vocabulary.
 SHORTLIST = 1024
@@ -42,6 +43,28 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted
 
 
+def require_numbers(logits: np.ndarray, position: int) -> None:
+    """InputError if logits [..., vocab] of a position hold NaN, or infinity as their largest."""
+    if not np.isfinite(logits.max()):
+        raise InputError(
+            f"the logits at position {position} hold NaN or infinity: a number left the range of the bundle's "
+            "types, or the state is damaged; start from new_state(), check the bundle with dijiang verify, or "
+            "export it in bf16 or fp32"
+        )
+
+
+def most_likely(output: Output, row: int, column: int, position: int) -> int:
+    """The token that a step chose for a position; InputError: see `require_numbers`.
+
+    Logits may lie on a device. So they are looked at only where the token is the first of the vocabulary: that is
+    what ArgMax says of NaN.
+    """
+    token = int(output.tokens[row, column])
+    if token == 0:
+        require_numbers(output.logits[row, column], position)
+    return token
+
+
 class Sampler:
     """Draws tokens of one sequence.
 
@@ -68,14 +91,9 @@ class Sampler:
         """The token of a position from logits [vocab] float32; it counts as seen.
 
         Raises:
-            InputError: the logits hold NaN.
+            InputError: see `require_numbers`.
         """
-        peak = logits.max()
-        if np.isnan(peak):
-            raise InputError(
-                f"the logits at position {position} hold NaN: the model or its state is damaged; start "
-                "from new_state(), and check the bundle with dijiang verify"
-            )
+        require_numbers(logits, position)
         tokens, amounts = self._biased
         if len(tokens):
             logits = logits.copy()

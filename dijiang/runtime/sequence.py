@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from .sampling import Sampler
+from .sampling import Sampler, most_likely
 from .sessions.base import Output
 from .snapshot import Seam
 from .text import StopStrings, TextStream
@@ -80,7 +80,7 @@ class Sequence:
     def choose(self, output: Output, position: int, row: int = 0) -> int:
         """The token of a position from an output of one kept token a sequence."""
         if self._sampler is None:
-            return int(output.tokens[row, 0])
+            return most_likely(output, row, 0, position)
         return self._sampler(output.logits[row, 0], position)
 
     def push(self, token: int, position: int) -> Record:

@@ -91,13 +91,18 @@ class Snapshot:
     note: Note = NO_NOTE
 
     def save(self, path: Path) -> None:
-        """Write to exactly this path; InputError if it cannot be written."""
+        """Write to exactly this path; InputError if it cannot be written, or holds what no state has."""
         write_file(path, self.dump(), InputError)
 
     def dump(self) -> bytes:
-        """The file's bytes."""
+        """The file's bytes; InputError if a layer holds NaN or infinity: `load` would refuse it."""
         from safetensors.numpy import save
 
+        for index, layer in enumerate(self.layers):
+            if not np.isfinite(layer).all():
+                raise InputError(
+                    f"layer {index} of the state holds NaN or infinity, so it is not saved; take one of before"
+                )
         tensors = {f"layer.{i}": layer for i, layer in enumerate(self.layers)}
         tensors |= {
             "position": self.position,

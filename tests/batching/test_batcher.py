@@ -215,9 +215,11 @@ def test_short_prompt_does_not_wait_for_a_long_one_nor_do_tokens(model):
     assert not long.listener.records
 
 
-def test_error_of_one_turn_is_its_own(model):
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_error_of_one_turn_is_its_own(model, temperature):
     batcher = Batcher(model, 3)
-    good, bad = (turn_of(model, [3, n], max_tokens=6, ignore_eos=True, temperature=n - 4) for n in (4, 5))
+    good = turn_of(model, [3, 4], max_tokens=6, ignore_eos=True)
+    bad = turn_of(model, [3, 5], max_tokens=6, ignore_eos=True, temperature=temperature)
     for turn in (good, bad):
         batcher.submit(turn)
     batcher.step()

@@ -10,7 +10,7 @@ import dijiang
 from dijiang.cli import main
 from dijiang.runtime.sessions.device import CUDA
 from dijiang.runtime.sessions.webgpu import WEBGPU
-from tests.conftest import EXAMPLES, GOLDEN, Golden, take_turns
+from tests.conftest import EXAMPLES, GOLDEN, Golden, poisoned, take_turns
 from tests.graph.test_families import NAMED, check_every_graph
 from tests.graph.test_golden import GATE, PADDED, SIDES, SPLITS, check_logits, check_padding
 from tests.random_models import POSITIONS
@@ -83,6 +83,15 @@ def test_states_take_turns_and_are_saved(loaded, tmp_path):
     states[0][1].save(tmp_path / "state")
     for layer, other in zip(dijiang.State.load(tmp_path / "state").layers, states[1][1].layers, strict=True):
         np.testing.assert_allclose(layer, other, atol=1e-5)
+
+
+def test_nan_ends_a_greedy_text(loaded, tmp_path):
+    model = loaded("tiny-python")
+    state = poisoned(model)
+    with pytest.raises(dijiang.InputError, match="the logits at position 5 hold NaN"):
+        list(model.generate(None, state=state))
+    with pytest.raises(dijiang.InputError, match="layer 5 of the state holds NaN"):
+        state.save(tmp_path / "state")
 
 
 def test_doctor_shows_that_it_runs(provider):

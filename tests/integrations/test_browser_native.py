@@ -357,6 +357,22 @@ def test_a_refused_call_changes_no_state(serve, tab, exported):
 
 
 @in_chromium
+@pytest.mark.parametrize("options", [{"provider": "cpu"}, {"provider": "wasm"}], ids=["ours", "onnxruntime"])
+def test_nan_ends_a_text(serve, tab, exported, options):
+    tab.goto(serve(exported("tiny-python"))[0])
+    code = """async ([options]) => {
+      const { Model } = await import("./dijiang.js");
+      const model = await Model.load(location.origin + "/bundle/", options);
+      const state = model.newState();
+      const text = async () => { for await (const _ of model.generate("def main(", { state, maxTokens: 3 })); };
+      await text();
+      state.layers = state.layers.map((layer) => layer.map(() => NaN));
+      return text().catch((error) => error.message);
+    }"""
+    assert tab.evaluate(code, [options]) == "the state holds NaN: begin a new one"
+
+
+@in_chromium
 def test_positions_of_tabled_decay_end(serve, tab, exported):
     """Nothing beyond a table is read."""
     bundle = exported("neox-trained-decay")

@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 
 import dijiang
-from tests.conftest import EXAMPLES, with_start_token
+from tests.conftest import EXAMPLES, poisoned, with_start_token
 
 PROMPT = "def main("
+#: Ways to choose tokens: by a graph's own ArgMax, by the sampler, by drafts.
+WAYS = [
+    ("native", {}),
+    ("ort", {}),
+    ("primitive", {}),
+    ("native", {"temperature": 1.0}),
+    ("native", {"speculate": True}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +137,21 @@ def test_ids_of_any_integers_are_taken(model, dtype):
 def test_tiniest_temperature_takes_the_most_likely_token(model, filters):
     drawn = model.generate(PROMPT, max_tokens=3, temperature=1e-310, **filters)
     assert text_of(drawn) == text_of(model.generate(PROMPT, max_tokens=3))
+
+
+@pytest.mark.parametrize(("graph", "options"), WAYS)
+def test_nan_ends_a_text_and_is_not_saved(exported, tmp_path, graph, options):
+    """ArgMax of NaN is the first token of the vocabulary: greedy text would go on with it for ever."""
+    precision = "int8" if options.get("speculate") else "fp32"
+    model = dijiang.load(exported("tiny-python", precision=precision), graph=graph)
+    state = poisoned(model)
+    with pytest.raises(dijiang.InputError, match="the logits at position 5 hold NaN"):
+        list(model.generate(None, state=state, **options))
+    with pytest.raises(dijiang.InputError, match="layer 5 of the state holds NaN or infinity, so it is not saved"):
+        state.save(tmp_path / "state")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(dijiang.InputError, match="the logits at position 6 hold NaN"):
+        model.score([[3, 4, 5]], state)
 
 
 @pytest.mark.parametrize(

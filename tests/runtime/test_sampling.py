@@ -105,8 +105,9 @@ def test_draws_are_a_function_of_seed_and_position():
     assert Draws(2**64 - 1)(2**62) != Draws(0)(2**62)
 
 
-def test_logits_that_hold_nan_are_one_error():
-    logits = np.array([1, np.nan, 2], np.float32)
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_logits_that_hold_nan_or_infinity_are_one_error(lost):
+    logits = np.array([1, lost, 2], np.float32)
     for options in (Generation(), Generation(temperature=1.0), Generation(temperature=1.0, top_k=2)):
         with pytest.raises(InputError, match="the logits at position 7 hold NaN"):
             Sampler(options, np.zeros(3, bool))(logits, 7)
