@@ -11,12 +11,15 @@ namespace {
 constexpr int kOutputs = kOutputsTogether;
 constexpr float kStarts[] = {1.0f, 0.94f, 0.88f, 0.82f};  // of the scale that just covers a block
 constexpr int kNext = 4;                                  // inputs that are corrected together
+constexpr float kSmallest = 1e-36f;                       // scale; blocks of a smaller one are dead
 
 DIJIANG_INLINE float nearest_code(float x, float bound) {
   x = x < -bound ? -bound : x;
   x = x > bound - 1.0f ? bound - 1.0f : x;
   return (x + 12582912.0f) - 12582912.0f;
 }
+
+DIJIANG_INLINE bool is_dead(float scale) { return scale < kSmallest && scale > -kSmallest; }
 
 // The nearest bfloat16 of a finite number, the even one of two.
 DIJIANG_INLINE float nearest_bfloat(float x) {
@@ -38,7 +41,7 @@ DIJIANG_INLINE void best_scales(const float* __restrict w, const float* __restri
     }
   for (int l = 0; l < kOutputs; l++) {
     const float covering = (-low[l] >= high[l] ? low[l] : high[l]) / -bound;
-    best[l] = start[l] = covering == 0.0f ? 1.0f : covering;
+    best[l] = start[l] = is_dead(covering) ? 1.0f : covering;
   }
   if (bits > 4) return;
   for (const float factor : kStarts) {
@@ -55,7 +58,7 @@ DIJIANG_INLINE void best_scales(const float* __restrict w, const float* __restri
       const float found = norm[l] > 0.0f ? fit[l] * fit[l] / norm[l] : 0.0f;
       if (!(found > gain[l])) continue;
       gain[l] = found;
-      if (fit[l] != 0.0f && norm[l] > 0.0f) best[l] = fit[l] / norm[l];
+      if (norm[l] > 0.0f && !is_dead(fit[l] / norm[l])) best[l] = fit[l] / norm[l];
     }
   }
 }

@@ -28,17 +28,25 @@ ROWS = 64
 OUTPUTS = 256
 #: Input channels that GPTQ corrects one by one; what they lost reaches those behind them in one product.
 STRIPE = 128
+#: Smallest scale: one that is less has no inverse in float32, and may be 0 in bfloat16. Those that must be positive
+#: may become float16.
+SMALLEST, SMALLEST_POSITIVE = 1e-36, 2.0**-24
 #: Added to the second moment's diagonal, in means of it: channels that were never seen stay solvable.
 DAMPING = 0.01
 
 
 def covering_scale(blocks: Array, bits: int, *, positive: bool = False) -> Array:
-    """The scale [..., 1] at which a block's largest weight takes its code (see above)."""
+    """The scale [..., 1] at which a block's largest weight takes its code (see above); of a dead block, 1."""
     low, high = blocks.min(-1, keepdims=True), blocks.max(-1, keepdims=True)
     bound = 2.0 ** (bits - 1)
     signed, unsigned = np.where(-low >= high, low, high) / -bound, np.maximum(-low, high) / (bound - 1)
-    scale = unsigned if positive else signed
-    return np.where(scale == 0, 1, scale).astype(np.float32)
+    scale = (unsigned if positive else signed).astype(np.float32)
+    return np.where(np.abs(scale) < smallest_scale(positive=positive), np.float32(1), scale)
+
+
+def smallest_scale(*, positive: bool) -> float:
+    """Blocks of a smaller one are dead: their weights are stored as 0."""
+    return SMALLEST_POSITIVE if positive else SMALLEST
 
 
 def stored_scale(scale: Array, scale_bytes: int) -> Array:
@@ -74,11 +82,12 @@ def best_scale(
         norm = (weighted * codes).sum(-1, keepdims=True)
         fit = (weighted * blocks).sum(-1, keepdims=True)
         # The error is <w, w> - fit^2 / norm: the more is subtracted, the better.
-        gain = np.where(norm > 0, fit * fit / np.maximum(norm, 1e-30), 0)
+        norm[norm == 0] = 1  # and fit is 0
+        refitted, gain = fit / norm, fit * fit / norm
         better = gain > best_gain
         np.copyto(best_gain, gain, where=better)
         np.copyto(best_codes, codes, where=better)
-        np.copyto(best, fit / np.maximum(norm, 1e-30), where=better & (fit != 0))
+        np.copyto(best, refitted, where=better & (np.abs(refitted) >= smallest_scale(positive=positive)))
     return best_codes, stored_scale(best, scale_bytes)
 
 

@@ -60,6 +60,45 @@ def test_weights_that_are_zero_stay_zero():
     assert np.isfinite(scales).all()
 
 
+#: What weight decay leaves of channels that a model does not use.
+DEAD = [0, 1e-44, 1e-41, 1e-39, 1e-37]
+
+
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("size", DEAD)
+def test_dead_weights_have_scales_that_can_be_divided_by(size, bits, positive):
+    weight = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+    alive = round_nearest(weight, bits, 16, positive=positive, scale_bytes=2)
+    weight[16:32, 2] *= size
+    weight[:, 4] *= size
+    codes, scales = round_nearest(weight, bits, 16, positive=positive, scale_bytes=2)
+    dead = scales == 1
+    assert dead.sum() == 5
+    assert (codes[dead] == 2 ** (bits - 1)).all()
+    for found, expected in zip((codes, scales), alive, strict=True):
+        assert (found[~dead] == expected[~dead]).all()
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "cuda", "tensorrt"])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("size", [1e-44, 1e-39, 1e-6])
+def test_model_with_dead_channels_is_exported(edit_tensors, tmp_path, size, precision, target):
+    """Our kernels and TensorRT take no scale of 0, in the type that they have it in. CUDA's do."""
+
+    def kill(tensors):
+        for name, tensor in tensors.items():
+            if name.endswith(("query_key_value.weight", "h_to_4h.weight", "4h_to_h.weight")):
+                tensor[:5] *= np.float32(size)
+
+    bundle = dijiang.export(edit_tensors("neox-base", kill), tmp_path / "b", precision=precision, target=target)
+    assert bundle.passed
+    for record in bundle.manifest.graphs.values():
+        for weight in onnx.load(bundle.path / record.file).graph.initializer:
+            if ".scales" in weight.name and target != "cuda":
+                assert (onnx.numpy_helper.to_array(weight) != 0).all()
+
+
 @pytest.mark.parametrize("rows", [64, 100])
 def test_gptq_changes_the_output_less_than_nearest_values(rows):
     random = np.random.default_rng(1)
@@ -292,13 +331,20 @@ def test_calibration_text_that_cannot_be_read_is_one_error(tmp_path):
 def test_compiled_gptq_rounds_as_its_twin(monkeypatch, rows, columns, block, bits):
     random = np.random.default_rng(rows)
     inputs = (random.normal(size=(2 * rows, rows)) @ random.normal(size=(rows, rows))).astype(np.float32)
+    inputs[:, :block] = 0  # never seen
     weight, moment = random.normal(size=(rows, columns)).astype(np.float32), inputs.T @ inputs
+    for column, size in enumerate(DEAD):
+        weight[:, column] *= size
     fast = round_gptq(weight, bits, block, Inputs.of(moment.copy(), block))
     monkeypatch.setattr(rounding, "has_library", lambda: False)
     plain = round_gptq(weight, bits, block, Inputs.of(moment, block))
     assert (fast[0] == plain[0]).mean() > 0.999
     errors = [np.linalg.norm(inputs @ (restored(*found, bits, rows) - weight)) for found in (fast, plain)]
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+    for codes, scales in (fast, plain):
+        assert (np.abs(scales) >= rounding.SMALLEST).all()
+        unseen, alive = (restored(codes, scales, bits, rows) - weight)[:block], slice(len(DEAD), None)
+        assert (np.abs(unseen)[:, alive] <= 0.25 * np.abs(weight[:block, alive]).max(0)).all()
 
 
 def textbook(weight, bits, block, moment):
