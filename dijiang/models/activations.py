@@ -22,7 +22,7 @@ QUICK = 1.702
 class Activation:
     """One activation.
 
-    function: in NumPy, float64 or float32.  nodes: (graph builder, x) -> y in standard nodes.
+    function: in NumPy, float64 or float32, as x is.  nodes: (graph builder, x) -> y in standard nodes.
     fused: the same as one node of ONNX Runtime.  operator: its name in the compiled operator, see
     native/; None: the native graph writes nodes instead.
     """
@@ -37,12 +37,12 @@ def gelu(x: Array) -> Array:
     """0.5 x (1 + erf(x / sqrt 2))."""
     from scipy.special import erf
 
-    return 0.5 * x * (1 + erf(x / np.sqrt(2)))
+    return 0.5 * x * (1 + erf(x / math.sqrt(2)))
 
 
 def gelu_tanh(x: Array) -> Array:
     """The tanh approximation of gelu."""
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def sigmoid(x: Array) -> Array:
@@ -107,7 +107,7 @@ LAPLACE = (0.707107, 0.282095)
 def _laplace(x: Array) -> Array:
     from scipy.special import erf
 
-    return 0.5 * (1 + erf((x - LAPLACE[0]) / (LAPLACE[1] * np.sqrt(2))))
+    return 0.5 * (1 + erf((x - LAPLACE[0]) / (LAPLACE[1] * math.sqrt(2))))
 
 
 def _laplace_nodes(b: Any, x: Any) -> Any:

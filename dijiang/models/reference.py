@@ -74,8 +74,7 @@ def attend_parallel(q: Array, k: Array, v: Array, gamma: Array) -> Array:
     q [B, T, G, H/G, K], k and v [B, T, G, K]; the result has the shape of q.
     """
     t = np.arange(q.shape[1])
-    distance = t[:, None] - t
-    weight = np.where(distance >= 0, gamma[:, None, None] ** np.maximum(distance, 0), 0)
+    weight = np.tril((gamma[:, None] ** t)[:, abs(t[:, None] - t)])
     q = q.transpose(0, 2, 3, 1, 4)  # [B, G, H/G, T, K]
     k, v = (z.swapaxes(1, 2)[:, :, None] for z in (k, v))  # [B, G, 1, T, K]
     scores = q @ k.swapaxes(3, 4) * weight.astype(q.dtype)[:, None]

@@ -13,6 +13,7 @@ from dijiang.models.presets import PRESETS
 from dijiang.models.reference import Piece, Reference, feature_map, group_norm, rotate, silu
 from dijiang.models.weights import is_decay_table
 from tests.conftest import GOLDEN, Golden
+from tests.graph.test_families import NAMED
 from tests.random_models import write
 
 
@@ -24,6 +25,29 @@ def test_reference_meets_published_logits_in_both_forms(name):
     recurrent = reference.forward(golden.ids, 0, reference.new_state(len(golden.ids)))
     assert golden.error(parallel) <= 2e-5  # float32 rounding of the published code
     np.testing.assert_allclose(recurrent, parallel, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("trained", [False, True], ids=["analytic", "tabled"])
+@pytest.mark.parametrize("name", NAMED)
+def test_every_number_on_the_way_has_its_type(tmp_path, name, trained, dtype):
+    """A float32 reference that is float64 in places is nearer than float32 can be: right graphs are refused."""
+    kinds = set()
+
+    class Watched(Reference):
+        def _layer(self, layer, w, x, piece):
+            kinds.update((x.dtype, *(tensor.dtype for tensor in w.values())))
+            return super()._layer(layer, w, x, piece)
+
+        def _linear(self, w, name, x):
+            y = super()._linear(w, name, x)
+            kinds.update((x.dtype, y.dtype))
+            return y
+
+    reference = Watched(load_checkpoint(write(tmp_path, NAMED[name], trained=trained)), dtype)
+    for state in (None, reference.new_state(1)):
+        kinds.add(reference.forward(np.array([[1, 2, 3]]), 0, state).dtype)
+    assert kinds == {np.dtype(dtype)}
 
 
 def test_weights_are_read_once_for_all_pieces_and_one_layer_at_a_time(tmp_path):
