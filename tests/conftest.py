@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -100,16 +102,20 @@ def with_start_token(file: Path) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """exported(checkpoint, **options): the bundle folder of an export, made once a session."""
-    made: dict[tuple, Path] = {}
+    """exported(checkpoint, **options): the bundle folder of an export, made once for all processes."""
+    base = tmp_path_factory.getbasetemp()
+    bundles = (base.parent if WORKER else base) / "exported"
+    bundles.mkdir(exist_ok=True)
 
     def get(checkpoint: str, **options) -> Path:
         options = {"calibration_tokens": 0} | options  # seconds each
-        key = (checkpoint, *sorted(options.items(), key=str))
-        if key not in made:
-            target = tmp_path_factory.mktemp("bundles") / checkpoint
-            made[key] = dijiang.export(GOLDEN[checkpoint], target, verify=False, **options).path
-        return made[key]
+        key = hashlib.sha256(repr((checkpoint, sorted(options.items(), key=str))).encode()).hexdigest()
+        target = bundles / key / checkpoint
+        with FileLock(bundles / f"{key}.lock"):
+            if not target.exists():  # an export is there whole, or not at all
+                target.parent.mkdir(exist_ok=True)
+                dijiang.export(GOLDEN[checkpoint], target, verify=False, **options)
+        return target
 
     return get
 

@@ -56,8 +56,8 @@ def peak_anonymous(*arguments, code=CLI):
         ("int4", "onnxruntime", TOKENS, False, None),
         ("int4", "onnxruntime", TOKENS, False, 16.0),
         ("int8", "cuda", 0, True, None),
-        ("int4", "cuda", 0, True, None),
-        ("int8", "tensorrt", 0, True, None),
+        ("int4", "cuda", 0, False, None),
+        ("int8", "tensorrt", 0, False, None),
         ("int4", "tensorrt", 0, True, None),
     ],
     ids=[

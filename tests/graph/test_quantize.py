@@ -131,7 +131,10 @@ JUDGED = {
 
 
 def test_whole_held_out_text_has_the_published_perplexity_and_precisions_keep_it(exported):
-    """perplexity.json: all whole windows. The fp32 bundle meets float64 to 1e-4 (test_golden, test_parity)."""
+    """perplexity.json: all whole windows. The fp32 bundle meets float64 to 1e-4 (test_golden, test_parity).
+
+    The others are compared with it on every third window.
+    """
     published = json.loads((TINY / "perplexity.json").read_text())
     exact = dijiang.load(exported("tiny-python"))
     models = {
@@ -140,15 +143,16 @@ def test_whole_held_out_text_has_the_published_perplexity_and_precisions_keep_it
     }
     ids = np.array(exact.tokenizer.encode((TINY / "held_out.txt").read_text(encoding="utf-8")))
     assert len(ids) == published["tokens"]
-    sums = {precision: Sums() for precision in ALLOWED}
-    for window in ids[: WINDOWS * 512].reshape(WINDOWS, 1, 512):
+    whole, sums = Sums(), {precision: Sums() for precision in ALLOWED}
+    for index, window in enumerate(ids[: WINDOWS * 512].reshape(WINDOWS, 1, 512)):
         expected = exact.forward(window, exact.new_state(), all_logits=True)[0]
-        for precision, model in models.items():
+        whole.add(expected, expected, window[0])
+        for precision, model in models.items() if index % 3 == 0 else ():
             found = model.forward(window, model.new_state(), all_logits=True)[0]
             sums[precision].add(expected, found, window[0])
+    assert whole.result(is_text=True).perplexity == pytest.approx(published["perplexity"], rel=1e-5)
     for precision, (perplexity, disagreement) in ALLOWED.items():
         found = sums[precision].result(is_text=True)
-        assert found.reference_perplexity == pytest.approx(published["perplexity"], rel=1e-5)
         assert found.perplexity / found.reference_perplexity - 1 <= perplexity, precision
         assert 1 - found.top1_agreement <= disagreement, precision
 
