@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from scipy.linalg import blas
 
+from ..errors import ExportError
 from ..files import temporary_folder
 from ..graph.passes.linear import linears
 from ..graph.roles import ROUNDED
@@ -137,12 +138,21 @@ class LayerMoments:
         self._found = [dict(found) for found in sequences]
 
     def __call__(self, name: str) -> np.ndarray:
-        """The second moment [in, in] float32 of the inputs of a linear, by the name of its weight."""
+        """The second moment [in, in] float32 of the inputs of a linear, by the name of its weight.
+
+        Raises:
+            ExportError: it holds NaN or infinity.
+        """
         value = str(self._inputs[name].name)
         while value not in self._halves:
             self._advance(next(self._left))
         self._uses[value] -= 1
         half = self._halves[value] if self._uses[value] else self._halves.pop(value)
+        if not np.isfinite(half).all():
+            raise ExportError(
+                f"{name}: on the calibration text its inputs are beyond float32; give another text with "
+                "--calibration-text, or use --calibration-tokens 0"
+            )
         whole: np.ndarray = half.T  # in place: rows in their order, zeros above the diagonal
         for start in range(0, len(whole), STRIP):
             strip, behind = slice(start, start + STRIP), slice(start + STRIP, None)
@@ -210,6 +220,7 @@ def _has_channels(value: np.ndarray) -> bool:
     return value.ndim > 1 and np.issubdtype(value.dtype, np.floating)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is beyond float32 is refused when its moment is asked for
 def _moved(old: np.ndarray, new: np.ndarray) -> float:
     """Mean over tokens of |new - old|^2 / |old|^2, of [..., channels]."""
     length = np.square(old).sum(-1)

@@ -78,6 +78,7 @@ class Found:
     states: dict[int, list[float]]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # no gate passes what comes of it
 def compare(
     checkpoint: DijiangModel,
     windows: Sequence[np.ndarray],

@@ -331,6 +331,17 @@ def test_calibration_text_that_cannot_be_read_is_one_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("options", [{"precision": "int8"}, {"precision": "int4", "budget": 0.19}], ids=str)
+def test_inputs_beyond_float32_are_one_error(edit_tensors, tmp_path, options):
+    def grow(tensors):
+        tensors["gpt_neox.layers.0.mlp.dense_h_to_4h.bias"][3] = 1e22
+
+    checkpoint = edit_tensors("neox-base", grow)
+    with pytest.raises(dijiang.ExportError, match=r"mlp_down.* its inputs are beyond float32; .*tokens 0$"):
+        dijiang.export(checkpoint, tmp_path / "b", calibration_tokens=256, **options)
+    assert not (tmp_path / "b").exists()
+
+
 @pytest.mark.parametrize(("rows", "columns", "block", "bits"), [(130, 33, 16, 4), (256, 70, 64, 4), (96, 5, 32, 8)])
 def test_compiled_gptq_rounds_as_its_twin(monkeypatch, rows, columns, block, bits):
     random = np.random.default_rng(rows)
