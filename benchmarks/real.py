@@ -38,6 +38,8 @@ MORE = (*PRECISIONS, "fp16", "bf16")
 TRAINING = "--suffix .py --batch 8 --length 128 --steps 400 --align 0.5 --lr 1e-3 --report 50"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TEMPFAIL = 75
+#: Texts with drafts: prompts, the tokens between their starts, their tokens, and what is written after each.
+PROMPTS, APART, PROMPT, WRITTEN = 20, 900, 256, 128
 LOGITS = ("max_error", "rms_relative_error", "kl", "top1_agreement", "reference_perplexity", "perplexity")
 
 
@@ -125,6 +127,27 @@ def decoded(bundle: Path, tokens: int) -> dict[str, Any]:
     return {"first": rates[0], "last": rates[-1], "state_bytes": state.nbytes}
 
 
+def drafted(bundle: Path, text: Path) -> list[float]:
+    """How many times as fast greedy text is with drafts, in turns without, of prompts from a file of code."""
+    model = dijiang.load(bundle, graph="native")
+    ids = model.tokenizer.encode(text.read_text(encoding="utf-8"))
+
+    def written(prompt: list[int], **options: bool) -> tuple[list[int], float]:
+        records = model.generate(prompt, max_tokens=WRITTEN, ignore_eos=True, **options)
+        tokens, start = [next(records).token], time.perf_counter()
+        tokens += [record.token for record in records]
+        return tokens, time.perf_counter() - start
+
+    ratios = []
+    for first in range(0, PROMPTS * APART, APART):
+        prompt = ids[first : first + PROMPT]
+        before, drafts, after = written(prompt), written(prompt, speculate=True), written(prompt)
+        if not before[0] == drafts[0] == after[0]:
+            sys.exit(f"{bundle}: drafts change the text after token {first} of {text}")
+        ratios.append((before[1] + after[1]) / 2 / drafts[1])
+    return ratios
+
+
 def measure(checkpoint: Path, text: Path, bundle: Path, tokens: int, decode: int) -> dict[str, Any]:
     """One precision: exported by default, verified on text, decoded where a CPU runs it."""
     force = ["--force"] if bundle.exists() else []
@@ -171,6 +194,8 @@ def main(work: Path, output: Path, tokens: int, decode: int, tune: bool) -> None
     found["precisions"] = rows = []
     for precision in MORE if tune else PRECISIONS:
         rows.append(measure(checkpoint, text, bundles / precision, tokens, decode))
+        if tune and precision.startswith("int"):
+            rows[-1]["drafts"] = drafted(bundles / precision, text)
         click.echo(json.dumps(rows[-1]))
     output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -6,7 +6,7 @@ DijiangError
 ├── ExportError        the output cannot be written, or the options do not fit the model
 ├── BundleError        a bundle that is damaged, incomplete or of another version
 ├── HubError           a model of the Hub that is not there or cannot be fetched
-├── SessionError       the backend or execution provider asked for is not the one to be had
+├── SessionError       a backend or execution provider that is not to be had, or whose step fails or gives NaN
 ├── InputError         token ids, prompts, positions or sampling options out of range
 ├── ParityError        a bundle that differs from its checkpoint by more than its gate
 ├── BenchError         tests that could not be measured, or a comparison that found a regression
@@ -41,7 +41,7 @@ class HubError(DijiangError):
 
 
 class SessionError(DijiangError):
-    """A backend or execution provider that is missing or was not the one used."""
+    """A backend or execution provider that is missing or was not the one used, or a step of it that failed."""
 
 
 class InputError(DijiangError):

@@ -602,9 +602,10 @@ def _tuned(recipe: Recipe, head: str | None, block: int | None, tokens: int | No
     if block is not None and block not in BLOCKS:
         raise ExportError(f"block size {block!r} is unknown, expected one of {', '.join(map(str, BLOCKS))}")
     if not recipe.in_blocks:
-        if head is not None or block is not None:
+        if head is not None or block is not None or tokens:
             raise ExportError(
-                f"precision {recipe.precision} has no head precision or block size; use --precision int8 or int4"
+                f"precision {recipe.precision} has no head precision, block size or calibration; use --precision "
+                "int8 or int4"
             )
         return recipe
     if (head or block or tokens) and not SCHEMES[recipe.scheme].tunable:

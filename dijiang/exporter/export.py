@@ -73,7 +73,8 @@ def export(
         head_precision: of the head; None: as the precision says.
         block_size: input channels that share a scale; None: as the precision says.
         calibration_tokens: to round weights where it changes the outputs least (`calibration`); 0:
-            nearest values; None: as many as are worth the time, 0 above 500 million parameters.
+            nearest values; None: as many as are worth the time, 0 above 500 million parameters where
+            there is no calibration_text.
         calibration_text: UTF-8 file that they are read from; None: the model writes them.
         budget: MB (10^6 bytes) that the weights may have: the projections that lose most by few bits keep 8
             (`exporter.budget`); None: all projections are alike.
@@ -114,7 +115,12 @@ def export(
         _check_verifiable(recipe)
     for file in (text if verify else None, calibration_text):
         _check_text(model, file, readable=tokenizer is not None)
-    recipe = pipeline.fitted(recipe, model)
+    recipe = pipeline.fitted(recipe, model, text=calibration_text is not None)
+    if calibration_text is not None and not recipe.calibration_tokens:
+        raise ExportError(
+            f"{calibration_text}: precision {precision} for target {target} is not calibrated, or on 0 tokens; "
+            "leave --calibration-text out"
+        )
     graphs = pipeline.step_graphs(model, recipe)
     smallest = data_bytes(graphs)
     if recipe.budget is not None:

@@ -18,28 +18,28 @@ from ..models.load import DijiangModel
 from ..progress import Progress, silent
 from ..recipe import GRAPHS, Graph, Recipe, resolve
 from ..runtime.sessions.inference import runs_here
-from .calibration import LENGTH, LayerMoments, batches_of, default_tokens, draw, feeds_of
+from .calibration import LEAST, LENGTH, LayerMoments, batches_of, default_tokens, draw, feeds_of
 
 #: Share of the parameters from which on the embedding takes part in rounding to few bits. A step reads one
 #: row of it, so a smaller one costs no time and little space at 8 bits, and its rounding is felt.
 EMBEDDING_SHARE = 0.25
 
 
-def fitted(recipe: Recipe, model: DijiangModel) -> Recipe:
-    """The recipe with what depends on the model's shape decided, too."""
+def fitted(recipe: Recipe, model: DijiangModel, *, text: bool = False) -> Recipe:
+    """The recipe with what depends on the model's shape decided, too; text: there is one to calibrate on."""
     embed = scheme_of(recipe).recipe.embed
     rows, width = model.weights.shape("embed.weight")
     if embed is not None and rows * width < EMBEDDING_SHARE * model.parameters:
         embed = replace(embed, bits=8)
-    return recipe.fitted(embed, calibration_tokens(recipe, model.parameters))
+    return recipe.fitted(embed, calibration_tokens(recipe, model.parameters, text=text))
 
 
-def calibration_tokens(recipe: Recipe, parameters: int) -> int:
-    """Tokens to calibrate on; 0 where nothing is rounded by them."""
+def calibration_tokens(recipe: Recipe, parameters: int, *, text: bool = False) -> int:
+    """Tokens to calibrate on; 0 where nothing is rounded by them. Who gives a text for it has the time."""
     if not scheme_of(recipe).calibrates:
         return 0
     wanted = recipe.calibration_tokens
-    return default_tokens(parameters) if wanted is None else wanted
+    return max(default_tokens(parameters), LEAST if text else 0) if wanted is None else wanted
 
 
 def step_graphs(model: Source, recipe: Recipe, rounder: Rounder | None = None) -> dict[str, ir.Model]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, SessionError
 from ..progress import Progress, silent
 from ..runtime.model import Model
 from ..runtime.text import TextTokenizer
@@ -39,7 +39,7 @@ def windows_of(
         for record in model.generate(drawn, max_tokens=count - 1, temperature=1.0, seed=0, ignore_eos=True):
             drawn.append(record.token)
             progress("draw", len(drawn), count)
-    except InputError:  # logits that hold NaN: the comparison will say so
+    except SessionError:  # logits that hold NaN: the comparison will say so
         return RANDOM, [ids]
     return OWN, [np.array(drawn)]
 

@@ -70,6 +70,7 @@ def generate(
 
     Raises:
         InputError: an option or the prompt is out of range; before the first record.
+        SessionError: a step failed, or its logits hold NaN.
     """
     keeps, state = state is not None, model.new_state() if state is None else state
     return stream(model, prepare(model, prompt, options, state, keeps=keeps), state, progress)

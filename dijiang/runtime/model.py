@@ -146,7 +146,8 @@ class Model:
             [B, T - 1] bool: whether no token was more likely.  Under padding both hold no meaning.
 
         Raises:
-            InputError: as `forward`; or the logits of a real token hold NaN.
+            InputError: as `forward`.
+            SessionError: the logits of a real token hold NaN.
         """
         ids = as_ids(ids)
         if ids.ndim != 2 or ids.shape[1] < 2:

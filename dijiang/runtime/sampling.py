@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import SessionError
 from .grammar import Matcher
 from .options import Generation
 from .sessions.base import Output
@@ -44,9 +44,9 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def require_numbers(logits: np.ndarray, position: int) -> None:
-    """InputError if logits [..., vocab] of a position hold NaN, or infinity as their largest."""
+    """SessionError if logits [..., vocab] of a position hold NaN, or infinity as their largest."""
     if not np.isfinite(logits.max()):
-        raise InputError(
+        raise SessionError(
             f"the logits at position {position} hold NaN or infinity: a number left the range of the bundle's "
             "types, or the state is damaged; start from new_state(), check the bundle with dijiang verify, or "
             "export it in bf16 or fp32"
@@ -54,7 +54,7 @@ def require_numbers(logits: np.ndarray, position: int) -> None:
 
 
 def most_likely(output: Output, row: int, column: int, position: int) -> int:
-    """The token that a step chose for a position; InputError: see `require_numbers`.
+    """The token that a step chose for a position; SessionError: see `require_numbers`.
 
     Logits may lie on a device. So they are looked at only where the token is the first of the vocabulary: that is
     what ArgMax says of NaN.
@@ -91,7 +91,7 @@ class Sampler:
         """The token of a position from logits [vocab] float32; it counts as seen.
 
         Raises:
-            InputError: see `require_numbers`.
+            SessionError: see `require_numbers`.
         """
         require_numbers(logits, position)
         tokens, amounts = self._biased

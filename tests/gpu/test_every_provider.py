@@ -88,7 +88,7 @@ def test_states_take_turns_and_are_saved(loaded, tmp_path):
 def test_nan_ends_a_greedy_text(loaded, tmp_path):
     model = loaded("tiny-python")
     state = poisoned(model)
-    with pytest.raises(dijiang.InputError, match="the logits at position 5 hold NaN"):
+    with pytest.raises(dijiang.SessionError, match="the logits at position 5 hold NaN"):
         list(model.generate(None, state=state))
     with pytest.raises(dijiang.InputError, match="layer 5 of the state holds NaN"):
         state.save(tmp_path / "state")

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 import dijiang
-from dijiang.exporter import calibration
+from dijiang.exporter import calibration, pipeline
 from dijiang.graph import rounding
 from dijiang.graph.rounding import Inputs, hadamard, pack, reverse, rotate, rotate_both, round_gptq, round_nearest
 from dijiang.graph.schemes import nbits
@@ -318,11 +318,44 @@ def test_int4_is_calibrated_on_a_file(tmp_path):
             graph="ort",
             precision="int4",
             calibration_tokens=tokens,
-            calibration_text=half,
+            calibration_text=half if tokens else None,
             verify=False,
         )
         kl[tokens] = dijiang.verify(bundle.path, TINY, text=rest, tokens=2048).logits.kl
     assert kl[4096] < 0.7 * kl[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"precision": "fp16"},
+        {"precision": "int8", "target": "tensorrt"},
+        {"precision": "int4", "calibration_tokens": 0},
+    ],
+    ids=str,
+)
+def test_calibration_text_that_nobody_would_read_is_refused(tmp_path, options):
+    text = TINY / "held_out.txt"
+    with pytest.raises(dijiang.ExportError, match=r"held_out\.txt: precision .* leave --calibration-text out$"):
+        dijiang.export(TINY, tmp_path / "b", calibration_text=text, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_calibration_of_what_is_not_rounded_to_integers_is_refused(tmp_path, precision):
+    with pytest.raises(
+        dijiang.ExportError, match=f"precision {precision} has no .* calibration; use --precision int8"
+    ):
+        dijiang.export(TINY, tmp_path / "b", precision=precision, calibration_tokens=64)
+
+
+def test_a_large_model_is_calibrated_on_a_text_that_is_given():
+    recipe = resolve("int8", graph="ort")
+    found = [pipeline.calibration_tokens(recipe, 1_100_000_000, text=text) for text in (False, True)]
+    assert found == [0, calibration.LEAST]
+    assert pipeline.calibration_tokens(recipe, 3_700_000, text=True) == calibration.TOKENS
+    assert pipeline.calibration_tokens(resolve("int8", graph="ort", calibration_tokens=64), 10**9, text=True) == 64
 
 
 def test_calibration_text_that_cannot_be_read_is_one_error(tmp_path):

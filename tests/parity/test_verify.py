@@ -118,7 +118,7 @@ def test_model_that_draws_no_text_is_compared_on_random_ids():
     """As one whose logits hold NaN: the comparison then says so."""
 
     def generate(*_, **__):
-        raise dijiang.InputError("the logits hold NaN")
+        raise dijiang.SessionError("the logits hold NaN")
 
     broken = SimpleNamespace(spec=SimpleNamespace(vocab_size=50), generate=generate)
     source, (ids,) = windows_of(broken, None, 12, 512, own=True)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dijiang
-from dijiang.errors import InputError
+from dijiang.errors import InputError, SessionError
 from dijiang.runtime.options import Generation
 from dijiang.runtime.sampling import SHORTLIST, Draws, Sampler, candidates, largest
 from dijiang.runtime.snapshot import Seam
@@ -109,7 +109,7 @@ def test_draws_are_a_function_of_seed_and_position():
 def test_logits_that_hold_nan_or_infinity_are_one_error(lost):
     logits = np.array([1, lost, 2], np.float32)
     for options in (Generation(), Generation(temperature=1.0), Generation(temperature=1.0, top_k=2)):
-        with pytest.raises(InputError, match="the logits at position 7 hold NaN"):
+        with pytest.raises(SessionError, match="the logits at position 7 hold NaN"):
             Sampler(options, np.zeros(3, bool))(logits, 7)
 
 
