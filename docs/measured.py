@@ -44,7 +44,7 @@ Processor: {cpu}.
 """
 
 #: After the table of the model that was tuned.
-DRAFTS = """
+TUNED_DRAFTS = """
 
 With `--speculate` it writes the same tokens, so many times as fast (median of {count} prompts of held-out code, and
 the extremes; 128 tokens after 256): {speeds}.
@@ -66,7 +66,7 @@ def tuned() -> str:
         for row in found["precisions"]
         if "drafts" in row
     ]
-    drafts = DRAFTS.format(count=len(found["precisions"][1]["drafts"]), speeds=", ".join(speeds))
+    drafts = TUNED_DRAFTS.format(count=len(found["precisions"][1]["drafts"]), speeds=", ".join(speeds))
     return text + compared(found["precisions"], judged=True) + drafts
 
 
