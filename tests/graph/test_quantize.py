@@ -238,7 +238,7 @@ def test_quantized_bundles_are_as_small_as_their_bits(exported):
         ({"precision": "int5"}, "precision 'int5' is unknown, expected one of fp32"),
         ({"precision": "int4", "block_size": 48}, "block size 48 is unknown, expected one of 16"),
         ({"precision": "int4", "head_precision": "int2"}, "head precision 'int2' is unknown"),
-        ({"head_precision": "int8"}, "has no head precision or block size"),
+        ({"head_precision": "int8"}, "has no head precision, block size or calibration; use"),
         ({"precision": "int8", "graph": "onnx"}, "needs one of the graphs native, ort, webgpu, primitive"),
         (
             {"precision": "int8", "graph": "primitive", "block_size": 64},
