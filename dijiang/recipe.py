@@ -24,7 +24,7 @@ TYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 #: and more (ADR 0019).
 FLOAT32_FACTOR = 8.0
 #: The same of a graph in 16 bits, or with weights in blocks, over the reference that is rounded as plainly as
-#: can be (`parity.rounded`). Right graphs in 16 bits: states 0.4 to 3.6, logits 0.5 to 2.6; in blocks 0.1 to 2.0
+#: can be (`parity.rounded`). Right graphs in 16 bits: states 0.4 to 3.9, logits 0.5 to 2.8; in blocks 0.1 to 2.0
 #: (ADR 0042).
 STATES_16_BITS, LOGITS_16_BITS, IN_BLOCKS = 8.0, 4.0, 3.0
 #: Input channels that share one scale, and that are mixed before they are rounded (ADR 0024). Bytes of a

@@ -47,8 +47,7 @@ Processor: {cpu}.
 TUNED_DRAFTS = """
 
 With `--speculate` it writes the same tokens, so many times as fast (median of {count} prompts of held-out code, and
-the extremes; 128 tokens after 256): {speeds}.
-"""
+the extremes): {speeds}."""
 
 
 def tuned() -> str:
@@ -61,12 +60,9 @@ def tuned() -> str:
         last=float(log[-1]["held_out_loss"]),
         cpu=found["cpu"]["model"],
     )
-    speeds = [
-        f"`{row['precision']}` {median(row['drafts']):.2f} ({min(row['drafts']):.2f} to {max(row['drafts']):.2f})"
-        for row in found["precisions"]
-        if "drafts" in row
-    ]
-    drafts = TUNED_DRAFTS.format(count=len(found["precisions"][1]["drafts"]), speeds=", ".join(speeds))
+    timed = {row["precision"]: row["drafts"] for row in found["precisions"] if "drafts" in row}
+    speeds = (f"`{name}` {median(all_):.2f} ({min(all_):.2f} to {max(all_):.2f})" for name, all_ in timed.items())
+    drafts = TUNED_DRAFTS.format(count=min(map(len, timed.values())), speeds=", ".join(speeds))
     return text + compared(found["precisions"], judged=True) + drafts
 
 

@@ -113,14 +113,15 @@ def export(
     tokenizer = find_tokenizer(model.path, model.spec.vocab_size)
     if verify:
         _check_verifiable(recipe)
-    for file in (text if verify else None, calibration_text):
+    elif text is not None:
+        raise ExportError(f"{text} would not be read: nothing is verified; leave --text or --no-verify out")
+    for file in (text, calibration_text):
         _check_text(model, file, readable=tokenizer is not None)
     recipe = pipeline.fitted(recipe, model, text=calibration_text is not None)
     if calibration_text is not None and not recipe.calibration_tokens:
-        raise ExportError(
-            f"{calibration_text}: precision {precision} for target {target} is not calibrated, or on 0 tokens; "
-            "leave --calibration-text out"
-        )
+        none = f"precision {precision} for target {target} is not calibrated"
+        reason = "the calibration has 0 tokens" if calibration_tokens == 0 else none
+        raise ExportError(f"{calibration_text} would not be read: {reason}; leave --calibration-text out")
     graphs = pipeline.step_graphs(model, recipe)
     smallest = data_bytes(graphs)
     if recipe.budget is not None:

@@ -163,11 +163,9 @@ class Model:
             piece, following = ids[:, start : start + longest], ids[:, start + 1 : start + longest + 1]
             of_piece = None if real is None else real[:, start : start + longest]
             logits = self.forward(piece, state, mask=of_piece, all_logits=True)[:, : following.shape[1]]
-            broken = ~np.isfinite(logits.max(axis=-1))
-            if of_piece is not None:
-                broken &= of_piece[:, : following.shape[1]].astype(bool)
-            for row, at in np.argwhere(broken)[:1]:
-                require_numbers(logits[row, at], int(fed[row]) + start + at + 1)
+            read = slice(following.shape[1])
+            positions = fed[:, None] + np.arange(start + 1, ids.shape[1] + 1)[read]
+            require_numbers(logits, positions, True if of_piece is None else of_piece[:, read] != 0)
             nats = log_softmax(logits)
             chosen = np.take_along_axis(nats, following[..., None], axis=-1)[..., 0]
             found.append(chosen)

@@ -43,9 +43,14 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted
 
 
-def require_numbers(logits: np.ndarray, position: int) -> None:
-    """SessionError if logits [..., vocab] of a position hold NaN, or infinity as their largest."""
-    if not np.isfinite(logits.max()):
+def require_numbers(logits: np.ndarray, positions: int | np.ndarray, real: bool | np.ndarray = True) -> None:
+    """SessionError if logits [..., vocab] hold NaN, or infinity as their largest.
+
+    positions: [...], for the message.  real: [...], False where they do not matter.
+    """
+    broken = ~np.isfinite(logits.max(-1)) & real
+    if broken.any():
+        position = np.broadcast_to(positions, broken.shape)[broken][0]
         raise SessionError(
             f"the logits at position {position} hold NaN or infinity: a number left the range of the bundle's "
             "types, or the state is damaged; start from new_state(), check the bundle with dijiang verify, or "

@@ -98,11 +98,10 @@ class Snapshot:
         """The file's bytes; InputError if a layer holds NaN or infinity: `load` would refuse it."""
         from safetensors.numpy import save
 
-        for index, layer in enumerate(self.layers):
-            if not np.isfinite(layer).all():
-                raise InputError(
-                    f"layer {index} of the state holds NaN or infinity, so it is not saved; take one of before"
-                )
+        if (index := _lost(self.layers)) is not None:
+            raise InputError(
+                f"layer {index} of the state holds NaN or infinity, so it is not saved; take one of before"
+            )
         tensors = {f"layer.{i}": layer for i, layer in enumerate(self.layers)}
         tensors |= {
             "position": self.position,
@@ -217,8 +216,8 @@ def _checked(tensors: dict[str, np.ndarray], vocab: int) -> list[np.ndarray]:
     for index, layer in enumerate(layers):
         if layer.dtype != np.float32 or layer.shape != shape or len(shape) != 4 or shape[0] != batch:
             raise ValueError(f"layer {index} is {layer.dtype} {list(layer.shape)}")
-        if not np.isfinite(layer).all():
-            raise ValueError(f"layer {index} holds NaN or infinity")
+    if (lost := _lost(layers)) is not None:
+        raise ValueError(f"layer {lost} holds NaN or infinity")
     last, seen = tensors["last"], tensors["seen"]
     if (position < 0).any() or last.shape != (batch, LAST) or seen.shape != (batch, (vocab + 7) // 8):
         raise ValueError("positions, last ids or seen ids out of range")
@@ -227,6 +226,11 @@ def _checked(tensors: dict[str, np.ndarray], vocab: int) -> list[np.ndarray]:
     if ((last < NONE) | (last >= vocab)).any():
         raise ValueError("a last id outside of the vocabulary")
     return layers
+
+
+def _lost(layers: list[np.ndarray]) -> int | None:
+    """The first layer that holds NaN or infinity."""
+    return next((index for index, layer in enumerate(layers) if not np.isfinite(layer).all()), None)
 
 
 def _seams(found: Any, batch: int, vocab: int) -> list[Seam | None]:

@@ -337,8 +337,19 @@ def test_int4_is_calibrated_on_a_file(tmp_path):
 )
 def test_calibration_text_that_nobody_would_read_is_refused(tmp_path, options):
     text = TINY / "held_out.txt"
-    with pytest.raises(dijiang.ExportError, match=r"held_out\.txt: precision .* leave --calibration-text out$"):
+    with pytest.raises(
+        dijiang.ExportError, match=r"held_out\.txt would not be read: .* leave --calibration-text out$"
+    ):
         dijiang.export(TINY, tmp_path / "b", calibration_text=text, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_to_verify_on_is_refused_where_nothing_is_verified(tmp_path):
+    text = TINY / "held_out.txt"
+    with pytest.raises(
+        dijiang.ExportError, match=r"held_out\.txt would not be read: .* --text or --no-verify out$"
+    ):
+        dijiang.export(TINY, tmp_path / "b", text=text, verify=False)
     assert list(tmp_path.iterdir()) == []
 
 
