@@ -1,6 +1,7 @@
 """The plan of an export: an upper bound of what a real one needs, and not a wild one."""
 
 import math
+import os
 import subprocess
 import sys
 import time
@@ -33,10 +34,10 @@ def checkpoint(tmp_path_factory):
     return write_random(CONFIG, tmp_path_factory.mktemp("plan") / "checkpoint")
 
 
-def peak_anonymous(*arguments, code=CLI):
-    """Largest anonymous memory of a command in a process of its own, bytes."""
+def peak_anonymous(*arguments, code=CLI, **environment):
+    """Largest anonymous memory of a command in a process of its own, bytes; environment: variables on top of ours."""
     peak, command = 0, [sys.executable, "-c", code, *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | environment) as process:
         watch = psutil.Process(process.pid)
         while process.poll() is None:
             memory = watch.memory_info()
