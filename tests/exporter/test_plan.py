@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory):
 
 
 def peak_anonymous(*arguments, code=CLI, **environment):
-    """Largest anonymous memory of a command in a process of its own, bytes; environment: variables on top of ours."""
+    """Largest anonymous memory of a command in a process of its own, bytes; environment: variables beside ours."""
     peak, command = 0, [sys.executable, "-c", code, *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | environment) as process:
         watch = psutil.Process(process.pid)
