@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 ADR = HERE / "adr"
 HEAD = """# Recipes
 
-This page is made from `dijiang/recipe.py` by `make docs`. Do not edit it.
+This page is made from `dijiang/recipe/` by `make docs`. Do not edit it.
 
 A bundle is made of a precision, one or more graphs, and a target. `dijiang export` decides all of it once. The
 manifest keeps the result, the *recipe* of the bundle.
@@ -115,7 +115,7 @@ def recipes() -> str:
 #: Marks around the parts of gpu.md that are made.
 TABLES, REPORTS = (
     f"<!-- From here to the next mark made from {source} by `make docs`. -->\n"
-    for source in ("dijiang/recipe.py", "benchmarks/results/gpu-h200*.json")
+    for source in ("dijiang/recipe/", "benchmarks/results/gpu-h200*.json")
 )
 END = "<!-- end -->"
 

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "dijiang"
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = {*PRECISIONS, *GRAPHS, *PROVIDERS, *SCHEMES, *TARGETS}
 #: The tables, and the functions that resolve them.
-TABLES = {PACKAGE / "recipe.py", PACKAGE / "runtime" / "sessions" / "providers.py"}
+TABLES = {*PACKAGE.glob("recipe/*.py"), PACKAGE / "runtime" / "sessions" / "providers.py"}
 
 
 def strings(node):
@@ -130,7 +130,7 @@ def test_a_flag_of_run_is_in_two_places(name):
 )
 def test_a_flag_of_export_is_in_three_places(name):
     """The flag, the function, and the recipe or what else uses it."""
-    assert len(places(name, ("exporter", "commands", "recipe.py")) | {"commands/export.py"}) <= 3
+    assert len(places(name, ("exporter", "commands", "recipe")) | {"commands/export.py"}) <= 3
 
 
 @pytest.mark.parametrize("one", [*fields(Generation), *fields(Loading)], ids=lambda one: one.name)

@@ -31,7 +31,7 @@ from dijiang.version import __version__
 
 ROOT = Path(__file__).parents[2]
 SITE, KEPT = Path(__file__).parent / "site", ROOT / ".mutants"
-TARGETS = ("dijiang/runtime/**/*.py", "dijiang/models/*.py", "dijiang/parity/*.py", "dijiang/recipe.py")
+TARGETS = ("dijiang/runtime/**/*.py", "dijiang/models/*.py", "dijiang/parity/*.py", "dijiang/recipe/*.py")
 MUTANTS, SEED = 300, 1
 #: Seconds of tests that a mutant may cost, as they took without it; and on the clock.
 TESTS, CLOCK = 25.0, 120
@@ -41,7 +41,10 @@ MEMORY = 8 << 30
 UNSEEN = "not signal and not interrupt and not ctrl_c"
 #: Files that read tables which are made when a module is imported: asked first, and whole.
 WHOLE = {
-    "dijiang/recipe.py": ["tests/test_recipe.py", "tests/test_docs.py"],
+    **{
+        f"dijiang/recipe/{file.name}": ["tests/test_recipe.py", "tests/test_docs.py"]
+        for file in (ROOT / "dijiang" / "recipe").glob("*.py")
+    },
     "dijiang/runtime/options.py": ["tests/runtime/test_options.py", "tests/test_docs.py"],
     "dijiang/runtime/sessions/webgpu.py": ["tests/runtime/test_webgpu.py"],
 }
