@@ -11,7 +11,7 @@ namespace {
 constexpr int kOutputs = kOutputsTogether;
 constexpr float kStarts[] = {1.0f, 0.94f, 0.88f, 0.82f};  // of the scale that just covers a block
 constexpr int kNext = 4;                                  // inputs that are corrected together
-constexpr float kSmallest = 1e-36f;                       // scale; blocks of a smaller one are dead
+constexpr float kSmallest = 0x1p-119f;                    // scale; dead blocks take it
 
 DIJIANG_INLINE float nearest_code(float x, float bound) {
   x = x < -bound ? -bound : x;
@@ -41,7 +41,7 @@ DIJIANG_INLINE void best_scales(const float* __restrict w, const float* __restri
     }
   for (int l = 0; l < kOutputs; l++) {
     const float covering = (-low[l] >= high[l] ? low[l] : high[l]) / -bound;
-    best[l] = start[l] = is_dead(covering) ? 1.0f : covering;
+    best[l] = start[l] = is_dead(covering) ? kSmallest : covering;
   }
   if (bits > 4) return;
   for (const float factor : kStarts) {

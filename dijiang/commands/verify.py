@@ -16,7 +16,7 @@ from .inspect import NOT_JUDGED, VERDICTS
 
 if TYPE_CHECKING:
     from ..parity.difference import Difference
-    from ..parity.verify import Parity
+    from ..parity.findings import Parity
 
 
 @click.command()

@@ -2,8 +2,8 @@
 
 Codes run from -2^(bits-1) to 2^(bits-1) - 1. Where the scale's sign is free, the largest weight of a
 block, whatever its own sign, takes the code that exists on one side only. Where a scale must be
-positive, as TensorRT demands, it takes the largest code of both sides. Scales are float32 arrays; those
-that are stored in two bytes are rounded to bfloat16 before the codes are chosen.
+positive, as TensorRT demands, it takes the largest code of both sides. Scales are float32 arrays. Those
+that are stored in two bytes are rounded before the codes are chosen: to bfloat16, or float16 if positive.
 """
 
 from __future__ import annotations
@@ -29,28 +29,31 @@ OUTPUTS = 256
 #: Input channels that GPTQ corrects one by one; what they lost reaches those behind them in one product.
 STRIPE = 128
 #: Smallest scale: one that is less has no inverse in float32, and may be 0 in bfloat16. Those that must be positive
-#: may become float16.
-SMALLEST, SMALLEST_POSITIVE = 1e-36, 2.0**-24
+#: are float16.
+SMALLEST, SMALLEST_POSITIVE = 2.0**-119, 2.0**-24
 #: Added to the second moment's diagonal, in means of it: channels that were never seen stay solvable.
 DAMPING = 0.01
 
 
 def covering_scale(blocks: Array, bits: int, *, positive: bool = False) -> Array:
-    """The scale [..., 1] at which a block's largest weight takes its code (see above); of a dead block, 1."""
+    """The scale [..., 1] at which a block's largest weight takes its code (see above); the smallest at least."""
     low, high = blocks.min(-1, keepdims=True), blocks.max(-1, keepdims=True)
     bound = 2.0 ** (bits - 1)
     signed, unsigned = np.where(-low >= high, low, high) / -bound, np.maximum(-low, high) / (bound - 1)
     scale = (unsigned if positive else signed).astype(np.float32)
-    return np.where(np.abs(scale) < smallest_scale(positive=positive), np.float32(1), scale)
+    least = np.float32(smallest_scale(positive=positive))
+    return np.where(np.abs(scale) < least, least, scale)
 
 
 def smallest_scale(*, positive: bool) -> float:
-    """Blocks of a smaller one are dead: their weights are stored as 0."""
+    """Blocks of a smaller one are dead: they take this one, with which kernels that sum in floats add nothing."""
     return SMALLEST_POSITIVE if positive else SMALLEST
 
 
-def stored_scale(scale: Array, scale_bytes: int) -> Array:
-    """Scales float32 as their stored type holds them: bfloat16 (2 bytes) or float32 (4)."""
+def stored_scale(scale: Array, scale_bytes: int, *, positive: bool) -> Array:
+    """Scales float32 as their stored type holds them: float16 (positive), bfloat16 (2 bytes) or float32 (4)."""
+    if positive:
+        return np.minimum(scale, np.finfo(np.float16).max).astype(np.float16).astype(np.float32)
     return scale if scale_bytes == 4 else scale.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
@@ -72,7 +75,7 @@ def best_scale(
     """
     start = covering_scale(blocks, bits, positive=positive)
     if bits > 4:
-        start = stored_scale(start, scale_bytes)
+        start = stored_scale(start, scale_bytes, positive=positive)
         return codes_of(blocks, start, bits), start
     best_gain = np.full(start.shape, -np.inf, np.float32)
     best_codes, best = np.zeros_like(blocks), start.copy()
@@ -88,7 +91,7 @@ def best_scale(
         np.copyto(best_gain, gain, where=better)
         np.copyto(best_codes, codes, where=better)
         np.copyto(best, refitted, where=better & (np.abs(refitted) >= smallest_scale(positive=positive)))
-    return best_codes, stored_scale(best, scale_bytes)
+    return best_codes, stored_scale(best, scale_bytes, positive=positive)
 
 
 def by_blocks(weight: Array, block: int) -> Array:

@@ -10,6 +10,13 @@ from ..runtime.sampling import log_softmax
 
 #: Rows of logits compared at once: bounds the float64 temporaries.
 ROWS = 64
+#: Sizes below this count as this one: some kernels give 1e-40 where the reference has 0.
+LEAST = 1e-30
+
+
+def relative(error: float, size: float) -> float:
+    """An error as a share of what it is about, which may be 0; NaN stays."""
+    return error / max(size, LEAST)
 
 
 @dataclass(frozen=True)
@@ -79,10 +86,11 @@ class Sums:
 
     def result(self, *, is_text: bool) -> Difference:
         """The Difference of everything added."""
-        perplexities = np.exp(self.losses / max(self.followed, 1)) if is_text else (None, None)
+        with np.errstate(over="ignore"):
+            perplexities = np.exp(self.losses / max(self.followed, 1)) if is_text else (None, None)
         return Difference(
             max_error=self.max_error,
-            rms_relative_error=(self.squares / self.reference_squares) ** 0.5,
+            rms_relative_error=relative(self.squares**0.5, self.reference_squares**0.5),
             reference_rms=(self.reference_squares / max(self.numbers, 1)) ** 0.5,
             kl=self.kl / self.rows,
             top1_agreement=self.agreed / self.rows,

@@ -17,7 +17,7 @@ from ..hub import name_of
 from ..models.decay import Decay
 from ..models.tokenizer import TOKENIZER
 from ..runtime.text import TextTokenizer
-from .verify import Detail, Parity
+from .findings import Detail, Parity
 
 #: Points of a curve, tokens of a table, and tokens shown before each.
 POINTS, WORST, BEFORE = 128, 12, 8

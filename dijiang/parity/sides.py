@@ -11,11 +11,14 @@ from ..models.load import DijiangModel
 from ..models.reference import Piece, Reference
 from ..progress import Progress
 from ..runtime.model import Model
-from .difference import Sums
+from .difference import Sums, relative
 from .parts import Call, through
 
 #: Lengths at which windows are cut, and the states of the first one compared.
 STATE_LENGTHS = (1, 8, 64, 256, 512)
+#: A layer's state is compared with its own size, at least with this share of the largest layer's: that of a pruned
+#: layer has no size.
+LEAST_STATE = 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ def _cuts(length: int) -> list[int]:
     return sorted({min(cut, length) for cut in (*STATE_LENGTHS, length)})
 
 
+@np.errstate(over="ignore", invalid="ignore")  # no gate passes what comes of it
 def run_bundle(model: Model, windows: Sequence[np.ndarray], steps: int) -> Run:
     """Logits over windows [<= 512] of ids, and of the first `steps` tokens one at a time.
 
@@ -105,6 +109,7 @@ def compare(
     twin_states: dict[int, list[np.ndarray]] = {cut: [] for cut in cuts}
     found = [Found(Sums(), {cut: [] for cut in cuts}) for _ in (*runs, twin)]
     states = [*(run.states for run in runs), twin_states]
+    sizes: dict[int, list[float]] = {cut: [] for cut in cuts}
     total = reference.dtype.itemsize * checkpoint.parameters
 
     def kept(layer: int, piece: Piece) -> None:
@@ -114,8 +119,9 @@ def compare(
     def passed(layer: int, piece: Piece) -> None:
         if piece.state is not None:
             cut = piece.start + piece.ids.shape[1]
+            sizes[cut].append(_rms(piece.state[layer]))
             for one, state in zip(found, states, strict=True):
-                one.states[cut].append(_relative(state[cut][layer], piece.state[layer]))
+                one.states[cut].append(_rms(state[cut][layer] - piece.state[layer]))
         if piece is asked[-1]:
             progress("verify", total * (layer + 1) // checkpoint.spec.num_layers, total)
 
@@ -126,11 +132,15 @@ def compare(
         ids = windows[index][start : cut + 1]
         for one, logits in zip(found, [*(run.logits[index][start:cut] for run in runs), row], strict=True):
             one.sums.add(expected, logits, ids)
+    for one in found:
+        for cut, errors in one.states.items():
+            least = LEAST_STATE * max(sizes[cut])
+            one.states[cut] = [relative(e, max(size, least)) for e, size in zip(errors, sizes[cut], strict=True)]
     return found[:-1], found[-1]
 
 
-def _relative(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(((found - expected) ** 2).mean() ** 0.5 / (expected**2).mean() ** 0.5)
+def _rms(x: np.ndarray) -> float:
+    return float((x**2).mean() ** 0.5)
 
 
 def decay_change(stored: DijiangModel, dropped: DijiangModel, windows: Sequence[np.ndarray]) -> Sums:

@@ -8,15 +8,14 @@ the logits compared.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..bundle.opened import Bundle, open_bundle, store_parity
 from ..errors import BundleError, ParityError
-from ..models.decay import Decay, position_limit
+from ..models.decay import position_limit
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
 from ..progress import Progress, silent
 from ..recipe import require
@@ -27,7 +26,8 @@ from ..runtime.sessions.providers import choose_graph, emulates, open_session, p
 from ..version import __version__
 from .difference import Difference
 from .emulation import load_emulated
-from .gates import Verdict, judge
+from .findings import EARLY, Detail, Parity, StateError
+from .gates import judge
 from .parts import PartedModel
 from .rounded import Rounded
 from .sides import Found, Run, compare, decay_change, run_bundle
@@ -43,153 +43,11 @@ STEPS = 128
 #: random ids and on a text, where perplexity needs many tokens; of decoding one at a time; and the
 #: fewest tokens, whatever they cost.
 BUDGET, TEXT_BUDGET, STEP_BUDGET, FEWEST = 1.5e11, 6e11, 2e10, 32
-#: Layers whose states tell a wrong weight before depth amplifies rounding: the second one sees all of
-#: the first.
-EARLY = 2
 #: exp(entropy) of a model's own next tokens, as a share of its vocabulary, below which it has learned
 #: something. Random weights: 0.4 to 1; the two trained checkpoints: 0.016 and 0.03.
 LEARNED = 0.1
-#: Rounding of one number of float32.
-FLOAT32_EPSILON = float(np.finfo(np.float32).eps) / 2
 #: Fields of a spec that change no logits.
 WORDS = ("bos_token_id", "eos_token_ids")
-
-
-@dataclass(frozen=True)
-class StateError:
-    """RMS-relative error of the worst layer's state after `length` tokens."""
-
-    length: int
-    rms_relative_error: float
-    layer: int
-
-
-@dataclass(frozen=True)
-class Detail:
-    """What a picture of a verification shows, and the stored report leaves out.
-
-    ids, positions, errors, kl: of each token compared: its id, where it stood, the RMS error of the logits
-    after it, and their KL in nats.  states: length -> error of each layer's state.
-    decays: of the checkpoint, a layer each.
-    """
-
-    ids: tuple[int, ...]
-    positions: tuple[int, ...]
-    errors: tuple[float, ...]
-    kl: tuple[float, ...]
-    states: dict[int, list[float]]
-    decays: tuple[Decay, ...]
-
-
-@dataclass(frozen=True)
-class Parity:
-    """The report of the verification of one graph, and of the bundle's others.
-
-    graph: its name.  others: the reports of the graphs after it, on the same tokens.
-    tokens, positions: tokens compared, and the positions 0 .. positions - 1 they stood at.
-    learned: whether they are text to this model: from a file, or drawn by one that is no longer random.
-    judged: whether its text counts; not that of integer weights of a model that was converted and not yet
-    fine-tuned: it makes no sense, and rounding changes it at will.
-    rounded: the reference, rounded as the bundle is (`parity.rounded`), against itself in float64; in fp32 what
-    float32 loses.  rounded_state: the same of `early_state_error`.  median_kl, rounded_kl: of the middle token; the
-    mean is often that of a few tokens.
-    step_error, step_rms: largest and RMS difference between the logits of one-token-at-a-time decoding
-    and of the prefill, over the first `steps` tokens.  state_errors: on the way through the first window.
-    layer_errors: each layer's at its end; what a layer adds to the residual shows in the next one's.
-    decay_change: the reference without its trained D1/D2 against the one with them, for
-    `--decay analytic` exports of trained tables.
-    """
-
-    tokens: int
-    positions: int
-    text: str
-    learned: bool
-    judged: bool
-    logits: Difference
-    rounded: Difference
-    rounded_state: float
-    median_kl: float
-    rounded_kl: float
-    step_error: float
-    step_rms: float
-    steps: int
-    state_errors: tuple[StateError, ...]
-    layer_errors: tuple[float, ...]
-    decay_change: Difference | None
-    same_source: bool
-    reference_dtype: str
-    dijiang: str
-    graph: str
-    detail: Detail | None = field(default=None, compare=False, repr=False)
-    gates: tuple[Verdict, ...] = ()
-    others: tuple[Parity, ...] = ()
-
-    @property
-    def metrics(self) -> dict[str, float | None]:
-        """What gates are about; larger is worse. None: not measured."""
-        d, judged, early = self.logits, self.judged, max(self.layer_errors[:EARLY])
-        over = self._over(d.rms_relative_error)
-        middle = self.median_kl / max(self.rounded_kl, FLOAT32_EPSILON**2)  # KL is quadratic
-        return {
-            "max_error": d.max_error,
-            "step_error": self.step_error,
-            "error_over_float32": over,
-            "step_over_float32": self._over(self.step_rms / d.reference_rms),
-            "error_over_rounding": over,
-            "state_over_rounding": early / max(self.rounded_state, FLOAT32_EPSILON),
-            "kl_over_rounding": middle if self.learned and judged else None,
-            "rms_relative_error": d.rms_relative_error,
-            "kl": d.kl,
-            "kl_on_text": d.kl if self.learned and judged else None,
-            "early_state_error": early,
-            "top1_disagreement": 1 - d.top1_agreement if judged and d.perplexity is not None else None,
-            "perplexity_change": d.perplexity_change if judged else None,
-        }
-
-    def _over(self, error: float) -> float:
-        """An error in units of what rounding costs; at least of the rounding of one number in float32."""
-        return error / max(self.rounded.rms_relative_error, FLOAT32_EPSILON)
-
-    @property
-    def worst_layer(self) -> int:
-        """The layer whose state is furthest off, relative to its size."""
-        return int(np.argmax(self.layer_errors))
-
-    @property
-    def each(self) -> tuple[Parity, ...]:
-        """The reports of all graphs."""
-        return (self, *self.others)
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """Gates that were not met, by any graph."""
-        several = bool(self.others)
-        return tuple(
-            f"{f'{report.graph} ' if several else ''}{v.metric} {v.found:.2e}, allowed {v.bound:.1e}"
-            for report in self.each
-            for v in report.gates
-            if not v.passed
-        )
-
-    @property
-    def passed(self) -> bool | None:
-        """Whether every gate was met, by every graph; None: its text is not judged."""
-        return False if self.failures else True if self.judged else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form, as stored in the bundle."""
-        others = [other.to_dict() for other in self.others]
-        stored = asdict(replace(self, detail=None, others=()))
-        del stored["detail"]
-        return stored | {"worst_layer": self.worst_layer, "passed": self.passed, "others": others}
-
-    def require(self, advice: str = "do not ship it: report the checkpoint and these figures") -> None:
-        """Raise ParityError unless every gate was met."""
-        if self.failures:
-            worst = f"layer {self.worst_layer} is the worst ({max(self.layer_errors):.1e} off)"
-            raise ParityError(
-                f"the bundle differs from its checkpoint: {'; '.join(self.failures)}; {worst}; {advice}"
-            )
 
 
 def verify(
@@ -286,13 +144,13 @@ def compare_bundle(
             judged=judged,
             logits=found,
             rounded=twin.sums.result(is_text=is_text),
-            rounded_state=max(twin.states[max(twin.states)][:EARLY]),
+            rounded_state=float(np.max(twin.states[max(twin.states)][:EARLY])),
             median_kl=float(np.median(side.sums.row_kl)),
             rounded_kl=float(np.median(twin.sums.row_kl)),
             step_error=run.step_error,
             step_rms=run.step_rms,
             steps=run.steps,
-            state_errors=tuple(StateError(n, max(e), int(np.argmax(e))) for n, e in states.items()),
+            state_errors=tuple(StateError(n, float(np.max(e)), int(np.argmax(e))) for n, e in states.items()),
             layer_errors=tuple(states[max(states)]),
             decay_change=None if change is None else change.result(is_text=is_text),
             same_source=same,

@@ -64,7 +64,7 @@ class Precision:
     type: of the activations, and of every weight that is not in blocks.  body, head, embed: the
     projections of the layers, the head and the embedding as blocks of integers; None: in `type`.
     kept: the projections that a budget leaves more bits; None: it has no budget.
-    gates: metrics are the keys of `parity.verify.Parity.metrics`; those about a text are None without
+    gates: metrics are the keys of `parity.findings.Parity.metrics`; those about a text are None without
     one.  seconds: to write 10^9 weights on 2 cores (docs/models.md).
     turing: TensorRT-RTX has its matmul for GPUs of compute capability 7.5.
     """

@@ -73,7 +73,7 @@ def test_dead_weights_have_scales_that_can_be_divided_by(size, bits, positive):
     weight[16:32, 2] *= size
     weight[:, 4] *= size
     codes, scales = round_nearest(weight, bits, 16, positive=positive, scale_bytes=2)
-    dead = scales == 1
+    dead = scales == rounding.smallest_scale(positive=positive)
     assert dead.sum() == 5
     assert (codes[dead] == 2 ** (bits - 1)).all()
     for found, expected in zip((codes, scales), alive, strict=True):
