@@ -96,6 +96,17 @@ def write_file(path: Path, data: bytes, error: type[DijiangError]) -> None:
                 os.unlink(hidden, dir_fd=folder)
 
 
+def check_file(path: Path, error: type[DijiangError]) -> None:
+    """`error` where `write_file` could not write, whatever for: to be said before there is something to lose."""
+    with _reported(path, error), _opened(path.parent) as folder:
+        hidden, descriptor = new_file(folder, path.name)
+        try:
+            _take_after(descriptor, path.name, folder)
+        finally:
+            os.close(descriptor)
+            os.unlink(hidden, dir_fd=folder)
+
+
 def move_file(source: Path, path: Path, error: type[DijiangError]) -> None:
     """Give a finished file, on the same disk, its name in one step; what `write_file` says holds.
 
@@ -276,13 +287,15 @@ def _opened(folder: Path) -> Iterator[int]:
 def _take_after(descriptor: int, name: str, folder: int) -> None:
     """Give a new file the permissions of the one that it replaces.
 
-    OSError if that is a device or a pipe, or a link to one, as /dev/stdout is.
+    OSError if that is a folder, a device or a pipe, or a link to one of these two, as /dev/stdout is.
     """
     with suppress(FileNotFoundError):
         old = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
         if stat.S_ISREG(old):
             os.fchmod(descriptor, stat.S_IMODE(old))
             return
+        if stat.S_ISDIR(old):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         found = os.stat(name, dir_fd=folder).st_mode
         if not stat.S_ISREG(found) and not stat.S_ISDIR(found):
             raise OSError(errno.EEXIST, "something stands there that is no file")

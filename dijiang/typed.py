@@ -1,7 +1,8 @@
-"""Values of a stranger against the types that a dataclass declares."""
+"""Values of a stranger against the types that a dataclass declares, and ours as JSON takes them."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import is_dataclass
 from functools import cache
 from types import UnionType
@@ -51,3 +52,12 @@ def _fits(value: Any, declared: Any, where: str) -> bool:
 
 def _named(declared: Any) -> str:
     return declared.__name__ if isinstance(declared, type) else str(declared)
+
+
+def strict(value: Any) -> Any:
+    """Dicts, sequences and numbers without NaN and infinity, which JSON does not have: null stands for them."""
+    if isinstance(value, dict):
+        return {key: strict(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

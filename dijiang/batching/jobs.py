@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -84,12 +87,14 @@ def answer_file(
         InputError: a file cannot be read or written, or the target has answers to other lines.
     """
     try:
-        lines = [line for line in read_regular(source).splitlines() if line.strip()]
+        data = read_regular(source).removeprefix(codecs.BOM_UTF8)
     except (OSError, ValueError) as error:
         raise InputError(f"{source}: cannot be read ({error}); give a file of JSON lines") from error
-    failed = 0
+    lines, failed = [line for line in data.splitlines() if line.strip()], 0
     try:
         with os.fdopen(os.open(target, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b") as out:
+            if not stat.S_ISREG(os.fstat(out.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
             done, end, failed = _done(out.read(), lines, target)
             out.truncate(end)
             out.seek(end)

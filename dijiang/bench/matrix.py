@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any, Literal
 
+from ..runtime.options import MOST_THREADS, MOST_TOKENS
+
 #: 512 | 128-512 (each) | 128-512+128 | 128-2048*2; a sign is read so that it can be refused.
 RANGE = re.compile(r"(-?\d+)(?:-(\d+)(?:([+*])(\d+))?)?")
 #: Turns a kind of test off.
@@ -80,12 +82,12 @@ def plan_tests(
     """
     failures: list[dict[str, Any]] = []
 
-    def values(option: str, text: str, least: int) -> list[int]:
+    def values(option: str, text: str, least: int, most: int = MOST_TOKENS) -> list[int]:
         good: list[int] = []
         for part in text.split(","):
             found = _range(part.strip())
-            if not found or found[0] < least:
-                sizes = f"sizes of at least {least} like 512, 0,2048, 128-512+128 or 1-16*2"
+            if not found or found[0] < least or found[-1] > most:
+                sizes = f"sizes from {least} to {most} like 512, 0,2048, 128-512+128 or 1-16*2"
                 failures.append(failure(f"{option} {part or 'nothing'}: expected {sizes}; change it"))
             else:
                 good += found
@@ -96,7 +98,7 @@ def plan_tests(
         kinds += [("pp", tokens) for tokens in values("-p", prompts, 1)]
     if generations != NONE:
         kinds += [("tg", tokens) for tokens in values("-n", generations, 1)]
-    counts: list[int | None] = [None] if threads is None else [*values("-t", threads, 1)]
+    counts: list[int | None] = [None] if threads is None else [*values("-t", threads, 1, MOST_THREADS)]
     sizes = product(kinds, values("-d", depths, 0), values("-b", batches, 1), counts)
     tests = [Test(kind, tokens, depth, batch, count) for (kind, tokens), depth, batch, count in sizes]
     if not tests and not failures:

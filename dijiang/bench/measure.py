@@ -48,9 +48,9 @@ class Effort:
     probe: bool = True
 
     def __post_init__(self) -> None:
-        if self.repetitions < 1 or self.seconds < 0:
+        if self.repetitions < 1 or not 0 <= self.seconds < math.inf:
             found = f"{self.repetitions} repetitions and {self.seconds} seconds"
-            raise BenchError(f"{found}: expected at least 1 and 0")
+            raise BenchError(f"{found}: expected at least 1 and 0; change -r or --seconds")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BenchError
-from ..files import write_file
+from ..files import check_file, write_file
 from .matrix import Test
 from .report import Report, target
 
@@ -136,6 +136,7 @@ def save_plot(report: Report, file: Path) -> None:
 
 
 def check_plot(file: Path) -> None:
-    """BenchError unless the file's ending is a known one: said before anything is measured."""
+    """BenchError unless the file can be written and its ending is known: said before anything is measured."""
     if file.suffix.lower() not in FORMATS:
         raise BenchError(f"{file}: a picture ends in {' or '.join(FORMATS)}; rename it")
+    check_file(file, BenchError)

@@ -19,6 +19,8 @@ from ..errors import DijiangError
 from ..hub import name_of
 from ..machine.describe import describe_machine
 from ..machine.sensors import find_sensors
+from ..recipe import AUTO
+from ..runtime.sessions.providers import numbered
 from .matrix import Test, failure, plan_tests
 from .measure import Effort, Run, Say
 from .report import SCHEMA_VERSION
@@ -57,7 +59,10 @@ def run_bench(
 
     Raises:
         BenchError: repetitions or seconds that are no sizes.
+        SessionError: no provider has this name.
     """
+    if options.provider != AUTO:
+        numbered(options.provider)
     effort = Effort(options.repetitions, options.seconds)
     tests, failures = plan_tests(
         options.prompts, options.generations, options.depths, options.batches, options.threads

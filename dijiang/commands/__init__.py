@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, fields
+from functools import wraps
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +16,8 @@ import click
 from click.core import ParameterSource
 
 from ..recipe import AUTO, GRAPHS
+from ..runtime.options import MOST_THREADS
+from ..typed import strict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,9 +94,19 @@ def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if source(name) is not ParameterSource.DEFAULT}
 
 
+def refuse_given(names: Iterable[str], reason: str) -> None:
+    """UsageError if the command line gives one of these parameters, which would change nothing."""
+    context = click.get_current_context()
+    for name in given_options(dict.fromkeys(names)):
+        flags = next(one for one in context.command.params if one.name == name).opts
+        shown = next((flag for flag in flags if flag.startswith("--")), flags[0])
+        raise click.UsageError(f"{shown} would change nothing {reason}; leave it out")
+
+
 #: Kind of an option -> how the command line reads it.
 TYPES: dict[type, type] = {Real: float, Integral: int, str: str}
-REVISION = "dijiang.revision"
+#: In what a command notes: the revision asked for, and whether a model is the Hub's.
+REVISION, OF_HUB = "dijiang.revision", "dijiang.of_hub"
 
 
 class ModelFolder(click.Path):
@@ -103,7 +117,10 @@ class ModelFolder(click.Path):
         from ..hub import folder_of
 
         given = os.fsdecode(super().convert(value, param, ctx))
-        return folder_of(given, ctx.meta.get(REVISION) if ctx else None)
+        found = folder_of(given, ctx.meta.get(REVISION) if ctx else None)
+        if ctx is not None and found != Path(given):
+            ctx.meta[OF_HUB] = True
+        return found
 
 
 def model_folder(name: str, **more: Any) -> Callable[[Any], Any]:
@@ -113,19 +130,22 @@ def model_folder(name: str, **more: Any) -> Callable[[Any], Any]:
         ctx.meta[REVISION] = value
 
     def declare(command: Any) -> Any:
+        @wraps(command)
+        def checked(*values: Any, **options: Any) -> Any:
+            meta = click.get_current_context().meta
+            if meta.get(REVISION) is not None and OF_HUB not in meta:
+                raise click.UsageError("--revision would change nothing: no model is the Hub's; leave it out")
+            return command(*values, **options)
+
         text = "Branch, tag or commit of a model of the Hub, which is given as ORG/NAME."
         option = click.option("--revision", is_eager=True, expose_value=False, callback=remember, help=text)
-        return click.argument(name, type=ModelFolder(), **more)(option(command))
+        return click.argument(name, type=ModelFolder(), **more)(option(checked))
 
     return declare
 
 
 FILE = click.Path(path_type=Path)
 BUNDLE = click.argument("bundle", type=FILE)
-GRAPH = click.option(
-    "--graph", "--dialect", type=click.Choice(list(GRAPHS)), help="Only this one of the bundle's graphs."
-)
-THREADS = click.option("-t", "--threads", type=click.IntRange(1), help="Default: all cores it may use.")
 SIGNERS = click.option(
     "--require-signature", type=FILE, help="File of public keys; one of them must have signed the bundle."
 )
@@ -140,9 +160,24 @@ TEXT = click.option(
 )
 
 
+def graph_option(help: str) -> Callable[[Any], Any]:
+    """One of a bundle's graphs."""
+    return click.option("--graph", "--dialect", type=click.Choice(list(GRAPHS)), help=help)
+
+
+def threads_option(help: str) -> Callable[[Any], Any]:
+    """How many threads; `help` ends with what is used otherwise."""
+    return click.option("-t", "--threads", type=click.IntRange(1, MOST_THREADS), help=help)
+
+
 def printable(text: str) -> str:
     """Text of any origin for a terminal: control characters, which could command it, are shown as escapes."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON on stdout; null for a number that JSON cannot say."""
+    click.echo(json.dumps(strict(value), allow_nan=False))
 
 
 def print_table(rows: Iterable[tuple[str, str]]) -> None:

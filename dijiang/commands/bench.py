@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
-from . import FILE, model_folder
+from ..errors import BenchError
+from ..files import check_file
+from . import FILE, model_folder, refuse_given
 
 SIZES = "A size, a list 0,2048 or a range 128-512+128, 1-16*2."
 
@@ -56,7 +58,15 @@ def bench(
     from ..bench.render import explain as formulas
     from ..bench.runner import Options, run_bench
 
+    if baseline is None:
+        refuse_given(("cache",), "without --baseline")
+    if compare is None:
+        refuse_given(("threshold",), "without --compare")
+    else:
+        refuse_given(("bundles", "plot", "baseline", *options), "beside --compare")
     if explain:
+        if form != "md" and file is None:
+            raise click.UsageError(f"--explain would stand before the {form} on stdout; give --file too")
         click.echo(formulas())
     if compare is not None:
         _compare(*compare, threshold / 100, form, file)
@@ -65,6 +75,8 @@ def bench(
         if explain:
             return
         raise click.UsageError("give one bundle or more")
+    if file is not None:
+        check_file(file, BenchError)
     if form == "html" or plot is not None:
         import_matplotlib()
     if plot is not None:

@@ -13,7 +13,7 @@ import click
 from ..bundle.sizes import sizes
 from ..errors import DijiangError, InputError
 from ..runtime.options import Generation, Loading
-from . import FILE, given_options, model_folder, options_of, printable, say, taken
+from . import FILE, given_options, model_folder, options_of, printable, refuse_given, say, taken
 
 if TYPE_CHECKING:
     from ..runtime.dialogue import Dialogue
@@ -31,6 +31,8 @@ HISTORY = "chat_history"
 @options_of(Generation, Loading)
 def chat(bundle: Path, system: str | None, load_state: Path | None, **options: Any) -> None:
     """Talk with BUNDLE by its own chat template. Each line is a message; /help names the commands."""
+    if load_state is not None:
+        refuse_given(("system",), "beside --load-state")
     from ..runtime.dialogue import Dialogue
     from ..runtime.model import load
     from ..runtime.options import authors_choice

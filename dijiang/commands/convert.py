@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from . import FILE, JSON, PROGRESS, model_folder, print_table
+from . import FILE, JSON, PROGRESS, model_folder, print_json, print_table
 
 
 @click.command()
@@ -26,7 +25,7 @@ def convert(vanilla: Path, output: Path, as_json: bool, progress: bool | None, *
     with bars(progress) as shown:
         done = write(vanilla, output, progress=shown, **options)
     if as_json:
-        click.echo(json.dumps(vars(done) | {"path": str(done.path), "next": NEXT}))
+        print_json(vars(done) | {"path": str(done.path), "next": NEXT})
         return
     print_table(
         [

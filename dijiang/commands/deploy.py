@@ -13,6 +13,9 @@ from . import FILE, model_folder
 
 OUTPUT = click.option("-o", "--output", required=True, type=FILE, help="Folder to be written.")
 
+#: Of Triton's configuration, whose numbers have 32 bits.
+MANY = click.IntRange(1, 2**31 - 1)
+
 
 @click.group()
 def deploy() -> None:
@@ -31,8 +34,8 @@ def genai(bundle: Path, output: Path) -> None:
 @model_folder("bundle")
 @OUTPUT
 @click.option("--name", default="dijiang", show_default=True, help="Of the model.")
-@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Sequences a step at most.")
-@click.option("--candidates", type=click.IntRange(1), default=256, show_default=True, help="States kept at most.")
+@click.option("--batch", type=MANY, default=16, show_default=True, help="Sequences a step at most.")
+@click.option("--candidates", type=MANY, default=256, show_default=True, help="States kept at most.")
 @click.option(
     "--backend",
     type=click.Choice(["onnxruntime", "python"]),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from . import JSON
+from . import JSON, print_json
 
 
 @click.command()
@@ -17,7 +15,7 @@ def doctor(as_json: bool) -> None:
 
     diagnosis = diagnose()
     if as_json:
-        click.echo(json.dumps(diagnosis))
+        print_json(diagnosis)
         return
     for finding in diagnosis["findings"]:
         click.echo("{status:8} {name:27} {found}".format(**finding))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import click
 
 from ..errors import EvalError
 from ..runtime.options import Loading
-from . import FILE, JSON, model_folder, options_of
+from . import FILE, JSON, model_folder, options_of, print_json
 
 
 @click.command("eval")
@@ -30,4 +29,7 @@ def evaluate(bundle: Path, tasks: str, as_json: bool, **options: Any) -> None:
     except ImportError as error:
         raise EvalError(str(error)) from error
     results, table = lm_eval.evaluate(bundle, tasks.split(","), **options)
-    click.echo(json.dumps(results) if as_json else table)
+    if as_json:
+        print_json(results)
+    else:
+        click.echo(table)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..recipe import GRAPHS, HEADS, PRECISIONS, TARGETS
-from . import FILE, JSON, PROGRESS, TEXT, THREADS, model_folder, row_option
+from . import FILE, JSON, PROGRESS, TEXT, model_folder, refuse_given, row_option, threads_option
 from .inspect import show_bundle
 
 
@@ -60,13 +60,15 @@ from .inspect import show_bundle
 @click.option("--sign", type=FILE, help="Key of OpenSSH to sign the bundle with.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @PROGRESS
-@THREADS
+@threads_option("Of the verification. Default: all cores it may use.")
 @JSON
 def export(checkpoint: Path, output: Path, as_json: bool, progress: bool | None, **options: Any) -> None:
     """Write the step graphs of CHECKPOINT as a bundle."""
     from ..exporter.export import export as write
     from ..progress import bars
 
+    if not options["verify"]:
+        refuse_given(("threads",), "beside --no-verify")
     with bars(progress) as report:
         bundle = write(checkpoint, output, progress=report, **options)
     show_bundle(bundle, as_json)

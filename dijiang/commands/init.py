@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import FILE, JSON, PROGRESS, console
+from . import FILE, JSON, PROGRESS, console, print_json, refuse_given
 
 if TYPE_CHECKING:
     from ..models.presets import Size
@@ -31,6 +30,7 @@ def init(
     from ..progress import bars
 
     if listed:
+        refuse_given(("preset", "output", *options), "beside --list")
         _show([size(name) for name in PRESETS], as_json)
         return
     if preset is None or output is None:
@@ -38,7 +38,7 @@ def init(
     with bars(progress) as shown:
         write(preset, output, progress=shown, **options)
     if as_json:
-        click.echo(json.dumps(vars(size(preset)) | {"path": str(output)}))
+        print_json(vars(size(preset)) | {"path": str(output)})
     else:
         click.echo(f"{output}: {preset} with random weights; next: dijiang export {output} -o BUNDLE")
 
@@ -47,7 +47,7 @@ def _show(sizes: list[Size], as_json: bool) -> None:
     from rich.table import Table
 
     if as_json:
-        click.echo(json.dumps([vars(size) for size in sizes]))
+        print_json([vars(size) for size in sizes])
         return
     precisions = list(sizes[0].weight_bytes)
     table = Table("preset", "parameters", "state", *precisions, box=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from ..recipe import require
 from ..runtime.sessions.engines import EngineRecord
 from ..runtime.sessions.inference import why_not
 from ..typed import check_types
-from . import FILE, GRAPH, JSON, ModelFolder, model_folder, print_table
+from . import FILE, JSON, ModelFolder, graph_option, model_folder, print_json, print_table, refuse_given
 
 #: Pixels above a picture, for its title.
 TITLE = 30
@@ -33,14 +32,16 @@ TITLE = 30
 @click.option(
     "--before", type=ModelFolder(), help="Its checkpoint: --draw shows the layer before the passes, too, beside it."
 )
-@GRAPH
+@graph_option("Which graph --draw draws; default: the first of the bundle.")
 @JSON
 def inspect(
     bundle: Path, draw: Path | None, layer: int, before: Path | None, graph: str | None, as_json: bool
 ) -> None:
     """Show what BUNDLE holds; reads and checks every file."""
-    if before is not None and draw is None:
-        raise click.UsageError("--before needs --draw FILE")
+    if draw is None:
+        refuse_given(("layer", "before", "graph"), "without --draw FILE")
+    elif draw.suffix.lower() != ".svg":
+        raise InputError(f"{draw}: the picture is SVG, expected a name that ends in .svg; rename it")
     opened = open_bundle(bundle)
     if draw is not None:
         draw_layer(opened, graph, layer, draw, before)
@@ -92,12 +93,10 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
     """Print it on stdout."""
     manifest, spec, found = bundle.manifest, bundle.manifest.spec, sizes(bundle)
     if as_json:
-        click.echo(
-            json.dumps(
-                asdict(manifest)
-                | {"bytes": bundle.nbytes, "path": str(bundle.path), "sizes": asdict(found)}
-                | {"sampling": bundle.sampling}
-            )
+        print_json(
+            asdict(manifest)
+            | {"bytes": bundle.nbytes, "path": str(bundle.path), "sizes": asdict(found)}
+            | {"sampling": bundle.sampling}
         )
         return
     limit = manifest.positions_limit

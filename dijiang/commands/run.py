@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import fields
 from itertools import chain
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InputError
+from ..files import check_file
 from ..progress import bars
 from ..runtime.options import Generation, Loading
-from . import FILE, JSON, given_options, model_folder, options_of, say, taken
+from . import FILE, JSON, given_options, model_folder, options_of, print_json, refuse_given, say, taken
 
 if TYPE_CHECKING:
     from ..runtime.model import Model
@@ -56,8 +56,12 @@ def run(
     from ..runtime.state import State
     from ..runtime.witness import take
 
-    if (jsonl is None) is not (output is None) or (jsonl and (prompt or save_state or load_state or as_json)):
-        raise click.UsageError("--jsonl and -o go together, and without -p, --json and states")
+    if (jsonl is None) is not (output is None):
+        raise click.UsageError("--jsonl and -o go together")
+    if jsonl is not None:
+        refuse_given(("prompt", "save_state", "load_state", "as_json", "speculate"), "beside --jsonl")
+    if save_state is not None:
+        check_file(save_state, InputError)
     loading = taken(Loading, options)
     kept = None if load_state is None else Snapshot.load(load_state)
     model = load(bundle, say=say, **loading)
@@ -89,7 +93,7 @@ def run(
         take(model, state, chosen).save(save_state)
     if as_json:
         last = {name: value for name, value in vars(record).items() if name not in ("text", "token")}
-        click.echo(json.dumps({"text": "".join(text), **last}))
+        print_json({"text": "".join(text), **last})
         return
     detail = f" ({record.detail})" if record.detail else ""
     click.echo()
@@ -104,10 +108,17 @@ def _answer_file(model: Model, source: Path, output: Path, options: Generation) 
     """Answer all lines of a file; exit 1 if some failed."""
     from ..batching.jobs import answer_file
 
+    before: int | None = None
     with bars(counts=True) as progress:
-        failed = answer_file(
-            model, source, output, options, progress=lambda done, total: progress("prompts", done, total)
-        )
+
+        def told(done: int, total: int) -> None:
+            nonlocal before
+            if before is None and done:
+                say(f"{output}: {done} of {total} prompts are answered; remove it to answer them anew")
+            before = done
+            progress("prompts", done, total)
+
+        failed = answer_file(model, source, output, options, progress=told)
     if failed:
         raise InputError(f"{output}: {failed} prompts failed; look for error in its lines")
 

@@ -11,7 +11,7 @@ import click
 from ..errors import InputError
 from ..runtime.options import Loading
 from ..server.settings import Serving
-from . import model_folder, options_of, say, taken
+from . import model_folder, options_of, refuse_given, say, taken
 
 
 @click.command()
@@ -28,6 +28,9 @@ def serve(bundles: tuple[Path, ...], json_logs: bool, **options: Any) -> None:
     except ImportError as error:
         raise InputError(f"the server is not installed ({error}); pip install 'dijiang[serve]'") from None
 
+    for folder, disk in (("prefix_folder", "prefix_disk"), ("conversation_folder", "conversation_disk")):
+        if options[folder] is None:
+            refuse_given((disk,), f"without --{folder.replace('_', '-')}")
     loading = taken(Loading, options)
     run(
         bundles,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from ..bundle.sizes import cache_bytes_per_token
 from ..runtime.options import Loading
-from . import FILE, JSON, model_folder, options_of, print_table
+from . import FILE, JSON, model_folder, options_of, print_json, print_table
 
 if TYPE_CHECKING:
     from ..runtime.snapshot import Snapshot
@@ -28,7 +27,7 @@ def show(file: Path, as_json: bool) -> None:
     """Show what FILE holds; checks all of it."""
     facts = _facts(_load(file))
     if as_json:
-        click.echo(json.dumps(facts))
+        print_json(facts)
         return
     print_table([("file", str(file)), *((name.replace("_", " "), _plain(value)) for name, value in facts.items())])
 
@@ -75,7 +74,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
         "equal": _digest_free(one) == _digest_free(two),
     }
     if as_json:
-        click.echo(json.dumps(facts))
+        print_json(facts)
         return
     print_table([(name.replace("_", " "), _plain(value)) for name, value in facts.items()])
 

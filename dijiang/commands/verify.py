@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..bundle.opened import open_bundle
-from ..errors import BundleError
+from ..errors import BundleError, InputError
+from ..files import check_file
 from ..hub import repository_of
-from . import FILE, GRAPH, JSON, PROGRESS, SIGNERS, TEXT, THREADS, ModelFolder, model_folder, print_table
+from . import (
+    FILE,
+    JSON,
+    PROGRESS,
+    SIGNERS,
+    TEXT,
+    ModelFolder,
+    graph_option,
+    model_folder,
+    print_json,
+    print_table,
+    threads_option,
+)
 from .inspect import NOT_JUDGED, VERDICTS
 
 if TYPE_CHECKING:
@@ -31,10 +43,10 @@ if TYPE_CHECKING:
     "--provider", default="cpu", show_default=True, help="What runs BUNDLE; the CPU rounds as a GPU would."
 )
 @click.option("--html", type=FILE, help="Write a page: errors by layer, position and token; decay.")
-@GRAPH
+@graph_option("Only this one of the bundle's graphs.")
 @SIGNERS
 @PROGRESS
-@THREADS
+@threads_option("Default: all cores it may use.")
 @JSON
 def verify(
     bundle: Path,
@@ -51,11 +63,13 @@ def verify(
     from ..parity.verify import compare_bundle, store_report
     from ..progress import bars
 
+    if html is not None:
+        check_file(html, InputError)
     opened = open_bundle(bundle, require_signature=require_signature)
     with bars(progress) as shown:
         report = compare_bundle(opened, against, progress=shown, **options)
     if as_json:
-        click.echo(json.dumps(report.to_dict()))
+        print_json(report.to_dict())
     else:
         where = f"at positions 0 to {report.positions - 1}, {report.reference_dtype} reference"
         rows = [("tokens", f"{report.tokens} ({report.text}) {where}")]

@@ -54,8 +54,9 @@ def build(
         raise ExportError(f"backend {name!r} is unknown, expected one of auto, {', '.join(BACKENDS)}")
     if batch < 1 or longest < 1:
         raise ExportError(f"batch is {batch} and longest {longest}, expected at least 1; give larger ones")
-    device, targets = _targets(name, tuple(gpus))
-    graph = _graph_of(opened, name, targets)
+    graph = _readable(opened, name)  # said before a GPU is asked for
+    device, targets = _targets(name, (gpus,) if isinstance(gpus, str) else tuple(gpus))
+    _require_types(opened, targets)
     require_memory(
         f"{opened.path}: building its engine",
         build_bytes(opened.data_bytes),
@@ -98,8 +99,8 @@ def _device(backend: Backend) -> Gpu:
         raise SessionError(f"{error}{advice}") from None
 
 
-def _graph_of(bundle: Bundle, backend: str, targets: tuple[str, ...]) -> str:
-    """The graph that a backend can build; ExportError if the bundle has none."""
+def _readable(bundle: Bundle, backend: str) -> str:
+    """The graph that a backend reads; ExportError if the bundle has none."""
     recipe = bundle.manifest.recipe
     found = [name for name in recipe.graphs if backend in recipe.providers(name)]
     if not found:
@@ -107,13 +108,18 @@ def _graph_of(bundle: Bundle, backend: str, targets: tuple[str, ...]) -> str:
             f"{bundle.path}: TensorRT reads none of its graphs ({', '.join(recipe.graphs)}); "
             "export again with --target tensorrt"
         )
+    return found[0]
+
+
+def _require_types(bundle: Bundle, targets: tuple[str, ...]) -> None:
+    """ExportError where a GPU lacks what the bundle needs."""
+    recipe = bundle.manifest.recipe
     known = PRECISIONS.get(recipe.precision)
     if TURING in targets and (known is None or not known.turing):
         raise ExportError(
             f"{bundle.path}: TensorRT-RTX has no {recipe.precision} matmul on {TURING}; "
             "export again with --precision fp16"
         )
-    return found[0]
 
 
 def _store(bundle: Bundle, record: EngineRecord, builder: _Builder) -> Bundle:

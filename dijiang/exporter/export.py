@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import onnx_ir as ir
 
@@ -23,10 +24,11 @@ from ..graph.schemes.nbits import calibrated
 from ..hidden import sweep
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
 from ..models.tokenizer import TOKENIZER, find_tokenizer
-from ..parity.verify import compare_bundle, store_report
+from ..parity.verify import compare_bundle, default_slice, store_report
 from ..parity.windows import read_ids
 from ..progress import Progress, silent
-from ..recipe import AUTO, GRAPHS, Recipe, resolve
+from ..recipe import AUTO, GRAPHS, Recipe, require, resolve
+from ..runtime.options import Loading
 from ..runtime.sessions.inference import import_onnxruntime, runs_here, why_not
 from ..runtime.text import TextTokenizer
 from ..version import __version__
@@ -90,9 +92,15 @@ def export(
     Raises:
         CheckpointError: the checkpoint does not fit.
         ExportError: the output cannot be written, or an option is unknown.
-        InputError: the key does not sign, or a text cannot be read.
+        InputError: the key does not sign, a text cannot be read, or threads is out of range.
         ParityError: a graph failed a gate of its precision; nothing is left of the bundle.
     """
+    require("decay", decay, get_args(DecayMode))
+    if repair_decay and decay != "exact":
+        raise ExportError(f"decay {decay} drops the tables: there is none to repair; leave --repair-decay out")
+    if dialect is not None and graph not in (AUTO, dialect):
+        raise ExportError(f"graph is {graph!r} and dialect, its old name, {dialect!r}; leave dialect out")
+    Loading(threads=threads)
     recipe = resolve(
         precision,
         graph=dialect or graph,
@@ -115,8 +123,11 @@ def export(
         _check_verifiable(recipe)
     elif text is not None:
         raise ExportError(f"{text} would not be read: nothing is verified; leave --text or --no-verify out")
+    reader = None if tokenizer is None else TextTokenizer(tokenizer, model.path / TOKENIZER)
     for file in (text, calibration_text):
-        _check_text(model, file, readable=tokenizer is not None)
+        _check_text(model, file, readable=reader is not None)
+    if text is not None and reader is not None:
+        read_ids(reader, Path(text), default_slice(model, text=True)[0])  # before minutes are spent on the bundle
     recipe = pipeline.fitted(recipe, model, text=calibration_text is not None)
     if calibration_text is not None and not recipe.calibration_tokens:
         none = f"precision {precision} for target {target} is not calibrated"
@@ -131,8 +142,7 @@ def export(
         plan.require(partial)
         if recipe.calibration_tokens:
             ids = None
-            if calibration_text is not None and tokenizer is not None:
-                reader = TextTokenizer(tokenizer, model.path / TOKENIZER)
+            if calibration_text is not None and reader is not None:
                 ids = read_ids(reader, Path(calibration_text), recipe.calibration_tokens)
             moments = pipeline.calibrate(model, recipe, ids, progress)
             rounder = calibrated(moments)
@@ -205,7 +215,8 @@ def _check_text(model: DijiangModel, text: str | Path | None, *, readable: bool)
     if not readable:
         raise InputError(f"{model.path}: no {TOKENIZER} to read {text} with; leave the text out")
     if not os.path.isfile(text):
-        raise InputError(f"{text}: cannot be read (no such file); give a UTF-8 text file")
+        found = "not a regular file" if os.path.exists(text) else "no such file"
+        raise InputError(f"{text}: cannot be read ({found}); give a UTF-8 text file")
 
 
 def _save(graphs: Mapping[str, ir.Model], folder: Path, plan: Plan, progress: Progress) -> None:

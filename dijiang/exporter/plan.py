@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from ..errors import ExportError
@@ -143,7 +144,10 @@ def _drawn_bytes(model: DijiangModel) -> float:
 
 
 def _calibration_bytes(model: DijiangModel, graph: ir.Model, tokens: int) -> int:
-    """The model with a batch of sequences that it draws; or a layer, run and rounded; or the head."""
+    """The model with a batch of sequences that it draws; or a layer, run and rounded; or the head.
+
+    Beside the last two there is what crosses from layer to layer, with the ids.
+    """
     spec, widths = model.spec, [n.attributes["K"].as_int() for n in graph.graph if "K" in n.attributes]
     batch = batch_of(tokens) * (2 * spec.state_bytes + DRAWN_BYTES * spec.vocab_size)
     drawn = math.ceil(SESSION_COPIES * _drawn_bytes(model)) + batch
@@ -151,7 +155,8 @@ def _calibration_bytes(model: DijiangModel, graph: ir.Model, tokens: int) -> int
     running = 4 * ACTIVATIONS * min(tokens, TOGETHER * LENGTH) * max(widths)
     layer = LAYER_BYTES * model.layer_parameters + GPTQ_BYTES * max(widths) ** 2
     head = EMBEDDING_BYTES * spec.vocab_size * spec.hidden_size + GPTQ_BYTES * spec.hidden_size**2
-    return max(drawn, moments + max(running, layer, head))
+    crossing = tokens * (4 * spec.hidden_size + np.dtype(np.int64).itemsize)
+    return max(drawn, moments + max(running, layer, head) + crossing)
 
 
 def _verify_bytes(model: DijiangModel, session: int, graphs: int, *, text: bool) -> int:

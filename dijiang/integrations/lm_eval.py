@@ -220,11 +220,12 @@ def evaluate(
         EvalError: whatever the harness raises, as one line.
         DijiangError: the bundle cannot be loaded.
     """
+    wanted = [tasks] if isinstance(tasks, str) else list(tasks)
     model = load(bundle, **loading)
     try:
         found = simple_evaluate(
             model=DijiangLM(model, batch_size, max_length),
-            tasks=list(tasks),
+            tasks=wanted,
             task_manager=TaskManager(include_path=[str(TASKS), *([] if include is None else [str(include)])]),
             num_fewshot=num_fewshot,
             limit=limit,
@@ -234,6 +235,6 @@ def evaluate(
         raise
     except Exception as error:  # of the harness, its tasks, their data: each library below has its own
         reason = " ".join(str(error).split())[:300]
-        what = f"{', '.join(tasks)}: not evaluated ({type(error).__name__}: {reason})"
+        what = f"{', '.join(wanted)}: not evaluated ({type(error).__name__}: {reason})"
         raise EvalError(f"{what}; lm_eval ls tasks names all tasks") from error
     return found["results"], make_table(found)

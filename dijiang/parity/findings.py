@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from ..errors import ParityError
 from ..models.decay import Decay
+from ..typed import strict
 from .difference import Difference, relative
 from .gates import Verdict
 
@@ -161,12 +161,3 @@ class Parity:
             raise ParityError(
                 f"the bundle differs from its checkpoint: {'; '.join(self.failures)}; {worst}; {beyond}{advice}"
             )
-
-
-def strict(value: Any) -> Any:
-    """Dicts, sequences and numbers without NaN and infinity, which JSON does not have: null stands for them."""
-    if isinstance(value, dict):
-        return {key: strict(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

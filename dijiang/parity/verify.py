@@ -106,6 +106,7 @@ def compare_bundle(
     progress: Progress = silent,
 ) -> Parity:
     """`verify` of a bundle that was opened; nothing is stored."""
+    Loading(provider=provider, threads=threads)
     manifest, recipe = opened.manifest, opened.manifest.recipe
     graphs = _graphs(opened, provider, graph)
     checkpoint = checkpoint_of(opened, against)

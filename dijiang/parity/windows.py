@@ -13,6 +13,8 @@ from ..runtime.text import TextTokenizer
 
 #: Characters of a text file that are read for each token wanted: 3 to 5 are in one.
 CHARACTERS = 64
+#: And at once: `read` takes as much memory as it is asked for.
+PIECE = 1 << 20
 #: What a report calls tokens that are not from a file.
 RANDOM, OWN = "random token ids", "text that the bundle drew itself"
 
@@ -46,9 +48,11 @@ def windows_of(
 
 def read_ids(tokenizer: TextTokenizer, text: Path, tokens: int) -> np.ndarray:
     """The first token ids of a UTF-8 file, int64 [<= tokens]; InputError if they are fewer than 2."""
+    content, wanted = "", CHARACTERS * tokens
     try:
-        with text.open(encoding="utf-8") as stream:
-            content = stream.read(CHARACTERS * tokens)
+        with text.open(encoding="utf-8-sig") as stream:
+            while len(content) < wanted and (piece := stream.read(min(PIECE, wanted - len(content)))):
+                content += piece
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{text}: cannot be read ({error}); give a UTF-8 text file") from error
     ids = np.array(tokenizer.encode(content))[:tokens]

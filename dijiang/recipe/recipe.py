@@ -209,8 +209,10 @@ def _tuned(recipe: Recipe, head: str | None, block: int | None, tokens: int | No
     """The recipe with the head's precision, the block size and the calibration that were asked for."""
     if head is not None:
         require("head precision", head, HEADS)
-    if block is not None and block not in BLOCKS:
+    if block is not None and (block not in BLOCKS or not isinstance(block, int)):
         raise ExportError(f"block size {block!r} is unknown, expected one of {', '.join(map(str, BLOCKS))}")
+    if tokens is not None and (not isinstance(tokens, int) or tokens < 0):
+        raise ExportError(f"calibration tokens {tokens!r}, expected a whole number, 0 or more; change them")
     if not recipe.in_blocks:
         if head is not None or block is not None or tokens:
             raise ExportError(

@@ -136,6 +136,10 @@ def prepare(
         raise InputError(
             f"the bias is for token id {unknown[0]}, expected 0 to {model.spec.vocab_size - 1}; change the bias"
         )
+    if unknown := [token for token in options.stop_tokens if token >= model.spec.vocab_size]:
+        raise InputError(
+            f"stop_tokens has {unknown[0]}, expected ids from 0 to {model.spec.vocab_size - 1}; change the option"
+        )
     if not all(math.isfinite(amount) for amount in bias.values()):
         raise InputError("the bias holds NaN or infinity, expected numbers; change the bias")
     seam = state.seam()
@@ -174,6 +178,8 @@ def _prompt_ids(
         given = np.array(model.tokenizer.encode(prompt, start=start), np.int64)
     else:
         given = as_ids(prompt)
+        if given.dtype == np.uint64:
+            given = np.minimum(given, np.iinfo(np.int64).max)  # which no vocabulary has, either
     if given.ndim != 1 or given.dtype.kind not in "iu":
         raise InputError(f"the prompt is {given.dtype} of shape {list(given.shape)}, expected text or token ids")
     if given.size == 0:

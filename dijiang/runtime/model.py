@@ -218,11 +218,14 @@ class Model:
 
 
 def _as_mask(mask: object) -> np.ndarray:
-    """A mask as int64 of 0 and 1; InputError for rows of different lengths."""
+    """A mask as int64 of 0 and 1; InputError for rows of different lengths, and for what is no number."""
     try:
-        return (np.asarray(mask) != 0).astype(np.int64)
+        found = np.asarray(mask)
     except ValueError as error:
         raise InputError(f"the mask is no array ({error}); give it the shape of the ids") from error
+    if found.dtype.kind not in "biuf":
+        raise InputError(f"the mask is {found.dtype}, expected numbers, 0 where a token is padding; change it")
+    return (found != 0).astype(np.int64)
 
 
 def _read_tokenizer(bundle: Bundle) -> bytes | None:

@@ -16,6 +16,8 @@ from ..recipe import AUTO, GRAPHS, PROVIDERS
 T = TypeVar("T", bound="Checked")
 #: Tokens that one call may ask for.
 MOST_TOKENS = 1 << 40
+#: Threads that a session may have.
+MOST_THREADS = 4096
 #: Kind of an option -> what a message calls it.
 KINDS: dict[type, str] = {Real: "a number", Integral: "a whole number", str: "text", bool: "yes or no"}
 
@@ -58,9 +60,12 @@ class Checked:
                 good = isinstance(part, kind) and (kind is bool or not isinstance(part, bool))
                 if good and kind in (Real, Integral):
                     good = low <= part <= high
+                if good and facts["choices"]:
+                    good = part in facts["choices"]
                 if not good:
                     bounds = f" from {low:g} to {high:g}" if kind in (Real, Integral) else ""
-                    raise InputError(f"{one.name} is {value!r}, expected {KINDS[kind]}{bounds}; change the option")
+                    wanted = f"one of {', '.join(facts['choices'])}" if facts["choices"] else KINDS[kind] + bounds
+                    raise InputError(f"{one.name} is {value!r}, expected {wanted}; change the option")
 
     @classmethod
     def of(cls: type[T], given: dict[str, Any]) -> T:
@@ -92,7 +97,7 @@ class Loading(Checked):
         choices=tuple(GRAPHS),
     )
     threads: int | None = option(
-        None, Integral, "Default: all cores it may use.", low=1, high=4096, flags=("-t", "--threads")
+        None, Integral, "Default: all cores it may use.", low=1, high=MOST_THREADS, flags=("-t", "--threads")
     )
     cuda_graph: bool | None = option(
         None, bool, "Replay captured decode steps on a GPU; default: where they are proven equal."
@@ -139,7 +144,7 @@ class Generation(Checked):
         (), str, "Text that ends the output; may be given several times."
     )
     stop_tokens: tuple[int, ...] | list[int] = option(
-        (), Integral, "Token id that ends it; may be given several times.", flags=("--stop-token",)
+        (), Integral, "Token id that ends it; may be given several times.", low=0, flags=("--stop-token",)
     )
     ignore_eos: bool = option(False, bool, "Go on after the model's own end token.")
     speculate: bool = option(False, bool, "Several tokens a call where the text repeats itself; the same text.")

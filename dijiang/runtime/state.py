@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Protocol
 from weakref import ref
@@ -82,10 +83,13 @@ class State:
     @classmethod
     def empty(cls, batch: int, spec: ModelSpec, fingerprint: str) -> State:
         """The state before the first token."""
-        if batch < 1:
-            raise InputError(f"batch is {batch}, expected at least 1; ask for one sequence or more")
+        if not isinstance(batch, Integral) or isinstance(batch, bool) or batch < 1:
+            raise InputError(f"batch is {batch!r}, expected at least 1; ask for one sequence or more")
         shape = (batch, *spec.state_shape)
-        layers = [np.zeros(shape, np.float32) for _ in range(spec.num_layers)]
+        try:
+            layers = [np.zeros(shape, np.float32) for _ in range(spec.num_layers)]
+        except (MemoryError, ValueError) as error:
+            raise InputError(f"batch is {batch}, more than the memory has room for; ask for fewer") from error
         return cls(layers, np.zeros(batch, np.int64), fingerprint, spec.vocab_size)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -30,15 +31,17 @@ class StateFolder:
         most: bytes of all files; the oldest ones make room.
 
     Raises:
-        InputError: the folder cannot be made.
+        InputError: the folder cannot be made, or nothing be written there.
     """
 
     def __init__(self, path: Path, most: int) -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
             sweep(path)
+            if not os.access(path, os.W_OK):
+                raise OSError("nothing can be written there")
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be made ({error}); choose another folder") from error
+            raise InputError(f"{path}: cannot be used ({error}); choose another folder") from error
         self._path, self._most = path, most
         self._writer = ThreadPoolExecutor(1, "states")
         self._waiting: dict[str, State] = {}

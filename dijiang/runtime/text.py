@@ -163,6 +163,9 @@ class StopStrings:
     def __init__(self, stops: Sequence[str], held: str = "") -> None:
         if "" in stops:
             raise InputError("a stop string is empty, expected some text; leave it out")
+        for stop in stops:
+            if any("\ud800" <= character <= "\udfff" for character in stop):
+                raise InputError(f"stop string {stop!r} is no Unicode, so no text has it; give text in UTF-8")
         self._stops = tuple(stops)
         self.held = held
 

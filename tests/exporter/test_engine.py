@@ -105,7 +105,12 @@ def test_other_graphs_are_refused(exported):
     with pytest.raises(
         dijiang.ExportError, match=r"none of its graphs \(ort\); export again with --target tensorrt"
     ):
-        dijiang.build(exported("neox-base", graph="ort"), backend="tensorrt_rtx", gpus=["sm86"])
+        dijiang.build(exported("neox-base", graph="ort"), backend="tensorrt_rtx")  # a GPU is not asked for
+
+
+def test_a_single_gpu_need_not_be_in_a_list(primitive):
+    with pytest.raises(dijiang.ExportError, match=r"cannot build for sm90, expected sm75"):
+        dijiang.build(primitive("neox-base"), backend="tensorrt_rtx", gpus="sm90")
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,10 @@ def boxes_of(picture):
 @pytest.mark.parametrize(
     ("arguments", "status", "reason"),
     [
-        (["--before", str(GOLDEN["neox-base"])], 2, "--before needs --draw FILE"),
+        (["--before", str(GOLDEN["neox-base"])], 2, "--before would change nothing without --draw FILE"),
+        (["--layer", "1"], 2, "--layer would change nothing without --draw FILE"),
+        (["--graph", "ort"], 2, "--graph would change nothing without --draw FILE"),
+        (["--draw", "a.png"], 1, "a.png: the picture is SVG"),
         (["--draw", "a.svg", "--before", str(GOLDEN["neox-base"])], 1, "is another model: its "),
         (["--draw", "a.svg", "--before", "nowhere"], 1, "nowhere"),
     ],

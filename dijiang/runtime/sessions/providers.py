@@ -87,9 +87,12 @@ def _able(bundle: Bundle, graph: str | None = None) -> list[str]:
 
 def parse(bundle: Bundle, provider: str) -> tuple[str, int]:
     """Name and device index of NAME[:DEVICE]; `auto` looks at what is there."""
+    return (_able(bundle)[0], 0) if provider == AUTO else numbered(provider)
+
+
+def numbered(provider: str) -> tuple[str, int]:
+    """Name and device index of NAME[:DEVICE]; SessionError if there is no such provider."""
     name, colon, index = provider.partition(":")
-    if provider == AUTO:
-        return _able(bundle)[0], 0
     if name not in PROVIDERS or (colon and not index.isdecimal()):
         raise SessionError(
             f"execution provider {provider!r} is not available, expected auto or one of "
