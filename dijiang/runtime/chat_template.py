@@ -38,7 +38,7 @@ class ChatTemplate:
             import jinja2
         except ImportError:
             raise InputError("a chat needs jinja2; pip install 'dijiang[chat]' or 'dijiang[serve]'") from None
-        self._tokens = tokens
+        self._tokens, self._developer = tokens, "developer" in source
         #: What a template of any origin can raise.
         self._failures = (jinja2.TemplateError, *FAILURES)
         try:
@@ -84,7 +84,7 @@ class ChatTemplate:
         try:
             return patiently(
                 lambda: self._template.render(
-                    messages=list(messages),
+                    messages=[self._known(message) for message in messages],
                     add_generation_prompt=answer,
                     tools=list(tools) or None,
                     documents=None,
@@ -96,6 +96,11 @@ class ChatTemplate:
             raise InputError(f"the chat template refuses the messages ({error}); change their roles") from error
         except TimeoutError as error:
             raise InputError(f"the chat template takes too long ({error}); use another one") from error
+
+    def _known(self, message: Message) -> Message:
+        """A message as this template knows it: `developer` is what OpenAI's API calls `system` now."""
+        old = message.get("role") == "developer" and not self._developer
+        return message | {"role": "system"} if old else message
 
     def following(self, messages: Sequence[Message], *, tools: Sequence[dict[str, Any]] = ()) -> str:
         """The text from the end of an answer on: what ends it, further messages, the start of the next answer.

@@ -14,6 +14,13 @@ REPLACEMENT = "\ufffd"
 ANCHORS = ("\n", ".", "a")
 
 
+def byte_letters() -> dict[str, int]:
+    """How tokenizers on bytes write them: those that can be seen as they are, the others from U+0100 on."""
+    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    unseen = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + at): byte for at, byte in enumerate(unseen)}
+
+
 class TextTokenizer:
     """tokenizer.json by Hugging Face tokenizers; `data`: its bytes, as they were checked."""
 
@@ -21,11 +28,14 @@ class TextTokenizer:
         self._tokenizer = open_tokenizer(data, path, BundleError)
         added = self._tokenizer.get_added_tokens_decoder()
         self.special = frozenset(token for token, what in added.items() if what.special)
+        self._added = {token: what.content for token, what in added.items()}
         decoder = self._tokenizer.decoder
-        fallback = decoder is not None and b"ByteFallback" in decoder.__getstate__()
-        names = [f"<0x{byte:02X}>" for byte in range(256)] if fallback else []
+        state = b"" if decoder is None else decoder.__getstate__()
+        self._letters = byte_letters() if b"ByteLevel" in state else {}
+        names = [f"<0x{byte:02X}>" for byte in range(256)] if b"ByteFallback" in state else []
+        found = [self._tokenizer.token_to_id(name) for name in names]
         #: Tokens of one byte each that LLaMA's decoder reads with all the bytes beside them, or as no character.
-        self.bytes = frozenset(map(self._tokenizer.token_to_id, names)) - {None}
+        self.bytes = {token: byte for byte, token in enumerate(found) if token is not None}
 
     @classmethod
     def read(cls, path: Path) -> TextTokenizer:
@@ -77,6 +87,18 @@ class TextTokenizer:
     def name(self, token: int) -> str:
         """How the tokenizer writes one token; empty for an id that it does not know."""
         return self._tokenizer.id_to_token(token) or ""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that one token adds to a text, which need not be whole characters; a special one its name."""
+        if token in self._added:
+            return self._added[token].encode()
+        name = self.name(token)
+        if self._letters:
+            return bytes(self._letters[letter] for letter in name if letter in self._letters)
+        if token in self.bytes:
+            return bytes([self.bytes[token]])
+        before = self._ids(ANCHORS[-1])  # a token at the start of a text loses its space
+        return self.decode([*before, token]).removeprefix(self.decode(before)).encode()
 
     def stream(self, context: Sequence[int] = (), open: int | None = None) -> TextStream:
         """A decoder for what follows `context`; see TextStream."""

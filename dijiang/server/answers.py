@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,19 @@ def encoded(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
+def readable(piece: bytes) -> str:
+    """The text of a token; as OpenAI's API writes bytes that are no whole characters."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def _begun(piece: Sequence[int]) -> int:
+    """Characters that begin in some bytes."""
+    return sum(byte & 0xC0 != 0x80 for byte in piece)
+
+
 @dataclass
 class Choice:
     """What was told of one choice so far.
@@ -46,7 +60,7 @@ class Choice:
         ended = record.finish_reason is not None
         parts = [Part(record.text)] if self.reader is None else self.reader.push(record.text, last=ended)
         said = "".join(part.text for part in parts if part.call is None)
-        deltas = [self.calls.delta(part) for part in parts if part.call is not None]
+        deltas = self.calls.deltas(parts)
         self.text.append(said)
         self.tokens.append(record.token)
         self.reason = REASONS[record.finish_reason]
@@ -171,8 +185,8 @@ class Answer:
         return named[0] | {"top_logprobs": named[1:]}
 
     def _named(self, token: int, logprob: float) -> dict[str, Any]:
-        text = str(token) if self._tokenizer is None else self._tokenizer.name(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        piece = str(token).encode() if self._tokenizer is None else self._tokenizer.piece(token)
+        return {"token": readable(piece), "logprob": logprob, "bytes": list(piece)}
 
     def _shaped(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
         """Log-probabilities as the API of chats, or the older one of completions, writes them."""
@@ -181,6 +195,8 @@ class Answer:
         return {
             "tokens": [entry["token"] for entry in entries],
             "token_logprobs": [entry["logprob"] for entry in entries],
-            "top_logprobs": [{one["token"]: one["logprob"] for one in entry["top_logprobs"]} for entry in entries],
-            "text_offset": np.cumsum([0, *(len(entry["token"]) for entry in entries)])[:-1].tolist(),
+            "top_logprobs": [  # with the token itself, as OpenAI's API has it
+                {one["token"]: one["logprob"] for one in (*entry["top_logprobs"], entry)} for entry in entries
+            ],
+            "text_offset": np.cumsum([0, *(_begun(entry["bytes"]) for entry in entries)])[:-1].tolist(),
         }

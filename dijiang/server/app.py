@@ -85,7 +85,7 @@ class Server:
             self._route("GET", "/readyz", self._ready, guarded=False),
             *(self._route("GET", path, page, guarded=False) for path in FILES),
         ]
-        handlers: dict[Any, Any] = {HTTPException: _refused_route, Exception: _broken}
+        handlers: dict[Any, Any] = {HTTPException: _refused_route(routes), Exception: _broken}
         return traced(Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers))
 
     def _route(self, method: str, path: str, handler: Handler, *, guarded: bool = True) -> Route:
@@ -229,7 +229,8 @@ class Server:
         return _json({"object": "list", "data": [about(hosted) for hosted in self.models.values()]})
 
     async def _model(self, request: Request) -> Response:
-        return _json(about(self._named(request.path_params["name"])))
+        name = request.path_params["name"].rstrip("/")  # some clients end an address with a slash
+        return _json(about(self._named(name))) if name else await self._models(request)
 
     async def _openapi(self, request: Request) -> Response:
         return _json(document(self.models))
@@ -251,10 +252,20 @@ def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
     return Response(encoded(value), status, headers, media_type="application/json")
 
 
-async def _refused_route(request: Request, error: HTTPException) -> Response:
-    """No such route, or not with this method."""
-    body = Refused(f"{request.method} of this address: {error.detail}; see docs/serve.md", status=error.status_code)
-    return _json(body.body, error.status_code, dict(error.headers or {}))
+def _refused_route(routes: Sequence[Route]) -> Callable[[Request, HTTPException], Coroutine[Any, Any, Response]]:
+    """What is said where there is no such route, or not with this method: what there is."""
+    ours = [route for route in routes if route.path.startswith("/v1") and "{" not in route.path]
+    known = ", ".join(f"{min(route.methods or ())} {route.path}" for route in ours)
+
+    async def refused(request: Request, error: HTTPException) -> Response:
+        path, status, headers = request.url.path[:100], error.status_code, dict(error.headers or {})
+        told = f"there is no route {request.method} {path!r}, expected one of {known}; have the client use these"
+        if "Allow" in headers:
+            told = f"{path!r} does not take {request.method}, expected {headers['Allow']}; change the method"
+        log.info(json.dumps({"route": path, "status": status}))
+        return _json(Refused(told, status=status).body, status, headers)
+
+    return refused
 
 
 async def _broken(request: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import hashlib
 import hmac
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -98,8 +99,12 @@ async def read_body(request: Request, most: int, seconds: float) -> Any:
     """The JSON of a request.
 
     Raises:
-        Refused: more bytes than `most` (413), slower than `seconds` (408), not all of it (499), or no JSON.
+        Refused: compressed (415), more bytes than `most` (413), slower than `seconds` (408), not all of it (499),
+            or no JSON.
     """
+    coding = request.headers.get("content-encoding", "identity")
+    if coding != "identity":
+        raise Refused(f"the body is encoded ({coding[:20]!r}), expected plain JSON", status=415, headers=CLOSE)
     data = bytearray()
     try:
         with anyio.fail_after(seconds):
@@ -114,7 +119,7 @@ async def read_body(request: Request, most: int, seconds: float) -> Any:
             f"the body did not come within {seconds:g} s; send it faster", status=408, headers=CLOSE
         ) from None
     try:
-        return parse_json(bytes(data))
+        return parse_json(bytes(data.removeprefix(codecs.BOM_UTF8)))
     except ValueError as error:
         raise Refused(f"the body is no JSON ({error}); send an object") from None
 

@@ -17,6 +17,7 @@ REFUSALS = {
     "404": "No such model.",
     "408": "Too slow.",
     "413": "Too many bytes.",
+    "415": "A compressed body.",
     "429": "Slots and queue are full.",
     "503": "A step failed.",
 }

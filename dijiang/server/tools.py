@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +84,7 @@ def past_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     found = []
     for call in calls if isinstance(calls, list) else [{}]:
         function = _within(call, "function")
-        name, text = function.get("name"), function.get("arguments")
+        name, text = function.get("name"), function.get("arguments") or "{}"  # "" where there are none
         try:
             arguments = parse_json(text.encode()) if isinstance(text, str) else None
         except ValueError:
@@ -101,8 +102,20 @@ class Calls:
     def __init__(self) -> None:
         self.all: list[dict[str, Any]] = []
 
-    def delta(self, part: Part) -> dict[str, Any]:
-        """A piece of a stream for a part of a call, which is noted."""
+    def deltas(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
+        """Pieces of a stream for parts of calls, which are noted: one a call, for clients read no second one."""
+        found: dict[int, dict[str, Any]] = {}
+        for part in parts:
+            if part.call is None:
+                continue
+            if part.call in found:
+                self.all[-1]["function"]["arguments"] += part.text
+                found[part.call]["function"]["arguments"] += part.text
+            else:
+                found[part.call] = self._delta(part)
+        return list(found.values())
+
+    def _delta(self, part: Part) -> dict[str, Any]:
         if part.name is not None:
             call = {"id": f"call_{secrets.token_hex(12)}", "type": "function"}
             self.all.append(call | {"function": {"name": part.name, "arguments": ""}})

@@ -25,6 +25,13 @@ UNSERVED: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "audio": (None,),
     "modalities": (None, ["text"]),
+    "structured_outputs": (None,),  # of vLLM and llama.cpp: without them a text would not be what was asked for
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "grammar": (None, ""),
+    "json_schema": (None,),
 }
 
 
@@ -75,7 +82,7 @@ def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) 
     if not isinstance(body, dict):
         raise Refused(f"the body is {named(body)}, expected an object")
     for name, same in UNSERVED.items():
-        if body.get(name) not in same:
+        if body.get(name) not in same and (name, body[name]) != ("best_of", body.get("n")):
             raise Refused(f"{name} is not served here; leave it out", param=name, code="unsupported_parameter")
     given = Fields(body, CHAT if chat else COMPLETION)
     chosen = _chat(given) if chat else {"prompts": _prompts(given("prompt", needed=True))}
@@ -151,6 +158,8 @@ def _message(message: Any, at: int) -> dict[str, Any]:
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
         texts = [part for part in parts if isinstance(part, str)]
         content = "".join(texts) if len(texts) == len(parts) else None
+    if content is None and message["role"] == "assistant" and "content" in message:
+        content = ""  # it said nothing
     if not isinstance(content, str):
         raise Refused(f"{where}.content is no text, expected text", param=where)
     return {"role": message["role"], "content": content} | beside
@@ -183,7 +192,9 @@ def _top_logprobs(given: Fields) -> int | None:
 def _schema(form: dict[str, Any]) -> dict[str, Any] | None:
     """The JSON schema that a response_format asks for; None: any text."""
     kind, named = form.get("type"), form.get("json_schema")
-    if kind == "json_schema" and isinstance(named, dict) and isinstance(named.get("schema"), dict):
+    if kind == "json_object":  # llama.cpp's has the schema beside the type
+        named = form
+    if kind in ("json_schema", "json_object") and isinstance(named, dict) and isinstance(named.get("schema"), dict):
         return dict(named["schema"])
     if kind not in ("text", "json_object"):
         raise Refused(

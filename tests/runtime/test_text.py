@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 import dijiang
 from dijiang.runtime.text import StopStrings, TextTokenizer
 from tests.conftest import EXAMPLES, with_start_token
-from tests.random_tokenizers import KINDS, sequence, streamed
+from tests.random_tokenizers import CORPUS, KINDS, sequence, streamed
 from tests.random_tokenizers import tokenizer as tokenizer_of
 
 
@@ -94,6 +94,20 @@ def test_streamed_text_is_decoded_text_of_every_kind_of_tokenizer(kind):
     for _ in range(200):
         ids = sequence(kind, draw)
         assert streamed(kind, ids) == tokenizer_of(kind).decode(ids), ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_of_tokens_make_the_text_of_every_kind_of_tokenizer(kind):
+    draw, known = random.Random(kind), tokenizer_of(kind)
+    seen = 0
+    for text in (*CORPUS, *(known.decode(sequence(kind, draw)) for _ in range(200))):
+        ids = [token for token in known.encode(text) if token not in known.special]
+        whole = known.decode(ids)
+        if "�" not in whole:
+            seen += bool(whole)
+            assert b"".join(map(known.piece, ids)).decode().lstrip(" ") == whole.lstrip(" "), ids
+    assert seen > 20
+    assert {known.piece(token) for token in known.special} == {known.name(t).encode() for t in known.special}
 
 
 def test_what_never_becomes_a_character_does_not_pile_up(tokenizer, byte_fallback):

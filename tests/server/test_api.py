@@ -70,6 +70,55 @@ def test_logprobs_are_the_models(client, model):
     assert chat.choices[0].logprobs.content[0].top_logprobs[0].token == chat.choices[0].logprobs.content[0].token
 
 
+def test_tokens_of_logprobs_are_the_bytes_of_the_text(client, model):
+    ask = {"model": "tiny", "max_tokens": 12, "seed": 5, "temperature": 1.3}
+    chat = client.chat.completions.create(**ask, messages=[{"role": "user", "content": "x"}], logprobs=True)
+    entries = chat.choices[0].logprobs.content
+    said = b"".join(bytes(entry.bytes) for entry in entries if entry.token != "<|endoftext|>")
+    assert said.decode(errors="replace") == chat.choices[0].message.content
+    (start, *_) = model.tokenizer.encode("漢")  # the first byte of three
+    found = client.completions.create(**ask, prompt="x", logprobs=2, logit_bias={str(start): 100})
+    log = found.choices[0].logprobs
+    assert log.tokens == ["bytes:\\xe6"] * 12
+    assert log.text_offset == list(range(12))
+    for logprob, top in zip(log.token_logprobs, log.top_logprobs, strict=True):
+        assert (top["bytes:\\xe6"], len(top)) == (logprob, 3)  # the two most likely ones, and itself
+
+
+def test_spaces_in_tokens_are_spaces(client):
+    found = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=30, temperature=0, logprobs=0)
+    assert "".join(found.choices[0].logprobs.tokens).removesuffix("<|endoftext|>") == found.choices[0].text
+    assert " " in found.choices[0].text
+
+
+def test_best_of_as_many_as_are_given_is_no_choice(client):
+    found = client.completions.create(model="tiny", prompt="x", n=2, best_of=2, max_tokens=2)
+    assert len(found.choices) == 2
+
+
+def test_schema_beside_json_object_is_kept(client):
+    form = {"type": "json_object", "schema": SCHEMA}  # as llama.cpp's server takes it
+    found = client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "x"}], max_tokens=120, seed=1, response_format=form
+    )
+    jsonschema.validate(json.loads(found.choices[0].message.content), SCHEMA)
+
+
+def test_messages_as_agents_write_them(client, model):
+    """An answer without content, and the newer name of a system prompt where the template has the older one."""
+    messages = [
+        {"role": "developer", "content": "S"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None},
+        {"role": "user", "content": "hi"},
+    ]
+    found = client.chat.completions.create(model="tiny", messages=messages, max_tokens=1)
+    prompt = (
+        "# system: S<|endoftext|>\n# user: hi<|endoftext|>\n# assistant: <|endoftext|>\n# user: hi<|endoftext|>\n"
+    )
+    assert found.usage.prompt_tokens == len(model.tokenizer.as_it_stands(prompt + "# assistant:"))
+
+
 def test_logit_bias_and_limits(client, model):
     forced = client.completions.create(
         model="tiny", prompt="x", logit_bias={"40": 100}, max_tokens=3, extra_body={"ignore_eos": True}

@@ -1,6 +1,8 @@
 """What is refused, and clients that misbehave."""
 
+import codecs
 import gc
+import gzip
 import json
 import os
 import socket
@@ -59,6 +61,9 @@ REFUSED = {
         400,
         "response_format",
     ),
+    "rules of vLLM": ({"model": "tiny", "prompt": "x", "guided_json": {}}, 400, "guided_json"),
+    "rules of llama.cpp": ({"model": "tiny", "prompt": "x", "grammar": "root ::= x"}, 400, "grammar"),
+    "best of more": ({"model": "tiny", "prompt": "x", "best_of": 3, "n": 2}, 400, "best_of"),
     "both states": ({"model": "tiny", "prompt": "x", "state": "a", "previous_response_id": "b"}, 400, "state"),
     "no such answer": ({"model": "tiny", "prompt": "x", "previous_response_id": "b"}, 400, "previous_response_id"),
     "list": ([], 400, "model"),
@@ -127,10 +132,37 @@ def test_client_sees_the_classes_of_its_package(client):
         client.completions.create(model="none", prompt="x")
 
 
-def test_addresses_and_methods_that_are_not_there(served):
-    assert served.ask("/v1/nothing")[0] == 404
-    status, _, found = served.ask("/v1/completions")
-    assert (status, found["error"]["type"]) == (405, "invalid_request_error")
+@pytest.mark.parametrize(
+    "path", ["/v1/responses", "/v1/embeddings", "/v1/v1/chat/completions", "/chat/completions"]
+)
+def test_address_that_is_not_there_says_what_is(served, caplog, path):
+    with caplog.at_level("INFO", logger="dijiang.server"):
+        status, _, found = served.ask(path, {"model": "tiny", "input": "x"})
+    error = found["error"]
+    assert (status, error["type"], error["param"]) == (404, "invalid_request_error", None)
+    for part in (f"POST '{path}'", "POST /v1/completions", "POST /v1/chat/completions", "GET /v1/models;"):
+        assert part in error["message"]
+    assert {"route": path, "status": 404} in [json.loads(record.message) for record in caplog.records]
+
+
+def test_method_that_is_not_there(served):
+    status, headers, found = served.ask("/v1/completions")
+    assert (status, headers["allow"], found["error"]["type"]) == (405, "post", "invalid_request_error")
+    assert "expected POST" in found["error"]["message"]
+
+
+def test_models_at_an_address_that_ends_with_a_slash(served):
+    assert served.ask("/v1/models/")[2] == served.ask("/v1/models")[2]
+    assert served.ask("/v1/models/tiny/")[2] == served.ask("/v1/models/tiny")[2]
+
+
+def test_bodies_as_clients_encode_them(served):
+    body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 1}).encode()
+    assert served.ask("/v1/completions", codecs.BOM_UTF8 + body)[0] == 200  # as files of Windows begin
+    status, _, found = served.ask("/v1/completions", gzip.compress(body), headers=["Content-Encoding: gzip"])
+    assert (status, found["error"]["type"]) == (415, "invalid_request_error")
+    assert "gzip" in found["error"]["message"]
+    assert served.idle()
 
 
 def test_key_is_needed_where_there_is_one(models):

@@ -55,7 +55,9 @@ def test_stream_tells_the_same_calls(client):
     pieces = list(client.chat.completions.create(**options, stream=True))
     calls = {}
     for piece in pieces:
-        for delta in piece.choices[0].delta.tool_calls or []:
+        deltas = piece.choices[0].delta.tool_calls or []
+        assert len({delta.index for delta in deltas}) == len(deltas)  # instructor reads the first one only
+        for delta in deltas:
             if delta.index not in calls:
                 assert delta.id
                 calls[delta.index] = [delta.function.name, ""]
@@ -106,6 +108,17 @@ def test_calls_and_results_of_before_are_rendered(client, models):
     text = ChatTemplate.of(models["tooled"].bundle).render(known, tools=[described(tool) for tool in tools])
     assert '(weather: {"city": "Rome", "days": 1})' in text
     assert found.usage.prompt_tokens == len(models["tooled"].tokenizer.as_it_stands(text))
+
+
+def test_call_of_before_without_arguments(client):
+    call = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    counts = set()
+    for arguments in ("{}", ""):
+        made = [call | {"function": {"name": "clock", "arguments": arguments}}]
+        messages = [*ASKED, {"role": "assistant", "tool_calls": made}, {"role": "tool", "content": "12"}]
+        found = client.chat.completions.create(**OPTIONS | {"messages": messages, "max_tokens": 1})
+        counts.add(found.usage.prompt_tokens)
+    assert len(counts) == 1
 
 
 REFUSED = {
