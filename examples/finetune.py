@@ -36,6 +36,8 @@ from dijiang.models.rotary import inverse_frequencies
 
 #: What training leaves alone, by the ends of the tensors' names.
 FROZEN = (".D1", ".D2", ".proj_matrix")
+#: Files of weights, by the ends of their names: those of the start are not the result's.
+WEIGHTS = (".safetensors", ".bin", ".index.json")
 
 
 class Dijiang(nn.Module):
@@ -333,21 +335,28 @@ def train(
         for batch in islice(source, args.accumulate):
             with mixed(args, device):
                 loss = loss_at(step, batch.to(device)) / args.accumulate
+            losses.append(finite(loss.item() * args.accumulate, step))
             loss.backward()
-            losses.append(loss.item() * args.accumulate)
         nn.utils.clip_grad_norm_([p for p in trained if p.grad is not None], 1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate(step, args)
         optimizer.step()
         if step % args.report == 0 or step == args.steps:
             with mixed(args, device):
-                held = held_out_loss(model, held_out, args.length, device)
+                held = finite(held_out_loss(model, held_out, args.length, device), step)
             yield step, float(np.mean(losses)), held
             losses.clear()
             if args.state is not None:
                 stored = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
                 torch.save(stored, args.state.with_suffix(".new"))
                 args.state.with_suffix(".new").replace(args.state)
+
+
+def finite(loss: float, step: int) -> float:
+    """The loss; the end of a training that diverged, before its state is stored."""
+    if not math.isfinite(loss):
+        raise SystemExit(f"step {step}: the loss is {loss}; lower --lr, and go on from the last --state")
+    return loss
 
 
 def mixed(args: argparse.Namespace, device: torch.device) -> AbstractContextManager[Any]:
@@ -359,9 +368,9 @@ def save(model: Dijiang, source: Path, output: Path) -> None:
     """The trained tensors as a checkpoint; everything else is the source's."""
     from safetensors.torch import save_file
 
-    output.mkdir()
+    output.mkdir(parents=True)
     for file in source.iterdir():
-        if file.is_file() and "model" not in file.name:
+        if file.is_file() and not file.name.endswith(WEIGHTS):
             shutil.copyfile(file, output / file.name)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state().items()}
     save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})
@@ -377,6 +386,10 @@ def run(
     """Train and report on stdout, and to the CSV file of --log."""
     if args.output.exists():
         raise SystemExit(f"{args.output} exists and is never overwritten; choose a new folder")
+    if len(held_out) <= args.length + 1:
+        raise SystemExit(
+            f"{len(held_out)} tokens are held out, expected more than --length {args.length}; give more text"
+        )
     if args.log is not None and not (args.state is not None and args.state.exists()):
         args.log.write_text("step,tokens,loss,held_out_loss\n")
     started, first = time.perf_counter(), None

@@ -53,6 +53,7 @@ def test_script_trains_and_writes_a_checkpoint_that_exports(tmp_path, monkeypatc
         (text / f"{index:02}.txt").write_text("def f(x):\n    return x + 1\n\n" * 200)
     (text / "empty.txt").touch()
     checkpoint = shutil.copytree(EXAMPLES / "tiny-python", tmp_path / "start")
+    (checkpoint / "tokenizer.model").write_bytes(b"of sentencepiece")
     options = f"{text} --checkpoint {checkpoint} -o {tmp_path / 'out'} --log {tmp_path / 'log.csv'}"
     options += " --steps 4 --batch 2 --length 32 --report 2 --lr 1e-3"
     monkeypatch.setattr(sys, "argv", ["finetune.py", *options.split()])
@@ -66,6 +67,8 @@ def test_script_trains_and_writes_a_checkpoint_that_exports(tmp_path, monkeypatc
         assert same == name.endswith((".D1", ".D2", ".proj.weight")), name
     assert all(decay.kind == "analytic" for decay in after.decays)
     assert dijiang.export(tmp_path / "out", tmp_path / "b", verify=False).manifest.positions_limit is None
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == b"of sentencepiece"
+    assert {file.name for file in (tmp_path / "out").iterdir()} >= {"config.json", "tokenizer.json"}
     with pytest.raises(SystemExit, match="never overwritten"):
         finetune.main()
 
@@ -122,6 +125,21 @@ def test_training_that_was_interrupted_goes_on_as_if_it_was_not(script, tmp_path
     near(script("again", *options), whole)
     rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()]
     assert [row[:2] for row in rows] == [["step", "tokens"], ["0", "0"], ["2", "128"], ["4", "256"]]
+
+
+def test_training_that_diverges_ends_with_what_was_good(script, tmp_path):
+    options = ("--state", tmp_path / "state.pt", "--steps", 8)
+    with pytest.raises(SystemExit, match=r"step \d: the loss is (nan|inf); lower --lr"):
+        script("wild", *options, "--lr", 1e30, "--report", 1)
+    assert not (tmp_path / "wild").exists()
+    assert not (tmp_path / "state.pt").exists()  # the first step's weights are lost already
+
+
+def test_too_little_text_is_one_line(script):
+    with pytest.raises(
+        SystemExit, match=r"\d+ tokens are held out, expected more than --length 5000; give more text"
+    ):
+        script("long", "--length", 5000)
 
 
 def test_small_batches_that_accumulate_and_layers_that_are_recomputed_give_the_same_model(script):
