@@ -13,7 +13,10 @@ from typing import Any
 
 import click
 from markdown_parts import table, words
-from measured import capacity, first_tokens, gpus, memories, performance, real, rounding
+from measured.capacity import capacity, first_tokens, memories
+from measured.performance import gpus, performance
+from measured.real import real
+from measured.rounding import rounding
 from messages import messages
 
 import dijiang
