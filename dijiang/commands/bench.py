@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def bench(
         raise click.UsageError("give one bundle or more")
     if file is not None:
         check_file(file, BenchError)
+        if plot is not None and os.path.abspath(file) == os.path.abspath(plot):
+            raise click.UsageError("--file and --plot have one name; give two")
     if form == "html" or plot is not None:
         import_matplotlib()
     if plot is not None:
