@@ -74,6 +74,7 @@ AT_ONCE = {
     "bench {b} -f none/x": "none/x: cannot be written",
     "bench {b} -f .": "'.' cannot be the name of a file",
     "bench {b} --plot none/x.png": "none/x.png: cannot be written",
+    "bench --compare old new -f folder/../new": "new is a report that is compared; choose another file",
     "bench {b} --provider bogus": "execution provider 'bogus' is not available",
     "bench {b} --seconds nan": "10 repetitions and nan seconds: expected at least 1 and 0",
     "bench {b} --seconds inf": "10 repetitions and inf seconds: expected at least 1 and 0",

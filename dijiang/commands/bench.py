@@ -104,6 +104,8 @@ def _compare(before: Path, after: Path, threshold: float, form: str, file: Path 
 
     if form not in ("md", "json"):
         raise click.UsageError("--compare writes md or json")
+    if file is not None and os.path.realpath(file) in map(os.path.realpath, (before, after)):
+        raise BenchError(f"{file} is a report that is compared; choose another file")
     found = compare.compare(read_report(before), read_report(after), threshold=threshold)
     write(compare.to_markdown(found) if form == "md" else json.dumps(found, indent=1), file)
     compare.require(found, threshold)
