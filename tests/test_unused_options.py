@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import dijiang
+from dijiang.bench.render import write
 from dijiang.cli import main
 from dijiang.commands import print_json
 from dijiang.exporter import export as exporter
@@ -55,6 +56,8 @@ UNUSED = {
     "serve {b} --prefix-disk 9": "--prefix-disk would change nothing without --prefix-folder",
     "serve {b} --conversation-disk 9": "--conversation-disk would change nothing without --conversation-folder",
     "export {c} -o new --no-verify -t 1": "--threads would change nothing beside --no-verify",
+    "bench {b} -f x.png --plot x.png": "--file and --plot have one name",
+    "eval {b} --tasks a --include none": "'--include': Directory 'none' does not exist",
 }
 
 
@@ -71,6 +74,7 @@ AT_ONCE = {
     "bench {b} -f none/x": "none/x: cannot be written",
     "bench {b} -f .": "'.' cannot be the name of a file",
     "bench {b} --plot none/x.png": "none/x.png: cannot be written",
+    "bench --compare old new -f folder/../new": "new is a report that is compared; choose another file",
     "bench {b} --provider bogus": "execution provider 'bogus' is not available",
     "bench {b} --seconds nan": "10 repetitions and nan seconds: expected at least 1 and 0",
     "bench {b} --seconds inf": "10 repetitions and inf seconds: expected at least 1 and 0",
@@ -126,11 +130,24 @@ def test_mark_of_the_byte_order_is_no_text(cli, tmp_path, tiny):
         (tmp_path / f"{name}.jsonl").write_bytes(mark + b'{"prompt": "def main("}\n')
         assert cli(f"run {{b}} -n 4 --jsonl {name}.jsonl -o {name}.out").exit_code == 0
     assert (tmp_path / "with.out").read_bytes() == (tmp_path / "without.out").read_bytes()
+    said = [cli("run {b} -n 4", input=mark + b"def main(").stdout for mark in (b"\xef\xbb\xbf", b"")]
+    assert said[0] == said[1]
     found = [
         dijiang.verify(tiny, TINY, text=tmp_path / name, tokens=10**12, store=False) for name in ("with", "without")
     ]
     assert found[0].tokens == found[1].tokens
     assert found[0].logits == found[1].logits
+
+
+def test_name_that_is_no_unicode_is_written_as_an_escape(tmp_path, tiny):
+    text = tmp_path / os.fsdecode(b"t\xff")
+    text.write_text("def main():\n    return 1\n")
+    page, said = tmp_path / "page.html", ["verify", tiny, "--against", TINY, "--text", text, "--no-store", "--html"]
+    done = CliRunner().invoke(main, [*map(str, said), str(page)])
+    assert done.exit_code == 0, done.output
+    assert "t\\udcff" in page.read_text(encoding="utf-8")
+    write(f"{text}", page)
+    assert page.read_text(encoding="utf-8").endswith("t\\udcff\n")
 
 
 def test_answers_that_are_there_are_said(cli, tmp_path):

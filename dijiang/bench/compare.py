@@ -27,7 +27,7 @@ def compare(before: Report, after: Report, *, threshold: float) -> dict[str, Any
         BenchError: no test is in both, or the threshold is no fraction.
     """
     if not 0 <= threshold < 1:
-        raise BenchError(f"threshold {100 * threshold:g} %, expected 0 to 100; change --threshold")
+        raise BenchError(f"threshold {100 * threshold:g} %, expected from 0 to less than 100; change --threshold")
     old, new = _by_name(before), _by_name(after)
     rows = [_row(name, old[name], new[name], threshold) for name in old if name in new]
     if not rows:

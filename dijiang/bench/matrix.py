@@ -87,7 +87,7 @@ def plan_tests(
         for part in text.split(","):
             found = _range(part.strip())
             if not found or found[0] < least or found[-1] > most:
-                sizes = f"sizes from {least} to {most} like 512, 0,2048, 128-512+128 or 1-16*2"
+                sizes = f"up to {LONGEST} sizes from {least} to {most} like 512, 0,2048, 128-512+128 or 1-16*2"
                 failures.append(failure(f"{option} {part or 'nothing'}: expected {sizes}; change it"))
             else:
                 good += found

@@ -194,12 +194,15 @@ FORMATS: dict[str, Callable[[Report], str]] = {
 
 
 def write(text: str, file: Path | None) -> None:
-    """Text to a file, or to stdout; BenchError if the file cannot be written."""
+    """Text to a file, or to stdout; BenchError if the file cannot be written.
+
+    What is no Unicode, as names of files can be, is written as an escape.
+    """
     if file is None:
         sys.stdout.write(text + "\n")
         return
     try:
-        write_file(file, f"{text}\n".encode(), BenchError)
+        write_file(file, f"{text}\n".encode(errors="backslashreplace"), BenchError)
     except BenchError as error:
         sys.stdout.write(text + "\n")
         raise BenchError(f"{error}; the report is on stdout instead") from error

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Columns of a table that is read by another program.
 PIPE_WIDTH = 10_000
+#: What Windows puts before a text.
+BYTE_ORDER_MARK = "\ufeff"
 
 
 class Row(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def bench(
         raise click.UsageError("give one bundle or more")
     if file is not None:
         check_file(file, BenchError)
+        if plot is not None and os.path.abspath(file) == os.path.abspath(plot):
+            raise click.UsageError("--file and --plot have one name; give two")
     if form == "html" or plot is not None:
         import_matplotlib()
     if plot is not None:
@@ -101,6 +104,8 @@ def _compare(before: Path, after: Path, threshold: float, form: str, file: Path 
 
     if form not in ("md", "json"):
         raise click.UsageError("--compare writes md or json")
+    if file is not None and os.path.realpath(file) in map(os.path.realpath, (before, after)):
+        raise BenchError(f"{file} is a report that is compared; choose another file")
     found = compare.compare(read_report(before), read_report(after), threshold=threshold)
     write(compare.to_markdown(found) if form == "md" else json.dumps(found, indent=1), file)
     compare.require(found, threshold)

@@ -13,7 +13,7 @@ import click
 from ..bundle.sizes import sizes
 from ..errors import DijiangError, InputError
 from ..runtime.options import Generation, Loading
-from . import FILE, given_options, model_folder, options_of, printable, refuse_given, say, taken
+from . import BYTE_ORDER_MARK, FILE, given_options, model_folder, options_of, printable, refuse_given, say, taken
 
 if TYPE_CHECKING:
     from ..runtime.dialogue import Dialogue
@@ -149,7 +149,8 @@ def _needed(argument: str, usage: str) -> str:
 def _lines() -> Iterator[str]:
     """Lines of a terminal, edited and remembered, or of a pipe."""
     if not sys.stdin.isatty():
-        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        for number, line in enumerate(sys.stdin):
+            yield line.rstrip("\r\n") if number else line.rstrip("\r\n").removeprefix(BYTE_ORDER_MARK)
         return
     try:
         from prompt_toolkit import PromptSession

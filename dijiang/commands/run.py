@@ -14,7 +14,18 @@ from ..errors import InputError
 from ..files import check_file
 from ..progress import bars
 from ..runtime.options import Generation, Loading
-from . import FILE, JSON, given_options, model_folder, options_of, print_json, refuse_given, say, taken
+from . import (
+    BYTE_ORDER_MARK,
+    FILE,
+    JSON,
+    given_options,
+    model_folder,
+    options_of,
+    print_json,
+    refuse_given,
+    say,
+    taken,
+)
 
 if TYPE_CHECKING:
     from ..runtime.model import Model
@@ -75,7 +86,7 @@ def run(
     elif prompt is None:
         if sys.stdin.isatty():
             say("type the text to continue, then Ctrl-D")
-        prompt = sys.stdin.read()
+        prompt = sys.stdin.read().removeprefix(BYTE_ORDER_MARK)
     chosen = Generation.of(options)
     if save_state is not None:
         chosen = chosen.seeded()

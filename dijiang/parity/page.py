@@ -27,7 +27,7 @@ WIDTH, HEIGHT = 900, 160
 
 def write_page(file: Path, report: Parity, bundle: Bundle) -> None:
     """Write the page of a report; ParityError if the file cannot be written."""
-    write_file(file, to_html(report, bundle).encode(), ParityError)
+    write_file(file, to_html(report, bundle).encode(errors="backslashreplace"), ParityError)
 
 
 def to_html(report: Parity, bundle: Bundle) -> str:

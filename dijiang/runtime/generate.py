@@ -198,10 +198,8 @@ def as_ids(ids: object) -> np.ndarray:
 
 def stream(model: Model, plan: Plan, state: State, progress: Progress = silent) -> Iterator[Record]:
     """The records of a plan; a generator, so that nothing runs before the first one is asked for."""
-    lease = _Lease()
-    model.check(plan.ids[None], state, user=lease)
-    state.lease(lease)
-    try:
+    with state.leased() as user:
+        model.check(plan.ids[None], state, user=user)
         started = time.perf_counter()
         output = prefill(model, plan.ids[None], state, progress)
         sequence = plan.begin(model, state, started)
@@ -211,12 +209,6 @@ def stream(model: Model, plan: Plan, state: State, progress: Progress = silent) 
         else:
             for (record,) in decode(model, output, state, [sequence]):
                 yield record
-    finally:
-        state.release()
-
-
-class _Lease:
-    """Whoever holds it advances a state; it ends with its generator."""
 
 
 def prefill(model: Model, ids: np.ndarray, state: State, progress: Progress = silent) -> Output:

@@ -99,11 +99,19 @@ class Model:
             [B, vocab] float32, or [B, T, vocab] if all_logits (rows of padding hold no meaning).
 
         Raises:
-            InputError: ids, mask, state or positions that do not fit; the state is not touched.
+            InputError: ids, mask, state or positions that do not fit, or another thread advances the state; it is
+                not touched.
         """
         ids = as_ids(ids)
         real = None if mask is None else _as_mask(mask)
-        self.check(ids, state, real)
+        with state.leased() as user:
+            self.check(ids, state, real, user)
+            return self._forward(ids, state, real, all_logits=all_logits)
+
+    def _forward(
+        self, ids: np.ndarray, state: State, real: np.ndarray | None = None, *, all_logits: bool = False
+    ) -> np.ndarray:
+        """`forward` of what was checked, by who has the state's lease."""
         batch, length = int(ids.shape[0]), int(ids.shape[1])
         if real is None:
             last = np.full(batch, length - 1)
@@ -154,7 +162,12 @@ class Model:
             raise InputError(f"ids of shape {list(ids.shape)}, expected [batch, 2 or more tokens]")
         state = self.new_state(len(ids)) if state is None else state
         real = None if mask is None else _as_mask(mask)
-        self.check(ids, state, real)
+        with state.leased() as user:
+            self.check(ids, state, real, user)
+            return self._likelihood(ids, state, real)
+
+    def _likelihood(self, ids: np.ndarray, state: State, real: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """`likelihood` of what was checked, by who has the state's lease."""
         if real is not None:
             ids = np.where(real, ids, 0)
         longest = max(1, min(self.session.longest, LOGITS // (len(ids) * self.spec.vocab_size)))
@@ -162,7 +175,7 @@ class Model:
         for start in range(0, ids.shape[1], longest):
             piece, following = ids[:, start : start + longest], ids[:, start + 1 : start + longest + 1]
             of_piece = None if real is None else real[:, start : start + longest]
-            logits = self.forward(piece, state, mask=of_piece, all_logits=True)[:, : following.shape[1]]
+            logits = self._forward(piece, state, of_piece, all_logits=True)[:, : following.shape[1]]
             read = slice(following.shape[1])
             positions = fed[:, None] + np.arange(start + 1, ids.shape[1] + 1)[read]
             require_numbers(logits, positions, True if of_piece is None else of_piece[:, read] != 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -23,6 +25,14 @@ class Keeper(Protocol):
     def give_back(self, arrays: list[np.ndarray], side: int) -> None:
         """Copy them into the arrays and hold them no longer."""
         ...
+
+
+#: Held while a lease is taken, so that one of several threads gets it.
+LEASING = threading.Lock()
+
+
+class Lease:
+    """Whoever holds it advances a state; it ends with its holder."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +220,9 @@ class State:
                 f"the state is of checkpoint {self.fingerprint[:12] or 'unknown'}, expected "
                 f"{fingerprint[:12]}; use the bundle that made it, or new_state()"
             )
+        self._require_free(user)
+
+    def _require_free(self, user: object) -> None:
         using = None if self._user is None else self._user()
         if using is not None and using is not user:
             raise InputError(
@@ -225,8 +238,20 @@ class State:
             )
 
     def lease(self, user: object) -> None:
-        """Nobody else may advance it until `release`, or until the user is gone."""
-        self._user = ref(user)
+        """Nobody else may advance it until `release`, or until the user is gone; InputError if somebody has it."""
+        with LEASING:
+            self._require_free(user)
+            self._user = ref(user)
+
+    @contextmanager
+    def leased(self) -> Iterator[object]:
+        """A lease for the block; InputError if somebody, maybe in another thread, has one."""
+        user = Lease()
+        self.lease(user)
+        try:
+            yield user
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Anybody may advance it."""

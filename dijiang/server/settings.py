@@ -52,7 +52,12 @@ class Serving(Checked):
     prefix_disk: int = option(4096, Integral, "MB of them on disk.", low=1)
 
     def require_safe(self, api_key: str | None) -> None:
-        """InputError if anybody on the network could use it."""
+        """InputError if anybody on the network could use it, or nobody."""
+        if api_key and not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip()):
+            raise InputError(
+                "DIJIANG_API_KEY holds what no client can send in a header: blanks at an end, line ends or letters "
+                "beyond ASCII; choose another key"
+            )
         if not is_loopback(self.host) and not api_key:
             raise InputError(
                 f"host is {self.host}, which others can reach, and there is no API key; set DIJIANG_API_KEY, or "

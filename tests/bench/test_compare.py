@@ -76,7 +76,7 @@ def test_nothing_in_common_is_an_error():
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.0])
 def test_threshold_is_a_fraction(threshold):
-    with pytest.raises(BenchError, match="expected 0 to 100"):
+    with pytest.raises(BenchError, match="expected from 0 to less than 100"):
         compare(report(TESTS), report(TESTS), threshold=threshold)
 
 

@@ -161,9 +161,9 @@ def test_a_batch_changes_no_score(lm, monkeypatch, batch_size):
 
 
 def test_a_context_goes_through_the_model_once(lm, monkeypatch):
-    fed, forward = [], lm.model.forward
+    fed, forward = [], lm.model._forward
     monkeypatch.setattr(
-        lm.model, "forward", lambda ids, *a, **k: fed.append(np.shape(ids)) or forward(ids, *a, **k)
+        lm.model, "_forward", lambda ids, *a, **k: fed.append(np.shape(ids)) or forward(ids, *a, **k)
     )
     lm.loglikelihood(requests("loglikelihood", *(("a = b + c;" * 20, choice) for choice in "xyzuvw")), True)
     contexts = [shape for shape in fed if shape[1] > 10]

@@ -224,7 +224,7 @@ def test_likelihood_is_that_of_each_text_alone(model, ids, monkeypatch):
     assert state.position.tolist() == lengths
     for row, length in enumerate(lengths):
         alone = ids[rows[row], :length][None]
-        logits = model.forward(alone, model.new_state(), all_logits=True)[:, :-1].astype(np.float64)
+        logits = model._forward(alone, model.new_state(), all_logits=True)[:, :-1].astype(np.float64)
         expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         chosen = np.take_along_axis(expected, alone[:, 1:, None], -1)[0, :, 0]
         np.testing.assert_allclose(nats[row, : length - 1], chosen, atol=1e-5)
@@ -234,13 +234,13 @@ def test_likelihood_is_that_of_each_text_alone(model, ids, monkeypatch):
 
 def test_likelihood_looks_at_few_logits_at_a_time(model, ids, monkeypatch):
     expected = model.score(ids[:, :30])
-    seen, forward = [], model.forward
+    seen, forward = [], model._forward
 
     def counted(*given, **options):
         seen.append(forward(*given, **options))
         return seen[-1]
 
-    monkeypatch.setattr(model, "forward", counted)
+    monkeypatch.setattr(model, "_forward", counted)
     monkeypatch.setattr("dijiang.runtime.model.LOGITS", 4 * len(ids) * model.spec.vocab_size)
     np.testing.assert_allclose(model.score(ids[:, :30]), expected, atol=1e-5)
     assert [logits.shape[1] for logits in seen] == [4] * 7 + [2]

@@ -3,6 +3,7 @@
 import json
 import signal
 import struct
+import threading
 import time
 
 import numpy as np
@@ -383,3 +384,27 @@ def test_take_refuses_what_are_no_rows(model, rows):
     state = model.new_state(2)
     with pytest.raises(dijiang.InputError, match=r"^rows "):
         state.take(rows)
+
+
+def test_one_of_several_threads_advances_a_state(model):
+    state, refused = model.new_state(), []
+
+    def advance():
+        for _ in range(60):
+            try:
+                model.forward([[1, 2, 3]], state)
+            except dijiang.InputError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=advance) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken = 3 * 60 - len(refused)
+    assert state.position.tolist() == [3 * taken]
+    assert all("the state is in use" in reason for reason in refused)
+    alone = model.new_state()
+    for _ in range(taken):
+        model.forward([[1, 2, 3]], alone)
+    assert all(np.array_equal(*pair) for pair in zip(state.layers, alone.layers, strict=True))

@@ -199,6 +199,9 @@ def test_other_addresses_need_a_key(host):
     with pytest.raises(dijiang.InputError, match="there is no API key; set DIJIANG_API_KEY"):
         Serving(host=host).require_safe(None)
     Serving(host=host).require_safe("secret")
+    for key in ("secret\n", " ", "sécret"):
+        with pytest.raises(dijiang.InputError, match="what no client can send in a header"):
+            Serving(host=host).require_safe(key)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
