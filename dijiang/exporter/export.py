@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
 import onnx_ir as ir
 
-from ..bundle.integrity import record_file
-from ..bundle.manifest import MANIFEST, TOKENIZER_FILES, GraphRecord, Manifest, fingerprint_of
-from ..bundle.opened import Bundle, open_any, read_manifest
+from ..bundle.opened import Bundle, open_any
 from ..bundle.signature import sign as make_signature
-from ..errors import CheckpointError, ExportError, InputError
-from ..files import check_new, check_output, given, new_folder, read_regular, refuse_foreign, temporary_folder
-from ..graph.reads import parameter_reads
+from ..errors import ExportError
+from ..files import new_folder, temporary_folder
 from ..graph.schemes.nbits import calibrated
-from ..hidden import sweep
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
-from ..models.tokenizer import TOKENIZER, find_tokenizer
-from ..parity.verify import compare_bundle, default_slice, store_report
-from ..parity.windows import read_ids
+from ..models.tokenizer import find_tokenizer
+from ..parity.verify import compare_bundle, store_report
 from ..progress import Progress, silent
-from ..recipe import AUTO, GRAPHS, Recipe, require, resolve
+from ..recipe import AUTO, Recipe, require, resolve
 from ..runtime.options import Loading
 from ..runtime.sessions.inference import import_onnxruntime, runs_here, why_not
-from ..runtime.text import TextTokenizer
-from ..version import __version__
 from . import pipeline
 from .budget import require_budget, spend
-from .card import CARD, model_card
+from .contents import complete
 from .plan import Plan, plan_export
 from .save import data_bytes, save_graphs
+from .target_folder import check_target, foreign
+from .texts import Texts
 
 
 def export(
@@ -123,78 +114,25 @@ def export(
         _check_verifiable(recipe)
     elif text is not None:
         raise ExportError(f"{text} would not be read: nothing is verified; leave --text or --no-verify out")
-    reader = None if tokenizer is None else TextTokenizer(tokenizer, model.path / TOKENIZER)
-    for file in (text, calibration_text):
-        _check_text(model, file, readable=reader is not None)
-    if text is not None and reader is not None:
-        read_ids(reader, Path(text), default_slice(model, text=True)[0])  # before minutes are spent on the bundle
+    texts = Texts.of(model, tokenizer, text, calibration_text)
     recipe = pipeline.fitted(recipe, model, text=calibration_text is not None)
-    if calibration_text is not None and not recipe.calibration_tokens:
-        none = f"precision {precision} for target {target} is not calibrated"
-        reason = "the calibration has 0 tokens" if calibration_tokens == 0 else none
-        raise ExportError(f"{calibration_text} would not be read: {reason}; leave --calibration-text out")
+    texts.require_use(recipe)
     graphs = pipeline.step_graphs(model, recipe)
-    smallest = data_bytes(graphs)
     if recipe.budget is not None:
-        require_budget(recipe, pipeline.float_graph(model), smallest)
+        require_budget(recipe, pipeline.float_graph(model), data_bytes(graphs))
     with new_folder(folder, ExportError, foreign=foreign if force else None) as partial, ExitStack() as written:
         plan = plan_export(model, graphs, recipe, verify=verify, text=text is not None)
         plan.require(partial)
         if recipe.calibration_tokens:
-            ids = None
-            if calibration_text is not None and reader is not None:
-                ids = read_ids(reader, Path(calibration_text), recipe.calibration_tokens)
-            moments = pipeline.calibrate(model, recipe, ids, progress)
-            rounder = calibrated(moments)
-            if recipe.budget is not None:
-                store = written.enter_context(temporary_folder())
-                recipe, rounder = spend(recipe, pipeline.float_graph(model), moments, smallest, store, progress)
-            graphs = pipeline.step_graphs(model, recipe, rounder)
+            recipe, graphs = _calibrated(model, recipe, graphs, texts, written, progress)
         _save(graphs, partial, plan, progress)
-        if tokenizer is not None:
-            (partial / TOKENIZER).write_bytes(tokenizer)
-        for name in TOKENIZER_FILES:
-            if os.path.isfile(source := model.path / name):
-                (partial / name).write_bytes(given(source, read_regular, CheckpointError, "make it readable"))
-        mode = "repaired" if repair_decay else decay
-        manifest = _manifest(model, partial, recipe, graphs, mode)
-        (partial / CARD).write_text(model_card(manifest), encoding="utf-8")
-        if sign is not None:
-            manifest = replace(manifest, signature=make_signature(manifest.signed_part(), sign))
-        Bundle(partial, manifest).with_manifest(manifest)
-        bundle = open_any(partial, None, check_hashes=False)
+        bundle = complete(partial, model, tokenizer, recipe, graphs, "repaired" if repair_decay else decay, sign)
         del graphs
         if verify:
             report = compare_bundle(bundle, model.path, text=text, threads=threads, progress=progress)
             store_report(bundle, report)
             report.require("nothing was written; look into it with --no-verify and dijiang verify")
     return open_any(folder, None, check_hashes=False)
-
-
-def check_target(target: Path, inputs: Iterable[Path], *, force: bool) -> None:
-    """ExportError if the target may not be written: only a bundle is ever replaced, and only whole."""
-    if not force:
-        check_new(target, inputs, ExportError, "use --force or another folder")
-        return
-    check_output(target, inputs, ExportError)
-    if os.path.lexists(target):
-        refuse_foreign(target, foreign(target), ExportError)
-
-
-def foreign(folder: Path) -> list[str]:
-    """Names in the folder of a bundle that its manifest does not list.
-
-    Raises:
-        ExportError: it is no bundle.
-        BundleError: its manifest cannot be read.
-    """
-    if not os.path.isfile(folder / MANIFEST):
-        raise ExportError(f"{folder} exists and is no bundle, expected {MANIFEST} in it; move it away")
-    sweep(folder)
-    old = read_manifest(folder)
-    listed = {MANIFEST, *old.files, *old.reports}
-    with os.scandir(folder) as found:
-        return sorted(one.name for one in found if one.name not in listed or one.is_dir(follow_symlinks=False))
 
 
 def _check_verifiable(recipe: Recipe) -> None:
@@ -208,15 +146,24 @@ def _check_verifiable(recipe: Recipe) -> None:
             )
 
 
-def _check_text(model: DijiangModel, text: str | Path | None, *, readable: bool) -> None:
-    """InputError if a file is asked for and cannot be read as tokens."""
-    if text is None:
-        return
-    if not readable:
-        raise InputError(f"{model.path}: no {TOKENIZER} to read {text} with; leave the text out")
-    if not os.path.isfile(text):
-        found = "not a regular file" if os.path.exists(text) else "no such file"
-        raise InputError(f"{text}: cannot be read ({found}); give a UTF-8 text file")
+def _calibrated(
+    model: DijiangModel,
+    recipe: Recipe,
+    graphs: Mapping[str, ir.Model],
+    texts: Texts,
+    written: ExitStack,
+    progress: Progress,
+) -> tuple[Recipe, dict[str, ir.Model]]:
+    """The recipe with its budget spent, and graphs whose weights are rounded by their inputs.
+
+    graphs: the same to nearest values.  written: ends after they were saved.
+    """
+    moments = pipeline.calibrate(model, recipe, texts.calibration_ids(recipe), progress)
+    rounder = calibrated(moments)
+    if recipe.budget is not None:
+        store, smallest = written.enter_context(temporary_folder()), data_bytes(graphs)
+        recipe, rounder = spend(recipe, pipeline.float_graph(model), moments, smallest, store, progress)
+    return recipe, pipeline.step_graphs(model, recipe, rounder)
 
 
 def _save(graphs: Mapping[str, ir.Model], folder: Path, plan: Plan, progress: Progress) -> None:
@@ -229,38 +176,3 @@ def _save(graphs: Mapping[str, ir.Model], folder: Path, plan: Plan, progress: Pr
 
     save_graphs(graphs, folder, plan.writers, through)
     progress(stage, total, total)
-
-
-def _manifest(
-    model: DijiangModel, folder: Path, recipe: Recipe, graphs: Mapping[str, ir.Model], decay: str
-) -> Manifest:
-    records = {
-        name: GraphRecord(
-            file=GRAPHS[name].file,
-            in_place=GRAPHS[name].in_place,
-            onnxruntime=".".join(map(str, recipe.onnxruntime(name))),
-            providers=recipe.providers(name),
-            reads=parameter_reads(graph),
-        )
-        for name, graph in graphs.items()
-    }
-    checkpoint = model.checkpoint
-    return Manifest(
-        fingerprint=fingerprint_of(checkpoint.tensors_sha256(), model.spec, decay),
-        spec=model.spec,
-        recipe=recipe,
-        graphs=records,
-        decay=decay,
-        positions_limit=model.positions_limit,
-        limit_reason=model.limit_reason,
-        source_sha256=checkpoint.sha256(),
-        parameters=model.parameters,
-        versions={
-            "dijiang": __version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in ("numpy", "onnx", "onnx-ir")},
-        },
-        warnings=(*checkpoint.notes, *(note for d in model.decays for note in d.notes)),
-        files={file.name: record_file(file) for file in sorted(folder.iterdir())},
-        reports=(CARD,),
-    )

@@ -252,8 +252,8 @@ def test_unknown_activation_is_refused(edit_config, tmp_path):
 def test_killed_export_leaves_nothing_that_loads(tmp_path):
     script = (
         "import os, signal, sys, dijiang\n"
-        "from dijiang.exporter import export\n"
-        "export._manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from dijiang.exporter import contents\n"
+        "contents._manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"dijiang.export({str(BASE)!r}, {os.fspath(tmp_path / 'b')!r})\n"
     )
     done = subprocess.run([sys.executable, "-c", script], check=False)
