@@ -28,7 +28,7 @@ With `dijiang[cpu,hub]`, the name of this folder's repository stands for the fol
 | precision | {precision} |
 | graphs | {graphs} |
 | positions | {positions} |
-| decay | {decay} |
+| decay | {decay_mode} |
 | written by dijiang | {version} |
 
 `{manifest}` describes the files, with hashes. `{parity}`, if there, says how near they are to the checkpoint.
@@ -50,7 +50,7 @@ def model_card(manifest: Manifest) -> str:
         precision=manifest.recipe.title,
         graphs=", ".join(manifest.graphs),
         positions="no end" if manifest.positions_limit is None else manifest.positions_limit,
-        decay=manifest.decay,
+        decay_mode=manifest.decay,
         version=manifest.versions["dijiang"],
         manifest=MANIFEST,
         parity=PARITY,
