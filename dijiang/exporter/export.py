@@ -144,6 +144,7 @@ def export(
             ids = None
             if calibration_text is not None and reader is not None:
                 ids = read_ids(reader, Path(calibration_text), recipe.calibration_tokens)
+                recipe = recipe.fitted(recipe.embed, len(ids))  # a short text has fewer
             moments = pipeline.calibrate(model, recipe, ids, progress)
             rounder = calibrated(moments)
             if recipe.budget is not None:
