@@ -150,6 +150,15 @@ def test_name_that_is_no_unicode_is_written_as_an_escape(tmp_path, tiny):
     assert page.read_text(encoding="utf-8").endswith("t\\udcff\n")
 
 
+def test_filters_without_a_temperature_are_said(cli):
+    greedy = cli("run {b} -p def -n 4")
+    filtered = cli("run {b} -p def -n 4 --top-p 0.5 --top-k 3")
+    assert filtered.stdout == greedy.stdout
+    assert filtered.stderr.startswith("[--top-k, --top-p: of no effect at temperature 0")
+    assert "no effect" not in greedy.stderr
+    assert "no effect" not in cli("run {b} -p def -n 4 --top-p 0.5 --temperature 0.7").stderr
+
+
 def test_answers_that_are_there_are_said(cli, tmp_path):
     (tmp_path / "in").write_text('{"prompt": "def main("}\n')
     assert cli("run {b} -n 4 --jsonl in -o out").stderr == ""

@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 
 from ..recipe import AUTO, GRAPHS
-from ..runtime.options import MOST_THREADS
+from ..runtime.options import FILTERS, MOST_THREADS
 from ..typed import strict
 
 if TYPE_CHECKING:
@@ -94,6 +94,14 @@ def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the options that the command line gives, and no default."""
     source = click.get_current_context().get_parameter_source
     return {name: value for name, value in options.items() if source(name) is not ParameterSource.DEFAULT}
+
+
+def say_idle(chosen: Any) -> None:
+    """Say which filters of draws the command line gives where nothing is drawn; chosen: a `Generation`."""
+    idle = given_options(dict.fromkeys(FILTERS))
+    if idle and chosen.temperature == 0:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        say(f"{flags}: of no effect at temperature 0, which takes the most likely token; give --temperature, too")
 
 
 def refuse_given(names: Iterable[str], reason: str) -> None:

@@ -13,7 +13,18 @@ import click
 from ..bundle.sizes import sizes
 from ..errors import DijiangError, InputError
 from ..runtime.options import Generation, Loading
-from . import BYTE_ORDER_MARK, FILE, given_options, model_folder, options_of, printable, refuse_given, say, taken
+from . import (
+    BYTE_ORDER_MARK,
+    FILE,
+    given_options,
+    model_folder,
+    options_of,
+    printable,
+    refuse_given,
+    say,
+    say_idle,
+    taken,
+)
 
 if TYPE_CHECKING:
     from ..runtime.dialogue import Dialogue
@@ -39,7 +50,9 @@ def chat(bundle: Path, system: str | None, load_state: Path | None, **options: A
 
     model = load(bundle, say=say, **taken(Loading, options))
     chosen = {"max_tokens": ANSWER} | authors_choice(model.bundle.sampling, given_options(options))
-    dialogue = Dialogue(model, Generation.of(options | chosen), system)
+    generation = Generation.of(options | chosen)
+    say_idle(generation)
+    dialogue = Dialogue(model, generation, system)
     if load_state is not None:
         dialogue.load(load_state)
     desk = Desk(dialogue)

@@ -24,6 +24,7 @@ from . import (
     print_json,
     refuse_given,
     say,
+    say_idle,
     taken,
 )
 
@@ -88,6 +89,7 @@ def run(
             say("type the text to continue, then Ctrl-D")
         prompt = sys.stdin.read().removeprefix(BYTE_ORDER_MARK)
     chosen = Generation.of(options)
+    say_idle(chosen)
     if save_state is not None:
         chosen = chosen.seeded()
     state = State.of(kept) if kept is not None else model.new_state() if save_state is not None else None

@@ -158,7 +158,10 @@ def _calibrated(
 
     graphs: the same to nearest values.  written: ends after they were saved.
     """
-    moments = pipeline.calibrate(model, recipe, texts.calibration_ids(recipe), progress)
+    ids = texts.calibration_ids(recipe)
+    if ids is not None:
+        recipe = recipe.fitted(recipe.embed, len(ids))  # a short text has fewer
+    moments = pipeline.calibrate(model, recipe, ids, progress)
     rounder = calibrated(moments)
     if recipe.budget is not None:
         store, smallest = written.enter_context(temporary_folder()), data_bytes(graphs)

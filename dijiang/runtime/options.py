@@ -18,6 +18,8 @@ T = TypeVar("T", bound="Checked")
 MOST_TOKENS = 1 << 40
 #: Threads that a session may have.
 MOST_THREADS = 4096
+#: Options of a generation that leave tokens out of a draw.
+FILTERS = ("top_k", "top_p", "min_p")
 #: Kind of an option -> what a message calls it.
 KINDS: dict[type, str] = {Real: "a number", Integral: "a whole number", str: "text", bool: "yes or no"}
 

@@ -63,11 +63,9 @@ class Post:
 
 def _prefixes(model: Model, settings: Serving) -> Prefixes | None:
     """The store of beginnings that the settings ask for; InputError if its folder cannot be used."""
-    folder = settings.prefix_folder
     if not settings.prefix_memory:
-        if folder is not None:
-            raise InputError(f"{folder} would keep nothing: prefix_memory is 0; leave one of them out")
         return None
+    folder = settings.prefix_folder
     kept = None if folder is None else StateFolder(Path(folder), settings.prefix_disk << 20)
     return Prefixes(model, settings.prefix_memory << 20, kept)
 

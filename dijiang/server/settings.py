@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -50,6 +51,17 @@ class Serving(Checked):
     prefix_memory: int = option(256, Integral, "MB of beginnings of prompts in memory; 0: none.", low=0)
     prefix_folder: str | None = option(None, str, "Folder for beginnings of prompts; servers may share it.")
     prefix_disk: int = option(4096, Integral, "MB of them on disk.", low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        folder, other = self.prefix_folder, self.conversation_folder
+        if folder is not None and not self.prefix_memory:
+            raise InputError(f"{folder} would keep nothing: prefix_memory is 0; leave one of them out")
+        if folder is not None and other is not None and os.path.realpath(folder) == os.path.realpath(other):
+            raise InputError(
+                f"prefix_folder and conversation_folder are both {other}, where each would remove files of the "
+                "other; give two folders"
+            )
 
     def require_safe(self, api_key: str | None) -> None:
         """InputError if anybody on the network could use it, or nobody."""

@@ -12,6 +12,7 @@ from dijiang.graph.rounding import round_nearest
 from dijiang.graph.schemes import nbits
 from dijiang.parity import windows
 from dijiang.parity.difference import Sums
+from dijiang.parity.windows import read_ids
 from dijiang.recipe import PRECISIONS, Blocks, resolve
 from tests.conftest import EXAMPLES, GOLDEN, RUNNABLE
 
@@ -295,6 +296,15 @@ def test_a_large_model_is_calibrated_on_a_text_that_is_given():
     assert found == [0, calibration.LEAST]
     assert pipeline.calibration_tokens(recipe, 3_700_000, text=True) == calibration.TOKENS
     assert pipeline.calibration_tokens(resolve("int8", graph="ort", calibration_tokens=64), 10**9, text=True) == 64
+
+
+def test_manifest_says_by_how_many_tokens_of_a_short_text_was_rounded(tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("def main():\n    return 1\n" * 40, encoding="utf-8")
+    bundle = dijiang.export(TINY, tmp_path / "b", precision="int8", calibration_text=text, verify=False)
+    assert bundle.manifest.recipe.calibration_tokens == len(
+        read_ids(dijiang.load(bundle.path).tokenizer, text, 9999)
+    )
 
 
 def test_calibration_text_that_cannot_be_read_is_one_error(tmp_path):

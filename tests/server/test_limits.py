@@ -204,6 +204,18 @@ def test_other_addresses_need_a_key(host):
             Serving(host=host).require_safe(key)
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"prefix_folder": "a", "prefix_memory": 0}, "a would keep nothing: prefix_memory is 0"),
+        ({"prefix_folder": "a", "conversation_folder": "./a"}, "each would remove files of the other"),
+    ],
+)
+def test_folders_that_keep_nothing_are_refused(options, reason):
+    with pytest.raises(dijiang.InputError, match=reason):
+        Serving(**options)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_this_machine_needs_none(host):
     Serving(host=host).require_safe(None)
