@@ -13,7 +13,7 @@ NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.c
 # What the page for browsers is made of, beside its own files.
 WEB := web/node_modules/.package-lock.json web/core.wasm web/core-relaxed.wasm
 
-.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load one-client malformed capacity simulation browser real tuned rounding budget steps speculation oldest lowest pythons ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load clients one-client malformed capacity simulation browser real tuned rounding budget steps speculation oldest lowest pythons ecosystem demo clean
 
 # In two processes, each with cores of its own (tests/conftest.py).
 test: $(VENV)/.dev lint
@@ -112,6 +112,10 @@ load: $(VENV)/.dev
 	rm -rf .load
 	$(BIN)/dijiang export examples/tiny-python -o .load --precision int8
 	$(BIN)/python benchmarks/load.py .load -o benchmarks/results/load.json
+
+# Clients of others as they are on PyPI and npm, each in an environment of its own, against a server of the example. 9 minutes.
+clients: $(VENV)/.dev
+	PYTHONPATH=. $(BIN)/python tests/integrations/clients/run.py
 
 # What a server adds to a step, and a question after short and long documents, on a machine that does nothing else. 6 minutes.
 one-client: $(VENV)/.dev
@@ -279,4 +283,4 @@ $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* .aarch64 .ecosystem .load .capacity .mutants .sanitize .soak .steps web/node_modules web/*.wasm .lavapipe .lavapipe.env .real demo build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-* .aarch64 .ecosystem .load .clients .capacity .mutants .sanitize .soak .steps web/node_modules web/*.wasm .lavapipe .lavapipe.env .real demo build dist *.egg-info

@@ -83,6 +83,7 @@ class Server:
             self._route("GET", "/metrics", self._metrics),
             self._route("GET", "/healthz", self._health, guarded=False),
             self._route("GET", "/readyz", self._ready, guarded=False),
+            self._route("GET", "/health", self._ready, guarded=False),  # the name in vLLM and llama.cpp
             *(self._route("GET", path, page, guarded=False) for path in FILES),
         ]
         handlers: dict[Any, Any] = {HTTPException: _refused_route(routes), Exception: _broken}

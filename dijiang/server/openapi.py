@@ -55,7 +55,8 @@ def document(models: Collection[str]) -> dict[str, Any]:
     }
     name = {"name": "name", "in": "path", "required": True, "schema": names["model"]}
     told: dict[str, Any] = {
-        path: {"get": {"responses": _responses((JSON,))}} for path in ("/v1/models", "/healthz", "/readyz")
+        path: {"get": {"responses": _responses((JSON,))}}
+        for path in ("/v1/models", "/healthz", "/readyz", "/health")
     }
     told["/v1/models/{name}"] = {"get": {"parameters": [name], "responses": _responses((JSON,))}}
     told["/metrics"] = {"get": {"responses": _responses((PLAIN,))}}

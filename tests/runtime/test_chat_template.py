@@ -80,6 +80,12 @@ def test_what_follows_an_answer_is_the_rest_of_the_whole(name):
     assert whole.removesuffix(found).rstrip().endswith("3")
 
 
+def test_developer_is_system_where_the_template_does_not_know_it():
+    source, said = "{{ messages[0].role }}", [{"role": "developer", "content": "x"}]
+    assert ChatTemplate(source, TOKENS).render(said) == "system"
+    assert ChatTemplate(source + "{# developer #}", TOKENS).render(said) == "developer"
+
+
 REFUSED = {
     "not jinja": ("{% for %}", dijiang.BundleError),
     "no such name": ("{{ messages[0].nothing.more }}", dijiang.InputError),
