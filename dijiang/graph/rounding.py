@@ -52,8 +52,9 @@ def smallest_scale(*, positive: bool) -> float:
 
 def stored_scale(scale: Array, scale_bytes: int, *, positive: bool) -> Array:
     """Scales float32 as their stored type holds them: float16 (positive), bfloat16 (2 bytes) or float32 (4)."""
-    if positive:
-        return np.minimum(scale, np.finfo(np.float16).max).astype(np.float16).astype(np.float32)
+    if positive:  # one beyond float16 is refused when it is stored
+        most = np.finfo(np.float16).max
+        return np.where(scale > most, scale, np.minimum(scale, most).astype(np.float16).astype(np.float32))
     return scale if scale_bytes == 4 else scale.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
@@ -77,8 +78,7 @@ def best_scale(
     if bits > 4:
         start = stored_scale(start, scale_bytes, positive=positive)
         return codes_of(blocks, start, bits), start
-    best_gain = np.full(start.shape, -np.inf, np.float32)
-    best_codes, best = np.zeros_like(blocks), start.copy()
+    best_gain, best = np.full(start.shape, -np.inf, np.float32), start.copy()
     for factor in STARTS:
         codes = codes_of(blocks, start * np.float32(factor), bits)
         weighted = importance * codes
@@ -89,9 +89,9 @@ def best_scale(
         refitted, gain = fit / norm, fit * fit / norm
         better = gain > best_gain
         np.copyto(best_gain, gain, where=better)
-        np.copyto(best_codes, codes, where=better)
         np.copyto(best, refitted, where=better & (np.abs(refitted) >= smallest_scale(positive=positive)))
-    return best_codes, stored_scale(best, scale_bytes, positive=positive)
+    best = stored_scale(best, scale_bytes, positive=positive)
+    return codes_of(blocks, best, bits), best
 
 
 def by_blocks(weight: Array, block: int) -> Array:

@@ -201,3 +201,15 @@ def test_rotation_spreads_a_channel_that_stands_out():
         found = [restored(*round_nearest(side, 8, 64), 8, 256) for side in (inputs, mixed)]
         errors.append(np.linalg.norm(found[0].T @ found[1] - x @ weight))
     assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_codes_are_chosen_by_scales_as_they_are_stored(bits):
+    """A scale near 2^-24, the smallest of float16, is rounded by up to a half: codes make up for it."""
+    weight = np.random.default_rng(0).normal(size=(256, 8)).astype(np.float32) * 2.0**-18
+    codes, scales = round_nearest(weight, bits, 16, positive=True)
+    assert (scales == scales.astype(np.float16)).all()
+    free = (codes > 0) & (codes < 2**bits - 1)
+    left = np.abs(restored(codes, scales, bits, 256) - weight).T.reshape(codes.shape)
+    assert (left <= 0.501 * scales[..., None])[free].all()
+    assert (round_nearest(weight * 2.0**40, bits, 16, positive=True)[1] > 65504).any()  # refused when it is stored
