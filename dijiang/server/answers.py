@@ -46,6 +46,7 @@ class Choice:
     """What was told of one choice so far.
 
     reader: of the calls of tools in its text; None: there are none.
+    begun: characters that begin in the tokens of `logprobs`.
     """
 
     reader: Reader | None = None
@@ -53,6 +54,7 @@ class Choice:
     text: list[str] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    begun: int = 0
     reason: str | None = None
 
     def take(self, record: Record) -> dict[str, Any]:
@@ -122,7 +124,8 @@ class Answer:
         if told.logits is not None:
             entry = self._logprob(record.token, told.logits)
             choice.logprobs.append(entry)
-            logprobs = self._shaped([entry])
+            logprobs = self._shaped([entry], choice.begun)
+            choice.begun += _begun(entry["bytes"])
         piece: dict[str, Any] = {"index": told.choice, "logprobs": logprobs, "finish_reason": choice.reason}
         piece |= {"delta": delta} if self._chat else {"text": record.text}
         usage = {"usage": self.usage} if self._wanted.usage_each else {}
@@ -188,8 +191,11 @@ class Answer:
         piece = str(token).encode() if self._tokenizer is None else self._tokenizer.piece(token)
         return {"token": readable(piece), "logprob": logprob, "bytes": list(piece)}
 
-    def _shaped(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        """Log-probabilities as the API of chats, or the older one of completions, writes them."""
+    def _shaped(self, entries: list[dict[str, Any]], start: int = 0) -> dict[str, Any]:
+        """Log-probabilities as the API of chats, or the older one of completions, writes them.
+
+        start: characters of the text before.
+        """
         if self._chat:
             return {"content": entries}
         return {
@@ -198,5 +204,5 @@ class Answer:
             "top_logprobs": [  # with the token itself, as OpenAI's API has it
                 {one["token"]: one["logprob"] for one in (*entry["top_logprobs"], entry)} for entry in entries
             ],
-            "text_offset": np.cumsum([0, *(_begun(entry["bytes"]) for entry in entries)])[:-1].tolist(),
+            "text_offset": np.cumsum([start, *(_begun(entry["bytes"]) for entry in entries)])[:-1].tolist(),
         }

@@ -103,8 +103,12 @@ async def read_body(request: Request, most: int, seconds: float) -> Any:
             or no JSON.
     """
     coding = request.headers.get("content-encoding", "identity")
-    if coding != "identity":
-        raise Refused(f"the body is encoded ({coding[:20]!r}), expected plain JSON", status=415, headers=CLOSE)
+    if coding.lower() != "identity":
+        raise Refused(
+            f"the body's Content-Encoding is {coding[:20]!r}, expected none; send it uncompressed",
+            status=415,
+            headers=CLOSE,
+        )
     data = bytearray()
     try:
         with anyio.fail_after(seconds):

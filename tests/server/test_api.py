@@ -85,8 +85,11 @@ def test_tokens_of_logprobs_are_the_bytes_of_the_text(client, model):
         assert (top["bytes:\\xe6"], len(top)) == (logprob, 3)  # the two most likely ones, and itself
 
 
-def test_spaces_in_tokens_are_spaces(client):
-    found = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=30, temperature=0, logprobs=0)
+def test_spaces_in_tokens_are_spaces_and_a_stream_counts_on(client):
+    ask = {"model": "tiny", "prompt": PROMPT, "max_tokens": 30, "temperature": 0, "logprobs": 0}
+    found = client.completions.create(**ask)
+    pieces = [piece.choices[0].logprobs for piece in client.completions.create(**ask, stream=True)]
+    assert [at for piece in pieces for at in piece.text_offset] == found.choices[0].logprobs.text_offset
     assert "".join(found.choices[0].logprobs.tokens).removesuffix("<|endoftext|>") == found.choices[0].text
     assert " " in found.choices[0].text
 
