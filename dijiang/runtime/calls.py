@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from .chat_template import ChatTemplate, Message
+from .grammar import COMPACT
 from .text import TextTokenizer
 
 #: Stand for calls when a template is asked how it writes them. Some templates want an id of nine characters.
@@ -86,31 +87,44 @@ class Syntax:
             return cls(opening, between, joint, closing, spacing)
         return None
 
-    def grammar(self, tools: Sequence[Tool], *, must: bool, several: bool) -> str:
+    def grammar(
+        self, tools: Sequence[Tool], *, must: bool, several: bool, schema: dict[str, Any] | None = None
+    ) -> str:
         """What an answer may look like, in llguidance's dialect of Lark.
 
         must: it is a call; else it may also be text, or text and then a call.  several: calls may follow another.
+        schema: of JSON that is the answer where nothing is called; None: it is text.
+
+        Raises:
+            InputError: a call begins as JSON does, so that an answer in JSON could not be told from it.
         """
-        joint = self.joint if several else None
+        if must:
+            schema = None
+        elif schema is not None and self.opening.lstrip()[:1] in ("{", "[", '"'):
+            raise InputError(
+                "the chat template begins a call as JSON begins, so an answer in JSON would look like one; give "
+                "tools or response_format"
+            )
+        joint, free = self.joint if several else None, not must and schema is None
         spaced = {"whitespace_flexible": False, "item_separator": self.spacing[0], "key_separator": self.spacing[1]}
         more = "" if joint is None else f"({json.dumps(joint)} call)*"
         end = json.dumps(self.closing) if self.closing else ""
         rules = [
             "%llguidance {}",
-            f"start: {'' if must else 'TEXT |'} opening call {more} {end}",
-            f"opening{'' if must else '[lazy]'}: {'' if must else 'TEXT'} {json.dumps(self.opening)}",
+            f"start: {'' if must else 'said |'} opening call {more} {end}",
+            f"opening{'[lazy]' if free else ''}: {'TEXT' if free else ''} {json.dumps(self.opening)}",
+            "said: " + ("TEXT" if schema is None else f"%json {json.dumps(schema | {'x-guidance': COMPACT})}"),
             r"TEXT: /(.|\n)*/",
             "call: " + " | ".join(f"call_{at}" for at in range(len(tools))),
         ]
         for at, tool in enumerate(tools):
-            schema = json.dumps(tool.parameters | {"x-guidance": spaced})
             rules.append(f"call_{at}: {json.dumps(tool.name + self.between)} arguments_{at}")
-            rules.append(f"arguments_{at}: %json {schema}")
+            rules.append(f"arguments_{at}: %json {json.dumps(tool.parameters | {'x-guidance': spaced})}")
         return "\n".join(rules)
 
-    def reader(self) -> Reader:
-        """For the text of one answer."""
-        return Reader(self)
+    def reader(self, *, alone: bool = False) -> Reader:
+        """For the text of one answer; alone: calls follow no text."""
+        return Reader(self, alone=alone)
 
 
 def described(tool: Tool) -> dict[str, Any]:
@@ -136,12 +150,15 @@ class Part(NamedTuple):
 
 
 class Reader:
-    """Takes the text of an answer in pieces and gives its parts as soon as they are certain."""
+    """Takes the text of an answer in pieces and gives its parts as soon as they are certain.
 
-    def __init__(self, syntax: Syntax) -> None:
+    alone: an answer that does not begin with a call has none, whatever it says.
+    """
+
+    def __init__(self, syntax: Syntax, *, alone: bool = False) -> None:
         self._syntax, self._buffer, self._call = syntax, "", -1
         self._depth, self._quoted, self._escaped = 0, False, False
-        self._parts: Callable[[], Iterator[Part]] = self._said
+        self._parts: Callable[[], Iterator[Part]] = self._first if alone else self._said
 
     @property
     def calls(self) -> int:
@@ -157,9 +174,23 @@ class Reader:
             found += before()
             if self._parts == before:
                 break
-        if last and self._parts == self._said and self._buffer:
+        if last and self._parts in (self._first, self._said) and self._buffer:
             found.append(Part(self._buffer))
         return found
+
+    def _first(self) -> Iterator[Part]:
+        """The opening of a call; else all is said."""
+        opening = self._syntax.opening
+        if not opening.startswith(self._buffer[: len(opening)]):
+            self._parts = self._only_said
+        elif len(self._buffer) >= len(opening):
+            self._buffer, self._parts = self._buffer.removeprefix(opening), self._name
+        yield from ()
+
+    def _only_said(self) -> Iterator[Part]:
+        if self._buffer:
+            yield Part(self._buffer)
+            self._buffer = ""
 
     def _said(self) -> Iterator[Part]:
         opening = self._syntax.opening

@@ -98,7 +98,8 @@ class Answer:
         self._chat = bool(wanted.messages)
         self._prompt_tokens, self._cached = prompt_tokens, cached
         self._created = int(time.time())
-        readers = [None if syntax is None else syntax.reader() for _ in range(wanted.choices)]
+        alone = wanted.schema is not None
+        readers = [None if syntax is None else syntax.reader(alone=alone) for _ in range(wanted.choices)]
         self._choices = [Choice(reader) for reader in readers]
         self.id = f"{'chatcmpl' if self._chat else 'cmpl'}-{secrets.token_hex(16)}"
         self._extra: dict[str, Any] = {}

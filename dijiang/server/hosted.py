@@ -209,9 +209,10 @@ class Hosted:
         """What the answer has to look like; None: like anything."""
         form: dict[str, Any] | str | None = wanted.schema
         offer = wanted.offer
-        if offer is not None:
-            form = self.syntax.grammar(offer.tools, must=offer.must, several=offer.several)
         try:
+            if offer is not None:
+                syntax, schema = self.syntax, wanted.schema
+                form = syntax.grammar(offer.tools, must=offer.must, several=offer.several, schema=schema)
             return None if form is None else self.model.grammar(form)
         except InputError as error:
             raise Refused(str(error), param="response_format" if offer is None else "tools") from None

@@ -43,7 +43,7 @@ class Wanted:
     usage, usage_each: tell what it took, at the end; with each piece of a stream, too.
     logprobs: most likely tokens to name beside each; None: no log-probabilities.
     previous: id of the answer that is continued.  sealed: state that is continued.
-    schema: of JSON that the text has to be.  offer: tools that may be called.
+    schema: of JSON that the text has to be, where no tool is called.  offer: tools that may be called.
     store, seal: keep the state, or give it back, at the end.
     """
 
@@ -107,8 +107,6 @@ def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) 
         seal=bool(given("return_state")),
         **chosen,
     )
-    if wanted.schema is not None and wanted.offer is not None:
-        raise Refused("both tools and a response_format are given; give one", param="response_format")
     if wanted.choices > MOST_CHOICES:
         raise Refused(f"{wanted.choices} choices, expected at most {MOST_CHOICES}; send more requests", param="n")
     if wanted.choices > 1 and (wanted.store or wanted.seal or previous is not None or sealed is not None):

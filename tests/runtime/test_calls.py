@@ -110,6 +110,16 @@ def test_reader_gives_what_was_called_in_any_pieces(form, said):
             assert reader.calls == count
 
 
+def allows(model, grammar, text):
+    """Whether a text, and then its end, are of a grammar."""
+    matcher = grammar.begin()
+    for token in model.tokenizer.encode(text):
+        if not matcher.allowed()[token]:
+            return False
+        matcher.take(token)
+    return bool(matcher.allowed()[0])
+
+
 def test_reader_holds_nothing_back_that_is_no_call():
     reader = FORMS["tagged"][1].reader()
     assert reader.push("a <cal") == [Part("a ")]
@@ -119,18 +129,50 @@ def test_reader_holds_nothing_back_that_is_no_call():
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("said", ["", '{"a": "OPENING"}', "x"])
+def test_reader_of_a_call_alone_takes_no_text_for_one(form, said):
+    """What is said holds the opening of a call: it is none, but at the start."""
+    syntax, random_ = FORMS[form][1], random.Random(1)
+    said = said.replace("OPENING", syntax.opening)
+    text = said or written(syntax, "", [("weather", {"city": "Oslo"})])
+    for _ in range(40):
+        reader, at, parts = syntax.reader(alone=True), 0, []
+        while at < len(text):
+            size = random_.randint(1, 9)
+            parts += reader.push(text[at : at + size], last=at + size >= len(text))
+            at += size
+        if syntax.opening.startswith("{") and said.startswith("{"):
+            continue  # refused, see below
+        assert "".join(part.text for part in parts if part.call is None) == said
+        assert reader.calls == (not said)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_grammar_allows_a_call_or_an_answer_of_its_schema(model, form):
+    syntax, answer = FORMS[form][1], {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    schema, options = answer | {"additionalProperties": False}, {"several": True}
+    if syntax.opening.startswith("{"):
+        with pytest.raises(dijiang.InputError, match="begins a call as JSON begins"):
+            syntax.grammar([CLOCK], must=False, schema=schema, **options)
+    else:
+        grammar = model.grammar(syntax.grammar([CLOCK], must=False, schema=schema, **options))
+        call = written(syntax, "", [("clock", {})])
+        assert [allows(model, grammar, text) for text in ('{"n":3}', call)] == [True, True]
+        for wrong in ("plain", '{"n":"x"}', '{"n":3}' + call, "I say: " + call):
+            assert not allows(model, grammar, wrong)
+    only = model.grammar(syntax.grammar([CLOCK], must=True, schema=schema, **options))
+    assert not allows(model, only, '{"n":3}')
+    assert allows(model, only, written(syntax, "", [("clock", {})]))
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("must", [True, False], ids=["must", "may"])
 def test_grammar_allows_calls_of_the_schema_alone(model, form, must):
     syntax = FORMS[form][1]
     grammar = model.grammar(syntax.grammar([WEATHER, CLOCK], must=must, several=True))
 
     def allowed(text):
-        matcher = grammar.begin()
-        for token in model.tokenizer.encode(text):
-            if not matcher.allowed()[token]:
-                return False
-            matcher.take(token)
-        return bool(matcher.allowed()[0])  # the end token
+        return allows(model, grammar, text)
 
     assert allowed(written(syntax, "", [("weather", {"city": "Oslo"})]))
     assert allowed(written(syntax, "", [("clock", {}), ("weather", {"city": ""})])) == (syntax.joint is not None)

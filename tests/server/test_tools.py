@@ -90,6 +90,31 @@ def test_tool_that_may_be_called_need_not_be(client, models):
     assert none.choices[0].message.content == plain.choices[0].message.content
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_tools_beside_a_schema_of_the_answer(client, models, stream):
+    """openai-agents, pydantic-ai and the AI SDK send both: the answer is a call, or JSON of the schema."""
+    (opening,) = models["tooled"].tokenizer.encode("(")
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+    options = OPTIONS | {"response_format": form, "parallel_tool_calls": False}
+    seen = set()
+    for bias in (-100, 100):
+        asked = options | {"logit_bias": {str(opening): bias}}
+        if stream:
+            with client.chat.completions.stream(**asked) as pieces:
+                found = pieces.get_final_completion().choices[0]
+        else:
+            found = client.chat.completions.create(**asked).choices[0]
+        seen.add(found.finish_reason)
+        if found.message.tool_calls:
+            assert not found.message.content
+            checked(found.message.tool_calls)
+        else:
+            jsonschema.validate(json.loads(found.message.content), SCHEMA)
+    assert seen == {"tool_calls", "stop"}
+    must = client.chat.completions.create(**options, tool_choice="required").choices[0]
+    assert must.finish_reason == "tool_calls"
+
+
 def test_calls_and_results_of_before_are_rendered(client, models):
     given = {"city": "Rome", "days": 1}
     calls = [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": json.dumps(given)}}]
@@ -131,7 +156,7 @@ REFUSED = {
     "unknown choice": ({"tool_choice": "maybe"}, "tool_choice"),
     "choice of another": ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
     "choice without tools": ({"tools": [], "tool_choice": "required"}, "tool_choice"),
-    "with a format": ({"response_format": {"type": "json_object"}}, "response_format"),
+    "with a bad format": ({"response_format": {"type": "xml"}}, "response_format"),
     "past calls": ({"messages": [{"role": "assistant", "tool_calls": [3]}]}, "messages[0]"),
     "past arguments": (
         {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}]},

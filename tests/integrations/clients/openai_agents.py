@@ -1,4 +1,4 @@
-"""`OpenAIChatCompletionsModel`: text, its stream, `output_type`, a tool and its result"""
+"""`OpenAIChatCompletionsModel`: text, its stream, `output_type`, a tool and its result, a tool beside `output_type`"""
 
 import asyncio
 import os
@@ -35,6 +35,8 @@ async def main() -> None:
     must = ModelSettings(max_tokens=200, temperature=0, tool_choice="required", parallel_tool_calls=False)
     await Runner.run(Agent("a", model=model, model_settings=must, tools=[weather]), "x", max_turns=3)
     assert called
+    both = Agent("a", model=model, model_settings=ModelSettings(max_tokens=200), tools=[weather], output_type=Pet)
+    assert (await Runner.run(both, "x", max_turns=50)).final_output.kind in ("cat", "dog")
 
 
 set_tracing_disabled(True)

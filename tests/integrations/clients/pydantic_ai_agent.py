@@ -1,4 +1,4 @@
-"""`Agent` on `OpenAIChatModel`: text, its stream, `ToolOutput`, `NativeOutput`"""
+"""`Agent` on `OpenAIChatModel`: text, its stream, `ToolOutput`, `NativeOutput`, the last beside a tool"""
 
 import asyncio
 import os
@@ -15,6 +15,11 @@ class Pet(BaseModel):
     kind: Literal["cat", "dog"]
 
 
+def weather(city: Literal["Rome", "Oslo"]) -> str:
+    """Of a city."""
+    return "sunny"
+
+
 async def streamed() -> str:
     async with Agent(model, instructions="x").run_stream("x") as found:
         return [text async for text in found.stream_text()][-1]
@@ -28,3 +33,4 @@ model = OpenAIChatModel(
 assert asyncio.run(streamed()) == Agent(model, instructions="x").run_sync("x").output
 for output in (ToolOutput(Pet), NativeOutput(Pet)):
     assert Agent(model, output_type=output).run_sync("x").output.kind in ("cat", "dog")
+assert Agent(model, output_type=NativeOutput(Pet), tools=[weather]).run_sync("x").output.kind in ("cat", "dog")

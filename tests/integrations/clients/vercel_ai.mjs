@@ -1,7 +1,7 @@
-// `generateText`, `streamText`, `generateObject`, `streamObject`, tools, a completion model
+// `generateText`, `streamText`, `generateObject`, `streamObject`, tools, also beside `Output.object`, a completion model
 import assert from "node:assert";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateObject, generateText, stepCountIs, streamObject, streamText, tool } from "ai";
+import { generateObject, generateText, Output, stepCountIs, streamObject, streamText, tool } from "ai";
 import { z } from "zod";
 
 const common = { name: "dijiang", baseURL: process.env.URL, supportsStructuredOutputs: true, includeUsage: true };
@@ -26,4 +26,6 @@ const steps = { tools: { weather }, toolChoice: { type: "tool", toolName: "weath
 await generateText({ ...ask, ...steps });
 for await (const part of streamText({ ...ask, ...steps }).fullStream) assert.notEqual(part.type, "error");
 assert.ok(called.length > 1);
+const both = { tools: { weather }, output: Output.object({ schema }), stopWhen: stepCountIs(50) };
+assert.ok((await generateText({ ...ask, ...both, temperature: 1 })).output.kind);
 assert.ok((await generateText({ ...ask, model: provider.completionModel("tooled") })).text);
