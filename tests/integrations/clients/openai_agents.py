@@ -1,4 +1,4 @@
-"""`OpenAIChatCompletionsModel`: text, its stream, `output_type`, a tool and its result, a tool beside `output_type`"""
+"""`OpenAIChatCompletionsModel`: text, its stream, `output_type`, a tool and its result, both together"""
 
 import asyncio
 import os
