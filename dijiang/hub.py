@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from .errors import HubError
-from .files import read_json
+from .reading import read_json
 
 NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 #: What is not fetched: other formats, and what lies in folders.

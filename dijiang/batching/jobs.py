@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DijiangError, InputError
-from ..files import parse_json, read_regular
+from ..reading import parse_json, read_regular
 from ..runtime.generate import prepare
 from ..runtime.model import Model
 from ..runtime.options import Generation

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BenchError
-from ..files import read_json
+from ..reading import read_json
 from ..typed import check_types
 from .matrix import Test
 

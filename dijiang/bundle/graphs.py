@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import BundleError
-from ..files import read_regular
 from ..models.spec import ModelSpec
+from ..reading import read_regular
 from ..recipe import GRAPHS, SCHEMES
 from . import names
 from .manifest import AGAIN, DATA, Manifest

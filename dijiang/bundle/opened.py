@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
-from ..files import given, read_json, write_file
+from ..files import write_file
 from ..hidden import locked, recover
 from ..hub import repository_of
+from ..reading import given, read_json
 from .graphs import check_graphs
 from .integrity import check_file
 from .manifest import AGAIN, DATA, GENERATION, MANIFEST, PARITY, SAMPLING, Manifest

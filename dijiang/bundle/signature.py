@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 from ..errors import BundleError, InputError
-from ..files import read_regular, temporary_folder
+from ..files import temporary_folder
+from ..reading import read_regular
 
 #: A file of public keys: with it every bundle that is opened must be signed by one of them.
 VARIABLE = "DIJIANG_REQUIRE_SIGNATURE"

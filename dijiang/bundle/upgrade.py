@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, DijiangError
-from ..files import read_json
 from ..models.spec import ModelSpec
+from ..reading import read_json
 from ..recipe import Recipe, resolve
 from .graphs import check_graphs
 from .integrity import FileRecord, record_file, sha256

@@ -16,10 +16,10 @@ from ..bundle.manifest import TOKENIZER_FILES, GraphRecord, Manifest, fingerprin
 from ..bundle.opened import Bundle, open_any
 from ..bundle.signature import sign as make_signature
 from ..errors import CheckpointError
-from ..files import given, read_regular
 from ..graph.reads import parameter_reads
 from ..models.load import DijiangModel
 from ..models.tokenizer import TOKENIZER
+from ..reading import given, read_regular
 from ..recipe import GRAPHS, Recipe
 from ..version import __version__
 from .card import CARD, model_card

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import files
+from .. import reading
 from ..errors import CheckpointError
 from .binding import Shape
 from .config import token_ids
@@ -21,7 +21,7 @@ from .tensor_files import SafetensorsFile, TensorFile, TorchFile
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a CheckpointError that says what is wrong with it."""
     try:
-        value = files.read_json(path)
+        value = reading.read_json(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not found; give the folder of a checkpoint") from None
     except (OSError, ValueError) as error:

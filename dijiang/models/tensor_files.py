@@ -20,7 +20,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 import numpy as np
 
 from ..errors import CheckpointError
-from ..files import parse_json
+from ..reading import parse_json
 from .binding import Shape
 
 #: NumPy names of what weights can be; others are refused when they are read as weights.

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .. import files
+from .. import reading
 from ..errors import CheckpointError, DijiangError
 from .config import brief
 
@@ -138,7 +138,7 @@ def beyond_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> dict[str, int]:
 def _read(folder: Path) -> bytes | None:
     file = folder / TOKENIZER
     if os.path.lexists(file):
-        return files.given(file, files.read_regular, CheckpointError, "make it readable")
+        return reading.given(file, reading.read_regular, CheckpointError, "make it readable")
     found = next((names for names in OLDER if all((folder / name).is_file() for name in names)), None)
     if found is None:
         return None
@@ -159,7 +159,7 @@ def _from_merges(folder: Path) -> Tokenizer:
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", CONFIG):
         if (folder / name).is_file():
-            config |= files.read_json(folder / name)
+            config |= reading.read_json(folder / name)
     made = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
     made.decoder = decoders.ByteLevel()

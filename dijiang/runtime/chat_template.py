@@ -9,8 +9,8 @@ from typing import Any
 
 from ..bundle.opened import Bundle
 from ..errors import BundleError, InputError
-from ..files import read_json, read_regular
 from ..models.tokenizer import patiently
+from ..reading import read_json, read_regular
 from .state import State
 from .text import TextTokenizer
 

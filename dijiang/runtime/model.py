@@ -12,9 +12,9 @@ import numpy as np
 
 from ..bundle.opened import Bundle, open_bundle
 from ..errors import BundleError, InputError
-from ..files import given, read_regular
 from ..models.tokenizer import TOKENIZER
 from ..progress import Progress, silent
+from ..reading import given, read_regular
 from .generate import as_ids, generate
 from .grammar import Grammar, GrammarTokenizer
 from .options import Generation, Loading

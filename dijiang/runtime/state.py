@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Protocol
-from weakref import ref
 
 import numpy as np
 
 from ..errors import InputError
 from ..models.spec import ModelSpec
+from .lease import Lease
 from .snapshot import HASH, LAST, NO_NOTE, NONE, Note, Seam, Snapshot, chained
 from .step import Step
 
@@ -25,14 +24,6 @@ class Keeper(Protocol):
     def give_back(self, arrays: list[np.ndarray], side: int) -> None:
         """Copy them into the arrays and hold them no longer."""
         ...
-
-
-#: Held while a lease is taken, so that one of several threads gets it.
-LEASING = threading.Lock()
-
-
-class Lease:
-    """Whoever holds it advances a state; it ends with its holder."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +79,7 @@ class State:
         self._noted: tuple[Step | None, np.ndarray] = None, history
         self._seams: list[Seam | None] = [None] * batch if seams is None else seams
         self._keeper: Keeper | None = None
-        self._user: ref[object] | None = None
+        self._lease = Lease()
 
     @classmethod
     def empty(cls, batch: int, spec: ModelSpec, fingerprint: str) -> State:
@@ -220,15 +211,7 @@ class State:
                 f"the state is of checkpoint {self.fingerprint[:12] or 'unknown'}, expected "
                 f"{fingerprint[:12]}; use the bundle that made it, or new_state()"
             )
-        self._require_free(user)
-
-    def _require_free(self, user: object) -> None:
-        using = None if self._user is None else self._user()
-        if using is not None and using is not user:
-            raise InputError(
-                "the state is in use by a generation that has not ended; end or close that one, or give "
-                "this one state.clone()"
-            )
+        self._lease.require_free(user)
 
     def _require_whole(self) -> None:
         if self._torn:
@@ -237,25 +220,9 @@ class State:
                 "state or new_state()"
             )
 
-    def lease(self, user: object) -> None:
-        """Nobody else may advance it until `release`, or until the user is gone; InputError if somebody has it."""
-        with LEASING:
-            self._require_free(user)
-            self._user = ref(user)
-
-    @contextmanager
-    def leased(self) -> Iterator[object]:
-        """A lease for the block; InputError if somebody, maybe in another thread, has one."""
-        user = Lease()
-        self.lease(user)
-        try:
-            yield user
-        finally:
-            self.release()
-
-    def release(self) -> None:
-        """Anybody may advance it."""
-        self._user = None
+    def leased(self) -> AbstractContextManager[object]:
+        """A lease for a block, see `Lease.held`."""
+        return self._lease.held()
 
     def lend(self, keeper: Keeper) -> None:
         """The keeper's first set holds the numbers from now on."""

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..files import parse_json
+from ..reading import parse_json
 from .failures import Refused
 from .settings import is_loopback
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..files import parse_json
+from ..reading import parse_json
 from ..runtime.calls import Part, Tool
 from .failures import Refused
 from .fields import MOST_TOOLS, Fields
