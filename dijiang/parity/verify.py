@@ -8,6 +8,7 @@ the logits compared.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,15 +24,14 @@ from ..runtime.model import Model
 from ..runtime.options import Loading
 from ..runtime.sessions.inference import why_not
 from ..runtime.sessions.providers import choose_graph, emulates, open_session, parse
-from ..version import __version__
-from .difference import Difference
+from .comparison import Comparison
+from .difference import Sums
 from .emulation import load_emulated
-from .findings import EARLY, Detail, Parity, StateError
-from .gates import judge
+from .findings import Parity
 from .parts import PartedModel
 from .rounded import Rounded
-from .sides import Found, Run, compare, decay_change, run_bundle
-from .windows import OWN, RANDOM, windows_of
+from .sides import compare, decay_change, run_bundle
+from .windows import windows_of
 
 #: Positions a window has at most: perplexity is over non-overlapping windows.
 WINDOW = 512
@@ -43,9 +43,6 @@ STEPS = 128
 #: random ids and on a text, where perplexity needs many tokens; of decoding one at a time; and the
 #: fewest tokens, whatever they cost.
 BUDGET, TEXT_BUDGET, STEP_BUDGET, FEWEST = 1.5e11, 6e11, 2e10, 32
-#: exp(entropy) of a model's own next tokens, as a share of its vocabulary, below which it has learned
-#: something. Random weights: 0.4 to 1; the two trained checkpoints: 0.016 and 0.03.
-LEARNED = 0.1
 #: Fields of a spec that change no logits.
 WORDS = ("bos_token_id", "eos_token_ids")
 
@@ -110,67 +107,38 @@ def compare_bundle(
     manifest, recipe = opened.manifest, opened.manifest.recipe
     graphs = _graphs(opened, provider, graph)
     checkpoint = checkpoint_of(opened, against)
-    parameters = checkpoint.parameters
     count, window = default_slice(checkpoint, text=text is not None)
     own, model = recipe.in_blocks, _load(opened, graphs[0], provider, threads)
     if own and text is None and isinstance(model, PartedModel):
         count = FEWEST  # each token that is drawn costs loading all parts
     count = count if tokens is None else tokens
     source, windows = windows_of(model, text, count, window, own=own, progress=progress)
-    steps = _affordable(STEP_BUDGET, parameters, STEPS)
+    steps = _affordable(STEP_BUDGET, checkpoint.parameters, STEPS)
     runs = [run_bundle(model, windows, steps)]
     for name in graphs[1:]:
         del model  # one session's weights at a time
         model = _load(opened, name, provider, threads)
         runs.append(run_bundle(model, windows, steps))
     del model
-    change, is_text = None, text is not None
     compared, twin = compare(checkpoint, windows, runs, Rounded(checkpoint, recipe), progress)
-    if manifest.decay == "analytic":
-        stored = load_checkpoint(against, repair_decay=True)
-        change = decay_change(stored, checkpoint, windows) if position_limit(stored.decays) is not None else None
-    same = checkpoint.checkpoint.sha256() == manifest.source_sha256
-    judged = not (recipe.in_blocks and checkpoint.untrained)
-
-    ids = tuple(int(token) for window in windows for token in window)
-    positions = tuple(position for window in windows for position in range(len(window)))
-
-    def report_of(name: str, run: Run, side: Found) -> Parity:
-        found, states = side.sums.result(is_text=is_text), side.states
-        report = Parity(
-            tokens=sum(map(len, windows)),
-            positions=max(map(len, windows)),
-            text=source,
-            learned=_has_learned(source, found, checkpoint.spec.vocab_size),
-            judged=judged,
-            logits=found,
-            rounded=twin.sums.result(is_text=is_text),
-            rounded_state=float(np.max(twin.states[max(twin.states)][:EARLY])),
-            median_kl=float(np.median(side.sums.row_kl)),
-            rounded_kl=float(np.median(twin.sums.row_kl)),
-            step_error=run.step_error,
-            step_rms=run.step_rms,
-            steps=run.steps,
-            state_errors=tuple(StateError(n, float(np.max(e)), int(np.argmax(e))) for n, e in states.items()),
-            layer_errors=tuple(states[max(states)]),
-            decay_change=None if change is None else change.result(is_text=is_text),
-            same_source=same,
-            reference_dtype="float64",
-            dijiang=__version__,
-            graph=name,
-            detail=Detail(
-                ids,
-                positions,
-                tuple(side.sums.row_errors),
-                tuple(side.sums.row_kl),
-                states,
-                tuple(checkpoint.decays),
-            ),
-        )
-        return replace(report, gates=judge(recipe.gates, report.metrics))
-
-    reports = [report_of(*each) for each in zip(graphs, runs, compared, strict=True)]
+    common = Comparison(
+        checkpoint,
+        recipe,
+        source,
+        windows,
+        twin,
+        change=_tables_dropped(checkpoint, against, windows) if manifest.decay == "analytic" else None,
+        same_source=checkpoint.checkpoint.sha256() == manifest.source_sha256,
+        is_text=text is not None,
+    )
+    reports = [common.report(*each) for each in zip(graphs, runs, compared, strict=True)]
     return replace(reports[0], others=tuple(reports[1:]))
+
+
+def _tables_dropped(checkpoint: DijiangModel, against: str | Path, windows: Sequence[np.ndarray]) -> Sums | None:
+    """What it changes that trained tables of a checkpoint are not used; None: it has none."""
+    stored = load_checkpoint(against, repair_decay=True)
+    return None if position_limit(stored.decays) is None else decay_change(stored, checkpoint, windows)
 
 
 def store_report(bundle: Bundle, report: Parity) -> bool:
@@ -232,9 +200,3 @@ def default_slice(model: DijiangModel, *, text: bool) -> tuple[int, int]:
 def _affordable(budget: float, parameters: int, most: int) -> int:
     """Tokens whose multiply-adds fit a budget."""
     return int(np.clip(budget / parameters, FEWEST, most))
-
-
-def _has_learned(source: str, found: Difference, vocabulary: int) -> bool:
-    if source in (OWN, RANDOM):
-        return source == OWN and bool(np.exp(found.reference_entropy) < LEARNED * vocabulary)
-    return True
