@@ -13,6 +13,7 @@ from typing import Any
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -25,7 +26,7 @@ from .answers import Answer, encoded
 from .conversations import Conversations
 from .failures import Refused
 from .front_page import FILES, page
-from .guards import GONE, EventStream, read_body, require_key, until_gone
+from .guards import GONE, EventStream, LocalPages, read_body, require_key, until_gone
 from .hosted import Hosted, Job, Told
 from .metrics import Metrics
 from .openapi import document
@@ -87,7 +88,8 @@ class Server:
             *(self._route("GET", path, page, guarded=False) for path in FILES),
         ]
         handlers: dict[Any, Any] = {HTTPException: _refused_route(routes), Exception: _broken}
-        return traced(Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers))
+        pages = [Middleware(LocalPages)]
+        return traced(Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers, middleware=pages))
 
     def _route(self, method: str, path: str, handler: Handler, *, guarded: bool = True) -> Route:
         """A route whose errors have OpenAI's shape, and that is counted and logged. guarded: it needs the key."""

@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..reading import parse_json
@@ -67,6 +69,16 @@ def require_own_name(request: Request) -> None:
                 status=403,
                 code="not_local",
             )
+
+
+class LocalPages(CORSMiddleware):
+    """Lets pages of this machine, whatever their port, read the answers: a browser asks first whether it may."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(app, allow_methods=("GET", "POST"), allow_headers=("*",), expose_headers=("Retry-After",))
+
+    def is_allowed_origin(self, origin: str) -> bool:
+        return is_loopback(_host_in(origin))
 
 
 def _host_in(given: str) -> str | None:
