@@ -10,9 +10,9 @@ from transformers import AutoTokenizer
 
 import dijiang
 from dijiang.errors import CheckpointError
-from dijiang.files import JSON_BYTES
 from dijiang.models.convert import convert
 from dijiang.models.tokenizer import find_tokenizer, open_tokenizer
+from dijiang.reading import JSON_BYTES
 from dijiang.runtime.text import TextTokenizer
 from tests.conftest import EXAMPLES
 
