@@ -41,9 +41,9 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(data: bytes) -> Any:
-    """The value that JSON in UTF-8 stands for; ValueError if it is none, or too deep."""
+    """The value of JSON in UTF-8, with or without a byte order mark; ValueError if it is none, or too deep."""
     try:
-        return json.loads(data.decode())
+        return json.loads(data.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -100,17 +100,20 @@ def say_idle(chosen: Any) -> None:
     """Say which filters of draws the command line gives where nothing is drawn; chosen: a `Generation`."""
     idle = given_options(dict.fromkeys(FILTERS))
     if idle and chosen.temperature == 0:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        flags = ", ".join(map(flag_of, idle))
         say(f"{flags}: of no effect at temperature 0, which takes the most likely token; give --temperature, too")
 
 
 def refuse_given(names: Iterable[str], reason: str) -> None:
     """UsageError if the command line gives one of these parameters, which would change nothing."""
-    context = click.get_current_context()
     for name in given_options(dict.fromkeys(names)):
-        flags = next(one for one in context.command.params if one.name == name).opts
-        shown = next((flag for flag in flags if flag.startswith("--")), flags[0])
-        raise click.UsageError(f"{shown} would change nothing {reason}; leave it out")
+        raise click.UsageError(f"{flag_of(name)} would change nothing {reason}; leave it out")
+
+
+def flag_of(name: str) -> str:
+    """How a user writes a parameter of the command that runs: the long way, if there is one."""
+    flags = next(one for one in click.get_current_context().command.params if one.name == name).opts
+    return next((flag for flag in flags if flag.startswith("--")), flags[0])
 
 
 #: Kind of an option -> how the command line reads it.

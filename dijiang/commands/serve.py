@@ -11,7 +11,7 @@ import click
 from ..errors import InputError
 from ..runtime.options import Loading
 from ..server.settings import Serving
-from . import model_folder, options_of, refuse_given, say, taken
+from . import flag_of, model_folder, options_of, refuse_given, say, taken
 
 
 @click.command()
@@ -30,7 +30,7 @@ def serve(bundles: tuple[Path, ...], json_logs: bool, **options: Any) -> None:
 
     for folder, disk in (("prefix_folder", "prefix_disk"), ("conversation_folder", "conversation_disk")):
         if options[folder] is None:
-            refuse_given((disk,), f"without --{folder.replace('_', '-')}")
+            refuse_given((disk,), f"without {flag_of(folder)}")
     loading = taken(Loading, options)
     run(
         bundles,

@@ -31,19 +31,15 @@ def complete(
     tokenizer: bytes | None,
     recipe: Recipe,
     graphs: Mapping[str, ir.Model],
-    decay: str,
     key: str | Path | None,
 ) -> Bundle:
-    """A folder of graphs as a bundle.
-
-    decay: how the checkpoint's was read.  key: of OpenSSH, to sign with.
-    """
+    """A folder of graphs as a bundle; key: of OpenSSH, to sign with."""
     if tokenizer is not None:
         (folder / TOKENIZER).write_bytes(tokenizer)
     for name in TOKENIZER_FILES:
         if os.path.isfile(source := model.path / name):
             (folder / name).write_bytes(given(source, read_regular, CheckpointError, "make it readable"))
-    manifest = _manifest(model, folder, recipe, graphs, decay)
+    manifest = _manifest(model, folder, recipe, graphs)
     (folder / CARD).write_text(model_card(manifest), encoding="utf-8")
     if key is not None:
         manifest = replace(manifest, signature=make_signature(manifest.signed_part(), key))
@@ -51,9 +47,7 @@ def complete(
     return open_any(folder, None, check_hashes=False)
 
 
-def _manifest(
-    model: DijiangModel, folder: Path, recipe: Recipe, graphs: Mapping[str, ir.Model], decay: str
-) -> Manifest:
+def _manifest(model: DijiangModel, folder: Path, recipe: Recipe, graphs: Mapping[str, ir.Model]) -> Manifest:
     records = {
         name: GraphRecord(
             file=GRAPHS[name].file,
@@ -66,11 +60,11 @@ def _manifest(
     }
     checkpoint = model.checkpoint
     return Manifest(
-        fingerprint=fingerprint_of(checkpoint.tensors_sha256(), model.spec, decay),
+        fingerprint=fingerprint_of(checkpoint.tensors_sha256(), model.spec, model.decay_mode),
         spec=model.spec,
         recipe=recipe,
         graphs=records,
-        decay=decay,
+        decay=model.decay_mode,
         positions_limit=model.positions_limit,
         limit_reason=model.limit_reason,
         source_sha256=checkpoint.sha256(),

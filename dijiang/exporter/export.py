@@ -126,7 +126,7 @@ def export(
         if recipe.calibration_tokens:
             recipe, graphs = _calibrated(model, recipe, graphs, texts, written, progress)
         _save(graphs, partial, plan, progress)
-        bundle = complete(partial, model, tokenizer, recipe, graphs, "repaired" if repair_decay else decay, sign)
+        bundle = complete(partial, model, tokenizer, recipe, graphs, sign)
         del graphs
         if verify:
             report = compare_bundle(bundle, model.path, text=text, threads=threads, progress=progress)

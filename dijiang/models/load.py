@@ -56,12 +56,16 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class DijiangModel:
-    """A checkpoint ready to be exported or run by the reference."""
+    """A checkpoint ready to be exported or run by the reference.
+
+    decay_mode: how `decays` were read: exact, analytic or repaired, see `load_checkpoint`.
+    """
 
     path: Path
     spec: ModelSpec
     weights: Weights
     decays: tuple[Decay, ...]
+    decay_mode: str
     checkpoint: Checkpoint = field(repr=False)
 
     @property
@@ -135,7 +139,7 @@ def load_checkpoint(path: str | Path, *, decay: DecayMode = "exact", repair_deca
         for layer in range(spec.num_layers)
         for d1, d2 in [(weights[f"layers.{layer}.D1"], weights[f"layers.{layer}.D2"])]
     )
-    return DijiangModel(Path(path), spec, weights, decays, checkpoint)
+    return DijiangModel(Path(path), spec, weights, decays, "repaired" if repair_decay else decay, checkpoint)
 
 
 def family_of(checkpoint: Checkpoint) -> Family:

@@ -107,9 +107,10 @@ def compare(
         ]
 
     twin_states: dict[int, list[np.ndarray]] = {cut: [] for cut in cuts}
-    found = [Found(Sums(), {cut: [] for cut in cuts}) for _ in (*runs, twin)]
-    states = [*(run.states for run in runs), twin_states]
+    sums, states = [Sums() for _ in (*runs, twin)], [*(run.states for run in runs), twin_states]
+    #: By length: of each layer the state's RMS, and of each side how far it is off.
     sizes: dict[int, list[float]] = {cut: [] for cut in cuts}
+    errors: list[dict[int, list[float]]] = [{cut: [] for cut in cuts} for _ in sums]
     total = reference.dtype.itemsize * checkpoint.parameters
 
     def kept(layer: int, piece: Piece) -> None:
@@ -120,8 +121,8 @@ def compare(
         if piece.state is not None:
             cut = piece.start + piece.ids.shape[1]
             sizes[cut].append(_rms(piece.state[layer]))
-            for one, state in zip(found, states, strict=True):
-                one.states[cut].append(_rms(state[cut][layer] - piece.state[layer]))
+            for error, state in zip(errors, states, strict=True):
+                error[cut].append(_rms(state[cut][layer] - piece.state[layer]))
         if piece is asked[-1]:
             progress("verify", total * (layer + 1) // checkpoint.spec.num_layers, total)
 
@@ -130,13 +131,19 @@ def compare(
     rounded, exact = twin.run(pieces(twin), kept), reference.run(asked, passed)
     for (index, start, cut), (row,), (expected,) in zip(spans, rounded, exact, strict=True):
         ids = windows[index][start : cut + 1]
-        for one, logits in zip(found, [*(run.logits[index][start:cut] for run in runs), row], strict=True):
-            one.sums.add(expected, logits, ids)
-    for one in found:
-        for cut, errors in one.states.items():
-            least = LEAST_STATE * max(sizes[cut])
-            one.states[cut] = [relative(e, max(size, least)) for e, size in zip(errors, sizes[cut], strict=True)]
+        for one, logits in zip(sums, [*(run.logits[index][start:cut] for run in runs), row], strict=True):
+            one.add(expected, logits, ids)
+    found = [Found(one, _shares(error, sizes)) for one, error in zip(sums, errors, strict=True)]
     return found[:-1], found[-1]
+
+
+def _shares(errors: dict[int, list[float]], sizes: dict[int, list[float]]) -> dict[int, list[float]]:
+    """Each layer's error by length, as a share of its state."""
+    found = {}
+    for cut, each in errors.items():
+        least = LEAST_STATE * max(sizes[cut])
+        found[cut] = [relative(error, max(size, least)) for error, size in zip(each, sizes[cut], strict=True)]
+    return found
 
 
 def _rms(x: np.ndarray) -> float:

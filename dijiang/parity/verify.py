@@ -103,12 +103,12 @@ def compare_bundle(
     progress: Progress = silent,
 ) -> Parity:
     """`verify` of a bundle that was opened; nothing is stored."""
-    Loading(provider=provider, threads=threads)
+    loading = Loading(provider=provider, threads=threads)
     manifest, recipe = opened.manifest, opened.manifest.recipe
     graphs = _graphs(opened, provider, graph)
     checkpoint = checkpoint_of(opened, against)
     count, window = default_slice(checkpoint, text=text is not None)
-    own, model = recipe.in_blocks, _load(opened, graphs[0], provider, threads)
+    own, model = recipe.in_blocks, _load(opened, replace(loading, graph=graphs[0]))
     if own and text is None and isinstance(model, PartedModel):
         count = FEWEST  # each token that is drawn costs loading all parts
     count = count if tokens is None else tokens
@@ -117,7 +117,7 @@ def compare_bundle(
     runs = [run_bundle(model, windows, steps)]
     for name in graphs[1:]:
         del model  # one session's weights at a time
-        model = _load(opened, name, provider, threads)
+        model = _load(opened, replace(loading, graph=name))
         runs.append(run_bundle(model, windows, steps))
     del model
     compared, twin = compare(checkpoint, windows, runs, Rounded(checkpoint, recipe), progress)
@@ -164,10 +164,11 @@ def _graphs(bundle: Bundle, provider: str, graph: str | None) -> list[str]:
     return [name for name, record in records.items() if not why_not(name, record.oldest)] or list(records)[:1]
 
 
-def _load(bundle: Bundle, graph: str, provider: str, threads: int | None) -> Model:
-    if emulates(provider):
-        return load_emulated(bundle, graph, threads=threads)
-    return Model(bundle, open_session(bundle, Loading(provider, graph, threads)))
+def _load(bundle: Bundle, loading: Loading) -> Model:
+    if emulates(loading.provider):
+        assert loading.graph is not None
+        return load_emulated(bundle, loading.graph, threads=loading.threads)
+    return Model(bundle, open_session(bundle, loading))
 
 
 def checkpoint_of(bundle: Bundle, folder: str | Path) -> DijiangModel:

@@ -105,15 +105,16 @@ class Syntax:
                 "the chat template begins a call as JSON begins, so an answer in JSON would look like one; give "
                 "tools or response_format"
             )
-        joint, free = self.joint if several else None, not must and schema is None
+        joint, opening = self.joint if several else None, json.dumps(self.opening)
+        said = "TEXT" if schema is None else f"%json {json.dumps(schema | {'x-guidance': COMPACT})}"
         spaced = {"whitespace_flexible": False, "item_separator": self.spacing[0], "key_separator": self.spacing[1]}
         more = "" if joint is None else f"({json.dumps(joint)} call)*"
         end = json.dumps(self.closing) if self.closing else ""
         rules = [
             "%llguidance {}",
             f"start: {'' if must else 'said |'} opening call {more} {end}",
-            f"opening{'[lazy]' if free else ''}: {'TEXT' if free else ''} {json.dumps(self.opening)}",
-            "said: " + ("TEXT" if schema is None else f"%json {json.dumps(schema | {'x-guidance': COMPACT})}"),
+            f"opening: {opening}" if must or schema is not None else f"opening[lazy]: TEXT {opening}",
+            f"said: {said}",
             r"TEXT: /(.|\n)*/",
             "call: " + " | ".join(f"call_{at}" for at in range(len(tools))),
         ]

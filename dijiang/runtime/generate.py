@@ -178,22 +178,22 @@ def _prompt_ids(
         given = np.array(model.tokenizer.encode(prompt, start=start), np.int64)
     else:
         given = as_ids(prompt)
-        if given.dtype == np.uint64:
-            given = np.minimum(given, np.iinfo(np.int64).max)  # which no vocabulary has, either
     if given.ndim != 1 or given.dtype.kind not in "iu":
         raise InputError(f"the prompt is {given.dtype} of shape {list(given.shape)}, expected text or token ids")
     if given.size == 0:
         raise InputError("the prompt is empty, expected at least one token; give some text")
-    return np.concatenate([left, given.astype(np.int64)])  # of int64 and uint64 NumPy makes floats
+    return np.concatenate([left, given])
 
 
 def as_ids(ids: object) -> np.ndarray:
-    """Ids as an array; InputError for rows of different lengths."""
+    """Ids as an array, of int64 if they are integers; InputError for rows of different lengths."""
     try:
         found = np.asarray(ids)
     except ValueError as error:
         raise InputError(f"ids are no array ({error}); give rows of one length, with a mask") from error
-    return found if found.size else found.astype(np.int64)
+    if found.dtype == np.uint64:  # what int64 does not hold, no vocabulary has
+        found = np.minimum(found, np.iinfo(np.int64).max)
+    return found.astype(np.int64, copy=False) if found.dtype.kind in "iu" or not found.size else found
 
 
 def stream(model: Model, plan: Plan, state: State, progress: Progress = silent) -> Iterator[Record]:

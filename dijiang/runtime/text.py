@@ -21,6 +21,16 @@ def byte_letters() -> dict[str, int]:
     return {chr(byte): byte for byte in seen} | {chr(256 + at): byte for at, byte in enumerate(unseen)}
 
 
+def require_unicode(text: str, what: str) -> None:
+    """InputError for a lone surrogate, which also stands for a byte that was no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"character {error.start} of {what}, {text[error.start]!r}, is no Unicode; give text in UTF-8"
+        ) from None
+
+
 class TextTokenizer:
     """tokenizer.json by Hugging Face tokenizers; `data`: its bytes, as they were checked."""
 
@@ -65,12 +75,7 @@ class TextTokenizer:
         def unread(reason: object) -> InputError:
             return InputError(f"the tokenizer cannot read the text ({reason}); give a tokenizer that reads it")
 
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # a lone surrogate, which also stands for a byte that was no UTF-8
-            raise InputError(
-                f"character {error.start} of the text, {text[error.start]!r}, is no Unicode; give text in UTF-8"
-            ) from None
+        require_unicode(text, "the text")
 
         def encode() -> list[int]:  # a batch does not hold the interpreter's lock
             return self._tokenizer.encode_batch([text], add_special_tokens=special)[0].ids
@@ -186,8 +191,7 @@ class StopStrings:
         if "" in stops:
             raise InputError("a stop string is empty, expected some text; leave it out")
         for stop in stops:
-            if any("\ud800" <= character <= "\udfff" for character in stop):
-                raise InputError(f"stop string {stop!r} is no Unicode, so no text has it; give text in UTF-8")
+            require_unicode(stop, f"the stop string {stop!r}")
         self._stops = tuple(stops)
         self.held = held
 

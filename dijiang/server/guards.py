@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 import hashlib
 import hmac
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -135,7 +134,7 @@ async def read_body(request: Request, most: int, seconds: float) -> Any:
             f"the body did not come within {seconds:g} s; send it faster", status=408, headers=CLOSE
         ) from None
     try:
-        return parse_json(bytes(data.removeprefix(codecs.BOM_UTF8)))
+        return parse_json(bytes(data))
     except ValueError as error:
         raise Refused(f"the body is no JSON ({error}); send an object") from None
 

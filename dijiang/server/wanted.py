@@ -81,8 +81,9 @@ def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) 
     """
     if not isinstance(body, dict):
         raise Refused(f"the body is {named(body)}, expected an object")
-    for name, same in UNSERVED.items():
-        if body.get(name) not in same and (name, body[name]) != ("best_of", body.get("n")):
+    alike = UNSERVED | {"best_of": (*UNSERVED["best_of"], body.get("n"))}
+    for name, same in alike.items():
+        if body.get(name) not in same:
             raise Refused(f"{name} is not served here; leave it out", param=name, code="unsupported_parameter")
     given = Fields(body, CHAT if chat else COMPLETION)
     chosen = _chat(given) if chat else {"prompts": _prompts(given("prompt", needed=True))}

@@ -1,5 +1,6 @@
 """Checkpoints as people have them: wrapped, renamed, tied, half-copied, of another format."""
 
+import codecs
 import json
 
 import numpy as np
@@ -193,6 +194,14 @@ def test_converted_checkpoint_is_not_called_quantized(tmp_path):
     convert(tmp_path / "v", tmp_path / "new")
     assert "quantization_config" not in json.loads((tmp_path / "new" / "config.json").read_text())
     assert (tmp_path / "new" / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+def test_files_of_windows_that_begin_with_a_byte_order_mark_are_read(edit_config):
+    folder = edit_config("neox-base")
+    spec = load_checkpoint(folder).spec
+    config = folder / "config.json"
+    config.write_bytes(codecs.BOM_UTF8 + config.read_bytes())
+    assert load_checkpoint(folder).spec == spec
 
 
 def test_end_token_that_is_none_is_named_with_its_file(edit_config):
