@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from ..errors import BundleError, InputError
@@ -102,8 +103,14 @@ class TextTokenizer:
             return bytes(self._letters[letter] for letter in name if letter in self._letters)
         if token in self.bytes:
             return bytes([self.bytes[token]])
-        before = self._ids(ANCHORS[-1])  # a token at the start of a text loses its space
-        return self.decode([*before, token]).removeprefix(self.decode(before)).encode()
+        ids, text = self._before
+        return self.decode([*ids, token]).removeprefix(text).encode()
+
+    @cached_property
+    def _before(self) -> tuple[list[int], str]:
+        """What a token is read after: at the start of a text it would lose its space. Ids, and their text."""
+        ids = self._ids(ANCHORS[-1])
+        return ids, self.decode(ids)
 
     def stream(self, context: Sequence[int] = (), open: int | None = None) -> TextStream:
         """A decoder for what follows `context`; see TextStream."""
