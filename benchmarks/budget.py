@@ -30,6 +30,7 @@ from dijiang.files import temporary_folder
 from dijiang.graph.passes.linear import linears
 from dijiang.graph.reads import weight_bytes
 from dijiang.graph.roles import layer_of
+from dijiang.graph.rounding import ScaleType
 from dijiang.graph.schemes import Rounder
 from dijiang.machine.describe import describe_cpu
 from dijiang.models.load import load_checkpoint
@@ -147,9 +148,11 @@ def remembered(rounder: Rounder) -> Rounder:
     """What rounds each weight once."""
     known: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
 
-    def rounded(name: str, read: Callable[[], np.ndarray], blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
+    def rounded(
+        name: str, read: Callable[[], np.ndarray], blocks: Blocks, kind: ScaleType
+    ) -> tuple[np.ndarray, np.ndarray]:
         if (name, blocks.bits) not in known:
-            known[name, blocks.bits] = rounder(name, read, blocks)
+            known[name, blocks.bits] = rounder(name, read, blocks, kind)
         return known[name, blocks.bits]
 
     return rounded

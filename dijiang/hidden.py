@@ -45,6 +45,21 @@ def lock(descriptor: int, *, wait: bool) -> bool:
     return True
 
 
+def claim(descriptor: int) -> bool:
+    """False: another process has the lock. Else it is ours until the descriptor is closed; or there is none."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, not run
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system has none
+        return True
+    return True
+
+
 def stands(path: Path, descriptor: int) -> bool:
     """Whether a path still names what was opened."""
     with suppress(OSError):

@@ -15,8 +15,8 @@ T = TypeVar("T")
 JSON_BYTES = 64 << 20
 
 
-def read_regular(path: Path) -> bytes:
-    """All bytes of a file that is neither a pipe nor a device, and no larger than JSON_BYTES.
+def read_regular(path: Path, most: int = JSON_BYTES) -> bytes:
+    """All bytes of a file that is neither a pipe nor a device, and no larger than `most`.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
@@ -25,8 +25,8 @@ def read_regular(path: Path) -> bytes:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("not a regular file")
-    if found.st_size > JSON_BYTES:
-        raise ValueError(f"{found.st_size} bytes, expected at most {JSON_BYTES}")
+    if found.st_size > most:
+        raise ValueError(f"{found.st_size} bytes, expected at most {most}")
     return path.read_bytes()
 
 

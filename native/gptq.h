@@ -10,6 +10,9 @@ namespace dijiang {
 
 constexpr int64_t kOutputsTogether = 16;
 
+// As `dijiang.graph.rounding.ScaleType` numbers them.
+enum class ScaleType : int64_t { kFloat32, kBfloat16, kFloat16 };
+
 struct Gptq {
   int64_t outputs, inputs, block, bits;  // inputs: whole blocks
   const float* upper;       // [inputs, inputs], U^T U = (second moment of the inputs)^-1
@@ -17,7 +20,7 @@ struct Gptq {
   float* left;              // [outputs, inputs]: the weight; then the errors, as `upper` carries them on
   uint8_t* codes;           // [outputs, inputs], offset by 2^(bits-1)
   float* scales;            // [outputs, inputs / block]
-  int64_t scale_bytes;      // 2: scales are rounded to bfloat16, and codes fit them; 4: float32
+  ScaleType scale_type;     // what scales are rounded to; codes fit them
 };
 
 }  // namespace dijiang

@@ -11,7 +11,6 @@ namespace {
 constexpr int kOutputs = kOutputsTogether;
 constexpr float kStarts[] = {1.0f, 0.94f, 0.88f, 0.82f};  // of the scale that just covers a block
 constexpr int kNext = 4;                                  // inputs that are corrected together
-constexpr float kSmallest = 0x1p-119f;                    // scale; dead blocks take it
 
 DIJIANG_INLINE float nearest_code(float x, float bound) {
   x = x < -bound ? -bound : x;
@@ -19,7 +18,10 @@ DIJIANG_INLINE float nearest_code(float x, float bound) {
   return (x + 12582912.0f) - 12582912.0f;
 }
 
-DIJIANG_INLINE bool is_dead(float scale) { return scale < kSmallest && scale > -kSmallest; }
+// Blocks of a smaller scale are dead: they take this one.
+DIJIANG_INLINE float least_of(ScaleType type) { return type == ScaleType::kFloat16 ? 0x1p-24f : 0x1p-119f; }
+
+DIJIANG_INLINE bool is_dead(float scale, float least) { return scale < least && scale > -least; }
 
 // The nearest bfloat16 of a finite number, the even one of two.
 DIJIANG_INLINE float nearest_bfloat(float x) {
@@ -27,9 +29,24 @@ DIJIANG_INLINE float nearest_bfloat(float x) {
   return bits_of<float>((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
 }
 
+// The nearest float16 of a finite number, the even one of two; beyond them the number itself.
+DIJIANG_INLINE float nearest_half(float x) {
+  const float size = x < 0.0f ? -x : x;
+  if (size > 65504.0f) return x;
+  if (size < 0x1p-14f) return (x + 0.75f) - 0.75f;  // a float32 there is a multiple of 2^-24
+  const uint32_t bits = bits_of<uint32_t>(x);
+  return bits_of<float>((bits + 0xfffu + (bits >> 13 & 1u)) & 0xffffe000u);
+}
+
+DIJIANG_INLINE float stored(float scale, ScaleType type) {
+  return type == ScaleType::kBfloat16  ? nearest_bfloat(scale)
+         : type == ScaleType::kFloat16 ? nearest_half(scale)
+                                       : scale;
+}
+
 // The scale of a block of w [block, 16] that loses least, weighted by importance.
 DIJIANG_INLINE void best_scales(const float* __restrict w, const float* __restrict importance, int64_t block,
-                                int64_t bits, float* __restrict best) {
+                                int64_t bits, float least, float* __restrict best) {
   const float bound = static_cast<float>(int64_t{1} << (bits - 1));
   float low[kOutputs], high[kOutputs], start[kOutputs], gain[kOutputs];
   for (int l = 0; l < kOutputs; l++) low[l] = high[l] = w[l], gain[l] = -1.0f;
@@ -41,7 +58,7 @@ DIJIANG_INLINE void best_scales(const float* __restrict w, const float* __restri
     }
   for (int l = 0; l < kOutputs; l++) {
     const float covering = (-low[l] >= high[l] ? low[l] : high[l]) / -bound;
-    best[l] = start[l] = is_dead(covering) ? kSmallest : covering;
+    best[l] = start[l] = is_dead(covering, least) ? least : covering;
   }
   if (bits > 4) return;
   for (const float factor : kStarts) {
@@ -58,7 +75,7 @@ DIJIANG_INLINE void best_scales(const float* __restrict w, const float* __restri
       const float found = norm[l] > 0.0f ? fit[l] * fit[l] / norm[l] : 0.0f;
       if (!(found > gain[l])) continue;
       gain[l] = found;
-      if (norm[l] > 0.0f && !is_dead(fit[l] / norm[l])) best[l] = fit[l] / norm[l];
+      if (norm[l] > 0.0f && !is_dead(fit[l] / norm[l], least)) best[l] = fit[l] / norm[l];
     }
   }
 }
@@ -73,9 +90,8 @@ void gptq(const Gptq& g, int64_t tile, float* room) {
       w[k * kOutputs + l] = l < count ? g.left[(first + l) * g.inputs + k] : 0.0f;
   for (int64_t start = 0; start < g.inputs; start += g.block) {
     float scale[kOutputs];
-    best_scales(w + start * kOutputs, g.importance + start, g.block, g.bits, scale);
-    if (g.scale_bytes == 2)
-      for (float& one : scale) one = nearest_bfloat(one);
+    best_scales(w + start * kOutputs, g.importance + start, g.block, g.bits, least_of(g.scale_type), scale);
+    for (float& one : scale) one = stored(one, g.scale_type);
     for (int64_t l = 0; l < count; l++)
       g.scales[((first + l) * g.inputs + start) / g.block] = scale[l];
     for (int64_t j = 0; j < g.block; j++) {

@@ -62,10 +62,11 @@ EXPORT int dijiang_multiply_add(const float* a, const float* b, const float* c, 
 // GPTQ of `outputs` rows of a weight [outputs, inputs], see gptq.h. -1: shapes, no memory or no instruction set.
 EXPORT int dijiang_gptq(float* left, const float* upper, const float* importance, uint8_t* codes,
                         float* scales, int64_t outputs, int64_t inputs, int64_t block, int64_t bits,
-                        int64_t scale_bytes) {
+                        int64_t scale_type) {
   const dijiang::Kernels* kernels = dijiang::choice().kernels;
-  if (!kernels || block < 4 || block % 4 || inputs % block || bits < 2 || bits > 8 || (scale_bytes != 2 && scale_bytes != 4)) return -1;
-  const dijiang::Gptq g{outputs, inputs, block, bits, upper, importance, left, codes, scales, scale_bytes};
+  if (!kernels || block < 4 || block % 4 || inputs % block || bits < 2 || bits > 8 || scale_type < 0 || scale_type > 2) return -1;
+  const auto type = static_cast<dijiang::ScaleType>(scale_type);
+  const dijiang::Gptq g{outputs, inputs, block, bits, upper, importance, left, codes, scales, type};
   std::unique_ptr<float[]> room(new (std::nothrow) float[inputs * dijiang::kOutputsTogether]);
   if (!room) return -1;
   for (int64_t tile = 0; tile * dijiang::kOutputsTogether < outputs; tile++) kernels->gptq(g, tile, room.get());

@@ -71,7 +71,7 @@ def bits_of(state: State) -> bytes:
 
 
 def _told(dialogue: Dialogue) -> bytes:
-    before = [(text, bits_of(state)) for state, text in dialogue._before]
+    before = [(text, attempt, bits_of(state)) for state, text, attempt in dialogue._before]
     return repr((dialogue.system, before)).encode() + bits_of(dialogue.state)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -25,6 +25,8 @@ LEAST = 16
 LEAST_TOGETHER, LONGER = 4, 0.5
 #: Weight of the newest measurement.
 NEWEST = 0.2
+#: What a turn is told that has no steps any more.
+CLOSED = "the model was closed before the end; ask again"
 
 
 class Pace:
@@ -86,11 +88,13 @@ class Batcher:
         self._pace = Pace(room, LEAST_TOGETHER, LONGER) if self._ragged else Pace(longest)
         self._budget, self._prefixes = budget, prefixes
         self._inbox: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
-        self._closed = False
+        self._closed = self._ended = False
 
     def submit(self, turn: Turn) -> None:
-        """Let a turn begin at the next step that has room for it."""
+        """Let a turn begin at the next step that has room for it; where `run` has ended, it fails."""
         self._inbox.put(turn)
+        if self._ended:  # nobody will take it
+            self._fail_rest()
 
     def cancel(self, turn: Turn) -> None:
         """End a turn at the next step; its state is lost."""
@@ -108,9 +112,17 @@ class Batcher:
             while not self._closed:
                 self.step(wait=True)
         finally:
-            self._receive(wait=False)
+            self._ended = True
+            self._fail_rest()
             for turn in self.scheduler.clear():
-                turn.listener.failed(SessionError("the model was closed before the end; ask again"))
+                turn.listener.failed(SessionError(CLOSED))
+
+    def _fail_rest(self) -> None:
+        """Tell what waits that nobody will take it."""
+        with suppress(queue.Empty):
+            while True:
+                if (turn := self._inbox.get_nowait()) is not None:
+                    turn.listener.failed(SessionError(CLOSED))
 
     def step(self, *, wait: bool = False) -> bool:
         """Feed one piece of one prompt and one token of every running turn; whether anything is left.

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DijiangError, InputError
+from ..hidden import claim
 from ..reading import parse_json, read_regular
 from ..runtime.generate import prepare
 from ..runtime.model import Model
@@ -38,7 +39,7 @@ class Answer:
     """The line of one prompt, while it is made; see `batching.turn.Listener`."""
 
     def __init__(self, line: bytes, index: int) -> None:
-        self.head = {"index": index, "input": named(line)}
+        self.head = head_of(line, index)
         self.found: dict[str, Any] | None = None
         self._text: list[str] = []
 
@@ -63,6 +64,11 @@ class Answer:
         return json.dumps(self.head | (self.found or {})).encode() + b"\n"
 
 
+def head_of(line: bytes, index: int) -> dict[str, Any]:
+    """What the answer to a line of the input begins with."""
+    return {"index": index, "input": named(line)}
+
+
 def named(line: bytes) -> str:
     """What an answer calls its line of the input, so that it is known again."""
     return hashlib.sha256(line.strip()).hexdigest()[:16]
@@ -84,7 +90,8 @@ def answer_file(
     `generated`, or `error`. A target that is there is gone on with, after its last whole line.
 
     Raises:
-        InputError: a file cannot be read or written, or the target has answers to other lines.
+        InputError: a file cannot be read or written, the target has something else than answers to these lines, or
+            another process answers them.
     """
     try:
         data = read_regular(source).removeprefix(codecs.BOM_UTF8)
@@ -95,6 +102,8 @@ def answer_file(
         with os.fdopen(os.open(target, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b") as out:
             if not stat.S_ISREG(os.fstat(out.fileno()).st_mode):
                 raise OSError(errno.EINVAL, "not a regular file")
+            if not claim(out.fileno()):
+                raise InputError(f"{target}: another job writes it; wait for that one, or choose another file")
             done, end, failed = _done(out.read(), lines, target)
             out.truncate(end)
             out.seek(end)
@@ -113,20 +122,30 @@ def answer_file(
 
 def _done(data: bytes, lines: Sequence[bytes], target: Path) -> tuple[int, int, int]:
     """Answers that are whole, where the last of them ends, and how many of them failed."""
-    whole = data[: data.rfind(b"\n") + 1]
+    *whole, rest = data.split(b"\n")
     failed = 0
-    for index, line in enumerate(whole.splitlines()):
+    for index, line in enumerate(whole):
         try:
             found = parse_json(line)
             same = index < len(lines) and found["index"] == index and found["input"] == named(lines[index])
         except (ValueError, TypeError, KeyError):
             same = False
         if not same:
-            raise InputError(
-                f"{target}: line {index + 1} answers something else; choose another file, or remove it"
-            )
+            raise _foreign(target, index)
         failed += "error" in found
-    return whole.count(b"\n"), len(whole), failed
+    if rest and (len(whole) == len(lines) or not _begins(rest, head_of(lines[len(whole)], len(whole)))):
+        raise _foreign(target, len(whole))
+    return len(whole), len(data) - len(rest), failed
+
+
+def _begins(rest: bytes, head: dict[str, Any]) -> bool:
+    """Whether a line that a killed process left can be the answer that begins with a head."""
+    start = json.dumps(head).encode()[:-1]
+    return rest.startswith(start) or start.startswith(rest)
+
+
+def _foreign(target: Path, index: int) -> InputError:
+    return InputError(f"{target}: line {index + 1} answers something else; choose another file, or remove it")
 
 
 def _answers(model: Model, lines: Sequence[bytes], start: int, options: Generation, slots: int) -> Iterator[Answer]:

@@ -160,6 +160,7 @@ def open_any(folder: Path, signers: Path | None, *, check_hashes: bool = True) -
         except OSError as error:
             raise BundleError(f"{file}: unreadable ({error.strerror or error}); copy the bundle again") from error
     needed = {DATA, *(record.file for record in manifest.graphs.values())}
+    needed |= {str(record.get("file")) for record in manifest.engines.values()}
     absent = sorted(needed - set(manifest.files))
     if absent or not manifest.graphs:
         raise BundleError(f"{folder}: {', '.join(absent) or 'no graph'} not in {MANIFEST}; export the bundle again")
@@ -180,8 +181,8 @@ def read_manifest(folder: Path) -> Manifest:
 def _check_name(folder: Path, name: str, *, hashes: bool) -> None:
     """A plain name. It may be a link to a file of the folder, or of the Hub's cache; to any, where hashes vouch."""
     real = Path(os.path.realpath(folder))
-    inside = hashes or (repository_of(real) or real) in Path(os.path.realpath(folder / name)).parents
-    if Path(name).name != name or name == ".." or not inside:
+    plain = Path(name).name == name and name not in ("", "..") and name.isprintable()
+    if not plain or not (hashes or (repository_of(real) or real) in Path(os.path.realpath(folder / name)).parents):
         raise BundleError(
             f"{folder}: file name {name!r} leaves the bundle folder, expected a plain name; do not use this bundle"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,11 +137,10 @@ def _answer_file(model: Model, source: Path, output: Path, options: Generation) 
 
 def _continued(kept: Snapshot, model: Model) -> dict[str, Any]:
     """Options that a snapshot was drawn by. Says what else than the state's maker goes on."""
-    from ..runtime.witness import made_by
+    from ..runtime.witness import NOTED, made_by
 
     made, here = kept.note.made, made_by(model)
     changed = [f"{name} {made[name]} -> {value}" for name, value in here.items() if made.get(name, value) != value]
     if changed:
         say(f"the state goes on elsewhere: {', '.join(changed)}")
-    known = {one.name for one in fields(Generation)}
-    return {name: value for name, value in kept.note.sampler.items() if name in known}
+    return {name: value for name, value in kept.note.sampler.items() if name in NOTED}

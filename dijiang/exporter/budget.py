@@ -17,9 +17,9 @@ import onnx_ir as ir
 from ..errors import ExportError
 from ..graph.passes.linear import array_of, linears
 from ..graph.roles import Role
-from ..graph.rounding import pack, restored
-from ..graph.schemes import Rounder
-from ..graph.schemes.nbits import calibrated, mixed_inputs, mixed_weight, rotation_of, round_by
+from ..graph.rounding import ScaleType, pack, restored
+from ..graph.schemes import Rounder, scheme_of
+from ..graph.schemes.nbits import NBits, calibrated, mixed_inputs, mixed_weight, rotation_of, round_by
 from ..progress import Progress, silent
 from ..recipe import Blocks, Recipe
 from .calibration import LayerMoments
@@ -92,11 +92,14 @@ def spend(
         smallest: bytes of all weights where no projection is kept.
         folder: for what was rounded, until all is written: 1.5 bytes a weight.
     """
+    scheme = scheme_of(recipe)
     assert recipe.budget is not None
+    assert isinstance(scheme, NBits)
     store, measured, candidates = _Store(folder), [], candidates_of(recipe, graph)
     for candidate in candidates:
         name, weight = candidate.name, array_of(graph.graph.initializers[candidate.name])
-        narrow = store.round(name, weight, moments(name), (recipe.budget.blocks, _body(recipe)))
+        widths = [(blocks, scheme.scales(blocks)[0]) for blocks in (recipe.budget.blocks, _body(recipe))]
+        narrow = store.round(name, weight, moments(name), widths)
         measured.append(replace(candidate, change=moments.change(name, narrow)))
         progress("measure projections", len(measured), len(candidates))
     kept = chosen(measured, recipe.budget.bytes - smallest)
@@ -110,12 +113,14 @@ class _Store:
         self._folder = folder
         self._files: dict[tuple[str, int], Path] = {}
 
-    def round(self, name: str, weight: np.ndarray, moment: np.ndarray, widths: Sequence[Blocks]) -> np.ndarray:
+    def round(
+        self, name: str, weight: np.ndarray, moment: np.ndarray, widths: Sequence[tuple[Blocks, ScaleType]]
+    ) -> np.ndarray:
         """Keep a weight as each of these blocks, alike but for their bits; what the last ones stand for."""
-        last = widths[-1]
+        last, _ = widths[-1]
         mixed, inputs = mixed_weight(weight, last), mixed_inputs(moment, last)
-        for blocks in widths:
-            codes, scales = round_by(mixed, blocks, inputs)
+        for blocks, kind in widths:
+            codes, scales = round_by(mixed, blocks, kind, inputs)
             file = self._files[name, blocks.bits] = self._folder / f"{len(self._files)}.npz"
             np.savez(file, codes=pack(codes, blocks.bits), scales=scales)
         return restored(codes, scales, last.bits, len(weight), rotation_of(last, len(weight)))
@@ -123,10 +128,12 @@ class _Store:
     def rounder(self, others: Rounder) -> Rounder:
         """What is here from its file, everything else by `others`."""
 
-        def rounder(name: str, read: Callable[[], np.ndarray], rounding: Blocks) -> tuple[np.ndarray, np.ndarray]:
+        def rounder(
+            name: str, read: Callable[[], np.ndarray], rounding: Blocks, kind: ScaleType
+        ) -> tuple[np.ndarray, np.ndarray]:
             file = self._files.get((name, rounding.bits))
             if file is None:
-                return others(name, read, rounding)
+                return others(name, read, rounding, kind)
             with np.load(file) as found:
                 return found["codes"], found["scales"]
 

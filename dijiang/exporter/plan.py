@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import ExportError
-from ..graph.passes.emulate import is_computed_in
 from ..machine.limits import available_bytes
 from ..models.load import DijiangModel
-from ..parity.cut import parts
+from ..parity.cut import Part, parts
+from ..parity.emulation import emulate
 from ..parity.verify import FEWEST, default_slice
 from ..recipe import PRECISIONS, Recipe
 from .calibration import LENGTH, TOGETHER, batch_of
@@ -36,8 +36,8 @@ WRITERS, WRITING_BYTES = 2, 2 << 30
 #: Bytes for each number of a second moment: as it waits for its layer, and as GPTQ works on it: mixed, with a
 #: copy in reverse and the factor. Those of two layers wait at most.
 MOMENT_BYTES, GPTQ_BYTES, WAITING = 4, 16, 2
-#: Bytes for each number of a layer whose change is measured: in its session, and as its codes stand for it.
-MEASURED_BYTES = 16
+#: Bytes for each number of a layer in a session: as it is read, and as the session packs it.
+RUNNING_BYTES = 8
 #: What a session has of the weights that draw text, while it packs them.
 SESSION_COPIES = 2
 #: Bytes for each drawn logit: of float32, with float64 noise, and their sum.
@@ -115,14 +115,16 @@ def plan_export(
     memory = writers * written
     seconds = PRECISIONS[recipe.precision].seconds * parameters / 1e9
     if tokens:
-        measured = 0 if recipe.budget is None else MEASURED_BYTES * model.layer_parameters
-        memory = max(memory, _calibration_bytes(model, first, tokens) + measured)
+        memory = max(memory, _calibration_bytes(model, first, tokens, measured=recipe.budget is not None))
         seconds += CALIBRATION_SECONDS * parameters * tokens / 1e12
     emulated = 0
     if verify:
-        loaded = [part for graph in graphs.values() for part in parts(graph.graph)]
+        loaded: list[Part] = []
+        for copy in [graph.clone() for graph in graphs.values()]:
+            changed, cut = emulate(copy), parts(copy.graph)
+            emulated = max([emulated, *(part.stored for part in cut if changed)])
+            loaded += cut
         session = max(part.nbytes for part in loaded)
-        emulated = session if any(is_computed_in(v) for v in first.graph.initializers.values()) else 0
         memory = max(memory, _verify_bytes(model, session, len(graphs), text=text))
         seconds += VERIFY_SECONDS * parameters / 1e9
         if len(loaded) > len(graphs) and recipe.in_blocks and not text:
@@ -143,20 +145,25 @@ def _drawn_bytes(model: DijiangModel) -> float:
     return PRECISIONS[drawing().precision].weight_bytes * model.parameters + 4 * embedding
 
 
-def _calibration_bytes(model: DijiangModel, graph: ir.Model, tokens: int) -> int:
-    """The model with a batch of sequences that it draws; or a layer, run and rounded; or the head.
+def _calibration_bytes(model: DijiangModel, graph: ir.Model, tokens: int, *, measured: bool) -> int:
+    """The model with a batch of sequences that it draws; or a layer, run and rounded; or the head, the last.
 
     Beside the last two there is what crosses from layer to layer, with the ids.
+
+    Args:
+        measured: whether changes are: the layer that ran last then stays in its session.
     """
     spec, widths = model.spec, [n.attributes["K"].as_int() for n in graph.graph if "K" in n.attributes]
     batch = batch_of(tokens) * (2 * spec.state_bytes + DRAWN_BYTES * spec.vocab_size)
     drawn = math.ceil(SESSION_COPIES * _drawn_bytes(model)) + batch
     moments = WAITING * MOMENT_BYTES * sum(width**2 for width in widths) // spec.num_layers
     running = 4 * ACTIVATIONS * min(tokens, TOGETHER * LENGTH) * max(widths)
+    session = RUNNING_BYTES * model.layer_parameters
     layer = LAYER_BYTES * model.layer_parameters + GPTQ_BYTES * max(widths) ** 2
     head = EMBEDDING_BYTES * spec.vocab_size * spec.hidden_size + GPTQ_BYTES * spec.hidden_size**2
     crossing = tokens * (4 * spec.hidden_size + np.dtype(np.int64).itemsize)
-    return max(drawn, moments + max(running, layer, head) + crossing)
+    kept = session if measured else 0
+    return max(drawn, max(moments + max(session + running, layer), head) + kept + crossing)
 
 
 def _verify_bytes(model: DijiangModel, session: int, graphs: int, *, text: bool) -> int:

@@ -2,14 +2,15 @@
 
 Codes run from -2^(bits-1) to 2^(bits-1) - 1. Where the scale's sign is free, the largest weight of a
 block, whatever its own sign, takes the code that exists on one side only. Where a scale must be
-positive, as TensorRT demands, it takes the largest code of both sides. Scales are float32 arrays. Those
-that are stored in two bytes are rounded before the codes are chosen: to bfloat16, or float16 if positive.
+positive, as TensorRT demands, it takes the largest code of both sides. Scales are float32 arrays, of numbers
+that the type has in which they are stored: codes are chosen for those.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -28,34 +29,48 @@ ROWS = 64
 OUTPUTS = 256
 #: Input channels that GPTQ corrects one by one; what they lost reaches those behind them in one product.
 STRIPE = 128
-#: Smallest scale: one that is less has no inverse in float32, and may be 0 in bfloat16. Those that must be positive
-#: are float16.
-SMALLEST, SMALLEST_POSITIVE = 2.0**-119, 2.0**-24
+
 #: Added to the second moment's diagonal, in means of it: channels that were never seen stay solvable.
 DAMPING = 0.01
 
 
-def covering_scale(blocks: Array, bits: int, *, positive: bool = False) -> Array:
+@dataclass(frozen=True)
+class ScaleType:
+    """How scales are stored.
+
+    number: what the compiled library calls it.
+    least: blocks of a smaller scale are dead. They take this one, which has an inverse in float32, and with which
+        kernels that sum in floats add nothing.
+    positive: scales have no sign.
+    """
+
+    dtype: Any
+    number: int
+    least: float = 2.0**-119
+    positive: bool = False
+
+
+FLOAT32 = ScaleType(np.float32, 0)
+BFLOAT16 = ScaleType(ml_dtypes.bfloat16, 1)
+FLOAT16 = ScaleType(np.float16, 2, 2.0**-24)
+POSITIVE = replace(FLOAT16, positive=True)
+
+
+def covering_scale(blocks: Array, bits: int, scales: ScaleType) -> Array:
     """The scale [..., 1] at which a block's largest weight takes its code (see above); the smallest at least."""
     low, high = blocks.min(-1, keepdims=True), blocks.max(-1, keepdims=True)
     bound = 2.0 ** (bits - 1)
     signed, unsigned = np.where(-low >= high, low, high) / -bound, np.maximum(-low, high) / (bound - 1)
-    scale = (unsigned if positive else signed).astype(np.float32)
-    least = np.float32(smallest_scale(positive=positive))
+    scale = (unsigned if scales.positive else signed).astype(np.float32)
+    least = np.float32(scales.least)
     return np.where(np.abs(scale) < least, least, scale)
 
 
-def smallest_scale(*, positive: bool) -> float:
-    """Blocks of a smaller one are dead: they take this one, with which kernels that sum in floats add nothing."""
-    return SMALLEST_POSITIVE if positive else SMALLEST
-
-
-def stored_scale(scale: Array, scale_bytes: int, *, positive: bool) -> Array:
-    """Scales float32 as their stored type holds them: float16 (positive), bfloat16 (2 bytes) or float32 (4)."""
-    if positive:  # one beyond float16 is refused when it is stored
-        most = np.finfo(np.float16).max
-        return np.where(scale > most, scale, np.minimum(scale, most).astype(np.float16).astype(np.float32))
-    return scale if scale_bytes == 4 else scale.astype(ml_dtypes.bfloat16).astype(np.float32)
+def stored_scale(scale: Array, scales: ScaleType) -> Array:
+    """Scales float32 as their stored type holds them; one beyond it is refused when it is stored."""
+    most = float(ml_dtypes.finfo(scales.dtype).max)
+    held = np.clip(scale, -most, most).astype(scales.dtype).astype(np.float32)
+    return np.where(np.abs(scale) > most, scale, held)
 
 
 def codes_of(blocks: Array, scale: Array, bits: int) -> Array:
@@ -67,16 +82,16 @@ def codes_of(blocks: Array, scale: Array, bits: int) -> Array:
 
 
 def best_scale(
-    blocks: Array, bits: int, importance: Array | float = 1.0, *, positive: bool = False, scale_bytes: int = 4
+    blocks: Array, bits: int, importance: Array | float = 1.0, scales: ScaleType = FLOAT32
 ) -> tuple[Array, Array]:
     """Codes and scale [..., 1] of least weighted squared error; blocks [..., block] float32.
 
     At 4 bits several starting scales are tried, each refitted to its codes q: <w, q> / <q, q>, which
     has the sign of the start.
     """
-    start = covering_scale(blocks, bits, positive=positive)
+    start = covering_scale(blocks, bits, scales)
     if bits > 4:
-        start = stored_scale(start, scale_bytes, positive=positive)
+        start = stored_scale(start, scales)
         return codes_of(blocks, start, bits), start
     best_gain, best = np.full(start.shape, -np.inf, np.float32), start.copy()
     for factor in STARTS:
@@ -89,8 +104,8 @@ def best_scale(
         refitted, gain = fit / norm, fit * fit / norm
         better = gain > best_gain
         np.copyto(best_gain, gain, where=better)
-        np.copyto(best, refitted, where=better & (np.abs(refitted) >= smallest_scale(positive=positive)))
-    best = stored_scale(best, scale_bytes, positive=positive)
+        np.copyto(best, refitted, where=better & (np.abs(refitted) >= scales.least))
+    best = stored_scale(best, scales)
     return codes_of(blocks, best, bits), best
 
 
@@ -105,27 +120,25 @@ def by_blocks(weight: Array, block: int) -> Array:
     return padded.reshape(columns, blocks, block)
 
 
-def round_nearest(
-    weight: Array, bits: int, block: int, *, positive: bool = False, scale_bytes: int = 4
-) -> tuple[Array, Array]:
-    """Round a weight [in, out], each block by itself; scales above 0 if `positive`.
+def round_nearest(weight: Array, bits: int, block: int, scales: ScaleType = FLOAT32) -> tuple[Array, Array]:
+    """Round a weight [in, out], each block by itself.
 
     Returns codes uint8 [out, blocks, block], offset by 2^(bits-1), and scales float32 [out, blocks].
     """
     rows, columns = weight.shape
     codes = np.empty((columns, -(-rows // block), block), np.uint8)
-    scales = np.empty(codes.shape[:2], np.float32)
+    found = np.empty(codes.shape[:2], np.float32)
 
     def fill(start: int) -> None:
         part = slice(start, start + ROWS)
         blocks = by_blocks(weight[:, part], block)
-        rounded, scale = best_scale(blocks, bits, positive=positive, scale_bytes=scale_bytes)
+        rounded, scale = best_scale(blocks, bits, scales=scales)
         codes[part] = rounded + np.float32(2 ** (bits - 1))
-        scales[part] = scale[..., 0]
+        found[part] = scale[..., 0]
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         list(pool.map(fill, range(0, columns, ROWS)))
-    return codes, scales
+    return codes, found
 
 
 @dataclass(frozen=True)
@@ -162,7 +175,7 @@ class Inputs:
 
 
 def round_gptq(
-    weight: Array, bits: int, block: int, inputs: Inputs, *, scale_bytes: int = 4
+    weight: Array, bits: int, block: int, inputs: Inputs, scales: ScaleType = FLOAT32
 ) -> tuple[Array, Array]:
     """Round a weight [in, out] so that its output changes least (GPTQ, arXiv 2210.17323).
 
@@ -174,11 +187,11 @@ def round_gptq(
     takes up E T U. So no more than that part is inverted.
     """
     blocks = by_blocks(weight, block)
-    codes, scales = np.empty(blocks.shape, np.uint8), np.empty(blocks.shape[:2], np.float32)
+    codes, found = np.empty(blocks.shape, np.uint8), np.empty(blocks.shape[:2], np.float32)
     left = blocks.reshape(len(blocks), -1)  # and, of the channels that are done, what they lost
     if np.may_share_memory(left, weight):
         left = left.copy()
-    some, width = (gptq if has_library() else round_gptq_plain), max(1, STRIPE // block)
+    some, width = (_round_gptq_fast if has_library() else round_gptq_plain), max(1, STRIPE // block)
     with ThreadPoolExecutor(usable_cores()) as pool:
         for first in range(0, blocks.shape[1], width):
             stripe, begin = slice(first, first + width), first * block
@@ -190,26 +203,31 @@ def round_gptq(
             def fill(start: int, here: slice = here, stripe: slice = stripe, upper: Array = upper) -> None:
                 part, importance = slice(start, start + OUTPUTS), inputs.importance[here]
                 errors = np.ascontiguousarray(left[part, here])
-                codes[part, stripe], scales[part, stripe] = some(
-                    errors, upper, importance, bits, block, scale_bytes
-                )
+                codes[part, stripe], found[part, stripe] = some(errors, upper, importance, bits, block, scales)
                 left[part, here] = errors
 
             list(pool.map(fill, range(0, len(left), OUTPUTS)))
             left[:, here] = left[:, here] @ upper - taken
-    return codes, scales
+    return codes, found
+
+
+def _round_gptq_fast(
+    left: Array, upper: Array, importance: Array, bits: int, block: int, scales: ScaleType
+) -> tuple[Array, Array]:
+    """See `runtime.operators.gptq`."""
+    return gptq(left, upper, importance, bits, block, scales.number)
 
 
 def round_gptq_plain(
-    left: Array, upper: Array, importance: Array, bits: int, block: int, scale_bytes: int = 4
+    left: Array, upper: Array, importance: Array, bits: int, block: int, scales: ScaleType = FLOAT32
 ) -> tuple[Array, Array]:
     """The twin of `runtime.operators.gptq`: rows [out, in] of whole blocks; `left` then has their errors."""
     bound, rows = 2 ** (bits - 1), len(left)
     codes = np.empty((rows, left.shape[1] // block, block), np.uint8)
-    scales = np.empty(codes.shape[:2], np.float32)
+    found = np.empty(codes.shape[:2], np.float32)
     for index in range(codes.shape[1]):
         here = slice(index * block, (index + 1) * block)
-        scale = best_scale(left[:, here], bits, importance[here], scale_bytes=scale_bytes)[1][:, 0]
+        scale = best_scale(left[:, here], bits, importance[here], scales)[1][:, 0]
         current = np.asfortranarray(left[:, here])
         errors = np.empty_like(current)
         within = upper[here, here]
@@ -218,10 +236,10 @@ def round_gptq_plain(
             errors[:, j] = (current[:, j] - code * scale) / within[j, j]
             current[:, j + 1 :] -= errors[:, j, None] * within[j, j + 1 :]
             codes[:, index, j] = code + bound
-        scales[:, index] = scale
+        found[:, index] = scale
         left[:, here] = errors
         left[:, here.stop :] -= errors @ upper[here, here.stop :]
-    return codes, scales
+    return codes, found
 
 
 def _inverse(triangle: Array) -> Array:

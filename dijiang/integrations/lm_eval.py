@@ -151,11 +151,16 @@ class DijiangLM(TemplateLM):
         for request in tqdm(requests, disable=disable_tqdm, desc="Generating"):
             context, given = request.args
             count, stops, options = _options(given)
-            ids = self.tok_encode(context)[-self.max_length :] or [self.prefix_token_id]
+            ids = self.tok_encode(context)[-self._room(count) :] or [self.prefix_token_id]
             records = self.model.generate(ids, max_tokens=count, stop=stops, **options)
             texts.append("".join(record.text for record in records))
             self.cache_hook.add_partial("generate_until", request.args, texts[-1])
         return texts
+
+    def _room(self, count: int) -> int:
+        """Tokens of a context at most, so that a text of `count` tokens has its positions where they end."""
+        ends = self.model.manifest.positions_limit is not None
+        return max(1, self.max_length - count) if ends else self.max_length
 
 
 def _cut(context: Ids, continuation: Ids, length: int) -> tuple[Ids, Ids]:

@@ -194,7 +194,7 @@ class DijiangForCausalLM(PreTrainedModel, GenerationMixin):
         cache: RecurrentCache | None = None,
         past_key_values: RecurrentCache | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Advance the cache over ids.
@@ -204,10 +204,10 @@ class DijiangForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: [B, T or more]; the last T columns count, 0 is padding on any side.
             cache, past_key_values: of an earlier call; advanced. None: a new one.
             use_cache: False: the output has none.
-            logits_to_keep: 1: only those of each sequence's last token; 0: all.
+            logits_to_keep: of so many last tokens of each sequence; 0: of all; or the indices of tokens.
 
         Returns:
-            logits [B, T, vocab] or [B, 1, vocab] float32, and the cache.
+            logits [B, T kept, vocab] float32, and the cache.
 
         Raises:
             ValueError: a result is asked for that a bundle does not have.
@@ -218,9 +218,11 @@ class DijiangForCausalLM(PreTrainedModel, GenerationMixin):
         batch, length = input_ids.shape
         kept = cache or past_key_values or RecurrentCache(self.model.new_state(batch))
         mask = None if attention_mask is None else attention_mask[:, -length:].numpy()
-        logits = self.model.forward(input_ids.numpy(), kept.state, mask=mask, all_logits=logits_to_keep != 1)
+        one = isinstance(logits_to_keep, int) and logits_to_keep == 1
+        logits = self.model.forward(input_ids.numpy(), kept.state, mask=mask, all_logits=not one)
         kept.length += length
-        found = torch.from_numpy(logits[:, None] if logits_to_keep == 1 else logits[:, -logits_to_keep:])
+        which = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        found = torch.from_numpy(logits[:, None]) if one else torch.from_numpy(logits)[:, which]
         return CausalLMOutputWithPast(logits=found, **({} if use_cache is False else {CACHE: kept}))
 
     def prepare_inputs_for_generation(

@@ -5,8 +5,9 @@ u = D1 / gamma^t and w = D2 * gamma^t the recurrence
 
     S_t = gamma S_{t-1} + w_t phi(k_t) v_t^T        o_t = u_t phi(q_t)^T S_t
 
-is exact for any D1 and D2 and any gamma. A head is *analytic* when u = w = 1 up to the rounding of
-the stored dtype: then the tables carry nothing and positions have no end. Otherwise it is *tabled*.
+is exact for any D1 and D2 and any gamma. A head is *analytic* when every value of both tables is a power
+of one gamma, rounded once to the stored dtype: then the tables carry nothing and positions have no end.
+Otherwise it is *tabled*.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import numpy as np
 from ..errors import DecayError
 
 Array = np.ndarray
-#: Roundings between exact gamma^t and a stored value: the power, the cast, and one to spare.
-ROUNDINGS = 4
+#: Relative error of a power that was computed in float32: four roundings.
+POWER = 4 * 2.0**-23
 
 
 @dataclass(frozen=True)
@@ -52,37 +53,46 @@ def _limits(dtype: np.dtype) -> tuple[float, float, float]:
     return float(info.eps), float(info.smallest_subnormal), float(info.max)
 
 
-def _matches(stored: Array, exponents: Array, gamma: float) -> Array:
-    """Where `stored` is gamma^exponents rounded to its dtype (overflow and underflow included)."""
+def _between(stored: Array) -> tuple[Array, Array]:
+    """(lowest, highest) of what each value of a table may have been before it was rounded to its dtype.
+
+    Half a unit in the last place to both sides, and some for the power, which was computed in float32.
+    """
     eps, tiny, largest = _limits(stored.dtype)
-    with np.errstate(over="ignore", invalid="ignore"):
-        expected = gamma**exponents
-        values = stored.astype(np.float64)
-        near = np.abs(values - expected) <= ROUNDINGS * eps * expected + tiny
-        # At the edge of the range the cast may go either way.
-        overflown = np.isposinf(values) & (expected >= largest * (1 - ROUNDINGS * eps))
-    return near | overflown
+    values = stored.astype(np.float64)
+    beyond = np.isposinf(values)
+    finite = np.where(beyond, largest, values)
+    half = np.maximum(eps * 2.0 ** (np.frexp(finite)[1] - 1), tiny) / 2 + POWER * np.abs(finite)
+    # At the edge of the range the cast may go either way.
+    return np.where(beyond, largest * (1 - eps), finite - half), np.where(beyond, np.inf, finite + half)
 
 
-def _fitted_gamma(d1: Array, d2: Array) -> float | None:
-    """gamma of a pure power law through the finite, normal part of one head's tables."""
-    for table, sign in ((d1, 1.0), (d2, -1.0)):
-        floor = _limits(table.dtype)[1] * 2**10
-        values = table.astype(np.float64)
-        good = np.isfinite(values) & (values > floor)
-        length = len(good) if good.all() else int(np.argmin(good))
-        if length > 1:
-            return float((values[length - 1] / values[0]) ** (sign / (length - 1)))
-    return None
+def _is_power(bounds: Sequence[tuple[Array, Array]], exponents: Sequence[Array], gamma: float) -> bool:
+    """Whether all tables can be gamma^exponents, each with its bounds."""
+    with np.errstate(over="ignore"):
+        powers = [gamma**each for each in exponents]
+    return all(bool(((low <= p) & (p <= high)).all()) for (low, high), p in zip(bounds, powers, strict=True))
+
+
+def _fitted_gamma(bounds: Sequence[tuple[Array, Array]], exponents: Sequence[Array]) -> float | None:
+    """A gamma whose powers are within all bounds; None: there is none."""
+    least, most = -np.inf, 0.0  # of its logarithm
+    for (low, high), exponent in zip(bounds, exponents, strict=True):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ends = np.log(np.maximum([low, high], 0.0))[:, 1:] / exponent[1:]
+        least, most = (
+            max(least, float(ends.min(0).max(initial=-np.inf))),
+            min(most, float(ends.max(0).min(initial=0))),
+        )
+    return float(np.exp((least + most) / 2)) if np.isfinite(least) and least <= most else None
 
 
 def _head(d1: Array, d2: Array, gamma: float) -> tuple[float, bool]:
     """(gamma, analytic) of one head: the published gamma if it fits, else a fitted one."""
     t = np.arange(d1.shape[0], dtype=np.float64)
-    for candidate in (gamma, _fitted_gamma(d1, d2)):
-        if candidate is None or not 0 < candidate <= 1:
-            continue
-        if _matches(d1, t, candidate).all() and _matches(d2, -t, candidate).all():
+    bounds, exponents = [_between(d1), _between(d2)], [t, -t]
+    for candidate in (gamma, _fitted_gamma(bounds, exponents)):
+        if candidate is not None and 0 < candidate <= 1 and _is_power(bounds, exponents, candidate):
             return candidate, True
     return gamma, False
 
@@ -93,7 +103,8 @@ def analyse(d1: Array, d2: Array, *, layer: int, repair: bool = False) -> Decay:
     Args:
         d1, d2: [Hkv, positions] in their stored dtype.
         layer: index, for messages.
-        repair: set w = 1 where a trained head's D2 is infinite, instead of refusing.
+        repair: set w = 1 where a trained head's D2 is infinite, and u = 1 where its D1 is 0 too, instead of
+            refusing.
 
     Raises:
         DecayError: NaN, or a trained head whose lost values cannot be recovered.
@@ -116,7 +127,7 @@ def _tabled(
 ) -> Decay:
     notes = []
     power = gamma[:, None] ** np.arange(positions, dtype=np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         u = d1.astype(np.float64) / power
         w = d2.astype(np.float64) * power
     u[analytic], w[analytic] = 1.0, 1.0
@@ -130,6 +141,7 @@ def _tabled(
                 "float32 checkpoint, or accept a key scale of 1 there with --repair-decay"
             )
         w[lost] = 1.0
+        u[lost & (d1.astype(np.float64) == 0)] = 1.0
         notes.append(f"{where}: {int(lost.sum())} key scales set to 1 (--repair-decay)")
     with np.errstate(over="ignore"):
         representable = np.isfinite(u.astype(np.float32)).all()

@@ -50,12 +50,17 @@ class Tensors(Protocol):
 
 
 def read_finite(checkpoint: Tensors, source: str) -> Array:
-    """A tensor of the checkpoint in its stored dtype; CheckpointError if it holds NaN or inf."""
+    """A tensor of the checkpoint in its stored dtype; CheckpointError for NaN, inf and what is beyond float32."""
     tensor = checkpoint.read(source)
     if not is_finite(tensor):
         raise CheckpointError(
             f"{checkpoint.path}: {source} holds NaN or inf; "
             "every weight must be finite: fix or retrain the checkpoint"
+        )
+    if tensor.dtype == np.float64 and tensor.size and max(tensor.max(), -tensor.min()) > np.finfo(np.float32).max:
+        raise CheckpointError(
+            f"{checkpoint.path}: {source} holds a number beyond float32; every weight must be within it: fix or "
+            "retrain the checkpoint"
         )
     return tensor
 
@@ -87,6 +92,10 @@ class Weights(Mapping[str, Array]):
         parts = self._bindings[name]
         read = self._checkpoint.read if is_decay_table(name) else partial(read_finite, self._checkpoint)
         tensors = [part.to_canonical(read(part.source)) for part in parts]
+        types = {tensor.dtype for tensor in tensors}
+        if len(types) > 1:  # float16 and bfloat16 have no common type that NumPy knows of
+            wide = np.float64 if np.dtype(np.float64) in types else np.float32
+            tensors = [tensor.astype(wide) for tensor in tensors]
         return tensors[0] if len(tensors) == 1 else np.concatenate(tensors, axis=-1)
 
     def __contains__(self, name: object) -> bool:

@@ -27,13 +27,15 @@ class Part:
     """Consecutive nodes, by the values that cross their edges.
 
     inputs: of the graph and of parts before.  last: inputs that no later part reads.
-    outputs: of the graph, and what later parts read.  nbytes: of the weights, in a session.
+    outputs: of the graph, and what later parts read.
+    nbytes: of the weights, in a session.  stored: of the weights, in a file.
     """
 
     inputs: list[ir.Value]
     last: list[ir.Value]
     outputs: list[ir.Value]
     nbytes: int
+    stored: int
 
 
 def bound_here() -> float:
@@ -64,7 +66,8 @@ def parts(graph: ir.Graph, bound: float | None = None) -> list[Part]:
         inputs = [v for v in read if v not in made and v not in constants]
         outputs = [v for v in made if v in later or v.is_graph_output()]
         last = [v for v in inputs if v not in later]
-        result.insert(0, Part(inputs, last, outputs, _bytes(group.weights)))
+        stored = sum(v.const_value.nbytes for v in group.weights)
+        result.insert(0, Part(inputs, last, outputs, _bytes(group.weights), stored))
         later.update(inputs)
     return result
 
@@ -111,5 +114,9 @@ def _group(weights: set[ir.Value]) -> str:
 
 
 def _bytes(weights: set[ir.Value]) -> int:
-    """What initializers are in a session on the CPU, where 16-bit floats are float32."""
-    return sum(4 * v.const_value.size if v.dtype in LOW else v.const_value.nbytes for v in weights)
+    """What initializers are in a session on the CPU, where 16-bit floats and what nodes unpack are float32."""
+    return sum(4 * v.const_value.size if _widens(v) else v.const_value.nbytes for v in weights)
+
+
+def _widens(value: ir.Value) -> bool:
+    return value.dtype in LOW or any(use.node.op_type == "DequantizeLinear" for use in value.uses())

@@ -1,4 +1,4 @@
-"""A bundle in a 16-bit type as a model on the CPU, with arithmetic rounded as the type's would be."""
+"""A bundle as a model on the CPU that computes as a GPU would, in nodes that a CPU is quick at."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import onnx_ir as ir
 from ..bundle.opened import Bundle
 from ..files import temporary_folder
 from ..graph.passes.emulate import Emulate
+from ..graph.passes.halves import HalveBytes
 from ..graph.strangers import reading
 from ..runtime.model import Model
 from ..runtime.sessions.cpu import CpuSession
@@ -14,23 +15,30 @@ from .cut import parts
 from .parts import PartedModel, PartedSession
 
 
+def emulate(graph: ir.Model) -> bool:
+    """Change a graph into the one that the CPU runs in its place; whether there was anything to change."""
+    changed = [bool(each(graph).modified) for each in (Emulate(), HalveBytes())]
+    return any(changed)
+
+
 def load_emulated(bundle: Bundle, graph: str, *, threads: int | None = None) -> Model:
     """Load a graph of a bundle on the CPU; values of fp16 or bf16 are float32 rounded to the type.
 
     ONNX Runtime has no bfloat16 kernels for the CPU, and its float16 graphs compute in float32 without
-    rounding in between: neither would tell what a GPU computes.
+    rounding in between: neither would tell what a GPU computes. No step unpacks weights: a matmul of one token
+    takes a fraction of that time.
     """
     with reading(bundle.graph_file(graph)):
         loaded = ir.load(bundle.graph_file(graph))
-        emulated = bool(Emulate()(loaded).modified)
+        emulated = emulate(loaded)
         cut = parts(loaded.graph)
     if len(cut) > 1:
         session = PartedSession(bundle, graph, loaded, cut, written=emulated, threads=threads)
         return PartedModel(bundle, session)
     if not emulated:
-        return Model(bundle, CpuSession(bundle, graph, threads=threads))
+        return Model(bundle, CpuSession(bundle, graph, threads=threads, unpacked=True))
     with temporary_folder() as folder:
         file = folder / "model.onnx"
         with reading(bundle.graph_file(graph)):
             ir.save(loaded, file, external_data="model.onnx.data")
-        return Model(bundle, CpuSession(bundle, graph, threads=threads, file=file))
+        return Model(bundle, CpuSession(bundle, graph, threads=threads, file=file, unpacked=True))

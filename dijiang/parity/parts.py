@@ -164,11 +164,11 @@ class PartedSession:
         model = extracted(self._model, part)
         if not self._written:
             source = ir.to_proto(model).SerializeToString()
-            return load_graph(self._bundle, self.graph, source, threads=self._threads)
+            return load_graph(self._bundle, self.graph, source, threads=self._threads, unpacked=True)
         with temporary_folder() as folder:
             file = folder / "model.onnx"
             ir.save(model, file, external_data="model.onnx.data")
-            return load_graph(self._bundle, self.graph, file, threads=self._threads)
+            return load_graph(self._bundle, self.graph, file, threads=self._threads, unpacked=True)
 
 
 def extracted(model: ir.Model, part: Part) -> ir.Model:

@@ -60,12 +60,12 @@ class RoundedWeights(Mapping[str, Array]):
 
     def _embedding(self, width: int) -> Blocks | None:
         """A tied table is read from the head's blocks, where they fit a row."""
-        recipe = self._recipe
-        if not SCHEMES[recipe.scheme].mixed:
+        recipe, embed = self._recipe, scheme_of(self._recipe).recipe.embed
+        if not SCHEMES[recipe.scheme].mixed or embed is None:
             return None
         if self._tied and recipe.head is not None and width % recipe.head.block == 0:
             return recipe.head
-        return scheme_of(recipe).recipe.embed
+        return embed
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from .chat_template import ChatTemplate, Message
-from .grammar import COMPACT
+from .grammar import COMPACT, require_small
 from .text import TextTokenizer
 
 #: Stand for calls when a template is asked how it writes them. Some templates want an id of nine characters.
@@ -96,8 +96,10 @@ class Syntax:
         schema: of JSON that is the answer where nothing is called; None: it is text.
 
         Raises:
-            InputError: a call begins as JSON does, so that an answer in JSON could not be told from it.
+            InputError: a call begins as JSON does, so that an answer in JSON could not be told from it; or the
+                schemas take too long to compile.
         """
+        require_small(schema, *(tool.parameters for tool in tools))
         if must:
             schema = None
         elif schema is not None and self.opening.lstrip()[:1] in ("{", "[", '"'):

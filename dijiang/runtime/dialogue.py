@@ -20,6 +20,10 @@ from .witness import take
 KEPT = 32
 
 
+#: A state, the turns before it, and the attempt of the last one.
+Place = tuple[State, "deque[tuple[State, str, int]]", int]
+
+
 class Dialogue:
     """Messages go in, records come out; only what is new is fed.
 
@@ -32,23 +36,25 @@ class Dialogue:
         self._options = options.seeded()
         self._template = ChatTemplate.of(model.bundle)
         self.state = model.new_state()
-        #: The state before each turn, and what was said.
-        self._before: deque[tuple[State, str]] = deque(maxlen=KEPT)
+        #: The state before each turn, what was said, and the attempt of the turn before.
+        self._before: deque[tuple[State, str, int]] = deque(maxlen=KEPT)
         self._attempt = 0
 
     def say(self, text: str) -> Iterator[Record]:
         """The answer to a message; whoever stops listening keeps what was said so far.
 
+        Where that is nothing, as the message did not go in, the conversation is as it was.
+
         Raises:
             InputError: the template refuses it, or it does not fit; the conversation is as it was.
         """
-        return self._turn(text, 0)
+        return self._turn(text, 0, self._place())
 
     def undo(self) -> str:
         """Take the last turn back; what was said in it. InputError if there is none."""
         if not self._before:
             raise InputError(f"there is no turn to take back; the last {KEPT} are kept")
-        state, text = self._before.pop()
+        state, text, self._attempt = self._before.pop()
         self.state = state.clone()  # a fork may have the same one
         return text
 
@@ -58,16 +64,30 @@ class Dialogue:
         Raises:
             InputError: there is no turn.
         """
-        attempt = self._attempt + 1
-        return self._turn(self.undo(), attempt)
+        place, attempt = self._place(), self._attempt + 1
+        return self._turn(self.undo(), attempt, place)
 
-    def _turn(self, text: str, attempt: int) -> Iterator[Record]:
+    def _turn(self, text: str, attempt: int, place: Place) -> Iterator[Record]:
         options = self._options.attempt(attempt)
         plan = prepare(self.model, self._ids(text), options, self.state, keeps=False)
         records = stream(self.model, plan, self.state)
-        self._before.append((self.state.clone(), text))
+        self._before.append((self.state.clone(), text, self._attempt))
         self._attempt = attempt
-        return records
+        return self._heard(records, place)
+
+    def _heard(self, records: Iterator[Record], place: Place) -> Iterator[Record]:
+        """The same; where the message does not go in, the conversation is at a place of before again."""
+        try:
+            first = next(records)
+        except BaseException:
+            self.state, self._before, self._attempt = place
+            raise
+        yield first
+        yield from records
+
+    def _place(self) -> Place:
+        """What a message changes, as it is now."""
+        return self.state.clone(), self._before.copy(), self._attempt
 
     def _ids(self, text: str) -> list[int]:
         """What is fed of a message: what ends the answer before it, and what the template puts around it."""
@@ -87,7 +107,7 @@ class Dialogue:
         """A copy that goes its own way from here."""
         other = Dialogue(self.model, self._options, self.system)
         other.state = self.state.clone()
-        other._before = self._before.copy()
+        other._before, other._attempt = self._before.copy(), self._attempt
         return other
 
     def save(self, path: Path) -> None:
@@ -98,5 +118,7 @@ class Dialogue:
         """Go on from a file; InputError if it is none of this checkpoint: the conversation is as it was."""
         state = State.of(Snapshot.load(path))
         state.check(self.model.spec, self.model.manifest.fingerprint)
+        if state.batch != 1:
+            raise InputError(f"{path}: a state of {state.batch} sequences, expected 1; give that of a conversation")
         self.state = state
         self._before.clear()

@@ -80,11 +80,13 @@ def generate(
 class Plan:
     """A generation that was checked: what is fed, and how its tokens are chosen.
 
-    ids: [T] int64, the token that was left in the state included.  seam: to take the text up from.
+    ids: [T] int64, the token that was left in the state included.  position: of the state that they are for.
+    seam: to take the text up from.
     bias: added to the logits, by token id.  grammar: of the text.
     """
 
     ids: np.ndarray
+    position: int
     options: Generation
     limits: Limits
     stops: tuple[str, ...]
@@ -150,16 +152,23 @@ def prepare(
         options.max_tokens,
         model.manifest.positions_limit,
         model.manifest.limit_reason,
-        frozenset((*options.stop_tokens, *own)),
+        frozenset((*options.stop_tokens, *own, *_special(model, options.stops))),
         keeps,
     )
-    plan = Plan(ids, options, limits, options.stops, seam if prompt is None else None, bias, grammar)
+    plan = Plan(
+        ids, int(state.position[0]), options, limits, options.stops, seam if prompt is None else None, bias, grammar
+    )
     if options.speculate and not (plan.is_plain and can_speculate(model.manifest, model.session.graph)):
         raise InputError(
             "speculate needs the most likely token of int8 or int4 in the native graph, where drafts change no "
             "bit; leave it out"
         )
     return plan
+
+
+def _special(model: Model, stops: Ordered[str]) -> list[int]:
+    """Ids of stop strings that are special tokens: no text shows those."""
+    return [] if not stops else model.tokenizer.special_ids(stops)
 
 
 def _prompt_ids(
@@ -200,6 +209,11 @@ def stream(model: Model, plan: Plan, state: State, progress: Progress = silent) 
     """The records of a plan; a generator, so that nothing runs before the first one is asked for."""
     with state.leased() as user:
         model.check(plan.ids[None], state, user=user)
+        if (position := int(state.position[0])) != plan.position:
+            raise InputError(
+                f"the state is at position {position} by now, was at {plan.position} when this generation was "
+                "made; call generate again"
+            )
         started = time.perf_counter()
         output = prefill(model, plan.ids[None], state, progress)
         sequence = plan.begin(model, state, started)

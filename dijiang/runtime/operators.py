@@ -103,13 +103,14 @@ def has_library() -> bool:
 
 
 def gptq(
-    left: np.ndarray, upper: np.ndarray, importance: np.ndarray, bits: int, block: int, scale_bytes: int = 4
+    left: np.ndarray, upper: np.ndarray, importance: np.ndarray, bits: int, block: int, scale_type: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Round rows of a weight by what their inputs look like; see `graph.rounding.round_gptq`.
 
     Args:
         left: float32 [out, in] of whole blocks, row-major; overwritten with what `upper` carries on.
         upper: float32 [in, in], importance: float32 [in]; row-major.
+        scale_type: number of a `graph.rounding.ScaleType`.
 
     Returns codes uint8 [out, blocks, block] and scales float32 [out, blocks].
     """
@@ -123,7 +124,7 @@ def gptq(
         *(a.ctypes.data_as(floats) for a in (left, upper, importance)),
         codes.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)),
         scales.ctypes.data_as(floats),
-        *(outputs, inputs, block, bits, scale_bytes),
+        *(outputs, inputs, block, bits, scale_type),
     )
     if status:
         raise MemoryError("no memory to round a weight")

@@ -101,6 +101,7 @@ class Sequence:
         if reason and not met and not (reason == "limit" and limits.keeps):
             rest, met = self._stops.push("" if self._text is None else self._text.flush())
             piece += rest if met else rest + self._stops.flush()
+            reason = "stop" if met else reason
         seconds, prefill = now - self._ready, self._ready - self._started
         return Record(
             text=piece,

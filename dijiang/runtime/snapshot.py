@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import write_file
+from ..reading import read_regular
 
 FORMAT, VERSION = "dijiang-state", "3"
 #: Largest file that is read: sixteen times the state of LLaMA2-7B for 64 sequences.
@@ -65,9 +65,15 @@ class Note:
         found = json.loads(text)
         made, sampler, top = found["made"], found["sampler"], found["top"]
         texts = isinstance(made, dict) and all(isinstance(value, str) for value in made.values())
-        if not texts or not isinstance(sampler, dict):
+        if not texts or not isinstance(sampler, dict) or not all(map(_is_flat, sampler.values())):
             raise ValueError("a note of the wrong types")
         return cls(made, sampler, tuple((int(token), float(logit)) for token, logit in top))
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether it is a plain value, or a list of such."""
+    plain = (str, int, float, bool, type(None))
+    return isinstance(value, plain) or (isinstance(value, list) and all(isinstance(one, plain) for one in value))
 
 
 NO_NOTE = Note()
@@ -127,10 +133,7 @@ class Snapshot:
             InputError: not such a file, of another version, damaged, or with numbers that no state has.
         """
         try:
-            found = path.stat()
-            if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
-                raise InputError(f"{path}: not a regular file of at most {LARGEST >> 30} GiB; save it again")
-            data = path.read_bytes()
+            data = read_regular(path, LARGEST)
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: not a saved state ({error}); save it again") from error
         return cls.parse(data, str(path))

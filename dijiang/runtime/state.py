@@ -206,6 +206,10 @@ class State:
         self._require_whole()
         if self.shapes != [(self.batch, *spec.state_shape)] * spec.num_layers:
             raise InputError("the state is of another model, expected new_state() of this one")
+        if self.vocab_size != spec.vocab_size:
+            raise InputError(
+                f"the state has a vocabulary of {self.vocab_size}, expected {spec.vocab_size}; use new_state()"
+            )
         if self.fingerprint != fingerprint:
             raise InputError(
                 f"the state is of checkpoint {self.fingerprint[:12] or 'unknown'}, expected "

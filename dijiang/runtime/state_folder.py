@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..hidden import sweep
-from .snapshot import Note, Snapshot
+from ..reading import read_regular
+from .snapshot import LARGEST, Note, Snapshot
 from .state import State
 
 #: Of files; and what a file notes, so that it is not taken for another.
@@ -74,10 +75,14 @@ class StateFolder:
         if (waiting := self._waiting.get(name)) is not None:
             return waiting
         path = self._path / (name + SUFFIX)
-        if not NAMES.fullmatch(name) or not path.exists():
+        if not NAMES.fullmatch(name):
             return None
         try:
-            kept = Snapshot.load(path)
+            data = read_regular(path, LARGEST)
+        except (OSError, ValueError):  # it is not there, or cannot be read now, as where a disk is away
+            return None
+        try:
+            kept = Snapshot.parse(data, str(path))
             if kept.note.made != {NAME: name}:
                 raise InputError(f"{path}: a state of another name; remove it")
         except InputError:

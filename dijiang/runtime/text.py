@@ -68,6 +68,10 @@ class TextTokenizer:
                 return both[len(before) :]
         return self._ids(text)
 
+    def special_ids(self, texts: Sequence[str]) -> list[int]:
+        """Ids of those special tokens that are one of the texts."""
+        return sorted(token for token in self.special if self._added[token] in texts)
+
     def as_it_stands(self, text: str) -> list[int]:
         """Token ids of a text that holds its special tokens itself, as chat templates write them."""
         return self._ids(text)

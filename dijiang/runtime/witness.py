@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from .state import State
 
 #: Most likely tokens after the pending one whose logits are kept.
 TOP = 8
+#: What a note says of how tokens were drawn.
+NOTED = frozenset(one.name for one in fields(Generation)) - {"max_tokens", *ALONE}
 #: Difference of logits, as part of their range: allowed to sums in another order, and to other rounding.
 SAME, ROUNDED = 1e-4, 0.1
 
@@ -28,7 +30,7 @@ def made_by(model: Model) -> dict[str, str]:
 
 def take(model: Model, state: State, options: Generation) -> Snapshot:
     """The state of a generation as it is now, with a note; it is not advanced. See `State.snapshot`."""
-    sampler = {name: value for name, value in asdict(options).items() if name not in ("max_tokens", *ALONE)}
+    sampler = {name: value for name, value in asdict(options).items() if name in NOTED}
     logits = _following(model, state)
     found = () if logits is None else tuple((int(t), float(logits[t])) for t in largest(logits, TOP))
     return state.snapshot(Note(made_by(model), sampler, found))

@@ -18,13 +18,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..errors import DijiangError, InputError
+from ..errors import DijiangError
 from ..runtime.state import State
 from ..runtime.state_folder import StateFolder
 from .about import about
 from .answers import Answer, encoded
 from .conversations import Conversations
-from .failures import Refused
+from .failures import Refused, refusal
 from .front_page import FILES, page
 from .guards import GONE, EventStream, LocalPages, read_body, require_key, until_gone
 from .hosted import Hosted, Job, Told
@@ -100,12 +100,9 @@ class Server:
                 if guarded:
                     require_key(request, self._key)
                 response = await handler(request)
-            except Refused as error:
-                response = _json(error.body, error.status, error.headers)
-            except InputError as error:
-                response = _json(Refused(str(error)).body, 400)
             except DijiangError as error:
-                response = _json(Refused(str(error), status=503).body, 503)
+                refused = refusal(error)
+                response = _json(refused.body, refused.status, refused.headers)
             self.metrics.answered(path, response.status_code)
             seconds = time.perf_counter() - started
             log.info(json.dumps({"route": path, "status": response.status_code, "ms": round(seconds * 1e3, 1)}))
@@ -172,7 +169,7 @@ class Server:
             for piece in answer.closing():
                 yield encoded(piece)
         except DijiangError as error:
-            yield encoded((error if isinstance(error, Refused) else Refused(str(error), status=503)).body)
+            yield encoded(refusal(error).body)
         yield b"[DONE]"
 
     def _state(self, wanted: Wanted) -> State | None:

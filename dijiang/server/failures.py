@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import DijiangError
+from ..errors import DijiangError, InputError
 
 #: Status -> what OpenAI calls the type of the error.
 TYPES = {
@@ -39,3 +39,10 @@ class Refused(DijiangError):
         """The answer."""
         kind = TYPES.get(self.status, "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+def refusal(error: DijiangError) -> Refused:
+    """What a client is told of an error: what it asked for was wrong, or a step failed."""
+    if isinstance(error, Refused):
+        return error
+    return Refused(str(error), status=400 if isinstance(error, InputError) else 503)

@@ -32,15 +32,29 @@ def patient_protocol(seconds: float) -> type[H11Protocol]:
     """HTTP that ends connections of clients that neither send nor read for that time."""
 
     class Patient(H11Protocol):
+        _asks: asyncio.TimerHandle | None = None
         _reads: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self.loop.call_later(seconds, self._expect_request)
+            self._expect_request()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._expect_request()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._expect_request()
 
         def _expect_request(self) -> None:
-            if self.cycle is None:
-                self.transport.abort()
+            """From the first moment in which no request is answered, the head of one has to come in time."""
+            answers = self.cycle is not None and not self.cycle.response_complete
+            if answers and self._asks is not None:
+                self._asks.cancel()
+                self._asks = None
+            elif not answers and self._asks is None:
+                self._asks = self.loop.call_later(seconds, self.transport.abort)
 
         def pause_writing(self) -> None:  # the client does not read as fast as we write
             super().pause_writing()

@@ -140,7 +140,13 @@ class Hosted:
         """
         if not self.alive:
             raise Refused("the model takes no steps; start the server again", status=503)
-        if self.load + wanted.choices > self.slots + self.settings.queue:
+        places = self.slots + self.settings.queue
+        if wanted.choices > places:
+            raise Refused(
+                f"{wanted.choices} choices are asked for, this server has places for {places}; ask for fewer",
+                param="n",
+            )
+        if self.load + wanted.choices > places:
             raise Refused(
                 f"{self.load} generations are on their way, this server takes {self.slots} and lets "
                 f"{self.settings.queue} wait; ask again later",
@@ -150,9 +156,13 @@ class Hosted:
             )
         job = Job(self, wanted.choices, deadline)
         try:
-            job.turns = await anyio.to_thread.run_sync(
-                lambda: self._turns(wanted, state, job.posts), limiter=self._readers
-            )
+            with anyio.fail_after(job.left):
+                job.turns = await anyio.to_thread.run_sync(
+                    lambda: self._turns(wanted, state, job.posts), limiter=self._readers, abandon_on_cancel=True
+                )
+        except TimeoutError:
+            job.close()
+            raise job.late from None
         except BaseException:
             job.close()
             raise
@@ -241,6 +251,17 @@ class Job:
         self.turns: list[Turn] = []
         hosted.load += choices
 
+    @property
+    def left(self) -> float:
+        """Seconds to the deadline."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    @property
+    def late(self) -> Refused:
+        """What is said after the deadline."""
+        seconds = self._hosted.settings.timeout
+        return Refused(f"the request took more than {seconds:g} s; ask for fewer tokens", status=408)
+
     async def told(self) -> AsyncGenerator[Told, None]:
         """All tokens of all choices as they come.
 
@@ -252,10 +273,7 @@ class Job:
         for turn in self.turns:
             if id(turn) not in forks:
                 self._hosted.batcher.submit(turn)
-        seconds = self._hosted.settings.timeout
-        late = Refused(f"the request took more than {seconds:g} s; ask for fewer tokens", status=408)
-        left = max(0.0, self._deadline - time.monotonic())
-        timer = asyncio.get_running_loop().call_later(left, self._inbox.put_nowait, late)
+        timer = asyncio.get_running_loop().call_later(self.left, self._inbox.put_nowait, self.late)
         ended = 0
         try:
             while ended < self._choices:

@@ -344,3 +344,16 @@ def test_pace_comes_to_a_piece_that_takes_as_long_as_a_step():
     for _ in range(60):
         pace.fed(pace.budget, 1e-9)
     assert pace.budget == 256
+
+
+def test_turn_that_comes_after_the_end_is_told_so_at_once(model):
+    """A thread of steps that ended has nobody who would take it."""
+    batcher = Batcher(model, 2)
+    early, late = (turn_of(model, [1, 2], max_tokens=3) for _ in range(2))
+    batcher.submit(early)
+    batcher.close()
+    batcher.run()
+    batcher.submit(late)
+    for turn in (early, late):
+        (error,) = turn.listener.errors
+        assert "closed before the end" in str(error)

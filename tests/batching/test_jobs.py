@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 import dijiang
 from dijiang.cli import main
+from dijiang.hidden import claim
 from dijiang.runtime.sessions.cpu import CpuSession
 
 PROMPTS = [
@@ -133,6 +134,40 @@ def test_output_of_other_prompts_is_refused_and_untouched(cli, source, tmp_path)
     assert cli("--jsonl", source, "-o", tmp_path / "link").exit_code == 1
     assert cli("--jsonl", tmp_path / "none", "-o", tmp_path / "new").exit_code == 1
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("other", ['{"years": "of work"}', '{"index": 1', '{"index": 0, "input": "0"'])
+def test_file_without_a_line_end_is_no_answer_that_was_cut(cli, source, tmp_path, other):
+    out = tmp_path / "out"
+    out.write_text(other)
+    done = cli("--jsonl", source, "-o", out)
+    assert (done.exit_code, done.stderr.count("\n"), out.read_text()) == (1, 1, other)
+    assert "line 1 answers something else" in done.stderr
+
+
+def test_prompts_are_never_written_over(cli, source):
+    source.write_text(before := source.read_text().rstrip().splitlines()[0])
+    done = cli("--jsonl", source, "-o", source)
+    assert (done.exit_code, done.stderr.count("\n"), source.read_text()) == (1, 1, before)
+
+
+def test_rest_after_the_last_answer_is_refused(cli, source, tmp_path):
+    out = tmp_path / "out"
+    assert cli("--jsonl", source, "-o", out).exit_code == 0
+    whole = out.read_bytes()
+    out.write_bytes(whole + b"{")
+    assert "line 17 answers something else" in cli("--jsonl", source, "-o", out).stderr
+    assert out.read_bytes() == whole + b"{"
+
+
+def test_second_job_on_one_output_is_refused(cli, source, tmp_path):
+    out = tmp_path / "out"
+    with out.open("w") as other:
+        assert claim(other.fileno())
+        done = cli("--jsonl", source, "-o", out)
+        assert (done.exit_code, done.stderr.count("\n"), out.read_text()) == (1, 1, "")
+        assert "another job writes it" in done.stderr
+    assert cli("--jsonl", source, "-o", out).exit_code == 0
 
 
 @pytest.mark.parametrize("flags", [["--jsonl", "x"], ["-o", "x"], ["--jsonl", "x", "-o", "y", "-p", "z"]])

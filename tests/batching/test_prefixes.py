@@ -1,5 +1,9 @@
 """What prompts share is fed once, and nothing else changes."""
 
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -158,3 +162,16 @@ def test_kept_borders_are_few_and_near_what_is_shared():
         for shared in range(1, count + 1):
             found = max((at for at in kept if at <= CHUNK * shared), default=0)
             assert CHUNK * shared - found <= CHUNK * max(count - shared - 1, 0) or found == 0
+
+
+def test_disk_that_is_away_for_a_while_loses_nothing(model, tmp_path, monkeypatch):
+    folder = StateFolder(tmp_path, 64 * MB)
+    folder.save("kept", model.new_state())
+
+    def away(path, **options):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", away)
+        assert folder.load("kept") is None
+    assert folder.load("kept") is not None

@@ -50,6 +50,24 @@ def test_newer_format_asks_for_an_upgrade(bundle):
         dijiang.load(bundle)
 
 
+@pytest.mark.parametrize("hashes", [True, False])
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800", "a\nb", ""], ids=ascii)
+def test_name_that_no_file_should_have_is_one_line(bundle, name, hashes):
+    edit_manifest(bundle, lambda m: m["files"].update({name: {"bytes": 1, "sha256": ["0" * 64]}}))
+    with pytest.raises(dijiang.BundleError, match=r"^[^\n]*leaves the bundle folder[^\n]*$"):
+        dijiang.load(bundle, check_hashes=hashes)
+
+
+@pytest.mark.parametrize("name", ["../../secret", "engine.plan"])
+def test_engine_that_is_none_of_the_bundles_files_is_refused(bundle, name):
+    """No hash would vouch for it."""
+    record = {"file": name, "backend": "tensorrt", "version": "10.3", "gpus": ["sm90"]}
+    (bundle / "engine.plan").write_bytes(b"x")
+    edit_manifest(bundle, lambda m: m.update(engines={"tensorrt": record}))
+    with pytest.raises(dijiang.BundleError, match=r"(secret|engine\.plan) not in dijiang\.json"):
+        dijiang.load(bundle)
+
+
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "folder/file", ".."])
 def test_path_that_leaves_the_folder_is_refused(bundle, name):
     (bundle.parent / "secret").write_text("x")

@@ -14,11 +14,11 @@ import pytest
 import dijiang
 from dijiang.exporter import plan as plan_module
 from dijiang.exporter.plan import BASE_BYTES, plan_export
-from dijiang.graph.passes.emulate import Emulate
 from dijiang.graph.reads import weight_bytes
 from dijiang.models.initial import write_random
 from dijiang.models.load import load_checkpoint
 from dijiang.models.presets import PRESETS
+from dijiang.parity.emulation import emulate
 from dijiang.recipe import resolve
 from tests.conftest import GOLDEN, RUNNABLE, graphs_of
 
@@ -160,6 +160,8 @@ def test_calibration_that_does_not_fit_is_refused_before_it_starts(tmp_path, mon
         ("int4", "ort", "cuda", True),
         ("int8", "primitive", "onnxruntime", True),
         ("int4", "primitive", "onnxruntime", True),
+        ("int8", "webgpu", "onnxruntime", True),
+        ("int4", "webgpu", "onnxruntime", True),  # its head has 8 bits
         ("int8", "ort", "onnxruntime", False),
     ],
 )
@@ -167,6 +169,6 @@ def test_planned_copy_is_as_large_as_the_emulated_graph(checkpoint, precision, g
     model = load_checkpoint(checkpoint)
     recipe, graphs = graphs_of(model, resolve(precision, graph=graph, target=target))
     planned = plan_export(model, graphs, replace(recipe, calibration_tokens=0), verify=True).temporary
-    changed = Emulate()(graphs[graph]).modified
+    changed = emulate(graphs[graph])
     assert planned == (weight_bytes(graphs[graph]) if changed else 0)
     assert changed == emulated

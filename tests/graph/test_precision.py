@@ -9,6 +9,7 @@ import pytest
 import dijiang
 from dijiang.bundle.opened import open_bundle
 from dijiang.graph.passes.emulate import Emulate
+from dijiang.graph.passes.halves import HalveBytes
 from dijiang.graph.passes.types import TYPES
 from dijiang.graph.schemes.dequantize import CODES, block_of, rounded
 from dijiang.parity.emulation import load_emulated
@@ -121,6 +122,39 @@ def test_emulation_rounds_after_every_node(precision):
     rounded = data.astype(numpy).astype(np.float32) @ weight.astype(np.float32)
     expected = (rounded.astype(numpy).astype(np.float32) ** 2).astype(numpy).astype(np.float32)
     assert (session.run(None, {"x": data})[0] == expected).all()
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_codes_of_eight_bits_are_multiplied_in_halves_without_an_error(biased):
+    """Every code, by scales that are powers of 2: the rows of the identity give the weights."""
+    import onnxruntime
+
+    codes = np.random.default_rng(1).permutation(256).astype(np.uint8).reshape(4, 2, 32)
+    arrays = {"codes": codes, "scales": np.float32([[0.5, 2], [1, 8], [0.25, 4], [64, 16]])}
+    arrays |= {"bias": np.float32([1, -3, 0, 1e4])} if biased else {}
+    stored = {name: ir.val(name, const_value=ir.tensor(array, name=name)) for name, array in arrays.items()}
+    x, y = (
+        ir.Value(name=n, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["rows", w]))
+        for n, w in (("x", 64), ("y", 4))
+    )
+    inputs = [x, stored["codes"], stored["scales"], *((None, None, stored["bias"]) if biased else ())]
+    sizes = {"K": 64, "N": 4, "bits": 8, "block_size": 32, "accuracy_level": 0}
+    product = ir.node("MatMulNBits", inputs, sizes, domain="com.microsoft", outputs=[y])
+    graph = ir.Graph(
+        [x],
+        [y],
+        nodes=[product],
+        initializers=list(stored.values()),
+        opset_imports={"": 21, "com.microsoft": 1},
+        name="g",
+    )
+    model = ir.Model(graph, ir_version=10)
+    assert HalveBytes()(model).modified
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    weight = ((codes - np.float32(128)) * arrays["scales"][..., None]).reshape(4, 64).T
+    expected = weight + arrays.get("bias", np.float32(0))
+    np.testing.assert_array_equal(session.run(None, {"x": np.eye(64, dtype=np.float32)})[0], expected)
+    assert not HalveBytes()(model).modified
 
 
 def test_verify_measures_the_rounding(exported):

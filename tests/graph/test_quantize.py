@@ -8,8 +8,8 @@ import pytest
 
 import dijiang
 from dijiang.exporter import calibration, pipeline
-from dijiang.graph.rounding import round_nearest
-from dijiang.graph.schemes import nbits
+from dijiang.graph.rounding import round_gptq, round_nearest
+from dijiang.graph.schemes import dequantize, nbits
 from dijiang.parity import windows
 from dijiang.parity.difference import Sums
 from dijiang.parity.windows import read_ids
@@ -39,6 +39,45 @@ def test_model_with_dead_channels_is_exported(edit_tensors, tmp_path, size, prec
         for weight in onnx.load(bundle.path / record.file).graph.initializer:
             if ".scales" in weight.name and target != "cuda":
                 assert (onnx.numpy_helper.to_array(weight) != 0).all()
+
+
+@pytest.mark.parametrize("tokens", [0, 256])
+@pytest.mark.parametrize("target", ["onnxruntime", "cuda", "tensorrt"])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_codes_are_chosen_for_the_scales_that_are_stored(
+    edit_tensors, tmp_path, monkeypatch, precision, target, tokens
+):
+    """Scales are float16 for CUDA and TensorRT, in which small ones have few bits."""
+
+    def shrink(tensors):
+        for name, tensor in tensors.items():
+            if name.endswith(("query_key_value.weight", "dense_h_to_4h.weight")):
+                tensor *= np.float32(1e-4)
+
+    chosen = []
+
+    def noted(function):
+        def rounded(*arguments):
+            codes, scales = function(*arguments)
+            chosen.append(scales)
+            return codes, scales
+
+        return rounded
+
+    for module in (nbits, dequantize):
+        monkeypatch.setattr(module, "round_nearest", noted(round_nearest))
+    monkeypatch.setattr(nbits, "round_gptq", noted(round_gptq))
+    options = {} if target == "tensorrt" else {"calibration_tokens": tokens}
+    checkpoint = edit_tensors("neox-base", shrink)
+    bundle = dijiang.export(checkpoint, tmp_path / "b", precision=precision, target=target, verify=False, **options)
+    for record in bundle.manifest.graphs.values():
+        graph = onnx.load(bundle.path / record.file).graph
+        scales = [
+            onnx.numpy_helper.to_array(w).astype(np.float32) for w in graph.initializer if ".scales" in w.name
+        ]
+        assert len(scales) > 4
+        for found in scales:
+            assert any(np.array_equal(found, one) or np.array_equal(found.T, one) for one in chosen)
 
 
 #: Whole windows of 512 tokens in the held-out text.
@@ -193,8 +232,8 @@ def test_export_without_a_text_judges_the_text_that_the_bundle_draws(precision, 
     assert bundle.parity["text"] == windows.OWN
     assert {gate["metric"] for gate in bundle.parity["gates"]} == JUDGED
 
-    def shrunk(weight, bits, block, **stored):
-        codes, scales = round_nearest(weight, bits, block, **stored)
+    def shrunk(weight, bits, block, kind):
+        codes, scales = round_nearest(weight, bits, block, kind)
         return codes, scales * np.float32(0.3 if len(scales) == 192 else 1)
 
     # Attention-out and MLP-down of every layer: no gross error, but not this model any more.
@@ -212,8 +251,8 @@ def test_text_of_random_weights_is_not_judged(tmp_path, monkeypatch):
     assert not report["learned"]
     assert {gate["metric"] for gate in report["gates"]} == JUDGED - {"kl_over_rounding"}
 
-    def swapped(weight, bits, block, **stored):
-        codes, scales = round_nearest(weight, bits, block, **stored)
+    def swapped(weight, bits, block, kind):
+        codes, scales = round_nearest(weight, bits, block, kind)
         return codes[::-1], scales[::-1]
 
     monkeypatch.setattr(nbits, "round_nearest", swapped)
@@ -222,8 +261,8 @@ def test_text_of_random_weights_is_not_judged(tmp_path, monkeypatch):
 
 
 def test_bundle_that_computes_nan_fails_on_text_of_its_own(tmp_path, monkeypatch):
-    def broken(weight, bits, block, **stored):
-        codes, scales = round_nearest(weight, bits, block, **stored)
+    def broken(weight, bits, block, kind):
+        codes, scales = round_nearest(weight, bits, block, kind)
         return codes, scales * np.float32(np.nan)
 
     monkeypatch.setattr(nbits, "round_nearest", broken)

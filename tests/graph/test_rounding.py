@@ -47,20 +47,26 @@ def test_weights_that_are_zero_stay_zero():
     assert np.isfinite(scales).all()
 
 
+KINDS = {
+    "float32": rounding.FLOAT32,
+    "bfloat16": rounding.BFLOAT16,
+    "float16": rounding.FLOAT16,
+    "positive": rounding.POSITIVE,
+}
 #: What weight decay leaves of channels that a model does not use.
 DEAD = [0, 1e-44, 1e-41, 1e-39, 1e-37]
 
 
-@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("size", DEAD)
-def test_dead_weights_have_scales_that_can_be_divided_by(size, bits, positive):
+def test_dead_weights_have_scales_that_can_be_divided_by(size, bits, kind):
     weight = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
-    alive = round_nearest(weight, bits, 16, positive=positive, scale_bytes=2)
+    alive = round_nearest(weight, bits, 16, kind)
     weight[16:32, 2] *= size
     weight[:, 4] *= size
-    codes, scales = round_nearest(weight, bits, 16, positive=positive, scale_bytes=2)
-    dead = scales == rounding.smallest_scale(positive=positive)
+    codes, scales = round_nearest(weight, bits, 16, kind)
+    dead = scales == kind.least
     assert dead.sum() == 5
     assert (codes[dead] == 2 ** (bits - 1)).all()
     for found, expected in zip((codes, scales), alive, strict=True):
@@ -84,22 +90,38 @@ def test_four_bit_codes_lie_two_in_a_byte():
     assert pack(np.array([[[1, 2, 15, 0]]], np.uint8), 4).tolist() == [[[0x21, 0x0F]]]
 
 
+@pytest.mark.parametrize("kind", list(KINDS.values())[:3], ids=list(KINDS)[:3])
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_scales_are_numbers_that_their_type_has_and_codes_are_the_nearest(bits, size, kind):
+    """However they are rounded. In float16 small ones have few bits."""
+    weight = (size * np.random.default_rng(2).normal(size=(64, 8))).astype(np.float32)
+    inputs = Inputs.of(np.eye(64, dtype=np.float32), 16)
+    for codes, scales in (round_nearest(weight, bits, 16, kind), round_gptq(weight, bits, 16, inputs, kind)):
+        np.testing.assert_array_equal(scales.astype(kind.dtype).astype(np.float32), scales)
+        blocks, bound = rounding.by_blocks(weight, 16), 2 ** (bits - 1)
+        exact = np.clip(np.rint(blocks / scales[..., None]), -bound, bound - 1) + bound
+        np.testing.assert_allclose(codes, exact, atol=1)
+        assert (codes == exact).mean() > 0.99  # but for halves
+
+
+@pytest.mark.parametrize("kind", list(KINDS.values())[:3], ids=list(KINDS)[:3])
 @pytest.mark.parametrize(("rows", "columns", "block", "bits"), [(130, 33, 16, 4), (256, 70, 64, 4), (96, 5, 32, 8)])
-def test_compiled_gptq_rounds_as_its_twin(monkeypatch, rows, columns, block, bits):
+def test_compiled_gptq_rounds_as_its_twin(monkeypatch, rows, columns, block, bits, kind):
     random = np.random.default_rng(rows)
     inputs = (random.normal(size=(2 * rows, rows)) @ random.normal(size=(rows, rows))).astype(np.float32)
     inputs[:, :block] = 0  # never seen
     weight, moment = random.normal(size=(rows, columns)).astype(np.float32), inputs.T @ inputs
     for column, size in enumerate(DEAD):
         weight[:, column] *= size
-    fast = round_gptq(weight, bits, block, Inputs.of(moment.copy(), block))
+    fast = round_gptq(weight, bits, block, Inputs.of(moment.copy(), block), kind)
     monkeypatch.setattr(rounding, "has_library", lambda: False)
-    plain = round_gptq(weight, bits, block, Inputs.of(moment, block))
+    plain = round_gptq(weight, bits, block, Inputs.of(moment, block), kind)
     assert (fast[0] == plain[0]).mean() > 0.999
     errors = [np.linalg.norm(inputs @ (restored(*found, bits, rows) - weight)) for found in (fast, plain)]
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
     for codes, scales in (fast, plain):
-        assert (np.abs(scales) >= rounding.SMALLEST).all()
+        assert (np.abs(scales) >= kind.least).all()
         unseen, alive = (restored(codes, scales, bits, rows) - weight)[:block], slice(len(DEAD), None)
         assert (np.abs(unseen)[:, alive] <= 0.25 * np.abs(weight[:block, alive]).max(0)).all()
 
@@ -207,9 +229,11 @@ def test_rotation_spreads_a_channel_that_stands_out():
 def test_codes_are_chosen_by_scales_as_they_are_stored(bits):
     """A scale near 2^-24, the smallest of float16, is rounded by up to a half: codes make up for it."""
     weight = np.random.default_rng(0).normal(size=(256, 8)).astype(np.float32) * 2.0**-18
-    codes, scales = round_nearest(weight, bits, 16, positive=True)
+    codes, scales = round_nearest(weight, bits, 16, rounding.POSITIVE)
     assert (scales == scales.astype(np.float16)).all()
     free = (codes > 0) & (codes < 2**bits - 1)
     left = np.abs(restored(codes, scales, bits, 256) - weight).T.reshape(codes.shape)
     assert (left <= 0.501 * scales[..., None])[free].all()
-    assert (round_nearest(weight * 2.0**40, bits, 16, positive=True)[1] > 65504).any()  # refused when it is stored
+    assert (
+        round_nearest(weight * 2.0**40, bits, 16, rounding.POSITIVE)[1] > 65504
+    ).any()  # refused when it is stored

@@ -1,10 +1,12 @@
 """The real lm-evaluation-harness on bundles, with tasks and data of our own: nothing comes from a network."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import dijiang
 from dijiang.cli import main
@@ -196,6 +198,24 @@ def test_the_harness_gets_the_same_results_by_its_own_batching(lm, tasks):
         assert ours
         for metric, value in ours.items():
             assert value == pytest.approx(other[metric], rel=1e-4), (name, metric)
+
+
+def test_a_long_context_leaves_room_for_the_answer_where_positions_end(tmp_path):
+    """As with the harness's own model."""
+    from dijiang.integrations.lm_eval import DijiangLM
+
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(GOLDEN["neox-trained-decay"], checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text()) | {"bos_token_id": 95, "eos_token_id": 95}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer(models.WordLevel({f"w{n}": n for n in range(96)}, unk_token="w1"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
+    lm = DijiangLM(dijiang.load(dijiang.export(checkpoint, tmp_path / "b", verify=False).path))
+    context = " ".join(f"w{2 + n % 50}" for n in range(lm.max_length + 20))
+    options = {"until": ["zzz"], "max_gen_toks": 30}
+    (found,) = lm.generate_until(requests("generate_until", (context, options)), True)
+    assert len(found.split()) == 30
 
 
 def test_generated_text_is_that_of_model_generate(lm):

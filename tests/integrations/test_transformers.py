@@ -168,6 +168,7 @@ def test_all_logits_are_those_of_forward(model):
     np.testing.assert_array_equal(
         found, model.model.forward(ids.numpy(), model.model.new_state(2), all_logits=True)
     )
+    torch.testing.assert_close(model(ids, logits_to_keep=torch.tensor([0, -1])).logits, found[:, [0, -1]])
     torch.testing.assert_close(model(ids, logits_to_keep=2).logits, found[:, -2:])
     torch.testing.assert_close(model(ids, logits_to_keep=1).logits, found[:, -1:], atol=2e-5, rtol=0)
 

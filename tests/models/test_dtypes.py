@@ -14,6 +14,8 @@ import dijiang
 from dijiang.models.binding import ADDED
 from dijiang.models.checkpoint import Checkpoint
 from dijiang.models.convert import convert
+from dijiang.models.load import load_checkpoint
+from tests.graph.test_families import NAMED
 from tests.random_models import write
 
 COMMON = {"hidden_size": 48, "vocab_size": 61, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -74,6 +76,33 @@ def test_type_that_is_none_of_weights_is_one_line_with_tensor_and_type(tmp_path,
     assert not (tmp_path / "new").exists()
     with pytest.raises(dijiang.CheckpointError, match=rf"{name} has dtype"):
         Checkpoint(tmp_path / "v").read(name)
+
+
+def test_types_of_16_bits_side_by_side_become_float32(tmp_path):
+    """q, k and v are one weight of ours; NumPy knows no common type of these two."""
+    checkpoint = write(tmp_path, NAMED["llama-gqa-4"])
+    file = checkpoint / "model.safetensors"
+    tensors = {name: torch.from_numpy(array).to(torch.float16) for name, array in load_file(file).items()}
+    for name in tensors:
+        if name.endswith("k_proj.weight"):
+            tensors[name] = tensors[name].to(torch.bfloat16)
+    save_torch(tensors, file)
+    found = load_checkpoint(checkpoint).weights["layers.0.qkv.weight"]
+    parts = [tensors[f"model.layers.0.self_attn.{x}_proj.weight"].float().numpy().T for x in "qkv"]
+    np.testing.assert_array_equal(found, np.concatenate(parts, axis=-1))
+    dijiang.export(checkpoint, tmp_path / "b")
+
+
+@pytest.mark.parametrize("options", [{"verify": False}, {"precision": "int8", "calibration_tokens": 64}], ids=str)
+def test_number_that_float32_has_not_is_one_line(tmp_path, options):
+    checkpoint = write(tmp_path, NAMED["llama-gqa-4"])
+    file = checkpoint / "model.safetensors"
+    tensors = {name: torch.from_numpy(array).to(torch.float64) for name, array in load_file(file).items()}
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = -1e39
+    save_torch(tensors, file)
+    with pytest.raises(dijiang.CheckpointError, match=r"1\.mlp\.up_proj\.weight holds a number beyond float32"):
+        dijiang.export(checkpoint, tmp_path / "b", **options)
+    assert not (tmp_path / "b").exists()
 
 
 def test_sparse_tensor_is_one_line(tmp_path):

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from onnx import TensorProto, helper
 
-from dijiang.graph.rounding import hadamard, pack, rotate, round_nearest
+from dijiang.graph.rounding import BFLOAT16, FLOAT32, hadamard, pack, rotate, round_nearest
 
 #: Rows of a call whose results are kept; those of shorter calls must be its first.
 ROWS = 40
@@ -73,7 +73,7 @@ class Product:
         x[4] = 0
         bias = draw.standard_normal(case.outputs).astype(np.float32) if case.bias else None
         mixed = rotate(weight, case.rotation)
-        codes, scales = round_nearest(mixed, case.bits, case.block, scale_bytes=case.scale_bytes)
+        codes, scales = round_nearest(mixed, case.bits, case.block, FLOAT32 if case.scale_bytes == 4 else BFLOAT16)
         return cls(case, x.astype(np.float32), codes, scales, bias)
 
     def rounded(self) -> tuple[np.ndarray, np.ndarray]:

@@ -77,6 +77,14 @@ def test_form_of_tensorrt_is_not_mixed_and_keeps_the_embedding(tmp_path):
     assert np.array_equal(twin["layers.0.gate.weight"], in_type(weight, "fp16"))
 
 
+@pytest.mark.parametrize("head", [None, "int4"])
+def test_tied_table_that_a_graph_for_cuda_keeps_is_kept_in_the_twin(tmp_path, head):
+    model = load_checkpoint(write(tmp_path, NAMED["llama-biased-tied"]))
+    table = np.asarray(model.weights["embed.weight"])
+    twin = Rounded(model, resolve("int8", target="cuda", head_precision=head))._weights
+    assert np.array_equal(twin["embed.weight"], in_type(table, "fp16"))
+
+
 def test_what_a_budget_keeps_in_8_bits_is_so_in_the_twin(tmp_path):
     """A graph keeps several weights in one, and names it after them."""
     bundle = dijiang.export(

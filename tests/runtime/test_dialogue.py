@@ -97,6 +97,46 @@ def test_stopped_answer_stays_as_far_as_it_was_told(model):
     assert text(dialogue.say("three"))
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_message_that_did_not_go_in_was_not_said(model, monkeypatch, again):
+    """Ctrl-C while a long one is fed, in pieces."""
+    dialogue, _ = talk(model, "one", "two " * 400)
+    before, undone = [a.tobytes() for a in dialogue.state.layers], len(dialogue._before)
+    run, left = type(model.session).run, [1]
+
+    def interrupted(session, step, state):
+        if not left.pop():
+            raise KeyboardInterrupt
+        left.append(0)
+        return run(session, step, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model.session), "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(dialogue.regenerate() if again else dialogue.say("three " * 400))
+    assert ([a.tobytes() for a in dialogue.state.layers], len(dialogue._before)) == (before, undone)
+    assert text(dialogue.say("four")) == text(talk(model, "one", "two " * 400)[0].say("four"))
+
+
+def test_regenerate_never_draws_the_answer_that_stands_there(model):
+    dialogue, _ = talk(model, "one")
+    second = text(dialogue.regenerate())
+    assert text(dialogue.fork().regenerate()) != second
+    text(dialogue.say("two"))
+    dialogue.undo()
+    assert text(dialogue.regenerate()) != second
+
+
+def test_state_of_several_sequences_is_no_conversation(model, tmp_path):
+    dialogue, _ = talk(model, "one")
+    before, state = dialogue.state, model.new_state(2)
+    model.forward([[1, 2]] * 2, state)
+    state.save(tmp_path / "two")
+    with pytest.raises(dijiang.InputError, match="a state of 2 sequences, expected 1"):
+        dialogue.load(tmp_path / "two")
+    assert dialogue.state is before
+
+
 def test_saved_conversation_goes_on(model, tmp_path):
     dialogue, _ = talk(model, "one")
     dialogue.save(tmp_path / "s")

@@ -88,6 +88,29 @@ def test_the_models_own_end_token_stops_unless_ignored(model, monkeypatch):
     assert (last.finish_reason, last.generated) == ("limit", 9)
 
 
+def test_stop_string_that_is_a_special_token_ends_the_text(model):
+    """No text shows special tokens, so that no search of the text finds one. Clients send them."""
+    special = "<|endoftext|>"
+    (end,) = model.tokenizer.special_ids([special])
+    records = list(model.generate([1], max_tokens=3_000, ignore_eos=True, temperature=3.0, seed=1, stop=[special]))
+    assert (records[-1].token, records[-1].finish_reason, records[-1].text) == (end, "stop", "")
+
+
+@pytest.mark.parametrize("prompts", [([5], [6]), (None, None)])
+def test_generation_of_a_state_that_went_on_since_is_refused(model, prompts):
+    """Both would feed the token that the state has left."""
+    state = model.new_state()
+    list(model.generate([1, 2], max_tokens=2, state=state))
+    first, second = [model.generate(prompt, max_tokens=3, state=state) for prompt in prompts]
+    list(first)
+    position = state.position.tolist()
+    with pytest.raises(
+        dijiang.InputError, match=r"^the state is at position \d+ by now, was at 3 .* call generate"
+    ):
+        list(second)
+    assert state.position.tolist() == position
+
+
 def test_a_given_state_is_continued(model):
     ids = model.tokenizer.encode("import os\n\n\ndef main(")
     expected = [record.token for record in model.generate(ids, max_tokens=10)]

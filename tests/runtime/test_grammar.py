@@ -3,6 +3,7 @@
 import pytest
 
 import dijiang
+from dijiang.runtime.calls import Syntax, Tool
 
 ENDLESS: dict = {}
 ENDLESS["properties"] = {"a": ENDLESS}
@@ -17,6 +18,29 @@ def model(exported):
 def test_form_that_does_not_compile_is_one_line(model, form):
     with pytest.raises(dijiang.InputError, match=r"^the schema does not compile \([^\n]+\); change it$"):
         model.grammar(form)
+
+
+def wide(count):
+    return {"type": "object", "properties": {f"k{number}": {} for number in range(count)}}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [wide(2_001), {"anyOf": [wide(1)] * 2_001}, {"type": "array", "prefixItems": [wide(1_500), wide(1_500)]}],
+    ids=["properties", "forms", "together"],
+)
+def test_form_that_would_take_long_to_compile_is_refused(model, form):
+    """Time goes by the square: 8,000 properties took 10 seconds, for which all other prompts waited."""
+    with pytest.raises(
+        dijiang.InputError, match=r"too many properties or forms side by side, expected at most 2,000"
+    ):
+        model.grammar(form)
+    with pytest.raises(dijiang.InputError, match="too many properties"):
+        Syntax("<", ">", None, "", (",", ":")).grammar([Tool("f", form)], must=True, several=False)
+
+
+def test_long_lists_of_values_are_taken(model):
+    assert model.grammar({"enum": [f"v{number}" for number in range(5_000)]}).begin().allowed().any()
 
 
 def test_every_text_of_a_form_begins_anew(model):

@@ -39,3 +39,12 @@ def test_driver_that_does_not_load_them_is_one_line(monkeypatch):
     monkeypatch.setattr(kernels, "Cuda", lambda index: type("Cuda", (), {"gpu": type("Gpu", (), {"sm": "sm90"})}))
     with pytest.raises(dijiang.SessionError, match=r"did not load the kernels .*\(CUresult -1\); install"):
         kernels.load_kernels.__wrapped__(0)
+
+
+def test_gpu_of_another_generation_is_refused_where_kernels_are_loaded(monkeypatch):
+    monkeypatch.setattr(kernels, "LOADED", ["sm80"])
+    monkeypatch.setattr(kernels, "Cuda", lambda index: type("Cuda", (), {"gpu": type("Gpu", (), {"sm": "sm90"})}))
+    with pytest.raises(
+        dijiang.SessionError, match=r"^GPU 1 is sm90, and this process has .* for sm80; use a process"
+    ):
+        kernels.load_kernels.__wrapped__(1)

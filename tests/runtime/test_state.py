@@ -199,6 +199,21 @@ def test_seams_that_no_state_has_are_one_error(saved, seams, said):
         dijiang.State.load(saved)
 
 
+@pytest.mark.parametrize("value", [{"a": 1}, [[1]], [{}]], ids=str)
+def test_note_is_flat(saved, value):
+    """It is shown, whoever wrote it: what is nested could be nested for ever."""
+    edited(saved, words={"note": json.dumps({"made": {}, "sampler": {"stop": value}, "top": []})})
+    with pytest.raises(dijiang.InputError, match=r"not a saved state \(a note of the wrong types\)"):
+        dijiang.State.load(saved)
+
+
+def test_state_of_another_vocabulary_is_refused(model):
+    state = model.new_state()
+    other = dijiang.State(state.layers, state.position, state.fingerprint, state.vocab_size + 8)
+    with pytest.raises(dijiang.InputError, match=r"a vocabulary of \d+, expected \d+; use new_state"):
+        model.forward([[1]], other)
+
+
 @pytest.mark.parametrize("damage", ["text", "cut", "missing", "folder", "empty", "npz", "checkpoint"])
 def test_file_that_is_no_state_is_one_error(model, saved, tmp_path, damage):
     path = tmp_path / "no-state"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 import dijiang
+from dijiang.runtime.sequence import Limits, Sequence
 from dijiang.runtime.text import StopStrings, TextTokenizer
 from tests.conftest import EXAMPLES, with_start_token
 from tests.random_tokenizers import CORPUS, KINDS, sequence, streamed
@@ -108,6 +109,15 @@ def test_pieces_of_tokens_make_the_text_of_every_kind_of_tokenizer(kind):
             assert b"".join(map(known.piece, ids)).decode().lstrip(" ") == whole.lstrip(" "), ids
     assert seen > 20
     assert {known.piece(token) for token in known.special} == {known.name(t).encode() for t in known.special}
+
+
+def test_stop_string_in_bytes_that_waited_until_the_last_token_is_a_stop(byte_fallback):
+    """LLaMA's bytes wait for the end of their character, here for the end of the text."""
+    token = byte_fallback._tokenizer.token_to_id("<0x0A>")
+    limits, text = Limits(1), byte_fallback.stream()
+    sequence = Sequence(limits, StopStrings(["\n"]), None, text, prompt_tokens=1, started=0.0)
+    record = sequence.push(token, 1)
+    assert (record.text, record.finish_reason) == ("", "stop")
 
 
 def test_what_never_becomes_a_character_does_not_pile_up(tokenizer, byte_fallback):

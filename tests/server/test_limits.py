@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import openai
@@ -35,6 +36,8 @@ REFUSED = {
     "boolean for a number": ({"model": "tiny", "prompt": "x", "max_tokens": True}, 400, "max_tokens"),
     "too many tokens": ({"model": "tiny", "prompt": "x", "max_tokens": 10**6}, 400, "max_tokens"),
     "no tokens": ({"model": "tiny", "prompt": "x", "max_tokens": 0}, 400, "max_tokens"),
+    "bias beyond floats": ({"model": "tiny", "prompt": "x", "logit_bias": {"5": 10**400}}, 400, "logit_bias"),
+    "bias that is no number": ({"model": "tiny", "prompt": "x", "logit_bias": {"5": "1"}}, 400, "logit_bias"),
     "many choices": ({"model": "tiny", "prompt": "x", "n": 99}, 400, "n"),
     "five stops": ({"model": "tiny", "prompt": "x", "stop": list("abcde")}, 400, "stop"),
     "empty stop": ({"model": "tiny", "prompt": "x", "stop": [""]}, 400, "stop"),
@@ -241,6 +244,54 @@ def test_silent_and_slow_clients_are_let_go(models):
         assert found.startswith(b"HTTP/1.1 408 ")
         assert time.monotonic() - started < 5
         assert server.ask("/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("body", [b"", b"Content-Length: 5\r\n"], ids=["next", "rest"])
+def test_patience_holds_for_every_request_of_a_connection(models, body):
+    """Also for a body that no answer needed."""
+    with running(models, patience=0.3, slots=1) as server, server.connect() as sock:
+        sock.settimeout(10)
+        for _ in range(2 if not body else 1):
+            sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + body + b"\r\n")
+            found = b""
+            while not found.endswith(b"}"):
+                found += sock.recv(1 << 16)
+            assert found.startswith(b"HTTP/1.1 200 ")
+        started = time.monotonic()
+        sock.sendall(b"P")
+        with suppress(ConnectionResetError):
+            assert sock.recv(1 << 16) == b""
+        assert time.monotonic() - started < 3
+
+
+def test_more_choices_than_there_are_places_is_not_for_later(models):
+    with running(models, slots=2, queue=1) as server:
+        status, headers, found = server.ask("/v1/completions", {"model": "tiny", "prompt": "x", "n": 4})
+        assert (status, found["error"]["param"]) == (400, "n")
+        assert "Retry-After" not in headers
+        assert server.ask("/v1/completions", {"model": "tiny", "prompt": "x", "n": 3, "max_tokens": 2})[0] == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_schema_that_fails_on_its_way_is_the_clients_error(models, stream):
+    """`$ref` to itself compiles, and has no text."""
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}
+    with running(models, slots=1) as server:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "response_format": form}
+        found = json.dumps(server.ask("/v1/chat/completions", body | {"stream": stream, "max_tokens": 3})[2])
+        assert "invalid_request_error" in found
+
+
+def test_prompt_that_is_not_ready_in_time_is_408_and_blocks_nobody(models, monkeypatch):
+    with running(models, slots=1, timeout=0.5) as server:
+        hosted, ready = server.server.models["tiny"], threading.Event()
+        turns = hosted._turns
+        monkeypatch.setattr(hosted, "_turns", lambda *given: ready.wait(20) and turns(*given))
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 2}
+        assert [server.ask("/v1/completions", body)[0] for _ in range(3)] == [408] * 3
+        assert hosted.load == 0
+        ready.set()
+        assert server.ask("/v1/completions", body)[0] == 200
 
 
 def test_who_does_not_read_loses_the_connection_and_the_slot(models):

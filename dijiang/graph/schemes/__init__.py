@@ -10,13 +10,14 @@ import numpy as np
 from onnx_ir.passes import InPlacePass
 
 from ...recipe import SCHEMES, Blocks, Graph, Recipe, named
+from ..rounding import ScaleType
 
 #: The second moment [in, in] float32 of a linear's inputs, by the name of its weight. Each is asked for once,
 #: when its weight is written, in the order of the graph, and is overwritten by who asks.
 Moments = Callable[[str], np.ndarray]
-#: How a weight becomes integers: (its name, what reads it [in, out] float32, blocks) -> packed codes
-#: uint8 [out, blocks, bytes] and scales float32 [out, blocks].
-Rounder = Callable[[str, Callable[[], np.ndarray], Blocks], tuple[np.ndarray, np.ndarray]]
+#: How a weight becomes integers: (its name, what reads it [in, out] float32, blocks, type of their scales) ->
+#: packed codes uint8 [out, blocks, bytes] and scales float32 [out, blocks].
+Rounder = Callable[[str, Callable[[], np.ndarray], Blocks, ScaleType], tuple[np.ndarray, np.ndarray]]
 
 
 class Scheme(Protocol):

@@ -15,7 +15,7 @@ from ...recipe import Graph, Recipe
 from ..builder import ir_version
 from ..passes.linear import Linear, Shared, array_of, drop_unused_initializers, linears, require_float32, stored
 from ..roles import ROUNDED, Role
-from ..rounding import round_nearest
+from ..rounding import POSITIVE, round_nearest
 from . import Rounder
 
 #: First opset whose DequantizeLinear has blocks and 4 bits.
@@ -93,7 +93,7 @@ def block_of(rows: int, codes: Codes) -> int:
 
 def rounded(weight: np.ndarray, codes: Codes, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Codes [in, out] and scales [in / block, out], above 0, of a weight [in, out]."""
-    found, scales = round_nearest(weight, codes.bits, block, positive=True)
+    found, scales = round_nearest(weight, codes.bits, block, POSITIVE)
     signed = (found - np.uint8(2 ** (codes.bits - 1))).view(np.int8)
     return signed.reshape(len(found), -1).T, scales.T
 

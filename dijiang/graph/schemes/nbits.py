@@ -26,7 +26,19 @@ from ..passes.linear import (
     value_of,
 )
 from ..roles import ROUNDED, Role, role_of
-from ..rounding import Inputs, hadamard, pack, rotate, rotate_both, round_gptq, round_nearest
+from ..rounding import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    Inputs,
+    ScaleType,
+    hadamard,
+    pack,
+    rotate,
+    rotate_both,
+    round_gptq,
+    round_nearest,
+)
 from . import Moments, Rounder
 
 #: MatMulNBits multiplies in int8 at this level: activations are rounded by blocks too.
@@ -39,10 +51,10 @@ SMALLEST_BLOCK = 16
 class NBits:
     """See `graph.schemes.Scheme`: activations are rounded to 8 bits by blocks, too.
 
-    brief: type in which scales of two bytes are stored.
+    brief: how scales of two bytes are rounded, and the type of what is stored.
     """
 
-    level, bias_inside, brief = INT8_ACTIVATIONS, True, ir.DataType.BFLOAT16
+    level, bias_inside, brief = INT8_ACTIVATIONS, True, (BFLOAT16, ir.DataType.BFLOAT16)
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -51,6 +63,10 @@ class NBits:
     def calibrates(self) -> bool:
         return self.recipe.in_blocks
 
+    def scales(self, blocks: Blocks) -> tuple[ScaleType, ir.DataType]:
+        """How the scales of blocks are rounded, and stored."""
+        return self.brief if blocks.scale_bytes == 2 else (FLOAT32, ir.DataType.FLOAT)
+
     def passes(self, row: Graph, *, tied: bool = False, rounder: Rounder | None = None) -> list[InPlacePass]:
         return [Quantize(self, row, rounder or nearest, tied=tied)]
 
@@ -58,10 +74,10 @@ class NBits:
 class GpuNBits(NBits):
     """As NBits, for CUDA: activations are not rounded, and biases are added by nodes of their own, as
     older kernels take none. One row of the embedding is read in a step: it stays in fp16, whose lookup
-    is exact. Scales take the type of the activations, as its kernels want them.
+    is exact. Scales take the type of the activations, as its kernels want them: `passes.types` stores them in it.
     """
 
-    level, bias_inside, brief = EXACT_ACTIVATIONS, False, ir.DataType.FLOAT
+    level, bias_inside, brief = EXACT_ACTIVATIONS, False, (FLOAT16, ir.DataType.FLOAT)
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(replace(recipe, embed=None))
@@ -145,9 +161,9 @@ class Quantize(InPlacePass):
         """Initializers of a weight [in, out]: codes and scales, each [out, ...]."""
         (rows, columns), name = shape, str(source.name)
         blocks, size = -(-rows // rounding.block), rounding.block * rounding.bits // 8
-        rounded = Shared(lambda: rounder(name, read, rounding))
+        kind, type_ = self.scheme.scales(rounding)
+        rounded = Shared(lambda: rounder(name, read, rounding, kind))
         packed = (columns, blocks * size) if flat else (columns, blocks, size)
-        type_ = self.scheme.brief if rounding.scale_bytes == 2 else ir.DataType.FLOAT
         return (
             stored(
                 graph,
@@ -189,27 +205,32 @@ class Quantize(InPlacePass):
         return (gather, replace(self.recipe.embed, block=block, rotation=0)) if block >= SMALLEST_BLOCK else None
 
 
-def nearest(name: str, read: Callable[[], np.ndarray], rounding: Blocks) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    name: str, read: Callable[[], np.ndarray], rounding: Blocks, kind: ScaleType
+) -> tuple[np.ndarray, np.ndarray]:
     """See `Rounder`: each weight by itself."""
-    weight = mixed_weight(read(), rounding)
-    codes, scales = round_nearest(weight, rounding.bits, rounding.block, scale_bytes=rounding.scale_bytes)
+    codes, scales = round_nearest(mixed_weight(read(), rounding), rounding.bits, rounding.block, kind)
     return pack(codes, rounding.bits), scales
 
 
 def calibrated(moments: Moments) -> Rounder:
     """By the moments of the weights' inputs: GPTQ."""
 
-    def rounder(name: str, read: Callable[[], np.ndarray], rounding: Blocks) -> tuple[np.ndarray, np.ndarray]:
+    def rounder(
+        name: str, read: Callable[[], np.ndarray], rounding: Blocks, kind: ScaleType
+    ) -> tuple[np.ndarray, np.ndarray]:
         weight = mixed_weight(read(), rounding)
-        codes, scales = round_by(weight, rounding, mixed_inputs(moments(name), rounding))
+        codes, scales = round_by(weight, rounding, kind, mixed_inputs(moments(name), rounding))
         return pack(codes, rounding.bits), scales
 
     return rounder
 
 
-def round_by(weight: np.ndarray, rounding: Blocks, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
+def round_by(
+    weight: np.ndarray, rounding: Blocks, kind: ScaleType, inputs: Inputs
+) -> tuple[np.ndarray, np.ndarray]:
     """Codes uint8 [out, blocks, block] and scales float32 [out, blocks] of a mixed weight, by GPTQ."""
-    return round_gptq(weight, rounding.bits, rounding.block, inputs, scale_bytes=rounding.scale_bytes)
+    return round_gptq(weight, rounding.bits, rounding.block, inputs, kind)
 
 
 def mixed_weight(weight: np.ndarray, rounding: Blocks) -> np.ndarray:

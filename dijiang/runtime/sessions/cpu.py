@@ -17,7 +17,15 @@ from ..snapshot import NONE
 from ..state import State
 from ..step import Shapes, Step
 from .base import PIECE
-from .inference import failed_step, first_line, import_onnxruntime, is_onnxruntimes, open_inference, upgrade
+from .inference import (
+    UNPACKED,
+    failed_step,
+    first_line,
+    import_onnxruntime,
+    is_onnxruntimes,
+    open_inference,
+    upgrade,
+)
 
 #: Bindings that are kept: of a decode step, and of ragged steps of several lengths.
 KEPT = 8
@@ -32,8 +40,21 @@ class CpuSession:
 
     longest = PIECE
 
-    def __init__(self, bundle: Bundle, graph: str, *, threads: int | None = None, file: Path | None = None) -> None:
-        """Load a graph of a bundle; `file`: another form of it, as `parity.emulation` writes."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        graph: str,
+        *,
+        threads: int | None = None,
+        file: Path | None = None,
+        unpacked: bool = False,
+    ) -> None:
+        """Load a graph of a bundle.
+
+        Args:
+            file: another form of it, as `parity.emulation` writes.
+            unpacked: see `load_graph`.
+        """
         require_memory(
             str(bundle.path),
             run_bytes(bundle.data_bytes, bundle.manifest.spec.state_bytes),
@@ -41,7 +62,8 @@ class CpuSession:
         )
         self.graph = graph
         self._ort = import_onnxruntime()
-        self._session = load_graph(bundle, graph, file or bundle.graph_file(graph), threads=threads)
+        source = file or bundle.graph_file(graph)
+        self._session = load_graph(bundle, graph, source, threads=threads, unpacked=unpacked)
         self.provider = str(self._session.get_providers()[0])
         self._in_place = bundle.manifest.graphs[graph].in_place
         self._vocab = bundle.manifest.spec.vocab_size
@@ -154,11 +176,19 @@ def inputs_of(session: Any) -> list[str]:
     return [value.name for value in session.get_inputs()]
 
 
-def load_graph(bundle: Bundle, graph: str, source: Path | bytes, *, threads: int | None = None) -> Any:
-    """onnxruntime's session on the CPU; SessionError if it does not take the graph."""
+def load_graph(
+    bundle: Bundle, graph: str, source: Path | bytes, *, threads: int | None = None, unpacked: bool = False
+) -> Any:
+    """onnxruntime's session on the CPU; SessionError if it does not take the graph.
+
+    unpacked: weights that nodes unpack are float32 in memory.
+    """
     data = bundle.path if isinstance(source, bytes) else None
+    entries = dict([UNPACKED] if unpacked else [])
     try:
-        return open_inference(source, data=data, operators=bool(GRAPHS[graph].operators), threads=threads)
+        return open_inference(
+            source, data=data, operators=bool(GRAPHS[graph].operators), threads=threads, entries=entries
+        )
     except SessionError:
         raise
     except Exception as error:  # onnxruntime's errors share no base class

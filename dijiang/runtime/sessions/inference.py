@@ -22,6 +22,8 @@ MODULE, CPU_PROVIDER = "onnxruntime", "CPUExecutionProvider"
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 #: Measured in docs/adr/0031-session-settings.md.
 BLOCK_BASE = ("session.dynamic_block_base", "4")
+#: What nodes unpack of weights is unpacked once, when a graph is opened: 4 bytes a weight.
+UNPACKED = ("session.disable_quant_qdq", "1")
 #: The last onnxruntime for Python 3.10.
 LAST_FOR_3_10 = (1, 23)
 

@@ -16,6 +16,8 @@ from .preflight import nvidia_libraries
 NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
 #: What `native/CMakeLists.txt` installs beside the library.
 SOURCE = "kernels.cu"
+#: The GPUs' generation whose machine code the library has: it has room for one.
+LOADED: list[str] = []
 INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]', or use --graph ort"
 
 
@@ -31,13 +33,20 @@ def why_no_kernels() -> str:
 @lru_cache
 def load_kernels(index: int) -> None:
     """Compile the kernels for the GPU `index` and load them, once; SessionError."""
-    image = compile_kernels(_source().read_bytes(), Cuda(index).gpu.sm)
+    sm = Cuda(index).gpu.sm
+    if LOADED and sm not in LOADED:
+        raise SessionError(
+            f"GPU {index} is {sm}, and this process has the kernels of the cuda graph for {LOADED[0]}; "
+            "use a process for each, or --graph ort"
+        )
+    image = compile_kernels(_source().read_bytes(), sm)
     status = open_library(operator_library()).dijiang_cuda_load(image)
     if status:
         raise SessionError(
             f"the GPU's driver did not load the kernels of the cuda graph (CUresult {status}); install a newer "
             "NVIDIA driver, or use --graph ort"
         )
+    LOADED[:] = [sm]
 
 
 def compile_kernels(source: bytes, sm: str) -> bytes:
