@@ -119,10 +119,7 @@ def new_folder(
             recover(target)
             with hidden_folder(target) as hidden:
                 yield hidden
-                with _opened(hidden) as folder:
-                    for file in hidden.iterdir():
-                        _settle(file, folder)
-                    _flush(folder)
+                _settle_all(hidden)
                 replaced = _take_place(hidden, target, error, foreign)
                 done = True
                 for parent in (target.parent, *(path.parent for path in made)):
@@ -254,11 +251,27 @@ def _take_after(descriptor: int, name: str, folder: int) -> None:
             raise OSError(errno.EEXIST, "something stands there that is no file")
 
 
+def _settle_all(path: Path) -> None:
+    """Bring a folder and all that is in it to the disk, with the folder's own permissions."""
+    with _opened(path) as folder:
+        for entry in path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                entry.chmod(stat.S_IMODE(os.fstat(folder).st_mode))
+                _settle_all(entry)
+            else:
+                _settle(entry, folder)
+        _flush(folder)
+
+
 def _settle(file: Path, folder: int) -> None:
-    """Bring a file to the disk, with the permissions that those of its folder stand for."""
+    """Bring a file to the disk, with the permissions that those of its folder stand for.
+
+    One that has another name elsewhere keeps its own: they are those of the other, too.
+    """
     descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        os.fchmod(descriptor, os.fstat(folder).st_mode & 0o666)
+        if os.fstat(descriptor).st_nlink == 1:
+            os.fchmod(descriptor, os.fstat(folder).st_mode & 0o666)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

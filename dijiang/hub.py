@@ -15,12 +15,13 @@ from .reading import read_json
 NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 #: What is not fetched: other formats, and what lies in folders.
 UNREAD = ("*/*", "*.gguf", "*.h5", "*.msgpack", "*.onnx_data", "*.ot", "*.pt", "*.pth", "consolidated*")
+BUNDLE = "dijiang.json"
 #: Fetched only where there is nothing better.
 PYTORCH = "*.bin"
 #: How a folder of the cache begins: models--ORG--NAME/snapshots/COMMIT.
 REPOSITORY = "models--"
-#: Files that name others beside them.
-LISTS = ("dijiang.json", "*.index.json")
+#: Files that name others beside them; the first one is in every bundle.
+LISTS = (BUNDLE, "*.index.json")
 
 
 def folder_of(given: str, revision: str | None = None) -> Path:
@@ -36,7 +37,7 @@ def folder_of(given: str, revision: str | None = None) -> Path:
     if os.path.lexists(given) or not NAME.fullmatch(given):
         return Path(given)
     folder = _snapshot(given, revision, (*UNREAD, PYTORCH), ())
-    if not any(file.suffix in (".safetensors", ".onnx") for file in folder.iterdir()):
+    if not any(file.suffix == ".safetensors" or file.name == BUNDLE for file in folder.iterdir()):
         folder = _snapshot(given, revision, UNREAD, (PYTORCH,))
     return folder
 

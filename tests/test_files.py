@@ -384,6 +384,26 @@ def test_files_of_a_folder_get_ordinary_permissions(tmp_path):
     assert stat.S_IMODE((tmp_path / "t" / "file").stat().st_mode) == mode & 0o666
 
 
+def test_folders_in_a_folder_can_be_entered(tmp_path):
+    """As Triton's model repository has them. Who runs as root notices nothing."""
+    with new_folder(tmp_path / "new", Refused) as folder:
+        (folder / "a" / "b").mkdir(parents=True, mode=0o700)
+        (folder / "a" / "b" / "file").write_text("x")
+        (folder / "a" / "b" / "file").chmod(0o600)
+    made = (tmp_path / "new").stat().st_mode & 0o777
+    modes = [(tmp_path / "new" / name).stat().st_mode & 0o777 for name in ("a", "a/b", "a/b/file")]
+    assert modes == [made, made, made & 0o666]
+
+
+def test_file_that_is_also_another_keeps_its_permissions(tmp_path):
+    """As the weights that a folder for onnxruntime-genai shares with its bundle."""
+    (tmp_path / "own").write_text("x")
+    (tmp_path / "own").chmod(0o600)
+    with new_folder(tmp_path / "new", Refused) as folder:
+        os.link(tmp_path / "own", folder / "linked")
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o600
+
+
 def test_parents_are_made_and_vanish_with_a_failure(tmp_path):
     for fails in (True, False):
         try:

@@ -59,14 +59,15 @@ def _row(result: Report, model: Report, machine: Report) -> dict[str, Any]:
     latency = (result["prefill"] or result["decode"])["latency"]
     tokens, nanoseconds = result["tokens"], [round(seconds * 1e9) for seconds in latency["values"]]
     speeds = [tokens / seconds for seconds in latency["values"]]
+    piece = result["session"].get("longest_piece", tokens)  # a baseline takes a prompt whole
     return {
         "backends": result["provider"],
         "model_filename": model["path"],
         "model_type": model["name"],
         "model_size": model["traffic"]["weights"],
         "model_n_params": 0,
-        "n_batch": result["session"]["longest_piece"],
-        "n_ubatch": result["session"]["longest_piece"],
+        "n_batch": piece,
+        "n_ubatch": piece,
         "n_threads": result["threads"] or machine["cpu"]["usable_cores"],
         "n_prompt": tokens if is_prompt else 0,
         "n_gen": 0 if is_prompt else tokens,

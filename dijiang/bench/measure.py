@@ -81,6 +81,7 @@ class Samples:
     peaks: dict[str, int | None] = field(default_factory=dict)
     joules: float | None = None
     joules_seconds: float = 0.0
+    joules_turns: int = 0
     alone: bool = False
     interleaved: bool = False
     taken: int = 0
@@ -215,6 +216,7 @@ class Run:
                 if meter.joules is not None:
                     samples.joules = (samples.joules or 0.0) + meter.joules
                     samples.joules_seconds += meter.seconds
+                    samples.joules_turns += 1
                 break
             samples.disturbed.append(turn)
             if time.monotonic() > ending:

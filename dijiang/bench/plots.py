@@ -49,7 +49,7 @@ def _draw_lines(
     labels = list(dict.fromkeys(label for _, label in lines))
     for (model, label), points in lines.items():
         marker, name = MARKERS[labels.index(label) % len(MARKERS)], f"{model}, {label}" if label else model
-        axes.plot(*zip(*points, strict=True), color=colours[model], marker=marker, label=name)
+        axes.plot(*zip(*points, strict=True), color=colours[model], marker=marker, label=_shown(name))
     if lines:
         axes.set_ylim(bottom=0)
         axes.legend(fontsize="x-small")
@@ -63,7 +63,7 @@ def _draw_latency(axes: Any, results: list[Report], colours: dict[str, str]) -> 
     for r in results:
         style = STYLES[depths.index(r["depth"]) % len(STYLES)]
         times = 1e3 * np.array(r["per_token"]["latency"]["values"])
-        axes.ecdf(times, color=colours[r["model"]], linestyle=style, label=_name(r))
+        axes.ecdf(times, color=colours[r["model"]], linestyle=style, label=_shown(_name(r)))
     if results:
         axes.set_xscale("log")
         axes.legend(fontsize="x-small")
@@ -83,10 +83,17 @@ def _draw_roofline(axes: Any, results: list[Report], colours: dict[str, str]) ->
     return bool(results)
 
 
+def _shown(name: str) -> str:
+    """A label that a legend shows: it leaves out those that begin with an underscore."""
+    return f"\u200b{name}" if name.startswith("_") else name
+
+
 def _name(result: Report) -> str:
     return f"{result['model']}, {Test.of(result).label}"
 
 
+#: Names of models are no formulas, whatever is in them.
+PLAIN = {"text.parse_math": False}
 RATE, PEAK = itemgetter("tokens_per_second"), lambda result: target(result)["memory"]["max_ram"]
 #: Title -> names of the axes, and what draws it.
 PANELS: dict[str, tuple[str, str, Draw]] = {
@@ -109,7 +116,7 @@ def _draw(title: str, axes: Any, report: Report) -> bool:
 def panels(report: Report) -> dict[str, str]:
     """Title -> SVG of every picture that the report has data for; text stays text."""
     matplotlib, found = import_matplotlib(), {}
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dijiang"}):
+    with matplotlib.rc_context(PLAIN | {"svg.fonttype": "none", "svg.hashsalt": "dijiang"}):
         for title in PANELS:
             figure = matplotlib.figure.Figure(figsize=(7, 4.2), layout="constrained")
             if _draw(title, figure.add_subplot(), report):
@@ -122,16 +129,17 @@ def panels(report: Report) -> dict[str, str]:
 def save_plot(report: Report, file: Path) -> None:
     """All pictures in one PNG or SVG file; BenchError for another ending or a file that cannot be."""
     check_plot(file)
-    figure = import_matplotlib().figure.Figure(figsize=(14, 13), layout="constrained")
-    grid = figure.subplots(3, 2).flat
-    for axes, title in zip(grid, PANELS, strict=False):
-        axes.set_title(title)
-        if not _draw(title, axes, report):
-            axes.set_axis_off()
-            axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
-    grid[-1].set_axis_off()
-    picture = io.BytesIO()
-    figure.savefig(picture, format=file.suffix[1:].lower(), dpi=100)
+    matplotlib, picture = import_matplotlib(), io.BytesIO()
+    with matplotlib.rc_context(PLAIN):
+        figure = matplotlib.figure.Figure(figsize=(14, 13), layout="constrained")
+        grid = figure.subplots(3, 2).flat
+        for axes, title in zip(grid, PANELS, strict=False):
+            axes.set_title(title)
+            if not _draw(title, axes, report):
+                axes.set_axis_off()
+                axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
+        grid[-1].set_axis_off()
+        figure.savefig(picture, format=file.suffix[1:].lower(), dpi=100)
     write_file(file, picture.getvalue(), BenchError)
 
 

@@ -80,9 +80,10 @@ def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: 
     middle, noise, load = float(np.median(totals)), spread(totals), samples.load_seconds
     gross = net = None
     if samples.joules is not None:
-        gross = samples.joules / (tokens * len(totals))
+        metered = tokens * samples.joules_turns
+        gross = samples.joules / metered
         if idle.watts is not None:
-            net = gross - idle.watts * samples.joules_seconds / (tokens * len(totals))
+            net = gross - idle.watts * samples.joules_seconds / metered
     peaks = [samples.peaks.get(kind) for kind in ("host", "device")]
     memory = [None if peak is None else peak / 1e6 for peak in peaks]
     measured = {

@@ -125,9 +125,12 @@ def commit() -> str | None:
 
     None for an installed package.
     """
+    sources = Path(__file__).parents[2]
+    if not (sources / ".git").exists():  # what git finds further out is somebody else's
+        return None
     command = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*")
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=sources, capture_output=True, text=True)
     except OSError:
         return None
     return done.stdout.strip() or None

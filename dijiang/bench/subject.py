@@ -16,7 +16,7 @@ import numpy as np
 
 from ..bundle.opened import Bundle
 from ..errors import InputError, SessionError
-from ..machine.sensors import answered, load_nvml
+from ..machine.sensors import answered, handles, load_nvml
 from ..runtime.generate import decode, greedy, prefill
 from ..runtime.model import Model, load
 from ..runtime.sessions.base import Session
@@ -234,8 +234,8 @@ def _device_bytes() -> int | None:
     nvml = load_nvml()
     if nvml is None:
         return None
-    gpus = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
-    shown = [answered(nvml.nvmlDeviceGetComputeRunningProcesses, gpu) for gpu in gpus]
+    shown = [answered(nvml.nvmlDeviceGetComputeRunningProcesses, gpu) for gpu in handles(nvml) if gpu is not None]
     if None in shown:
         return None
-    return sum(one.usedGpuMemory or 0 for found in shown for one in found if one.pid == os.getpid())
+    ours = [one.usedGpuMemory or 0 for found in shown for one in found if one.pid == os.getpid()]
+    return sum(ours) if ours else None  # a container may show no processes, or other numbers of them

@@ -68,7 +68,7 @@ def check_signature(data: bytes, signature: str | None, signers: Path, where: st
 
 def _public_keys(file: Path) -> list[str]:
     try:
-        lines = read_regular(file).decode().splitlines()
+        lines = read_regular(file).decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: public keys cannot be read ({error}); give a file of public keys") from error
     keys = [line.strip() for line in lines if line.strip().startswith(KINDS)]

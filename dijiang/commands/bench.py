@@ -65,6 +65,8 @@ def bench(
         refuse_given(("threshold",), "without --compare")
     else:
         refuse_given(("bundles", "plot", "baseline", *options), "beside --compare")
+    if form == "llama-bench" and options["batches"] != "1":
+        raise click.UsageError("llama-bench tells of one sequence at a time; leave -b out, or choose another -o")
     if explain:
         if form != "md" and file is None:
             raise click.UsageError(f"--explain would stand before the {form} on stdout; give --file too")

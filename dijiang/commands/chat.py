@@ -174,8 +174,8 @@ def _lines() -> Iterator[str]:
     file = Path(click.get_app_dir("dijiang"), HISTORY)
     history: History = InMemoryHistory()
     with suppress(OSError):  # where nothing can be kept, lines are remembered until the end
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
+        file.parent.mkdir(0o700, parents=True, exist_ok=True)
+        file.touch(0o600)
         history = FileHistory(str(file))
     session: PromptSession[str] = PromptSession(
         history=history, completer=WordCompleter([f"/{name}" for name in COMMANDS], sentence=True)

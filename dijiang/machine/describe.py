@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from .limits import available_bytes, usable_cores
-from .sensors import answered, load_nvml
+from .sensors import answered, handles, load_nvml
 
 #: Feature -> its names in /proc/cpuinfo: what quantized matmuls and half precision use.
 CPU_FEATURES = {
@@ -90,25 +90,23 @@ def describe_cpu(root: Path) -> dict[str, Any]:
 
 
 def describe_gpus(nvml: Any) -> list[dict[str, Any]]:
-    """Name, driver and memory of every NVIDIA GPU that NVML shows."""
-    if nvml is None:
-        return []
-    cuda, gpus = int(nvml.nvmlSystemGetCudaDriverVersion()), []
-    for index in range(nvml.nvmlDeviceGetCount()):
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-        memory = answered(nvml.nvmlDeviceGetMemoryInfo, handle)
-        gpus.append(
-            {
-                "name": str(nvml.nvmlDeviceGetName(handle)),
-                "driver": str(nvml.nvmlSystemGetDriverVersion()),
-                "cuda_driver": f"{cuda // 1000}.{cuda % 1000 // 10}",
-                "compute_capability": f"{major}.{minor}",
-                "total_bytes": memory and int(memory.total),
-                "used_bytes": memory and int(memory.used),
-            }
-        )
-    return gpus
+    """Name, driver and memory of every NVIDIA GPU that NVML shows, and that answers."""
+    found = [answered(_describe_gpu, nvml, handle) for handle in handles(nvml) if handle is not None]
+    return [gpu for gpu in found if gpu is not None]
+
+
+def _describe_gpu(nvml: Any, handle: Any) -> dict[str, Any]:
+    cuda = int(nvml.nvmlSystemGetCudaDriverVersion())
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    memory = answered(nvml.nvmlDeviceGetMemoryInfo, handle)
+    return {
+        "name": str(nvml.nvmlDeviceGetName(handle)),
+        "driver": str(nvml.nvmlSystemGetDriverVersion()),
+        "cuda_driver": f"{cuda // 1000}.{cuda % 1000 // 10}",
+        "compute_capability": f"{major}.{minor}",
+        "total_bytes": memory and int(memory.total),
+        "used_bytes": memory and int(memory.used),
+    }
 
 
 def describe_jetson(root: Path) -> dict[str, Any] | None:
@@ -129,10 +127,13 @@ def describe_jetson(root: Path) -> dict[str, Any] | None:
 
 
 def _temperatures(root: Path) -> dict[str, float]:
-    """Degrees Celsius of each thermal zone."""
+    """Degrees Celsius of each kind of thermal zone, of the hottest one."""
     zones = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
-    found = {_text(zone / "type"): _number(zone / "temp") for zone in zones}
-    return {name: milli / 1e3 for name, milli in found.items() if name and milli is not None}
+    found: dict[str, float] = {}
+    for name, milli in ((_text(zone / "type"), _number(zone / "temp")) for zone in zones):
+        if name and milli is not None:  # processors with several packages have several zones of one name
+            found[name] = max(found.get(name, milli / 1e3), milli / 1e3)
+    return found
 
 
 def _found(pattern: str, text: str) -> str | None:

@@ -17,8 +17,20 @@ ROOT = Path("/")
 def usable_cores(root: Path = ROOT) -> int:
     """Physical cores that this process may use; at least 1. A quota of time counts by whole cores."""
     cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    allowed = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else cores
+    allowed = _allowed(root) if hasattr(psutil.Process, "cpu_affinity") else cores
     return max(1, int(min([cores, allowed, *_limits(root, "cpu", CPU_FILES)])))
+
+
+def _allowed(root: Path) -> int:
+    """Cores of the processors that the affinity names: those that are threads of one core count once."""
+    cores = set()
+    for cpu in psutil.Process().cpu_affinity():
+        threads = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        try:
+            cores.add(threads.read_text().strip())
+        except OSError:
+            cores.add(str(cpu))
+    return len(cores)
 
 
 def available_bytes(root: Path = ROOT) -> int:
@@ -68,6 +80,12 @@ def _bytes_v2(group: Path) -> float:
     return max(0, _number(group / "memory.max") - used)
 
 
+def _high_v2(group: Path) -> float:
+    """Up to where a group is not slowed down."""
+    used = _number(group / "memory.current") - _file_pages(group, "")
+    return max(0, _number(group / "memory.high") - used)
+
+
 def _bytes_v1(group: Path) -> float:
     used = _number(group / "memory.usage_in_bytes") - _file_pages(group, "total_")
     return max(0, _number(group / "memory.limit_in_bytes") - used)
@@ -87,4 +105,4 @@ def _number(file: Path) -> int:
 #: Of a group's folder: a limit; below 0 there is none.
 Limit = Callable[[Path], float]
 CPU_FILES: tuple[Limit, ...] = (_cores_v2, _cores_v1)
-MEMORY_FILES: tuple[Limit, ...] = (_bytes_v2, _bytes_v1)
+MEMORY_FILES: tuple[Limit, ...] = (_bytes_v2, _high_v2, _bytes_v1)

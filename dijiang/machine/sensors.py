@@ -71,10 +71,18 @@ def answered(question: Callable[..., Any], *about: Any) -> Any:
     return None
 
 
+def handles(nvml: Any) -> list[Any]:
+    """NVML's handle of each GPU; None for one that it has lost. nvml: None: there are none."""
+    count = 0 if nvml is None else answered(nvml.nvmlDeviceGetCount) or 0
+    return [answered(nvml.nvmlDeviceGetHandleByIndex, index) for index in range(count)]
+
+
 def _nvml(nvml: Any) -> list[Sensor]:
-    gpus = range(nvml.nvmlDeviceGetCount() if nvml is not None else 0)
-    handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in gpus]
-    return [Sensor(f"NVML GPU {i}", "energy", partial(_counted, nvml, handle)) for i, handle in enumerate(handles)]
+    return [
+        Sensor(f"NVML GPU {index}", "energy", partial(_counted, nvml, handle))
+        for index, handle in enumerate(handles(nvml))
+        if handle is not None
+    ]
 
 
 def _ina3221(root: Path) -> list[Sensor]:

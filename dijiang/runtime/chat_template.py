@@ -14,8 +14,8 @@ from ..reading import read_json, read_regular
 from .state import State
 from .text import TextTokenizer
 
-FILE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
-#: Tokens of tokenizer_config.json that templates write.
+FILE, CONFIG, MAP = "chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json"
+#: Tokens of these two that templates write.
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 #: Stand for a conversation before, when what follows it is rendered alone.
 ASKED, ANSWERED = "\u2402asked\u2403", "\u2402answered\u2403"
@@ -51,9 +51,12 @@ class ChatTemplate:
         """The bundle's own; InputError if it has none, BundleError if it is none."""
         files = bundle.manifest.files
         try:
-            config = read_json(bundle.path / CONFIG) if CONFIG in files else {}
-            if not isinstance(config, dict):
-                raise ValueError("not an object")
+            config: dict[str, Any] = {}
+            for name in (MAP, CONFIG):  # what the second says goes before what the first says
+                found = read_json(bundle.path / name) if name in files else {}
+                if not isinstance(found, dict):
+                    raise ValueError(f"{name} is not an object")
+                config |= {key: value for key, value in found.items() if value is not None}
             source = config.get("chat_template")
             if FILE in files:
                 source = read_regular(bundle.path / FILE).decode()
@@ -130,15 +133,17 @@ def continued(
 ) -> list[int]:
     """Token ids that continue a conversation from its state, which stands at the end of an answer.
 
-    ends: end tokens of the model. The state's pending token is fed first, so it is not repeated if it is one.
+    ends: end tokens of the model. The state's pending token is fed first. If it is one, or a special token that was
+    told to end the answer, it is not repeated, nor is the space that a template writes before it.
 
     Raises:
         InputError: as `ChatTemplate.following`.
     """
     text, seam = template.following(messages, tools=tools), state.seam()
-    if seam is not None and seam.token in ends:
-        text = text.removeprefix(tokenizer.name(seam.token))
-    return tokenizer.encode(text, start=False)
+    if seam is None or not (seam.token in ends or seam.token in tokenizer.special):
+        return tokenizer.encode(text, start=False)
+    name, rest = tokenizer.name(seam.token), text.lstrip()
+    return tokenizer.after(seam.token, rest.removeprefix(name) if rest.startswith(name) else text)
 
 
 def _environment() -> Any:

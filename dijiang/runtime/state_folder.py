@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -59,7 +60,7 @@ class StateFolder:
         """Write a state. What cannot be written is not kept."""
         with suppress(InputError, OSError):
             state.snapshot(Note({NAME: name})).save(self._path / (name + SUFFIX))
-            files = sorted((one.stat().st_mtime, one.stat().st_size, one) for one in self._path.glob(f"*{SUFFIX}"))
+            files = sorted((_age(one), one.stat().st_size, one) for one in self._path.glob(f"*{SUFFIX}"))
             total = sum(size for _, size, _ in files)
             for _, size, one in files:
                 if total <= self._most:
@@ -101,3 +102,9 @@ class StateFolder:
     def close(self) -> None:
         """Write what waits."""
         self._writer.shutdown()
+
+
+def _age(file: Path) -> float:
+    """What files are removed by, the smallest first. One of the future is from before a clock went back."""
+    when = file.stat().st_mtime
+    return when if when <= time.time() else 0.0

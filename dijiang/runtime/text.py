@@ -68,6 +68,14 @@ class TextTokenizer:
                 return both[len(before) :]
         return self._ids(text)
 
+    def after(self, token: int, text: str) -> list[int]:
+        """Token ids of a text that stands after a token which is never part of others, as in the whole text.
+
+        Some tokenizers put a space at the start of each part between such tokens.
+        """
+        ids = self._ids(self.name(token) + text)
+        return ids[1:] if ids[:1] == [token] else self.encode(text, start=False)
+
     def special_ids(self, texts: Sequence[str]) -> list[int]:
         """Ids of those special tokens that are one of the texts."""
         return sorted(token for token in self.special if self._added[token] in texts)

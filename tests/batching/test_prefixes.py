@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,17 @@ def test_kept_borders_are_few_and_near_what_is_shared():
         for shared in range(1, count + 1):
             found = max((at for at in kept if at <= CHUNK * shared), default=0)
             assert CHUNK * shared - found <= CHUNK * max(count - shared - 1, 0) or found == 0
+
+
+def test_files_from_before_a_clock_went_back_make_room_first(model, tmp_path):
+    state = model.new_state()
+    folder, ahead = StateFolder(tmp_path, 64 * MB), time.time() + 3_600
+    for name in ("one", "two"):
+        folder.save(name, state)
+        os.utime(tmp_path / f"{name}.state", (ahead, ahead))
+    StateFolder(tmp_path, 2 * (tmp_path / "one.state").stat().st_size + 1_000).save("new", state)
+    assert folder.load("new") is not None
+    assert len(list(tmp_path.glob("*.state"))) == 2
 
 
 def test_disk_that_is_away_for_a_while_loses_nothing(model, tmp_path, monkeypatch):

@@ -1,11 +1,12 @@
 """The Transformer that bundles are compared with is a right one: against float64 attention."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from dijiang.bench import runner
+from dijiang.bench import render, runner
 from dijiang.bench.cached import CachedSubject
 from dijiang.bench.measure import Run
 from dijiang.bench.runner import Options, run_bench
@@ -145,6 +146,10 @@ def test_bench_puts_the_measured_ratio_beside_the_predicted_one(exported, precis
     options = Options("5", "4", "0,500", repetitions=2, seconds=0.0, baseline="transformer")
     report = run_bench([path], options, baseline=build_transformer)
     assert report["errors"] == []
+    rows = json.loads(render.to_llama_bench(report))
+    assert [
+        row["n_batch"] for row in rows if row["n_prompt"] and row["model_type"] == report["models"][1]["name"]
+    ] == [5, 5]
     bundle, transformer = (m["traffic"] for m in report["models"])
     assert report["models"][1]["baseline_of"] == report["models"][0]["name"]
     assert [r["test"] for r in report["ratios"]] == ["pp5", "pp5 @ d500", "tg4", "tg4 @ d500"]

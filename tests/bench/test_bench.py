@@ -179,14 +179,15 @@ def test_noise_is_said():
     assert "17 %" in text or "18 %" in text
 
 
-def runner_result(totals, joules=None, idle=None, provider="CPUExecutionProvider", facts=None):
+def runner_result(totals, joules=None, idle=None, provider="CPUExecutionProvider", facts=None, metered=None):
     from dijiang.bench.measure import Samples, Turn
     from dijiang.bench.results import result_of
     from dijiang.machine.sensors import Meter
 
+    seconds, metered = (sum(totals), len(totals)) if metered is None else (sum(totals[:metered]), metered)
     side = Side("m", "p", load_bundle, Traffic(weights=10_000_000), {})
     turns = [Turn(i, [t / 4] * 4) for i, t in enumerate(totals)]
-    samples = Samples(1.0, provider, facts or {}, turns, [], {"host": 5}, joules, sum(totals))
+    samples = Samples(1.0, provider, facts or {}, turns, [], {"host": 5}, joules, seconds, metered)
     meter = Meter([], seconds=2.0, joules=idle)
     return result_of(side, Test("tg", 4, batch=2), samples, 40e6, meter)
 
@@ -205,6 +206,11 @@ def test_a_gpu_is_not_held_against_the_hosts_memory():
 def test_energy_is_gross_and_less_idle():
     found = runner_result([2.0] * 3, joules=48.0, idle=6.0)["decode"]["energy"]
     assert (found["gross"], found["idle_subtracted"]) == (48 / 24, (48 - 3 * 6) / 24)
+
+
+def test_turns_that_a_sensor_missed_are_not_counted_as_free():
+    found = runner_result([2.0] * 3, joules=32.0, idle=6.0, metered=2)["decode"]["energy"]
+    assert (found["gross"], found["idle_subtracted"]) == (32 / 16, (32 - 3 * 4) / 16)
 
 
 def test_sensors_are_read_around_each_repetition(exported, monkeypatch):

@@ -1,6 +1,8 @@
 """Who takes turns with whom, and the processes that they take turns in."""
 
+import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,6 +102,17 @@ def test_what_other_processes_disturbed_is_taken_again(exported, monkeypatch, wa
 def test_peak_of_a_gpu_that_shows_no_memory_is_unknown(monkeypatch):
     monkeypatch.setattr(subject, "load_nvml", lambda: SHARED)
     assert subject._device_bytes() is None
+
+
+def test_peak_of_a_gpu_that_does_not_show_this_process_is_unknown(monkeypatch):
+    """As in a container: its number is another one there."""
+    shown = [SimpleNamespace(pid=os.getpid() + 1, usedGpuMemory=7)]
+    nvml = {"nvmlDeviceGetCount": lambda: 1, "nvmlDeviceGetHandleByIndex": lambda index: index}
+    nvml |= {"nvmlDeviceGetComputeRunningProcesses": lambda _: shown}
+    monkeypatch.setattr(subject, "load_nvml", lambda: SimpleNamespace(**nvml))
+    assert subject._device_bytes() is None
+    shown.append(SimpleNamespace(pid=os.getpid(), usedGpuMemory=5))
+    assert subject._device_bytes() == 5
 
 
 def test_minutes_end_a_series_after_a_turn(exported):

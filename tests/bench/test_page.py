@@ -103,6 +103,14 @@ def test_pictures_of_a_report_in_one_file(tmp_path, ending):
         assert file.read_text().count("<svg") == 1
 
 
+@pytest.mark.parametrize("name", [r"price$x\y$", "_hidden", "a$b", "$"])
+def test_names_of_models_are_shown_as_they_are(tmp_path, name):
+    """Not as a formula of TeX, and not left out of the legend."""
+    report = whole(name=name)
+    assert any(name in picture for picture in plots.panels(report).values())
+    plots.save_plot(report, tmp_path / "plot.svg")
+
+
 def test_panels_without_data_are_left_out():
     from dijiang.bench.matrix import Test
 

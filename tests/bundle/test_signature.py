@@ -1,5 +1,6 @@
 """Who made a bundle: signatures by OpenSSH over the manifest."""
 
+import codecs
 import json
 import os
 import shutil
@@ -61,6 +62,12 @@ def test_signed_bundle_is_opened_where_its_key_is_asked_for(bundle, keys):
     both.write_text("# two\n\n" + (keys / "theirs.pub").read_text() + (keys / "ours.pub").read_text())
     open_bundle(bundle, require_signature=both)
     open_bundle(bundle)
+
+
+def test_file_of_keys_may_begin_with_a_byte_order_mark(bundle, keys):
+    file = keys / "bom.pub"
+    file.write_bytes(codecs.BOM_UTF8 + (keys / "ours.pub").read_bytes())
+    assert open_bundle(bundle, require_signature=file)
 
 
 def test_other_key_no_signature_and_what_is_none_are_refused(bundle, keys, exported):

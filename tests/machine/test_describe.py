@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 from dijiang.machine.describe import describe_machine
+from dijiang.machine.sensors import handles
 
 NO_GPU = SimpleNamespace(
     nvmlSystemGetDriverVersion=lambda: "",
@@ -83,6 +84,25 @@ def test_gpu_is_described_by_nvml(tmp_path):
         "total_bytes": 8 << 30,
         "used_bytes": 1 << 30,
     }
+
+
+def test_gpu_that_nvml_has_lost_is_left_out(tmp_path):
+    def handle(index):
+        if index == 0:
+            raise RuntimeError("GPU is lost")
+        return index
+
+    nvml = SimpleNamespace(**NVML | {"nvmlDeviceGetCount": lambda: 2, "nvmlDeviceGetHandleByIndex": handle})
+    assert [gpu["name"] for gpu in describe_machine(tmp_path, nvml)["gpus"]] == ["Orin"]
+    assert handles(nvml) == [None, 1]
+
+
+def test_the_hottest_of_several_zones_of_one_name_is_told(tmp_path):
+    zones = {
+        f"sys/class/thermal/thermal_zone{at}/temp": heat for at, heat in enumerate(["40000", "91000", "50000"])
+    }
+    names = {f"sys/class/thermal/thermal_zone{at}/type": "x86_pkg_temp" for at in range(3)}
+    assert describe_machine(lay_out(tmp_path, zones | names), NO_GPU)["temperatures"] == {"x86_pkg_temp": 91.0}
 
 
 def refused(*_):

@@ -102,6 +102,20 @@ def test_version_1_without_limits(system):
     assert (limits.usable_cores(root), limits.available_bytes(root)) == (32, 100 * GB)
 
 
+def test_memory_from_which_a_group_is_slowed_down_is_a_limit(system):
+    files = {"proc/self/cgroup": "0::/", **v2("", limit=8 * GB, current=3 * GB, inactive=GB)}
+    root = system(files | {"sys/fs/cgroup/memory.high": 4 * GB})
+    assert limits.available_bytes(root) == 2 * GB
+    assert limits.available_bytes(system({"sys/fs/cgroup/memory.high": "max"})) == 6 * GB
+
+
+def test_threads_of_one_core_that_an_affinity_names_are_one_core(monkeypatch, system):
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda _: [0, 1, 2, 3], raising=False)
+    folder = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    root = system({folder.format(cpu): f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}" for cpu in range(64)})
+    assert limits.usable_cores(root) == 2
+
+
 def test_an_affinity_is_a_limit(monkeypatch, tmp_path):
     monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda _: [0, 5, 9], raising=False)
     assert limits.usable_cores(tmp_path) == 3

@@ -1,17 +1,20 @@
 """Chat templates give what transformers makes of them; hostile ones give one line."""
 
 import json
+import shutil
 import threading
 from types import SimpleNamespace
 
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import dijiang
 from dijiang.models import tokenizer
 from dijiang.runtime.chat_template import ChatTemplate, continued
 from dijiang.runtime.snapshot import Seam
-from tests.conftest import TEMPLATE
+from dijiang.runtime.text import TextTokenizer
+from tests.conftest import EXAMPLES, TEMPLATE
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 #: In the manner of published models: what their templates use of Jinja.
@@ -122,10 +125,6 @@ def test_bundle_names_its_template_and_tokens(chatty, exported):
 
 
 def test_template_inside_of_the_config_is_read(tmp_path):
-    import shutil
-
-    from tests.conftest import EXAMPLES
-
     folder = shutil.copytree(EXAMPLES / "tiny-python", tmp_path / "c")
     config = json.loads((folder / "tokenizer_config.json").read_text())
     several = [{"name": "rag", "template": "no"}, {"name": "default", "template": "{{ bos_token }}!"}]
@@ -133,6 +132,56 @@ def test_template_inside_of_the_config_is_read(tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     bundle = dijiang.export(folder, tmp_path / "b", verify=False)
     assert ChatTemplate.of(bundle).render(TALKS["one"]) == "<b>!"
+
+
+def spaced():
+    """A tokenizer as LLaMA-2's: each part between special tokens begins with a space of its own."""
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127))]
+    names += ["▁▁", "▁[", "▁<"]
+    vocab, merges = {name: at for at, name in enumerate(names)}, [("▁", "▁"), ("▁", "["), ("▁", "<")]
+    made = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names[:3]])
+    return TextTokenizer(made.to_str().encode(), None)
+
+
+ENDINGS = {
+    "a space before": "{{ ' ' + m['content'] + ' ' + eos_token }}",
+    "a line after": "{{ m['content'] + eos_token + '\n' }}",
+    "nothing around": "{{ m['content'] + eos_token }}",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_follows_an_answer_has_the_ids_of_the_whole_text(ending):
+    """Its end token waits to be fed, and was not told to be the model's end in each case."""
+    source = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[I] ' + m['content'] + ' [/I]' }}"
+        "{% else %}" + ENDINGS[ending] + "{% endif %}{% endfor %}"
+    )
+    template, tokenizer = ChatTemplate(source, TOKENS), spaced()
+    talk = [{"role": role, "content": said} for role, said in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    whole, end = tokenizer.as_it_stands(template.render(talk)), tokenizer.special_ids(["</s>"])[0]
+    state = SimpleNamespace(seam=lambda: Seam(end, 9))
+    for ends in ([end], []):
+        assert continued(template, tokenizer, state, ends, talk[2:]) == whole[whole.index(end) + 1 :]
+
+
+def test_special_tokens_may_stand_in_a_file_of_their_own(tmp_path):
+    folder = shutil.copytree(EXAMPLES / "tiny-python", tmp_path / "c")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config = {name: value for name, value in config.items() if name not in ("eos_token", "unk_token")}
+    config |= {
+        "chat_template": "{{ eos_token }}{{ bos_token }}{{ unk_token }}",
+        "bos_token": "<b>",
+        "unk_token": None,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    special = {"eos_token": {"content": "<e>"}, "bos_token": "<other>", "unk_token": "<u>"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    bundle = dijiang.export(folder, tmp_path / "b", verify=False)
+    assert ChatTemplate.of(bundle).render(TALKS["one"]) == "<e><b><u>"
 
 
 def test_end_token_that_waits_to_be_fed_is_not_repeated(chatty):
