@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 import dijiang
 from dijiang.runtime.text import TextTokenizer
 
-LENGTH = 24
+LENGTH = 16
 OPTIONS = {
     "greedy": {},
     "penalty": {"repetition_penalty": 1.7},
@@ -33,7 +33,7 @@ def spaced():
 
 @pytest.fixture(scope="module", params=["byte-level", "spaced"])
 def model(request, exported):
-    loaded = dijiang.load(exported("tiny-python"))
+    loaded = dijiang.load(exported("tiny-python", precision="int8"), threads=1)
     if request.param == "spaced":
         loaded._tokenizer = spaced()
     return loaded
@@ -70,7 +70,7 @@ def test_any_split_of_a_generation_is_the_whole(model, options):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_a_prompt_may_be_fed_before(model, options):
     random = np.random.default_rng(2)
-    for _ in range(10):
+    for _ in range(5):
         prompt = random.integers(0, model.spec.vocab_size, 9).tolist()
         whole = told(model.generate(prompt, max_tokens=LENGTH, ignore_eos=True, **options))
         for cut in range(1, 9):
