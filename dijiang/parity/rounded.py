@@ -7,7 +7,6 @@ channels are mixed and by what matrix, and no code that rounds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -16,7 +15,8 @@ import numpy as np
 from ..graph.passes.types import TYPES
 from ..graph.rounding import hadamard
 from ..graph.schemes import scheme_of
-from ..graph.schemes.nbits import SMALLEST_BLOCK, rotation_of
+from ..graph.schemes.dequantize import CODES, block_of
+from ..graph.schemes.nbits import rotation_of
 from ..models.load import DijiangModel
 from ..models.reference import Array, LayerWeights, Reference
 from ..recipe import SCHEMES, Blocks, Recipe
@@ -84,8 +84,8 @@ def _blocks_of(recipe: Recipe, module: str, width: int) -> Blocks | None:
         return None
     if blocks is None or SCHEMES[recipe.scheme].mixed:
         return blocks
-    block = math.gcd(width, blocks.block)  # TensorRT reads whole blocks only
-    return replace(blocks, block=block, rotation=0) if block >= SMALLEST_BLOCK else None
+    block = block_of(width, CODES[blocks.bits])  # TensorRT reads whole blocks only
+    return replace(blocks, block=block, rotation=0) if block else None
 
 
 def _stored_in(recipe: Recipe, name: str) -> str:

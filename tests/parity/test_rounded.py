@@ -77,6 +77,18 @@ def test_form_of_tensorrt_is_not_mixed_and_keeps_the_embedding(tmp_path):
     assert np.array_equal(twin["layers.0.gate.weight"], in_type(weight, "fp16"))
 
 
+def test_twin_of_tensorrt_has_the_blocks_of_its_form(tmp_path):
+    """4 bits have 32 inputs a scale there: with 64 the twin would be further off, and the gates too wide."""
+    config = NAMED["neox-parallel"] | {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    model = load_checkpoint(write(tmp_path, config))
+    weight = np.asarray(model.weights["layers.0.mlp_down.weight"])
+    for precision, block in (("int4", 32), ("int8", 64)):
+        recipe = resolve(precision, target="tensorrt")
+        found = Rounded(model, recipe)._weights["layers.0.mlp_down.weight"]
+        blocks = Blocks(recipe.body.bits, block)
+        np.testing.assert_array_equal(found, in_blocks(weight.T, blocks).T)
+
+
 @pytest.mark.parametrize("head", [None, "int4"])
 def test_tied_table_that_a_graph_for_cuda_keeps_is_kept_in_the_twin(tmp_path, head):
     model = load_checkpoint(write(tmp_path, NAMED["llama-biased-tied"]))
