@@ -21,6 +21,10 @@ const PIECE = 256;
 /** Tokens before a new one that decide how it reads; tokens that may wait for the end of a character. */
 const CONTEXT = 16;
 const WAITING = 48;
+/** Texts before a continuation, tried in turn: what a tokenizer puts at the start of any text lands there. */
+const ANCHORS = ["\n", ".", "a"];
+/** How ids are read: as they are, without a space less before a comma. */
+const READING = { skip_special_tokens: true, clean_up_tokenization_spaces: false };
 /** Milliseconds after which a page may paint, and hear its user. */
 const BUSY = 30;
 
@@ -147,12 +151,11 @@ export class Model {
   async *generate(prompt, { state = this.newState(), maxTokens = 128, onToken = () => {} } = {}) {
     if (state.fingerprint !== this.manifest.fingerprint) throw new Error("the state is of another checkpoint");
     const begins = state.position === 0;
-    const read = (text) => this.tokenizer.encode(text, { add_special_tokens: begins }).ids;
-    const given = typeof prompt !== "string" ? prompt : prompt ? read(prompt) : [];
+    const given = typeof prompt === "string" ? this.read(prompt, begins) : prompt;
     let ids = [...(state.pending === null ? [] : [state.pending]), ...given];
     if (!ids.length) throw new Error("nothing to go on from: give a prompt");
     this.expectFit(ids, state);
-    const stream = new TextStream(this.tokenizer, [...state.last, ...given], prompt ? 0 : state.open);
+    const stream = new TextStream(this.tokenizer, [...state.last, ...given], given.length ? 0 : state.open);
     let began = performance.now();
     for (let made = 0; made < maxTokens; made++) {
       let token;
@@ -166,13 +169,27 @@ export class Model {
       state.last = [...state.last, ...(made ? [] : given), token].slice(-CONTEXT - WAITING);
       state.pending = token;
       onToken(token);
-      const ended = this.spec.eos_token_ids.includes(token) || state.position >= this.limit;
-      const text = ended ? stream.flush() : stream.push(token);
+      const end = this.spec.eos_token_ids.includes(token);
+      const ended = end || state.position >= this.limit;
+      const text = (end ? "" : stream.push(token)) + (ended ? stream.flush() : "");
       state.open = stream.open.length;
       if (text) yield text;
       if (ended) return;
       ids = [token];
     }
+  }
+
+  /** Token ids of a text. One that goes on gets nothing that a tokenizer puts at the start of any text, as LLaMA's space. */
+  read(text, begins) {
+    if (!text) return [];
+    if (!this.tokenizer) throw new Error("the bundle has no tokenizer: give token ids");
+    const encoded = (what) => this.tokenizer.encode(what, { add_special_tokens: begins }).ids;
+    for (const anchor of begins ? [] : ANCHORS) {
+      const before = encoded(anchor);
+      const both = encoded(anchor + text);
+      if (before.every((id, at) => id === both[at])) return both.slice(before.length);
+    }
+    return encoded(text);
   }
 
   /** An error unless ids are tokens of this model, and its positions have room for them. */
@@ -226,7 +243,8 @@ export class TextStream {
   }
 
   following() {
-    const read = (ids) => (ids.length ? (this.tokenizer?.decode(ids, { skip_special_tokens: true }) ?? "") : "");
+    const named = (id) => this.tokenizer?.id_to_token(id) !== undefined; // a vocabulary may be padded
+    const read = (ids) => ((ids = ids.filter(named)).length ? this.tokenizer.decode(ids, READING) : "");
     const before = read(this.known);
     const whole = read([...this.known, ...this.open]);
     return whole.startsWith(before) ? whole.slice(before.length) : read(this.open);

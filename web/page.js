@@ -15,6 +15,7 @@ async function start() {
     progress: (done, total) => Object.assign(at("progress"), { value: done, max: total }),
   });
   at("progress").hidden = true;
+  if (!model.tokenizer) throw new Error("the bundle has no tokenizer: this page has no text to write");
   const seconds = ((performance.now() - began) / 1000).toFixed(1);
   say(`${model.provider}, ${model.graph} graph, loaded in ${seconds} s`);
   await resume(model);
@@ -41,13 +42,19 @@ async function resume(model) {
     event.preventDefault();
     busy(true);
     const prompt = at("prompt").value;
+    const { textContent: shown } = at("text");
+    const { position } = state;
     at("text").append(prompt);
+    at("prompt").value = "";
     try {
       await write(model, prompt, state);
     } catch (error) {
       say(error.message);
+      if (state.position === position) { // it was not read
+        at("text").textContent = shown;
+        at("prompt").value = prompt;
+      }
     }
-    at("prompt").value = "";
     await keep().catch(notKept);
     busy(false);
   };

@@ -213,7 +213,7 @@ class DijiangForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: a result is asked for that a bundle does not have.
             InputError: ids or positions out of range.
         """
-        if asked := [name for name in ABSENT if kwargs.get(name) not in (None, False)]:
+        if asked := [name for name in ABSENT if kwargs.get(name) is not None and kwargs[name] is not False]:
             raise ValueError(f"{asked[0]}: a bundle gives logits only; use the checkpoint's PyTorch model")
         batch, length = input_ids.shape
         kept = cache or past_key_values or RecurrentCache(self.model.new_state(batch))

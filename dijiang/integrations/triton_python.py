@@ -53,6 +53,8 @@ class TritonPythonModel:
                 together[len(request.ids)].append((at, request))
             except InputError as error:
                 answers[at] = triton.InferenceResponse([], triton.TritonError(str(error)))
+                if request.starts or request.ends:  # what follows would go on from another text
+                    self.states.pop(request.sequence, None)
         for group in together.values():
             logits = self._forward([request for _, request in group])
             for (at, _), row in zip(group, logits[:, None, None], strict=True):
@@ -63,14 +65,14 @@ class TritonPythonModel:
 
     def _check(self, request: Request) -> None:
         """InputError unless the sequence can go on; a new one has a state afterwards."""
-        if request.starts:
-            self.states[request.sequence] = self.model.new_state()
-        if request.sequence not in self.states:
+        state = self.model.new_state() if request.starts else self.states.get(request.sequence)
+        if state is None:
             raise InputError(
                 f"sequence {request.sequence} has no state: it ended, or others took its place; start it again"
             )
+        self.model.check(request.ids[None], state)
+        self.states[request.sequence] = state
         self.states.move_to_end(request.sequence)
-        self.model.check(request.ids[None], self.states[request.sequence])
 
     def _forward(self, requests: Sequence[Request]) -> np.ndarray:
         """Logits [N, vocab] after the ids, as many of each sequence."""

@@ -168,6 +168,11 @@ class Reader:
         """How many calls have begun."""
         return self._call + 1
 
+    @property
+    def whole(self) -> bool:
+        """Whether there are calls, and the last one has ended: a stop string may cut it."""
+        return self._parts == self._between
+
     def push(self, text: str, *, last: bool = False) -> list[Part]:
         """What a piece of text adds. last: nothing follows, so that nothing is held back."""
         self._buffer += text

@@ -66,7 +66,7 @@ class Choice:
         self.text.append(said)
         self.tokens.append(record.token)
         self.reason = REASONS[record.finish_reason]
-        if self.calls.all and record.finish_reason == "stop":
+        if self.reader is not None and self.reader.whole and record.finish_reason == "stop":
             self.reason = "tool_calls"
         return ({"content": said} if said or not deltas else {}) | ({"tool_calls": deltas} if deltas else {})
 

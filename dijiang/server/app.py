@@ -103,12 +103,19 @@ class Server:
             except DijiangError as error:
                 refused = refusal(error)
                 response = _json(refused.body, refused.status, refused.headers)
-            self.metrics.answered(path, response.status_code)
-            seconds = time.perf_counter() - started
-            log.info(json.dumps({"route": path, "status": response.status_code, "ms": round(seconds * 1e3, 1)}))
+            except Exception:  # `_broken` answers it
+                self._note(path, 500, started)
+                raise
+            self._note(path, response.status_code, started)
             return response
 
         return Route(path, handled, methods=[method])
+
+    def _note(self, path: str, status: int, started: float) -> None:
+        """Count and log a request."""
+        self.metrics.answered(path, status)
+        seconds = time.perf_counter() - started
+        log.info(json.dumps({"route": path, "status": status, "ms": round(seconds * 1e3, 1)}))
 
     # What is asked for.
 

@@ -1,10 +1,13 @@
 """The page and the module of web/ in browsers: their tokens are ours, and they outlive reloads and networks."""
 
 import json
+import shutil
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 import dijiang
+from tests.conftest import EXAMPLES, GOLDEN
 
 pytestmark = pytest.mark.ecosystem
 #: What is not about a browser, or needs something that Firefox has not.
@@ -125,6 +128,96 @@ def write(tab):
     tab.click("#write")
     tab.until("document.getElementById('status').textContent.includes('tokens/s')")
     ready(tab)
+
+
+def spaced(checkpoint):
+    """Give a checkpoint a tokenizer as LLaMA's: it puts a space before any text."""
+    names = [*(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127)), "de", "def"]
+    vocab = {name: at for at, name in enumerate(names)}
+    made = Tokenizer(models.BPE(vocab, [("d", "e"), ("de", "f")], byte_fallback=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    made.save(str(checkpoint / "tokenizer.json"))
+
+
+def untouched(checkpoint):
+    """As Pythia's and OPT's configs: they do not say whether spaces before signs are taken out."""
+
+
+@in_chromium
+@pytest.mark.parametrize("change", [untouched, spaced])
+def test_texts_and_what_they_go_on_with_are_ours_with_other_tokenizers(serve, tab, tmp_path, change):
+    checkpoint = shutil.copytree(EXAMPLES / "tiny-python", tmp_path / "c")
+    config = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    config.pop("clean_up_tokenization_spaces", None)
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(config))
+    change(checkpoint)
+    bundle = dijiang.export(checkpoint, tmp_path / "b", calibration_tokens=0, precision="int8", verify=False).path
+    model = dijiang.load(bundle, graph="native")
+    parts = ["def f(self):", " return x", "self . x != 1 , 'd' 's"]
+    state, expected = model.new_state(), []
+    for part in parts:
+        fed = model.tokenizer.encode(part, start=not expected)
+        records = list(model.generate(part, max_tokens=5, state=state, ignore_eos=True))
+        expected.append([fed, [record.token for record in records]])
+    ids = model.tokenizer.encode(parts[2])
+    code = """async ([parts, ids]) => {
+      const { Model, TextStream } = await import("./dijiang.js");
+      const model = await Model.load(location.origin + "/bundle/", { provider: "cpu" });
+      model.spec.eos_token_ids = [];
+      const state = model.newState();
+      const found = [];
+      for (const part of parts) {
+        const made = [];
+        const fed = model.read(part, !found.length);
+        for await (const _ of model.generate(part, { state, maxTokens: 5, onToken: (id) => made.push(id) }));
+        found.push([fed, made]);
+      }
+      const stream = new TextStream(model.tokenizer, []);
+      return { found, text: ids.map((id) => stream.push(id)).join("") + stream.flush() };
+    }"""
+    tab.goto(serve(bundle)[0])
+    done = tab.evaluate(code, [parts, ids])
+    assert done["found"] == expected
+    assert done["text"] == parts[2]
+
+
+@in_chromium
+def test_last_token_before_positions_end_is_told_and_what_does_not_fit_was_not_written(serve, tab, tmp_path):
+    checkpoint = shutil.copytree(GOLDEN["neox-trained-decay"], tmp_path / "c")
+    letters = [letter for letter in sorted(pre_tokenizers.ByteLevel.alphabet()) if letter.isascii()]
+    made = Tokenizer(models.BPE({letter: at for at, letter in enumerate(letters)}, []))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.save(str(checkpoint / "tokenizer.json"))
+    bundle = dijiang.export(checkpoint, tmp_path / "b", verify=False).path
+    limit = json.loads((bundle / "dijiang.json").read_text())["positions_limit"]
+    address, _ = serve(bundle)
+    tab.goto(address)
+    ready(tab)
+    done = tab.evaluate(SCRIPT, [["abcd"], 2 * limit, {"provider": "cpu"}])
+    assert done["found"] == [list(ours(bundle, "abcd", 2 * limit, graph="native"))]
+    long = "a" * (limit + 1)
+    tab.run(f"document.getElementById('prompt').value = {json.dumps(long)}")
+    tab.click("#write")
+    tab.until("document.getElementById('status').textContent.includes('positions end')")
+    ready(tab)
+    assert tab.text("#text") == ""
+    assert tab.run("document.getElementById('prompt').value") == long
+
+
+@in_chromium
+def test_bundle_without_a_tokenizer_says_so(serve, tab, exported):
+    tab.goto(serve(exported("neox-base"))[0])
+    tab.until("document.getElementById('status').textContent.includes('the bundle has no tokenizer')")
+    assert tab.run("document.getElementById('write').disabled")
+    code = """async () => {
+      const { Model } = await import("./dijiang.js");
+      const model = await Model.load(location.origin + "/bundle/", { provider: "cpu" });
+      return model.generate("x").next().catch((error) => error.message);
+    }"""
+    assert tab.evaluate(code) == "the bundle has no tokenizer: give token ids"
 
 
 def ready(tab):

@@ -170,6 +170,9 @@ def test_all_logits_are_those_of_forward(model):
     )
     torch.testing.assert_close(model(ids, logits_to_keep=torch.tensor([0, -1])).logits, found[:, [0, -1]])
     torch.testing.assert_close(model(ids, logits_to_keep=2).logits, found[:, -2:])
+    for labels in (ids, torch.tensor([[0]])):  # a zero is equal to False
+        with pytest.raises(ValueError, match="labels: a bundle gives logits only"):
+            model(ids, labels=labels)
     torch.testing.assert_close(model(ids, logits_to_keep=1).logits, found[:, -1:], atol=2e-5, rtol=0)
 
 

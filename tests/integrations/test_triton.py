@@ -191,6 +191,10 @@ def test_bad_request_is_one_line_and_harms_no_other(served):
     ask(client, [5, 6], 50, first=True)
     with pytest.raises(InferenceServerException, match="token id 99999 is out of range, expected 0 to 2047"):
         ask(client, [99999], 50)
+    with pytest.raises(InferenceServerException, match="token id 99999"):
+        ask(client, [99999], 52, first=True)
+    with pytest.raises(InferenceServerException, match="sequence 52 has no state"):  # nothing of it was read
+        ask(client, [7], 52)
     with pytest.raises(InferenceServerException, match="must specify the START flag"):
         ask(client, [7], 51)
     state = model.new_state()

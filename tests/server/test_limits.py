@@ -264,6 +264,13 @@ def test_patience_holds_for_every_request_of_a_connection(models, body):
         assert time.monotonic() - started < 3
 
 
+def test_fault_of_ours_is_counted_as_one(models, monkeypatch):
+    with running(models, slots=1) as server:
+        monkeypatch.setattr(server.server, "_hosted", lambda body: 1 / 0)
+        assert server.ask("/v1/completions", {"model": "tiny", "prompt": "x"})[0] == 500
+        assert 'status="500"} 1' in server.ask("/metrics")[2]
+
+
 def test_more_choices_than_there_are_places_is_not_for_later(models):
     with running(models, slots=2, queue=1) as server:
         status, headers, found = server.ask("/v1/completions", {"model": "tiny", "prompt": "x", "n": 4})

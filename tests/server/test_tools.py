@@ -48,6 +48,16 @@ def test_tool_that_has_to_be_called_is_called(client, choice):
         assert choice == "required" or call[0] == "weather"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_call_that_a_stop_string_cut_is_no_call_to_carry_out(client, stream):
+    tool = {"type": "function", "function": {"name": "weather"}}
+    found = client.chat.completions.create(
+        **OPTIONS, tool_choice=tool, parallel_tool_calls=False, stop=['"days"'], stream=stream
+    )
+    last = list(found)[-1] if stream else found
+    assert last.choices[0].finish_reason == "stop"
+
+
 def test_stream_tells_the_same_calls(client):
     bias = {str(client_id): 4 for client_id in range(20)}  # another text than without
     options = OPTIONS | {"tool_choice": "required", "logit_bias": bias}
