@@ -135,8 +135,12 @@ def test_pytorch_files_are_fetched_only_where_nothing_else_is(cli, hub, tmp_path
     assert cli("inspect", "org/both").returncode == 1  # no bundle, but it was fetched
     fetched = {path.rsplit("/", 1)[1] for path in hub.asked if "/resolve/" in path}
     assert fetched == {file.name for file in GOLDEN["neox-base"].iterdir()}
-    done = cli("export", "org/bin", "-o", tmp_path / "b", *SHORT)
-    assert done.returncode == 0, done.stderr
+    only = shutil.copytree(GOLDEN["neox-fp16-bin"], tmp_path / "only")
+    (only / "model.onnx").write_bytes(b"x")  # of another program
+    hub.add("org/onnx", only)
+    for name in ("bin", "onnx"):
+        done = cli("export", f"org/{name}", "-o", tmp_path / name, *SHORT)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 from dataclasses import replace
 from functools import reduce
 from importlib.resources import files
@@ -208,6 +209,18 @@ def test_energy_is_gross_and_less_idle():
     assert (found["gross"], found["idle_subtracted"]) == (48 / 24, (48 - 3 * 6) / 24)
 
 
+def test_commit_is_that_of_the_sources_and_of_no_repository_around_them(tmp_path, monkeypatch):
+    place = tmp_path / ".venv" / "site-packages" / "dijiang" / "bench"
+    place.mkdir(parents=True)
+    git = ["git", "-C", tmp_path, "-c", "user.name=x", "-c", "user.email=x@x"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(runner, "__file__", str(place / "runner.py"))
+    assert runner.commit() is None
+    monkeypatch.setattr(runner, "__file__", str(tmp_path / "dijiang" / "bench" / "runner.py"))
+    assert len(runner.commit()) == 40
+
+
 def test_turns_that_a_sensor_missed_are_not_counted_as_free():
     found = runner_result([2.0] * 3, joules=32.0, idle=6.0, metered=2)["decode"]["energy"]
     assert (found["gross"], found["idle_subtracted"]) == (32 / 16, (32 - 3 * 4) / 16)
@@ -372,3 +385,5 @@ def test_explain_prints_every_formula():
 
 def test_no_bundle_is_wrong_usage():
     assert CliRunner().invoke(main, ["bench"]).exit_code == 2
+    told = CliRunner().invoke(main, ["bench", "x", "-o", "llama-bench", "-b", "1,2"])
+    assert (told.exit_code, "one sequence at a time" in told.stderr) == (2, True)

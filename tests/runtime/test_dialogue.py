@@ -291,4 +291,6 @@ def test_ctrl_c_in_a_terminal_stops_the_answer_and_keeps_the_chat(chatty, tmp_pa
         process.kill()
         process.wait()
         os.close(ours)
-    assert "hello" in (tmp_path / "dijiang" / "chat_history").read_text()
+    history = tmp_path / "dijiang" / "chat_history"
+    assert "hello" in history.read_text()
+    assert history.stat().st_mode & 0o077 == 0  # nobody else's
