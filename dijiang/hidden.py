@@ -32,31 +32,18 @@ def _start(name: str) -> str:
     return f".{name[:SHORT]}.{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}-"
 
 
-def lock(descriptor: int, *, wait: bool) -> bool:
-    """Whether the lock was taken, which ends with the descriptor. Without locks: `wait`."""
+def lock(descriptor: int, *, wait: bool) -> bool | None:
+    """Whether the lock was taken, which ends with the descriptor; None: the system has no locks."""
     try:
         import fcntl
     except ImportError:  # Windows, not run
-        return wait
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return wait  # somebody has it, or the file system has none
-    return True
-
-
-def claim(descriptor: int) -> bool:
-    """False: another process has the lock. Else it is ours until the descriptor is closed; or there is none."""
-    try:
-        import fcntl
-    except ImportError:  # Windows, not run
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # the file system has none
-        return True
+        return None
     return True
 
 
@@ -127,7 +114,7 @@ def _claimed(path: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        yield lock(descriptor, wait=False) and stands(path, descriptor)
+        yield bool(lock(descriptor, wait=False)) and stands(path, descriptor)
     finally:
         os.close(descriptor)
 

@@ -15,12 +15,13 @@ from .reading import read_json
 NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 #: What is not fetched: other formats, and what lies in folders.
 UNREAD = ("*/*", "*.gguf", "*.h5", "*.msgpack", "*.onnx_data", "*.ot", "*.pt", "*.pth", "consolidated*")
+#: What every bundle has (`bundle.manifest.MANIFEST`).
 BUNDLE = "dijiang.json"
 #: Fetched only where there is nothing better.
 PYTORCH = "*.bin"
 #: How a folder of the cache begins: models--ORG--NAME/snapshots/COMMIT.
 REPOSITORY = "models--"
-#: Files that name others beside them; the first one is in every bundle.
+#: Files that name others beside them.
 LISTS = (BUNDLE, "*.index.json")
 
 

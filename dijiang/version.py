@@ -19,7 +19,7 @@ DESCRIBED = re.compile(r"v(?P<head>\S*?)(?P<last>\d+)(?:-(?P<after>\d+)-(?P<comm
 
 def version_of(sources: Path) -> str:
     """The version of a folder of sources, as a build names it; changes that are not committed do not count."""
-    described = _asked_git(sources) if (sources / ".git").exists() else _read(sources)
+    described = describe(sources, "--tags", "--match=v[0-9]*", "--abbrev=9") or _read(sources)
     found = DESCRIBED.fullmatch(described)
     if found is None:
         return described or UNKNOWN
@@ -28,11 +28,13 @@ def version_of(sources: Path) -> str:
     return f"{found['head']}{int(found['last']) + 1}.dev{found['after']}+{found['commit']}"
 
 
-def _asked_git(sources: Path) -> str:
-    """As `git describe` says it; empty where there is no tag, or no git."""
+def describe(sources: Path, *options: str) -> str:
+    """What `git describe` says of sources; empty where they are no repository, or it says nothing."""
+    if not (sources / ".git").exists():  # what git finds further out is somebody else's
+        return ""
     import subprocess  # slow, and not needed by what was built
 
-    command = ("git", "describe", "--tags", "--match=v[0-9]*", "--abbrev=9")
+    command = ("git", "describe", *options)
     try:
         return subprocess.run(command, cwd=sources, capture_output=True, text=True).stdout.strip()
     except OSError:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DijiangError, InputError
-from ..hidden import claim
+from ..hidden import lock
 from ..reading import parse_json, read_regular
 from ..runtime.generate import prepare
 from ..runtime.model import Model
@@ -102,7 +102,7 @@ def answer_file(
         with os.fdopen(os.open(target, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b") as out:
             if not stat.S_ISREG(os.fstat(out.fileno()).st_mode):
                 raise OSError(errno.EINVAL, "not a regular file")
-            if not claim(out.fileno()):
+            if lock(out.fileno(), wait=False) is False:
                 raise InputError(f"{target}: another job writes it; wait for that one, or choose another file")
             done, end, failed = _done(out.read(), lines, target)
             out.truncate(end)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from ..machine.describe import describe_machine
 from ..machine.sensors import find_sensors
 from ..recipe import AUTO
 from ..runtime.sessions.providers import numbered
+from ..version import describe
 from .matrix import Test, failure, plan_tests
 from .measure import Effort, Run, Say
 from .report import SCHEMA_VERSION
@@ -126,11 +126,4 @@ def commit() -> str | None:
     None for an installed package.
     """
     sources = Path(__file__).parents[2]
-    if not (sources / ".git").exists():  # what git finds further out is somebody else's
-        return None
-    command = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*")
-    try:
-        done = subprocess.run(command, cwd=sources, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
+    return describe(sources, "--always", "--dirty", "--abbrev=40", "--exclude", "*") or None

@@ -234,7 +234,7 @@ def _device_bytes() -> int | None:
     nvml = load_nvml()
     if nvml is None:
         return None
-    shown = [answered(nvml.nvmlDeviceGetComputeRunningProcesses, gpu) for gpu in handles(nvml) if gpu is not None]
+    shown = [answered(nvml.nvmlDeviceGetComputeRunningProcesses, gpu) for gpu in handles(nvml).values()]
     if None in shown:
         return None
     ours = [one.usedGpuMemory or 0 for found in shown for one in found if one.pid == os.getpid()]

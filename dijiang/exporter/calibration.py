@@ -24,7 +24,7 @@ from ..parity.parts import Loaded, extracted
 from ..progress import Progress, silent
 from ..recipe import Graph
 from ..runtime.sessions.cpu import Binding, inputs_of
-from ..runtime.sessions.inference import failed_step, import_onnxruntime, open_inference
+from ..runtime.sessions.inference import import_onnxruntime, open_inference, step_of
 from ..runtime.step import Step
 from .save import save_model
 
@@ -89,10 +89,8 @@ def _draw(session: Any, ids: np.ndarray, vocab: int, random: np.random.Generator
     for t in range(length - 1):
         binding = back if t % 2 else there
         binding.copy(Step.of(ids[:, t : t + 1], np.full(batch, t), single.kept))
-        try:
+        with step_of(1):
             session.run_with_iobinding(binding.io)
-        except Exception as error:  # onnxruntime's errors share no base class
-            raise failed_step(1, error) from error
         # The largest of logits + Gumbel noise is a draw from their softmax.
         noise = np.log(random.standard_exponential((batch, vocab), np.float32) + TINY)
         ids[:, t + 1] = (binding.logits[:, 0] - noise).argmax(-1)
@@ -184,7 +182,8 @@ class LayerMoments:
             run = Loaded(part, open_inference(folder / "model.onnx"))
             layer = _Layer(run, set(own), dict(first), {})
             for found in self._found:
-                made = _made(run, found)
+                with step_of(LENGTH):
+                    made = run(found)
                 for name in made.keys() & self._uses.keys():
                     rows = made[name].reshape(-1, made[name].shape[-1])
                     sums = {"beta": 1, "c": self._halves[name]} if name in self._halves else {}
@@ -214,16 +213,10 @@ class _Layer:
 
     def change(self, weights: dict[str, np.ndarray]) -> float:
         assert self.run is not None
-        made = self.run(self.before, weights)
+        with step_of(LENGTH):
+            made = self.run(self.before, weights)
         moved = [_moved(old, made[name]) for name, old in self.after.items() if _has_channels(old)]
         return max(moved, default=0.0)
-
-
-def _made(run: Loaded, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    try:
-        return run(found)
-    except Exception as error:  # onnxruntime's errors share no base class
-        raise failed_step(LENGTH, error) from error
 
 
 def _has_channels(value: np.ndarray) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -191,7 +192,8 @@ def round_gptq(
     left = blocks.reshape(len(blocks), -1)  # and, of the channels that are done, what they lost
     if np.may_share_memory(left, weight):
         left = left.copy()
-    some, width = (_round_gptq_fast if has_library() else round_gptq_plain), max(1, STRIPE // block)
+    fast, plain = partial(gptq, scale_type=scales.number), partial(round_gptq_plain, scales=scales)
+    some, width = (fast if has_library() else plain), max(1, STRIPE // block)
     with ThreadPoolExecutor(usable_cores()) as pool:
         for first in range(0, blocks.shape[1], width):
             stripe, begin = slice(first, first + width), first * block
@@ -203,19 +205,12 @@ def round_gptq(
             def fill(start: int, here: slice = here, stripe: slice = stripe, upper: Array = upper) -> None:
                 part, importance = slice(start, start + OUTPUTS), inputs.importance[here]
                 errors = np.ascontiguousarray(left[part, here])
-                codes[part, stripe], found[part, stripe] = some(errors, upper, importance, bits, block, scales)
+                codes[part, stripe], found[part, stripe] = some(errors, upper, importance, bits, block)
                 left[part, here] = errors
 
             list(pool.map(fill, range(0, len(left), OUTPUTS)))
             left[:, here] = left[:, here] @ upper - taken
     return codes, found
-
-
-def _round_gptq_fast(
-    left: Array, upper: Array, importance: Array, bits: int, block: int, scales: ScaleType
-) -> tuple[Array, Array]:
-    """See `runtime.operators.gptq`."""
-    return gptq(left, upper, importance, bits, block, scales.number)
 
 
 def round_gptq_plain(

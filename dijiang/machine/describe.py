@@ -91,7 +91,7 @@ def describe_cpu(root: Path) -> dict[str, Any]:
 
 def describe_gpus(nvml: Any) -> list[dict[str, Any]]:
     """Name, driver and memory of every NVIDIA GPU that NVML shows, and that answers."""
-    found = [answered(_describe_gpu, nvml, handle) for handle in handles(nvml) if handle is not None]
+    found = [answered(_describe_gpu, nvml, handle) for handle in handles(nvml).values()]
     return [gpu for gpu in found if gpu is not None]
 
 

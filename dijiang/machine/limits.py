@@ -7,6 +7,7 @@ container with two of 64 cores would get 64 threads, most of them asleep in the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -75,15 +76,9 @@ def _cores_v1(group: Path) -> float:
     return _number(group / "cpu.cfs_quota_us") / _number(group / "cpu.cfs_period_us")
 
 
-def _bytes_v2(group: Path) -> float:
+def _bytes_v2(limit: str, group: Path) -> float:
     used = _number(group / "memory.current") - _file_pages(group, "")
-    return max(0, _number(group / "memory.max") - used)
-
-
-def _high_v2(group: Path) -> float:
-    """Up to where a group is not slowed down."""
-    used = _number(group / "memory.current") - _file_pages(group, "")
-    return max(0, _number(group / "memory.high") - used)
+    return max(0, _number(group / limit) - used)
 
 
 def _bytes_v1(group: Path) -> float:
@@ -105,4 +100,6 @@ def _number(file: Path) -> int:
 #: Of a group's folder: a limit; below 0 there is none.
 Limit = Callable[[Path], float]
 CPU_FILES: tuple[Limit, ...] = (_cores_v2, _cores_v1)
-MEMORY_FILES: tuple[Limit, ...] = (_bytes_v2, _high_v2, _bytes_v1)
+#: Beyond the first a group's processes are killed, beyond the second they are slowed down.
+BYTES_V2 = (partial(_bytes_v2, "memory.max"), partial(_bytes_v2, "memory.high"))
+MEMORY_FILES: tuple[Limit, ...] = (*BYTES_V2, _bytes_v1)

@@ -71,17 +71,17 @@ def answered(question: Callable[..., Any], *about: Any) -> Any:
     return None
 
 
-def handles(nvml: Any) -> list[Any]:
-    """NVML's handle of each GPU; None for one that it has lost. nvml: None: there are none."""
+def handles(nvml: Any) -> dict[int, Any]:
+    """NVML's handle of each GPU that answers, by its number. nvml: None: there are none."""
     count = 0 if nvml is None else answered(nvml.nvmlDeviceGetCount) or 0
-    return [answered(nvml.nvmlDeviceGetHandleByIndex, index) for index in range(count)]
+    found = {index: answered(nvml.nvmlDeviceGetHandleByIndex, index) for index in range(count)}
+    return {index: handle for index, handle in found.items() if handle is not None}
 
 
 def _nvml(nvml: Any) -> list[Sensor]:
     return [
         Sensor(f"NVML GPU {index}", "energy", partial(_counted, nvml, handle))
-        for index, handle in enumerate(handles(nvml))
-        if handle is not None
+        for index, handle in handles(nvml).items()
     ]
 
 

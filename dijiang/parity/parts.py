@@ -20,7 +20,7 @@ from ..files import temporary_folder
 from ..runtime.model import Model
 from ..runtime.sessions.base import PIECE
 from ..runtime.sessions.cpu import load_graph
-from ..runtime.sessions.inference import CPU_PROVIDER, failed_step
+from ..runtime.sessions.inference import CPU_PROVIDER, step_of
 from ..runtime.state import State
 from ..runtime.step import Step
 from .cut import Part
@@ -148,10 +148,8 @@ class PartedSession:
         """What a part makes of every step, states left out; it is in memory until the last one."""
         run = Loaded(part, self._load(part))
         for step in steps:
-            try:
+            with step_of(step.tokens):
                 found = run(step.found)
-            except Exception as error:  # onnxruntime's errors share no base class
-                raise failed_step(step.tokens, error) from error
             for present in found.keys() & self._past.keys():
                 step.found[self._past[present]][...] = found[present]
             if step.after is not None:

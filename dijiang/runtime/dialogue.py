@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import InputError
 from .chat_template import ChatTemplate, Message, continued
@@ -20,8 +21,12 @@ from .witness import take
 KEPT = 32
 
 
-#: A state, the turns before it, and the attempt of the last one.
-Place = tuple[State, "deque[tuple[State, str, int]]", int]
+class Turn(NamedTuple):
+    """The state before a message, what was said, and the attempt of the turn before."""
+
+    state: State
+    said: str
+    attempt: int
 
 
 class Dialogue:
@@ -36,8 +41,8 @@ class Dialogue:
         self._options = options.seeded()
         self._template = ChatTemplate.of(model.bundle)
         self.state = model.new_state()
-        #: The state before each turn, what was said, and the attempt of the turn before.
-        self._before: deque[tuple[State, str, int]] = deque(maxlen=KEPT)
+        #: Their states are never advanced.
+        self._before: deque[Turn] = deque(maxlen=KEPT)
         self._attempt = 0
 
     def say(self, text: str) -> Iterator[Record]:
@@ -48,15 +53,13 @@ class Dialogue:
         Raises:
             InputError: the template refuses it, or it does not fit; the conversation is as it was.
         """
-        return self._turn(text, 0, self._place())
+        return self._answer(Turn(self.state, text, self._attempt), 0)
 
     def undo(self) -> str:
         """Take the last turn back; what was said in it. InputError if there is none."""
-        if not self._before:
-            raise InputError(f"there is no turn to take back; the last {KEPT} are kept")
-        state, text, self._attempt = self._before.pop()
-        self.state = state.clone()  # a fork may have the same one
-        return text
+        self._require_turn()
+        self.state, said, self._attempt = self._before.pop()
+        return said
 
     def regenerate(self) -> Iterator[Record]:
         """Another answer to the last message, drawn by other numbers; only that message is fed again.
@@ -64,37 +67,36 @@ class Dialogue:
         Raises:
             InputError: there is no turn.
         """
-        place, attempt = self._place(), self._attempt + 1
-        return self._turn(self.undo(), attempt, place)
+        self._require_turn()
+        return self._answer(self._before[-1], self._attempt + 1)
 
-    def _turn(self, text: str, attempt: int, place: Place) -> Iterator[Record]:
-        options = self._options.attempt(attempt)
-        plan = prepare(self.model, self._ids(text), options, self.state, keeps=False)
-        records = stream(self.model, plan, self.state)
-        self._before.append((self.state.clone(), text, self._attempt))
-        self._attempt = attempt
-        return self._heard(records, place)
+    def _require_turn(self) -> None:
+        if not self._before:
+            raise InputError(f"there is no turn to take back; the last {KEPT} are kept")
 
-    def _heard(self, records: Iterator[Record], place: Place) -> Iterator[Record]:
-        """The same; where the message does not go in, the conversation is at a place of before again."""
-        try:
-            first = next(records)
-        except BaseException:
-            self.state, self._before, self._attempt = place
-            raise
+    def _answer(self, turn: Turn, attempt: int) -> Iterator[Record]:
+        """The records of a turn's answer; with the first of them the conversation stands after that turn."""
+        ids, options = self._ids(turn), self._options.attempt(attempt)
+        plan, state = prepare(self.model, ids, options, turn.state, keeps=False), turn.state.clone()
+        return self._heard(turn, attempt, state, stream(self.model, plan, state))
+
+    def _heard(self, turn: Turn, attempt: int, state: State, records: Iterator[Record]) -> Iterator[Record]:
+        again = bool(self._before) and self._before[-1] is turn
+        if not again and self.state is not turn.state:
+            raise InputError("the conversation went on since this was said; say it again")
+        first = next(records)
+        if not again:
+            self._before.append(turn)
+        self.state, self._attempt = state, attempt
         yield first
         yield from records
 
-    def _place(self) -> Place:
-        """What a message changes, as it is now."""
-        return self.state.clone(), self._before.copy(), self._attempt
-
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, turn: Turn) -> list[int]:
         """What is fed of a message: what ends the answer before it, and what the template puts around it."""
-        message: Message = {"role": "user", "content": text}
+        message: Message = {"role": "user", "content": turn.said}
         model = self.model
-        if self.state.position[0]:
-            return continued(self._template, model.tokenizer, self.state, model.spec.eos_token_ids, [message])
+        if turn.state.position[0]:
+            return continued(self._template, model.tokenizer, turn.state, model.spec.eos_token_ids, [message])
         system: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
         return model.tokenizer.as_it_stands(self._template.render([*system, message]))
 

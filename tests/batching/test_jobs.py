@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import dijiang
 from dijiang.cli import main
-from dijiang.hidden import claim
+from dijiang.hidden import lock
 from dijiang.runtime.sessions.cpu import CpuSession
 
 PROMPTS = [
@@ -163,7 +163,7 @@ def test_rest_after_the_last_answer_is_refused(cli, source, tmp_path):
 def test_second_job_on_one_output_is_refused(cli, source, tmp_path):
     out = tmp_path / "out"
     with out.open("w") as other:
-        assert claim(other.fileno())
+        assert lock(other.fileno(), wait=False)
         done = cli("--jsonl", source, "-o", out)
         assert (done.exit_code, done.stderr.count("\n"), out.read_text()) == (1, 1, "")
         assert "another job writes it" in done.stderr

@@ -4,10 +4,11 @@ import json
 import shutil
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import dijiang
 from tests.conftest import EXAMPLES, GOLDEN
+from tests.random_tokenizers import byte_fallback
 
 pytestmark = pytest.mark.ecosystem
 #: What is not about a browser, or needs something that Firefox has not.
@@ -132,14 +133,7 @@ def write(tab):
 
 def spaced(checkpoint):
     """Give a checkpoint a tokenizer as LLaMA's: it puts a space before any text."""
-    names = [*(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127)), "de", "def"]
-    vocab = {name: at for at, name in enumerate(names)}
-    made = Tokenizer(models.BPE(vocab, [("d", "e"), ("de", "f")], byte_fallback=True))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    made.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    made.save(str(checkpoint / "tokenizer.json"))
+    byte_fallback(normalizer=True).save(str(checkpoint / "tokenizer.json"))
 
 
 def untouched(checkpoint):

@@ -94,7 +94,7 @@ def test_gpu_that_nvml_has_lost_is_left_out(tmp_path):
 
     nvml = SimpleNamespace(**NVML | {"nvmlDeviceGetCount": lambda: 2, "nvmlDeviceGetHandleByIndex": handle})
     assert [gpu["name"] for gpu in describe_machine(tmp_path, nvml)["gpus"]] == ["Orin"]
-    assert handles(nvml) == [None, 1]
+    assert handles(nvml) == {1: 1}
 
 
 def test_the_hottest_of_several_zones_of_one_name_is_told(tmp_path):

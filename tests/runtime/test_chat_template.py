@@ -6,15 +6,14 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import dijiang
 from dijiang.models import tokenizer
 from dijiang.runtime.chat_template import ChatTemplate, continued
 from dijiang.runtime.snapshot import Seam
-from dijiang.runtime.text import TextTokenizer
 from tests.conftest import EXAMPLES, TEMPLATE
+from tests.random_tokenizers import tokenizer as tokenizer_of
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 #: In the manner of published models: what their templates use of Jinja.
@@ -134,18 +133,6 @@ def test_template_inside_of_the_config_is_read(tmp_path):
     assert ChatTemplate.of(bundle).render(TALKS["one"]) == "<b>!"
 
 
-def spaced():
-    """A tokenizer as LLaMA-2's: each part between special tokens begins with a space of its own."""
-    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127))]
-    names += ["▁▁", "▁[", "▁<"]
-    vocab, merges = {name: at for at, name in enumerate(names)}, [("▁", "▁"), ("▁", "["), ("▁", "<")]
-    made = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names[:3]])
-    return TextTokenizer(made.to_str().encode(), None)
-
-
 ENDINGS = {
     "a space before": "{{ ' ' + m['content'] + ' ' + eos_token }}",
     "a line after": "{{ m['content'] + eos_token + '\n' }}",
@@ -155,12 +142,15 @@ ENDINGS = {
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_what_follows_an_answer_has_the_ids_of_the_whole_text(ending):
-    """Its end token waits to be fed, and was not told to be the model's end in each case."""
+    """In LLaMA-2's tokenizer each part between special tokens begins with a space of its own.
+
+    The end token waits to be fed, and was not told to be the model's end in each case.
+    """
     source = (
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[I] ' + m['content'] + ' [/I]' }}"
         "{% else %}" + ENDINGS[ending] + "{% endif %}{% endfor %}"
     )
-    template, tokenizer = ChatTemplate(source, TOKENS), spaced()
+    template, tokenizer = ChatTemplate(source, TOKENS), tokenizer_of("byte fallback, normalizer")
     talk = [{"role": role, "content": said} for role, said in (("user", "a"), ("assistant", "b"), ("user", "c"))]
     whole, end = tokenizer.as_it_stands(template.render(talk)), tokenizer.special_ids(["</s>"])[0]
     state = SimpleNamespace(seam=lambda: Seam(end, 9))

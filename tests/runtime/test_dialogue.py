@@ -118,6 +118,15 @@ def test_message_that_did_not_go_in_was_not_said(model, monkeypatch, again):
     assert text(dialogue.say("four")) == text(talk(model, "one", "two " * 400)[0].say("four"))
 
 
+def test_message_that_was_said_before_another_is_not_heard_after_it(model):
+    dialogue, _ = talk(model, "one")
+    first, second = dialogue.say("two"), dialogue.say("three")
+    text(second)
+    with pytest.raises(dijiang.InputError, match="the conversation went on since this was said"):
+        text(first)
+    assert dialogue.undo() == "three"
+
+
 def test_regenerate_never_draws_the_answer_that_stands_there(model):
     dialogue, _ = talk(model, "one")
     second = text(dialogue.regenerate())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,17 @@ def is_onnxruntimes(error: Exception) -> bool:
     """Whether onnxruntime raised it. Its errors share no base class, only a module, or are pybind11's."""
     plain = type(error) in (RuntimeError, MemoryError, ValueError)
     return plain or type(error).__module__.startswith(MODULE)
+
+
+@contextmanager
+def step_of(tokens: int) -> Iterator[None]:
+    """What onnxruntime raises in a block, as `failed_step`."""
+    try:
+        yield
+    except Exception as error:
+        if not is_onnxruntimes(error):
+            raise
+        raise failed_step(tokens, error) from error
 
 
 def failed_step(tokens: int, error: Exception) -> SessionError:

@@ -1,0 +1,193 @@
+"""Clients that wait, leave, do not read or come all at once: nothing is kept of them, and nobody else waits."""
+
+import gc
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from load import slots_taken
+
+from tests.server.serving import events, running
+
+
+def test_client_that_leaves_in_the_middle_of_its_request_is_no_fault(served, caplog):
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+    for _ in range(5):
+        with served.connect() as sock:
+            sock.sendall(head)
+    gone, end = 'dijiang_requests_total{route="/v1/completions",status="499"} 5.0', time.monotonic() + 5
+    while gone not in served.ask("/metrics")[2] and time.monotonic() < end:
+        time.sleep(0.01)
+    assert gone in served.ask("/metrics")[2]
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_silent_and_slow_clients_are_let_go(models):
+    with running(models, patience=0.3, slots=1) as server:
+        started = time.monotonic()
+        assert server.raw(b"") == b""  # never asks
+        assert server.raw(b"POST /v1/comp") == b""  # asks half
+        found = server.raw(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
+        assert found.startswith(b"HTTP/1.1 408 ")
+        assert time.monotonic() - started < 5
+        assert server.ask("/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("body", [b"", b"Content-Length: 5\r\n"], ids=["next", "rest"])
+def test_patience_holds_for_every_request_of_a_connection(models, body):
+    """Also for a body that no answer needed."""
+    with running(models, patience=0.3, slots=1) as server, server.connect() as sock:
+        sock.settimeout(10)
+        for _ in range(2 if not body else 1):
+            sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + body + b"\r\n")
+            found = b""
+            while not found.endswith(b"}"):
+                found += sock.recv(1 << 16)
+            assert found.startswith(b"HTTP/1.1 200 ")
+        started = time.monotonic()
+        sock.sendall(b"P")
+        with suppress(ConnectionResetError):
+            assert sock.recv(1 << 16) == b""
+        assert time.monotonic() - started < 3
+
+
+def test_prompt_that_is_not_ready_in_time_is_408_and_blocks_nobody(models, monkeypatch):
+    with running(models, slots=1, timeout=0.5) as server:
+        hosted, ready = server.server.models["tiny"], threading.Event()
+        turns = hosted._turns
+        monkeypatch.setattr(hosted, "_turns", lambda *given: ready.wait(20) and turns(*given))
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 2}
+        assert [server.ask("/v1/completions", body)[0] for _ in range(3)] == [408] * 3
+        assert hosted.load == 0
+        ready.set()
+        assert server.ask("/v1/completions", body)[0] == 200
+
+
+def test_who_does_not_read_loses_the_connection_and_the_slot(models):
+    with running(models, patience=0.3, slots=1, max_tokens=100_000, buffer=8192) as server:
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 100_000, "stream": True, "ignore_eos": True}
+        data = json.dumps(body | {"logprobs": 20}).encode()
+        with server.connect() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data) + data
+            )
+            time.sleep(0.5)
+            assert server.server.models["tiny"].load == 1
+            assert server.idle(15)
+
+
+def test_who_goes_frees_the_slot(models):
+    with running(models, slots=1, max_tokens=100_000) as server:
+        for stream in (True, False):
+            body = {"model": "tiny", "prompt": "x", "max_tokens": 100_000, "stream": stream, "ignore_eos": True}
+            data = json.dumps(body).encode()
+            with server.connect() as sock:
+                sock.sendall(
+                    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data)
+                    + data
+                )
+                while not server.server.models["tiny"].batcher.scheduler.running:
+                    time.sleep(0.01)
+            assert server.idle(2)
+
+
+def test_full_queue_is_429_and_time_is_408(models):
+    with running(models, slots=1, queue=1, timeout=1.0, max_tokens=100_000) as server:
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 100_000, "ignore_eos": True}
+        found = []
+        threads = [
+            threading.Thread(target=lambda: found.append(server.ask("/v1/completions", body))) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(status for status, *_ in found) == [408, 408, 429, 429]
+        refused = next(f for f in found if f[0] == 429)
+        assert (refused[1]["retry-after"], refused[2]["error"]["type"]) == ("1", "rate_limit_error")
+        pieces = server.ask("/v1/completions", body | {"stream": True})[2]
+        assert "took more than 1 s" in events(pieces)[-1]["error"]["message"]
+        assert server.idle()
+
+
+def test_many_clients_of_all_kinds_leave_nothing(models, served):
+    """A sample of the long load: benchmarks/load.py."""
+    with running(models, slots=4, queue=8, patience=20.0) as server:
+        assert server.ask("/healthz")[0] == 200
+        before = len(os.listdir("/proc/self/fd"))
+        found = []
+
+        def one(number):
+            body = {"model": "tiny", "prompt": "x " * (1 + number % 9), "max_tokens": 6, "stream": number % 2 == 0}
+            if number % 7 == 3:  # goes at once
+                with server.connect() as sock:
+                    data = json.dumps(body | {"stream": True}).encode()
+                    sock.sendall(
+                        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+                        % len(data)
+                        + data
+                    )
+                return
+            found.append(server.ask("/v1/completions", body)[0])
+
+        threads = [threading.Thread(target=one, args=(number,)) for number in range(60)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(found) <= {200, 429}
+        # 4 + 8 places, of which those that go at once may have had one each.
+        assert found.count(200) >= 12 - sum(number % 7 == 3 for number in range(60))
+        assert server.idle()
+        end = time.monotonic() + 10
+        while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < end:
+            time.sleep(0.05)
+        assert len(os.listdir("/proc/self/fd")) <= before
+        steps = [thread.name for thread in threading.enumerate() if thread.name.startswith("steps of")]
+        assert steps.count("steps of other") == 2  # of this server and of the fixture's
+
+
+#: Requests of each kind between two looks at the memory.
+ROUNDS = 75
+
+
+def test_requests_leave_no_objects(models):
+    """Answers, streams, refusals and clients that go at once: no block of memory is kept for any kind of them."""
+    body, patience = {"model": "tiny", "prompt": "x", "max_tokens": 3}, 0.5
+    left = json.dumps(body | {"stream": True, "max_tokens": 400}).encode()
+    left = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(left) + left
+
+    def blocks_after(server, count):
+        for _ in range(count):
+            assert server.ask("/v1/completions", body)[0] == 200
+            assert server.ask("/v1/completions", body | {"stream": True})[0] == 200
+            assert server.ask("/v1/completions", body | {"n": "many"})[0] == 400
+            with server.connect() as sock:
+                sock.sendall(left)
+        assert server.idle()
+        time.sleep(1.2 * patience)  # timers of connections end
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    with running(models, slots=4, queue=40, patience=patience) as server:
+        looks = [blocks_after(server, count) for count in (20, ROUNDS, ROUNDS, ROUNDS)]
+        assert min(np.diff(looks)) < ROUNDS  # caches fill at first
+
+
+def test_load_sees_slots_that_are_taken(served):
+    body = {"model": "tiny", "prompt": "x", "stream": True, "ignore_eos": True, "max_tokens": 4000}
+    data = json.dumps(body).encode()
+    with served.connect() as sock:
+        sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data))
+        sock.sendall(data)
+        assert sock.recv(100)
+        assert slots_taken(served.url) == 1
+    assert served.idle()
+    assert slots_taken(served.url) == 0
