@@ -53,7 +53,7 @@ class Target:
         if self.kind == "weights":
             return _share(report, ours, model["parameters"]["step"])
         found = times_as_fast(*((ours, theirs) if self.kind == "over" else (theirs, ours)))
-        return Ratio(*(value - 1 for value in found)) if self.kind == "beyond" else found
+        return Ratio(*(value and value - 1 for value in found)) if self.kind == "beyond" else found
 
     def row(self, report: Report) -> dict[str, str]:
         """The target, what was measured, and whether that reaches it."""
@@ -65,7 +65,7 @@ class Target:
         limits = {(r["model"], r["baseline"], r["test"]): r["limit"] for r in report.get("ratios", ())}
         return row | {
             "measured": self._shown(found.value),
-            "95 % interval": f"{self._shown(found.low)} to {self._shown(found.high)}",
+            "95 % interval": "" if found.low is None else f"{self._shown(found.low)} to {self._shown(found.high)}",
             "reached": self._verdict(round(found.value, 9)),
             "memory limit": self._shown(LIMITS.get(self.kind, limits.get(pair))),
         }

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import DijiangError
 from .hidden import REPLACED, hidden_folder, hidden_name, locked, new_file, recover, sweep
@@ -25,10 +26,12 @@ AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE = -100, 2, 1
 SPACE = "free some space, or choose a folder that is yours"
 
 
-def write_file(path: Path, data: bytes, error: type[DijiangError]) -> None:
-    """Write a file, or replace it in one step; a link or a hard link at `path` is replaced, not followed.
+@contextmanager
+def written_file(path: Path, error: type[DijiangError]) -> Iterator[BinaryIO]:
+    """A stream whose bytes are the file when the block ends well, else nothing.
 
-    A file that is replaced hands on its permissions.
+    What stood at `path` is replaced in one step; a link or a hard link is replaced, not followed. A file that is
+    replaced hands on its permissions.
 
     Raises:
         error: it cannot be written; what was there before is untouched.
@@ -38,7 +41,7 @@ def write_file(path: Path, data: bytes, error: type[DijiangError]) -> None:
         hidden, descriptor = new_file(folder, path.name)
         try:
             with os.fdopen(descriptor, "wb") as stream:
-                stream.write(data)
+                yield stream
                 stream.flush()
                 _take_after(stream.fileno(), path.name, folder)
                 os.fsync(stream.fileno())
@@ -49,8 +52,14 @@ def write_file(path: Path, data: bytes, error: type[DijiangError]) -> None:
                 os.unlink(hidden, dir_fd=folder)
 
 
+def write_file(path: Path, data: bytes, error: type[DijiangError]) -> None:
+    """Write a file whole or not at all, see `written_file`."""
+    with written_file(path, error) as stream:
+        stream.write(data)
+
+
 def check_file(path: Path, error: type[DijiangError]) -> None:
-    """`error` where `write_file` could not write, whatever for: to be said before there is something to lose."""
+    """`error` where `written_file` could not write, whatever for: to be said before there is something to lose."""
     with _reported(path, error), _opened(path.parent) as folder:
         hidden, descriptor = new_file(folder, path.name)
         try:
@@ -61,7 +70,7 @@ def check_file(path: Path, error: type[DijiangError]) -> None:
 
 
 def move_file(source: Path, path: Path, error: type[DijiangError]) -> None:
-    """Give a finished file, on the same disk, its name in one step; what `write_file` says holds.
+    """Give a finished file, on the same disk, its name in one step; what `written_file` says holds.
 
     Raises:
         error: it cannot be written; what was there before is untouched.

@@ -7,14 +7,18 @@ The tokenizer is that of examples/tiny-python, and so is the shape unless told o
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from pathlib import Path
 
 import torch
-from finetune import arguments, read_text, run
 from torch import Tensor, nn
+from training import arguments, check, in_one_line, loss_of, read_text, run
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from dijiang.errors import InputError
+from dijiang.files import new_folder
 
 SHAPE = Path(__file__).parent / "tiny-python"
 
@@ -35,6 +39,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=192, help="channels; six heads")
     args = parser.parse_args()
+    with in_one_line():
+        pretrain(args)
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    check(args)
     torch.manual_seed(args.seed)
     config = json.loads((SHAPE / "config.json").read_text())
     for key in ("auto_map", "torch_dtype", "transformers_version"):
@@ -42,10 +52,12 @@ def main() -> None:
     sizes = {"num_hidden_layers": args.layers, "hidden_size": args.hidden, "intermediate_size": 4 * args.hidden}
     model = GPTNeoXForCausalLM(GPTNeoXConfig(**config | sizes))
     batches, held_out = read_text(args, SHAPE / "tokenizer.json")
-    run(Logits(model).to(args.device), batches, held_out, args)
-    model.save_pretrained(args.output)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(SHAPE / name, args.output / name)
+    logits = Logits(model).to(args.device)
+    run(logits, batches, held_out, args, lambda step, batch: loss_of(logits, batch))
+    with new_folder(args.output, InputError) as folder:
+        model.save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(SHAPE / name, folder / name)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The fine-tuning example: the module is the reference, and training leaves the decay alone."""
 
-import importlib.util
+import importlib
 import json
 import shutil
 import sys
@@ -13,6 +13,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 import dijiang
@@ -23,9 +24,8 @@ from tests.conftest import EXAMPLES, GOLDEN
 from tests.fuzz.folders import tokenizer as small_tokenizer
 from tests.random_models import POSITIONS, configs, write
 
-SPEC = importlib.util.spec_from_file_location("finetune", EXAMPLES / "finetune.py")
-finetune = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(finetune)
+sys.path.insert(0, str(EXAMPLES))  # the folder of a script is where it imports from
+finetune, training = map(importlib.import_module, ("finetune", "training"))
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -109,7 +109,7 @@ def near(found, expected, atol=0.0):
 
 
 def test_training_that_was_interrupted_goes_on_as_if_it_was_not(script, tmp_path, monkeypatch):
-    whole, calls, measure = script("whole"), [], finetune.held_out_loss
+    whole, calls, measure = script("whole"), [], training.held_out_loss
 
     def interrupted(*arguments):
         calls.append(1)
@@ -118,13 +118,95 @@ def test_training_that_was_interrupted_goes_on_as_if_it_was_not(script, tmp_path
         return measure(*arguments)
 
     options = ("--state", tmp_path / "state.pt", "--log", tmp_path / "log.csv")
-    monkeypatch.setattr(finetune, "held_out_loss", interrupted)
+    monkeypatch.setattr(training, "held_out_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         script("again", *options)
     assert not (tmp_path / "again").exists()
     near(script("again", *options), whole)
     rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()]
     assert [row[:2] for row in rows] == [["step", "tokens"], ["0", "0"], ["2", "128"], ["4", "256"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "what"), [(("--lr", 0.5), "lr 0.001, expected 0.5"), (("--steps", 8), "steps 4")]
+)
+def test_state_of_another_training_is_refused(script, tmp_path, options, what):
+    state = tmp_path / "state.pt"
+    script("whole", "--state", state)
+    kept = state.read_bytes()
+    with pytest.raises(
+        SystemExit, match=f"state.pt: of another training \\({what}.*; remove it, or give another --state"
+    ):
+        script("other", "--state", state, *options)
+    assert not (tmp_path / "other").exists()
+    assert state.read_bytes() == kept
+
+
+def test_state_of_another_checkpoint_or_a_torn_one_is_refused(script, tmp_path):
+    state = tmp_path / "state.pt"
+    script("whole", "--state", state)
+    shutil.rmtree(tmp_path / "converted")
+    convert(tmp_path / "vanilla", tmp_path / "converted", seed=1)
+    with pytest.raises(SystemExit, match="of another training \\(checkpoint "):
+        script("other", "--state", state)
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(SystemExit, match=r"state.pt: no state of a training"):
+        script("other", "--state", state)
+
+
+def test_files_beside_a_state_are_left_alone(script, tmp_path):
+    mine = tmp_path / "state.new"
+    mine.write_text("mine")
+    script("whole", "--state", tmp_path / "state.pt", "--log", tmp_path / "log.csv")
+    assert mine.read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith((".", "state"))) == [
+        "state.new",
+        "state.pt",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--report", 0), "--report 0, expected 1 or more"),
+        (("--steps", -1), "--steps -1, expected 1 or more"),
+        (("--log", "none/log.csv"), "none/log.csv: "),
+        (("--state", "none/state.pt"), "none/state.pt: "),
+        (("--checkpoint", "none"), "none: not a folder"),
+    ],
+)
+def test_options_that_cannot_work_are_one_line_before_the_training(script, tmp_path, options, reason):
+    with pytest.raises(SystemExit, match=reason):
+        script("out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_positions_of_a_checkpoint_bound_the_windows(script, tmp_path):
+    vanilla, converted = tmp_path / "opt", tmp_path / "opt-converted"
+    config = {"hidden_size": 16, "ffn_dim": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 300}
+    config |= {"max_position_embeddings": 16, "word_embed_proj_dim": 16}
+    transformers.OPTForCausalLM(transformers.OPTConfig(**config)).save_pretrained(vanilla)
+    (vanilla / "tokenizer.json").write_text(small_tokenizer())
+    convert(vanilla, converted)
+    with pytest.raises(SystemExit, match="--length 17, expected at most the 16 positions"):
+        script("long", "--checkpoint", converted, "--length", 17)
+    script("short", "--checkpoint", converted, "--length", 16)
+
+
+def test_result_says_its_dtype_and_is_whole_or_not_there(script, tmp_path, monkeypatch):
+    config = json.loads((tmp_path / "converted" / "config.json").read_text())
+    (tmp_path / "converted" / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+
+    def full(*arguments, **options):
+        raise SafetensorError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.numpy.save_file", full)
+        with pytest.raises(SystemExit, match=r"out.*No space left"):
+            script("out")
+    assert not (tmp_path / "out").exists()
+    script("out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
 
 
 def test_training_that_diverges_ends_with_what_was_good(script, tmp_path):
@@ -192,7 +274,7 @@ def test_bfloat16_is_near_float32(tmp_path):
 
 def test_packed_texts_lose_no_token():
     texts = ["abc", "", "defgh", "ij", "klmnopqrs"]
-    batches = list(finetune.packed(iter(texts), lambda text: [ord(c) for c in text], batch=2, length=2))
+    batches = list(training.packed(iter(texts), lambda text: [ord(c) for c in text], batch=2, length=2))
     assert "".join(chr(c) for batch in batches for c in batch.flatten().tolist()) == "abcdefghijklmnopqr"
     assert [tuple(batch.shape) for batch in batches] == [(2, 3)] * 3
 

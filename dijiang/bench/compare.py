@@ -15,7 +15,7 @@ def compare(before: Report, after: Report, *, threshold: float) -> dict[str, Any
     """Throughput of every test of both reports, after over before.
 
     A test has regressed if its ratio is below 1 - threshold and its whole interval is below 1: noise
-    alone is no regression.
+    alone is no regression. Without an interval, of few repetitions, nothing has.
 
     Args:
         threshold: loss of throughput that is allowed, as a fraction.
@@ -60,7 +60,7 @@ def _row(name: str, before: Report, after: Report, threshold: float) -> dict[str
         "high": found.high,
         "memory_ratio": None if None in memory else memory[1] / memory[0],
         "noisy": before["noisy"] or after["noisy"],
-        "regressed": found.value < 1 - threshold and found.high < 1,
+        "regressed": found.value < 1 - threshold and found.high is not None and found.high < 1,
     }
 
 

@@ -18,7 +18,8 @@ from ..files import write_file
 from .llama_bench import to_llama_bench
 from .matrix import Test
 from .plots import panels
-from .report import Report, target
+from .report import Report, seconds_of, target
+from .statistics import FEWEST, NOISY
 
 UNKNOWN = "unknown"
 FIGURES = json.loads(files(__package__).joinpath("figures.json").read_text(encoding="utf-8"))
@@ -43,7 +44,7 @@ def rows_of(name: str, members: Sequence[Report]) -> Rows:
 
 def _value(member: Any, path: str, factor: float | None = None) -> Any:
     if " to " in path:
-        return " to ".join(figure(_value(member, end, factor)) for end in path.split(" to "))
+        return " to ".join(figure(_value(member, end, factor)) for end in path.split(" to ")).removeprefix(" to ")
     for key in path.split("."):
         member = member and member[int(key) if isinstance(member, list) else key]
     return member if member is None or factor is None else factor * member
@@ -62,6 +63,8 @@ def _members(report: Report, name: str) -> list[Report]:
 
 def _verdict(flatness: Report) -> str:
     time = flatness["time"]
+    if time["low"] is None:
+        return f"unknown: fewer than {FEWEST} repetitions"
     if flatness["flat"]:
         return "flat"
     if time["low"] <= 0 <= time["high"]:
@@ -99,11 +102,18 @@ def header_lines(report: Report) -> list[str]:
 
 def remarks(report: Report) -> list[str]:
     """What a reader must know before quoting a figure."""
-    noisy = [
-        f"{r['model']}, {Test.of(r).label} ({100 * r['spread']:.0f} %)" for r in report["results"] if r["noisy"]
-    ]
-    advice = "NOISY: repetitions spread over more than 10 %: close other programs and run again before quoting"
+    noisy = [f"{r['model']}, {Test.of(r).label} ({_noise(r)})" for r in report["results"] if r["noisy"]]
+    advice = (
+        f"NOISY: repetitions spread over more than {100 * NOISY:.0f} %, or are fewer than {FEWEST}: "
+        "close other programs and run again with -r 10 before quoting"
+    )
     return ([f"{advice} {'; '.join(noisy)}"] if noisy else []) + [f"FAILED: {_said(e)}" for e in report["errors"]]
+
+
+def _noise(result: Report) -> str:
+    """What makes a result noisy."""
+    count = len(seconds_of(result))
+    return f"{count} repetitions" if count < FEWEST else f"{100 * result['spread']:.0f} %"
 
 
 def _said(error: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from ..runtime.sessions.inference import CPU_PROVIDER
 from .matrix import Test, failure, series_of
 from .measure import Samples
 from .report import Report, by_turn, seconds_of, target
-from .statistics import NOISY, describe, ratio, slope, slope_of_samples, spread
+from .statistics import FEWEST, NOISY, describe, ratio, slope, slope_of_samples, spread
 from .subject import Side, Traffic
 
 #: Change of time over a range of depths up to which a model counts as flat.
@@ -110,7 +110,7 @@ def result_of(side: Side, test: Test, samples: Samples, bandwidth: float, idle: 
         "tpot_s": middle / test.tokens if decode else None,
         "tokens_per_second": tokens / middle,
         "spread": noise,
-        "noisy": noise > NOISY,
+        "noisy": noise > NOISY or len(totals) < FEWEST,
         "alone": samples.alone,
         "interleaved": samples.interleaved,
         "contention": {
@@ -213,7 +213,7 @@ def flatness_of(results: Sequence[Report]) -> list[Report]:
                 "interleaved": interleaved,
                 "time": time,
                 "memory": None if None in peaks else slope(depths, peaks),
-                "flat": abs(time["change"]) <= FLAT,
+                "flat": time["low"] is not None and abs(time["change"]) <= FLAT,
             }
         )
     return found

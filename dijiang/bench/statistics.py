@@ -11,6 +11,8 @@ import numpy as np
 NOISY = 0.10
 #: Resamples of a bootstrap, and the ends of its interval.
 RESAMPLES, ENDS = 4000, (2.5, 97.5)
+#: Samples below which there is no interval: of one, it would have no width; of three, it would hold 3 in 4 truths.
+FEWEST = 5
 
 
 def describe(seconds: Sequence[float] | np.ndarray) -> dict[str, Any]:
@@ -36,11 +38,11 @@ def spread(seconds: Sequence[float]) -> float:
 
 
 class Ratio(NamedTuple):
-    """A ratio, with the 95 % interval that resampling gives."""
+    """A ratio, with the 95 % interval that resampling gives; None: of fewer than FEWEST samples."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def ratio(over: Sequence[float], under: Sequence[float], *, paired: bool = False) -> Ratio:
@@ -53,10 +55,17 @@ def ratio(over: Sequence[float], under: Sequence[float], *, paired: bool = False
     random = np.random.default_rng(0)
     if paired:
         turns = a[: len(b)] / b[: len(a)]
-        value, resampled = np.median(turns), _medians(random, turns)
+        value, resampled, fewest = np.median(turns), _medians(random, turns), len(turns)
     else:
         value, resampled = np.median(a) / np.median(b), _medians(random, a) / _medians(random, b)
-    return Ratio(float(value), *map(float, np.percentile(resampled, ENDS)))
+        fewest = min(len(a), len(b))
+    return Ratio(float(value), *_interval(resampled, fewest))
+
+
+def _interval(resampled: Any, fewest: int) -> tuple[float | None, float | None]:
+    """Where 95 % of resampled values are; `fewest`: samples of what has the fewest."""
+    low, high = map(float, np.percentile(resampled, ENDS))
+    return (low, high) if fewest >= FEWEST else (None, None)
 
 
 def _medians(random: np.random.Generator, values: np.ndarray) -> Any:
@@ -92,5 +101,5 @@ def slope_of_samples(depths: Sequence[int], samples: Sequence[Sequence[float]], 
         resampled = np.array([_medians(random, one) for one in turns])
     rise = np.polyfit(np.asarray(depths, np.float64), resampled, 1)[0]
     changes = rise * (max(depths) - min(depths)) / resampled[first]
-    low, high = map(float, np.percentile(changes, ENDS))
+    low, high = _interval(changes, min(map(len, turns)))
     return slope(depths, [float(np.median(one)) for one in turns]) | {"low": low, "high": high}

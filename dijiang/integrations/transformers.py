@@ -13,6 +13,8 @@ from tempfile import mkdtemp
 from typing import Any
 from weakref import finalize
 
+import numpy as np
+
 from .. import Model, State, export, folder_of, load
 
 try:
@@ -36,6 +38,8 @@ except ImportError as error:
 CACHE = next(one.name for one in fields(CausalLMOutputWithPast) if one.name in ("cache", "past_key_values"))
 #: Results that a graph does not have.
 ABSENT = ("labels", "output_attentions", "output_hidden_states")
+#: What transformers passes to models and what changes no logit.
+HARMLESS = ("return_dict", "cache_position")
 
 
 class DijiangConfig(PretrainedConfig):
@@ -113,7 +117,9 @@ class DijiangForCausalLM(PreTrainedModel, GenerationMixin):
         ends = list(model.spec.eos_token_ids) or None
         if (model.bundle.path / "generation_config.json").is_file():
             self.generation_config = GenerationConfig.from_pretrained(self.name_or_path)
-        self.generation_config.update(eos_token_id=ends, pad_token_id=ends and ends[0])
+        self.generation_config.eos_token_id = ends
+        if self.generation_config.pad_token_id is None:
+            self.generation_config.pad_token_id = ends and ends[0]
 
     @classmethod
     def from_pretrained(
@@ -149,11 +155,23 @@ class DijiangForCausalLM(PreTrainedModel, GenerationMixin):
         return loaded
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
-        """Copy the bundle into a folder that is not there yet, or is empty."""
+        """Copy the bundle into a folder that is not there yet, or is empty; the generation_config is this model's.
+
+        Args:
+            kwargs: for transformers' sake; what says how weights are written has no effect.
+
+        Raises:
+            ValueError: the folder is not empty, or the copy is to be pushed to the Hub.
+        """
         target = Path(folder)
+        if kwargs.get("push_to_hub"):
+            raise ValueError(
+                f"push_to_hub: {target} is only written here; hf upload ORG/NAME {target} brings it there"
+            )
         if target.exists() and any(target.iterdir()):
             raise ValueError(f"{target} exists and is not empty; bundles are never overwritten")
         shutil.copytree(self.model.bundle.path, target, dirs_exist_ok=True)
+        self.generation_config.save_pretrained(target)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -204,21 +222,33 @@ class DijiangForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: [B, T or more]; the last T columns count, 0 is padding on any side.
             cache, past_key_values: of an earlier call; advanced. None: a new one.
             use_cache: False: the output has none.
-            logits_to_keep: of so many last tokens of each sequence; 0: of all; or the indices of tokens.
+            logits_to_keep: of so many last columns; 0: of all; or the indices of columns.
+            kwargs: `position_ids` must be the running ones: a graph counts them itself.
 
         Returns:
             logits [B, T kept, vocab] float32, and the cache.
 
         Raises:
-            ValueError: a result is asked for that a bundle does not have.
+            ValueError: a result is asked for that a bundle does not have, an argument that it does not take, or the
+                cache of another library.
             InputError: ids or positions out of range.
         """
-        if asked := [name for name in ABSENT if kwargs.get(name) is not None and kwargs[name] is not False]:
-            raise ValueError(f"{asked[0]}: a bundle gives logits only; use the checkpoint's PyTorch model")
+        positions = kwargs.pop("position_ids", None)
+        asked = [name for name, value in kwargs.items() if value is not None and value is not False]
+        if absent := [name for name in asked if name in ABSENT]:
+            raise ValueError(f"{absent[0]}: a bundle gives logits only; use the checkpoint's PyTorch model")
+        if unknown := [name for name in asked if name not in HARMLESS]:
+            raise ValueError(f"{unknown[0]}: no argument of a bundle; use the checkpoint's PyTorch model")
         batch, length = input_ids.shape
-        kept = cache or past_key_values or RecurrentCache(self.model.new_state(batch))
-        mask = None if attention_mask is None else attention_mask[:, -length:].numpy()
-        one = isinstance(logits_to_keep, int) and logits_to_keep == 1
+        given = past_key_values if cache is None else cache
+        kept = RecurrentCache(self.model.new_state(batch)) if given is None else given
+        if not isinstance(kept, RecurrentCache):
+            raise ValueError(f"a {type(kept).__name__}, expected a cache of this model; leave it out")
+        mask = None if attention_mask is None else (attention_mask[:, -length:] != 0).numpy()
+        if positions is not None:
+            _require_running(positions, kept.state, np.ones((batch, length), bool) if mask is None else mask)
+        # A graph can give the logits of each last token. Without padding on the right, these are the last column.
+        one = isinstance(logits_to_keep, int) and logits_to_keep == 1 and (mask is None or bool(mask[:, -1].all()))
         logits = self.model.forward(input_ids.numpy(), kept.state, mask=mask, all_logits=not one)
         kept.length += length
         which = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -257,6 +287,14 @@ class DijiangForCausalLM(PreTrainedModel, GenerationMixin):
         cache.reorder_cache(beams)
         return cache
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """ValueError: transformers keeps keys and values by pages for it, which a state is not."""
+        raise ValueError(
+            "continuous batching pages keys and values, a bundle has none; use dijiang run --jsonl or serve"
+        )
+
+    generate_batch = continuous_batching_context_manager = init_continuous_batching
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`GenerationMixin.generate`; where the model's positions end, so does the text."""
         limit = self.model.manifest.positions_limit
@@ -266,6 +304,13 @@ class DijiangForCausalLM(PreTrainedModel, GenerationMixin):
             given = kwargs.get("stopping_criteria") or []
             kwargs["stopping_criteria"] = StoppingCriteriaList([*given, PositionsEnd(limit, padding)])
         return super().generate(*args, **kwargs)
+
+
+def _require_running(positions: torch.Tensor, state: State, mask: np.ndarray) -> None:
+    """ValueError for positions [B or 1, T] of tokens (mask [B, T]) that do not follow those of the state."""
+    running = state.position[:, None] + np.cumsum(mask, axis=1) - 1
+    if (np.broadcast_to(positions.numpy(), mask.shape) != running)[mask].any():
+        raise ValueError("position_ids: other positions than the running ones; pad, or give each sequence a row")
 
 
 AutoConfig.register(DijiangConfig.model_type, DijiangConfig)

@@ -81,6 +81,8 @@ class Checkpoint:
             )
         if not is_folder:
             raise CheckpointError(f"{path}: not a folder; give the folder of a checkpoint")
+        if not self._has("config.json"):
+            self._refuse_others()
         self.config = read_json(self.path / "config.json")
         self.generation = self._generation()
         #: What was done to read it, a line each.
@@ -125,13 +127,17 @@ class Checkpoint:
                 return dict.fromkeys(file.shapes, file)
             if self._has(index):
                 return self._indexed(index, reader)
-        for name, advice in OTHERS.items():
-            if any(self.path.glob(name)):
-                raise CheckpointError(f"{self.path}: {name} is not read; {advice}")
+        self._refuse_others()
         raise CheckpointError(
             f"{self.path}: no weights, expected model.safetensors or pytorch_model.bin "
             "(or their index.json with shards)"
         )
+
+    def _refuse_others(self) -> None:
+        """CheckpointError where there is a file of another format: what makes it usable."""
+        for name, advice in OTHERS.items():
+            if any(self.path.glob(name)):
+                raise CheckpointError(f"{self.path}: {name} is not read; {advice}")
 
     def _indexed(self, index: str, reader: type[TensorFile]) -> dict[str, TensorFile]:
         where = read_json(self.path / index).get("weight_map")
@@ -155,6 +161,10 @@ class Checkpoint:
     def require_float(self, name: str) -> None:
         """CheckpointError if a tensor has a dtype that no weight has; nothing is read."""
         self._owner[self.prefix + name].require_float(self.prefix + name)
+
+    def dtype(self, name: str) -> np.dtype:
+        """Of a tensor; CheckpointError if it is none of FLOATS. Nothing is read."""
+        return self._owner[self.prefix + name].numpy_dtype(self.prefix + name)
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in its stored dtype; KeyError for an unknown name is our own bug.

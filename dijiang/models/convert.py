@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ CARRIED = (
     "merges.txt",
     "generation_config.json",
 )
+#: In the names of tensors of layers.
+IN_LAYER = re.compile(r"\.\d+\.")
 #: What the caller has to do with the result.
 NEXT = "fine-tune it with D1 and D2 frozen (examples/finetune.md): until then its text makes no sense"
 
@@ -83,12 +86,14 @@ def convert(vanilla: str | Path, output: str | Path, *, seed: int = 0, progress:
     check_tensors(source, {old: wanted[new] for old, new in kept.items()}, ignored_by(family, spec))
     added = {name: shape for name, shape in wanted.items() if name.endswith(ADDED)}
     find_tokenizer(source.path, spec.vocab_size)
-    dtype = source.read(next(iter(kept))).dtype
+    # What is new is like the layers, whatever the embedding is.
+    dtype = source.dtype(next(old for old, new in kept.items() if IN_LAYER.search(new)))
+    sizes = [math.prod(wanted[new]) * source.dtype(old).itemsize for old, new in kept.items()]
     write_checkpoint(
         Path(output),
         family.published_config({k: v for k, v in source.config.items() if k != "quantization_config"}),
         _tensors(source, kept, first_values(added, dtype, seed)),
-        nbytes(wanted, dtype),
+        sum(sizes) + nbytes(added, dtype),
         files=[source.path / name for name in CARRIED if (source.path / name).is_file()],
         progress=progress,
     )

@@ -70,10 +70,14 @@ class TensorFile(ABC):
                 "bfloat16; start from the unquantized checkpoint"
             )
 
+    def numpy_dtype(self, name: str) -> np.dtype:
+        """Of a tensor; CheckpointError as `require_float`."""
+        self.require_float(name)
+        return numpy_float(self.dtypes[name], self.path)
+
     def typed(self, name: str, raw: np.ndarray) -> np.ndarray:
         """The tensor whose bytes were read; CheckpointError as `require_float`."""
-        self.require_float(name)
-        return raw.view(numpy_float(self.dtypes[name], self.path)).reshape(self.shapes[name])
+        return raw.view(self.numpy_dtype(name)).reshape(self.shapes[name])
 
     def _bytes_at(self, start: int, count: int) -> np.ndarray:
         """[count] uint8 from a place in the file; CheckpointError if they are not there, or no longer."""

@@ -59,10 +59,14 @@ class StateFolder:
     def save(self, name: str, state: State) -> None:
         """Write a state. What cannot be written is not kept."""
         with suppress(InputError, OSError):
-            state.snapshot(Note({NAME: name})).save(self._path / (name + SUFFIX))
-            files = sorted((_age(one), one.stat().st_size, one) for one in self._path.glob(f"*{SUFFIX}"))
-            total = sum(size for _, size, _ in files)
-            for _, size, one in files:
+            path = self._path / (name + SUFFIX)
+            state.snapshot(Note({NAME: name})).save(path)
+            # Files of one moment have one age; the new one is the last to go.
+            files = sorted(
+                (_age(one), one == path, one.stat().st_size, one) for one in self._path.glob(f"*{SUFFIX}")
+            )
+            total = sum(size for _, _, size, _ in files)
+            for _, _, size, one in files:
                 if total <= self._most:
                     break
                 one.unlink(missing_ok=True)

@@ -87,7 +87,7 @@ class Server:
             self._route("GET", "/health", self._ready, guarded=False),  # the name in vLLM and llama.cpp
             *(self._route("GET", path, page, guarded=False) for path in FILES),
         ]
-        handlers: dict[Any, Any] = {HTTPException: _refused_route(routes), Exception: _broken}
+        handlers: dict[Any, Any] = {HTTPException: self._refused_route(routes), Exception: _broken}
         pages = [Middleware(LocalPages)]
         return traced(Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers, middleware=pages))
 
@@ -110,6 +110,29 @@ class Server:
             return response
 
         return Route(path, handled, methods=[method])
+
+    def _refused_route(
+        self, routes: Sequence[Route]
+    ) -> Callable[[Request, HTTPException], Coroutine[Any, Any, Response]]:
+        """What is said where there is no such route, or not with this method: what there is."""
+        ours = [route for route in routes if route.path.startswith("/v1") and "{" not in route.path]
+        known = ", ".join(f"{min(route.methods or ())} {route.path}" for route in ours)
+        paths = {route.path for route in routes}
+
+        async def refused(request: Request, error: HTTPException) -> Response:
+            path, status, headers = request.url.path, error.status_code, dict(error.headers or {})
+            shown = path[:100]
+            told = (
+                f"there is no route {request.method} {shown!r}, expected one of {known}; have the client use these"
+            )
+            if "Allow" in headers:
+                told = f"{shown!r} does not take {request.method}, expected {headers['Allow']}; change the method"
+            # A figure has few labels: clients may try any number of paths.
+            self.metrics.answered(path if path in paths else "other", status)
+            log.info(json.dumps({"route": shown, "status": status}))
+            return _json(Refused(told, status=status).body, status, headers)
+
+        return refused
 
     def _note(self, path: str, status: int, started: float) -> None:
         """Count and log a request."""
@@ -257,22 +280,6 @@ class Server:
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(encoded(value), status, headers, media_type="application/json")
-
-
-def _refused_route(routes: Sequence[Route]) -> Callable[[Request, HTTPException], Coroutine[Any, Any, Response]]:
-    """What is said where there is no such route, or not with this method: what there is."""
-    ours = [route for route in routes if route.path.startswith("/v1") and "{" not in route.path]
-    known = ", ".join(f"{min(route.methods or ())} {route.path}" for route in ours)
-
-    async def refused(request: Request, error: HTTPException) -> Response:
-        path, status, headers = request.url.path[:100], error.status_code, dict(error.headers or {})
-        told = f"there is no route {request.method} {path!r}, expected one of {known}; have the client use these"
-        if "Allow" in headers:
-            told = f"{path!r} does not take {request.method}, expected {headers['Allow']}; change the method"
-        log.info(json.dumps({"route": path, "status": status}))
-        return _json(Refused(told, status=status).body, status, headers)
-
-    return refused
 
 
 async def _broken(request: Request, error: Exception) -> Response:

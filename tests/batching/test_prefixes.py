@@ -14,6 +14,7 @@ from dijiang.batching.prefixes import CHUNK, Prefixes, worth_keeping
 from dijiang.batching.turn import Turn
 from dijiang.errors import InputError
 from dijiang.hidden import hidden_name, locked
+from dijiang.runtime import state_folder
 from dijiang.runtime.generate import prepare
 from dijiang.runtime.options import Generation
 from dijiang.runtime.state_folder import StateFolder
@@ -105,10 +106,21 @@ def test_memory_and_disk_are_bounded_and_the_last_used_stay(model, tmp_path):
     for number in range(12):
         answered(model, prefixes, [number + 1] * (CHUNK + 1))
         assert len(prefixes._kept) <= 3
+        while prefixes._folder._waiting:  # what comes faster than a disk writes is not kept
+            time.sleep(0.001)
     prefixes.close()
     assert 1 <= len(list(tmp_path.iterdir())) <= 3
     last = answered(model, Prefixes(model, 3 * size, StateFolder(tmp_path, MB)), [12] * (CHUNK + 1))
     assert last.reused == CHUNK
+
+
+def test_newest_of_one_moment_stays(model, tmp_path, monkeypatch):
+    """The clocks of file systems have ticks of some ms."""
+    monkeypatch.setattr(state_folder, "_age", lambda file: 0.0)
+    folder, state = StateFolder(tmp_path, model.spec.state_bytes * 3 // 2), model.new_state()
+    for name in ("b", "a"):
+        folder.save(name, state)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.state"]
 
 
 def test_what_a_killed_process_had_not_finished_goes_at_the_next_start(model, tmp_path):

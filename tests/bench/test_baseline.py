@@ -143,7 +143,7 @@ def test_graphs_without_a_baseline_are_refused(exported, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_bench_puts_the_measured_ratio_beside_the_predicted_one(exported, precision):
     path = exported("tiny-python", precision=precision)
-    options = Options("5", "4", "0,500", repetitions=2, seconds=0.0, baseline="transformer")
+    options = Options("5", "4", "0,500", repetitions=5, seconds=0.0, baseline="transformer")
     report = run_bench([path], options, baseline=build_transformer)
     assert report["errors"] == []
     rows = json.loads(render.to_llama_bench(report))

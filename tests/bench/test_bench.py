@@ -38,7 +38,7 @@ QUICK = {"repetitions": 2, "seconds": 0.0}
 @pytest.fixture(scope="module")
 def report(exported):
     """A report over two depths and a batch."""
-    options = Options("7", "5", "0,63", "1,2", threads="1", **QUICK)
+    options = Options("7", "5", "0,63", "1,2", threads="1", **(QUICK | {"repetitions": 5}))
     return run_bench([exported("tiny-python")], options)
 
 

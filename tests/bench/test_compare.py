@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dijiang.bench.compare import compare
+from dijiang.bench.compare import compare, to_markdown
 from dijiang.bench.matrix import Test
 from dijiang.bench.measure import Samples, Turn
 from dijiang.bench.report import read_report
@@ -18,13 +18,13 @@ from dijiang.errors import BenchError
 from dijiang.machine.sensors import Meter
 
 
-def report(tests, name="model", noise=0.002, seed=0):
+def report(tests, name="model", noise=0.002, seed=0, repetitions=10):
     """A report whose tests {test: seconds a repetition} have a little noise."""
     random = np.random.default_rng(seed)
     side = Side(name, "p", load_bundle, Traffic(weights=1000), {})
     results = []
     for test, seconds in tests.items():
-        totals = seconds * (1 + noise * random.standard_normal(10))
+        totals = seconds * (1 + noise * random.standard_normal(repetitions))
         turns = [Turn(i, [total]) for i, total in enumerate(totals)]
         samples = Samples(1.0, "CPUExecutionProvider", turns=turns, peaks={"host": 5_000_000})
         results.append(result_of(side, test, samples, 1e9, Meter([])))
@@ -50,6 +50,16 @@ def test_a_slower_test_has_regressed():
 def test_within_the_threshold_faster_or_lost_in_noise_is_no_regression(seconds, noise, threshold):
     after = report({Test("tg", 1): seconds}, noise=noise, seed=3)
     assert compare(report(TESTS, noise=noise), after, threshold=threshold)["regressions"] == []
+
+
+@pytest.mark.parametrize("repetitions", [1, 4])
+def test_few_repetitions_have_no_interval_and_nothing_has_regressed(repetitions):
+    """The same bundle twice is "slower" by noise: one repetition each had an interval without a width."""
+    before, after = (report({Test("tg", 1): 0.1}, noise=0.2, seed=seed, repetitions=repetitions) for seed in (0, 5))
+    found = compare(before, after, threshold=0.0)
+    (row,) = found["rows"]
+    assert (row["low"], row["high"], row["noisy"], found["regressions"]) == (None, None, True, [])
+    assert f"| {row['ratio']:.4g} |  |" in to_markdown(found)
 
 
 def test_tests_of_one_side_only_are_listed():

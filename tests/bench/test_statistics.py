@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dijiang.bench.statistics import describe, ratio, slope, slope_of_samples, spread
+from dijiang.bench.statistics import FEWEST, describe, ratio, slope, slope_of_samples, spread
 from dijiang.bench.subject import Traffic
 
 
@@ -76,6 +76,29 @@ def test_paired_ratio_cancels_what_slows_both_down():
     assert (paired.value, paired.low, paired.high) == pytest.approx((1.5, 1.5, 1.5))
     alone = ratio(3 * drift, 2 * drift)
     assert alone.low < 1.4 < 1.6 < alone.high
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("count", [FEWEST, 10])
+def test_interval_holds_the_truth_nine_times_in_ten(paired, count):
+    random = np.random.default_rng(0)
+    held = [
+        found.low <= 1 <= found.high
+        for found in (ratio(*random.normal(1, 0.05, (2, count)), paired=paired) for _ in range(200))
+    ]
+    assert np.mean(held) >= 0.9
+
+
+def test_fewer_samples_have_no_interval():
+    assert FEWEST == 5
+    for count in range(1, FEWEST):
+        short, long = [1.0 + 0.1 * at for at in range(count)], [1.0] * 10
+        for pair in ((short, long), (long, short)):
+            assert ratio(*pair)[1:] == ratio(*pair, paired=True)[1:] == (None, None)
+        for paired in (True, False):
+            line = slope_of_samples([0, 9], [short, long], paired=paired)
+            assert (line["low"], line["high"]) == (None, None)
+            assert np.isfinite(line["change"])
 
 
 def test_paired_ratio_leaves_out_what_has_no_partner():

@@ -84,8 +84,9 @@ def test_codes_are_chosen_for_the_scales_that_are_stored(
 WINDOWS = 99
 
 
-#: precision -> perplexity change and share of changed most likely tokens that are allowed.
-ALLOWED = {"int8": (1e-3, 0.015), "int4": (3e-3, 0.05)}
+#: precision -> KL divergence in nats and share of changed most likely tokens that are allowed. KL measured:
+#: 9e-5, 0.0026; of int4 by nearest codes 0.0057. Perplexity is not judged: its change has either sign (ADR 0009).
+ALLOWED = {"int8": (1.5e-4, 0.015), "int4": (3.5e-3, 0.05)}
 
 
 #: What is judged where the model has learned something.
@@ -98,7 +99,7 @@ JUDGED = {
 }
 
 
-def test_whole_held_out_text_has_the_published_perplexity_and_precisions_keep_it(exported):
+def test_whole_held_out_text_has_the_published_perplexity_and_precisions_stay_near_it(exported):
     """perplexity.json: all whole windows. The fp32 bundle meets float64 to 1e-4 (test_golden, test_parity).
 
     The others are compared with it on every third window.
@@ -119,9 +120,9 @@ def test_whole_held_out_text_has_the_published_perplexity_and_precisions_keep_it
             found = model.forward(window, model.new_state(), all_logits=True)[0]
             sums[precision].add(expected, found, window[0])
     assert whole.result(is_text=True).perplexity == pytest.approx(published["perplexity"], rel=1e-5)
-    for precision, (perplexity, disagreement) in ALLOWED.items():
+    for precision, (divergence, disagreement) in ALLOWED.items():
         found = sums[precision].result(is_text=True)
-        assert found.perplexity / found.reference_perplexity - 1 <= perplexity, precision
+        assert 0 < found.kl <= divergence, precision
         assert 1 - found.top1_agreement <= disagreement, precision
 
 

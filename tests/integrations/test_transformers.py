@@ -8,7 +8,15 @@ import time
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MaxTimeCriteria, StoppingCriteria, TextIteratorStreamer, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationMixin,
+    MaxTimeCriteria,
+    StoppingCriteria,
+    TextIteratorStreamer,
+    pipeline,
+)
 
 from dijiang.integrations.transformers import CACHE, DijiangConfig, DijiangForCausalLM, RecurrentCache
 from dijiang.runtime.options import Generation
@@ -115,6 +123,44 @@ def test_an_end_token_ends_the_text_and_pads_the_batch(model):
     assert found[0] == expected + [0] * (len(found[1]) - len(expected))
 
 
+def test_the_pad_token_of_a_checkpoint_stays(copy_of, exported):
+    """transformers leaves out pad tokens by itself, unless they are end tokens."""
+    bundle = copy_of(exported("tiny-python"))
+    (bundle / "generation_config.json").write_text('{"eos_token_id": 0, "pad_token_id": 5}')
+    model = DijiangForCausalLM.from_pretrained(bundle)
+    ids = torch.tensor([[5, 5, 5, 316, 1647, 8]])
+    found = model.generate(ids, max_new_tokens=12, do_sample=False)
+    assert found[0, 6:].tolist() == ours(model, ids[0, 3:].numpy(), 12)
+
+
+def test_positions_and_arguments_that_a_graph_does_not_take_are_refused(exported):
+    model = DijiangForCausalLM.from_pretrained(exported("neox-base"))
+    ids, mask = torch.tensor([[3, 4, 5], [3, 4, 5]]), torch.tensor([[1, 1, 1], [0, 1, 1]], dtype=torch.bfloat16)
+    running = torch.tensor([[0, 1, 2], [1, 0, 1]])
+    expected = model(ids, attention_mask=mask).logits
+    assert torch.equal(model(ids, attention_mask=mask, position_ids=running).logits, expected)
+    for positions in ([[0, 1, 0]], [[1, 2, 3]]):
+        with pytest.raises(ValueError, match="position_ids: other positions than the running ones"):
+            model(ids, position_ids=torch.tensor(positions))
+    cache = model(ids)[CACHE]
+    with pytest.raises(ValueError, match="position_ids: other positions"):
+        model(ids, position_ids=torch.tensor([[0, 1, 2]]), **{CACHE: cache})
+    model(ids, position_ids=torch.tensor([[3, 4, 5]]), **{CACHE: cache})
+    for wrong in ("inputs_embeds", "token_type_ids"):
+        with pytest.raises(ValueError, match=f"{wrong}: no argument of a bundle"):
+            model(ids, **{wrong: torch.zeros(2, 3)})
+    with pytest.raises(ValueError, match="a DynamicCache, expected a cache of this model"):
+        model(ids, **{CACHE: DynamicCache()})
+
+
+@pytest.mark.skipif(not hasattr(GenerationMixin, "generate_batch"), reason="transformers 4 has none")
+def test_continuous_batching_is_refused(model):
+    with pytest.raises(ValueError, match="pages keys and values, a bundle has none"):
+        model.generate_batch([[1, 2, 3]])
+    with pytest.raises(ValueError, match="pages keys and values, a bundle has none"):
+        model.init_continuous_batching()
+
+
 def test_a_cache_goes_on_where_it_was(model):
     given = model.tokenizer("def main(", return_tensors="pt")
     first = model.generate(**given, max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
@@ -174,6 +220,10 @@ def test_all_logits_are_those_of_forward(model):
         with pytest.raises(ValueError, match="labels: a bundle gives logits only"):
             model(ids, labels=labels)
     torch.testing.assert_close(model(ids, logits_to_keep=1).logits, found[:, -1:], atol=2e-5, rtol=0)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])  # columns count, on whatever side the padding is
+    for kept in (1, 2):
+        padded = model(ids, attention_mask=mask, logits_to_keep=kept).logits
+        assert torch.equal(padded, model(ids, attention_mask=mask).logits[:, -kept:])
 
 
 def test_a_checkpoint_is_exported_and_gone_afterwards(model):
@@ -213,6 +263,13 @@ def test_a_model_is_saved_as_the_bundle_that_it_is(model, tmp_path):
     model.save_pretrained(tmp_path / "new")
     again = DijiangForCausalLM.from_pretrained(tmp_path / "new")
     assert continued(again, ["x"], max_new_tokens=5) == continued(model, ["x"], max_new_tokens=5)
+    again.generation_config.repetition_penalty = 1.3
+    again.save_pretrained(tmp_path / "changed", safe_serialization=True)
+    changed = DijiangForCausalLM.from_pretrained(tmp_path / "changed")
+    assert changed.generation_config.repetition_penalty == 1.3
+    with pytest.raises(ValueError, match=r"push_to_hub: .* is only written here; hf upload"):
+        model.save_pretrained(tmp_path / "pushed", push_to_hub=True)
+    assert not (tmp_path / "pushed").exists()
     with pytest.raises(ValueError, match="is not empty; bundles are never overwritten"):
         model.save_pretrained(tmp_path / "new")
 

@@ -122,6 +122,27 @@ def test_half_precision_keeps_its_dtype_and_the_decay_is_float32(edit_tensors, t
     assert {t.dtype for n, t in found.items() if not n.endswith((".D1", ".D2"))} == {np.dtype("f2")}
 
 
+def test_new_tensors_are_like_the_layers_and_sizes_are_those_of_each_tensor(edit_tensors, tmp_path, monkeypatch):
+    """A float16 embedding beside float32 layers: the index, the progress and the room on the disk count both."""
+
+    def mixed(tensors):
+        for name in [n for n in tensors if n.endswith(ADDED)]:
+            del tensors[name]
+        for name in ("embed_out.weight", "gpt_neox.embed_in.weight"):
+            tensors[name] = tensors[name].astype(np.float16)
+
+    seen = []
+    monkeypatch.setattr(store, "SHARD_BYTES", 50_000)
+    vanilla = edit_tensors("neox-base", mixed)
+    convert(vanilla, tmp_path / "new", progress=lambda stage, done, total: seen.append((done, total)))
+    found = tensors_of(tmp_path / "new")
+    assert {t.dtype for n, t in found.items() if "embed" not in n} == {np.dtype("f4")}
+    total = sum(tensor.nbytes for tensor in found.values())
+    assert seen[-1] == (total, total)
+    index = json.loads((tmp_path / "new" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == total
+
+
 def test_grouped_heads_get_one_decay_a_kv_head(tmp_path):
     (tmp_path / "v").mkdir()
     write(tmp_path / "v", LLAMA)

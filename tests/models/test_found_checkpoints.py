@@ -170,9 +170,13 @@ OTHER_FORMATS = {
 
 
 @pytest.mark.parametrize("file", OTHER_FORMATS)
-def test_another_format_is_named_with_what_makes_it_usable(unsaved, file):
+@pytest.mark.parametrize("config", [True, False])
+def test_another_format_is_named_with_what_makes_it_usable(unsaved, file, config):
+    """PEFT and Meta write no config.json."""
     folder, _ = unsaved
     (folder / file).write_bytes(b"{}")
+    if not config:
+        (folder / "config.json").unlink()
     with pytest.raises(dijiang.CheckpointError, match=OTHER_FORMATS[file]):
         Checkpoint(folder)
 

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from onnx import TensorProto, helper
 
-from dijiang.graph.rounding import BFLOAT16, FLOAT32, hadamard, pack, rotate, round_nearest
+from dijiang.graph.rounding import BFLOAT16, FLOAT32, hadamard, pack, round_nearest
 
 #: Rows of a call whose results are kept; those of shorter calls must be its first.
 ROWS = 40
@@ -18,7 +18,7 @@ FEWER = (1, 2, 3, 7, 8, 16, 17, 33)
 
 @dataclass(frozen=True)
 class Case:
-    """A weight [inputs, outputs] in blocks; `rotation` inputs are mixed, 1: none; bytes of a scale."""
+    """A weight [inputs, outputs], mixed by `rotation` inputs (1: not at all), in blocks; bytes of a scale."""
 
     inputs: int
     outputs: int
@@ -72,8 +72,7 @@ class Product:
         x[:, 5] *= 50
         x[4] = 0
         bias = draw.standard_normal(case.outputs).astype(np.float32) if case.bias else None
-        mixed = rotate(weight, case.rotation)
-        codes, scales = round_nearest(mixed, case.bits, case.block, FLOAT32 if case.scale_bytes == 4 else BFLOAT16)
+        codes, scales = round_nearest(weight, case.bits, case.block, FLOAT32 if case.scale_bytes == 4 else BFLOAT16)
         return cls(case, x.astype(np.float32), codes, scales, bias)
 
     def rounded(self) -> tuple[np.ndarray, np.ndarray]:

@@ -134,6 +134,19 @@ def test_method_that_is_not_there(served):
     assert "expected POST" in found["error"]["message"]
 
 
+def test_what_was_refused_by_its_address_is_counted(served):
+    def counted(route, status):
+        name = f'dijiang_requests_total{{route="{route}",status="{status}"}} '
+        lines = served.ask("/metrics")[2].splitlines()
+        return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+    kinds = [("other", 404), ("/v1/completions", 405)]
+    before = [counted(*kind) for kind in kinds]
+    for path in ("/v1/responses", "/wp-login.php", "/v1/completions"):
+        served.ask(path)
+    assert [counted(*kind) - had for kind, had in zip(kinds, before, strict=True)] == [2, 1]
+
+
 def test_models_at_an_address_that_ends_with_a_slash(served):
     assert served.ask("/v1/models/")[2] == served.ask("/v1/models")[2]
     assert served.ask("/v1/models/tiny/")[2] == served.ask("/v1/models/tiny")[2]
