@@ -11,6 +11,7 @@ Importing this package loads neither a backend nor the exporter.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .extras import extras
 from .version import __version__ as __version__
 
 #: Public name -> module that defines it; that of an error is `errors`.
@@ -79,7 +80,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'dijiang' has no attribute {name!r}")
-    return getattr(import_module(f".{_PUBLIC.get(name, 'errors')}", __name__), name)
+    with extras():
+        return getattr(import_module(f".{_PUBLIC.get(name, 'errors')}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,7 @@ line), 2 wrong usage, 130 interrupted, 143 terminated.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -34,9 +35,21 @@ from .commands.state import state
 from .commands.upgrade import upgrade
 from .commands.verify import verify
 from .errors import DijiangError
+from .extras import extras
 from .version import __version__
 
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+INTERRUPTED = 128 + signal.SIGINT
+#: What a terminal that is closed sends; not on Windows.
+HANGUP = getattr(signal, "SIGHUP", None)
+SPACE = "free some space, or choose another file"
+#: What the system refuses -> what helps, of what no command has a line for.
+ADVICE = {
+    errno.ENOSPC: SPACE,
+    errno.EDQUOT: SPACE,
+    errno.EFBIG: SPACE,
+    errno.ENOENT: "check that the working directory is still there",
+    errno.EMFILE: "raise ulimit -n",
+}
 #: Standard streams, and how each is opened where the parent has closed it.
 STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
@@ -44,8 +57,8 @@ STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 class OneLineErrors(click.Group):
     """A group whose commands report a DijiangError as one line and exit with 1.
 
-    SIGTERM ends a command as Ctrl-C does, so that nothing half-written is left. What an output cannot show is
-    written as an escape; input that is no text reaches the command, which says so.
+    SIGTERM and SIGHUP end a command as Ctrl-C does, so that nothing half-written is left. What an output cannot
+    show is written as an escape; input that is no text reaches the command, which says so.
     """
 
     def main(self, *args: Any, **options: Any) -> Any:
@@ -56,17 +69,21 @@ class OneLineErrors(click.Group):
             return super().main(*args, **options)
         except OSError as error:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left to print would fail once more
-            click.echo(f"Error: {printable(str(error))}; free some space, or choose another file", err=True)
+            advice = ADVICE.get(error.errno or 0, "choose another file")
+            click.echo(f"Error: {printable(str(error))}; {advice}", err=True)
             sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
+            if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:  # as below nohup
+                signal.signal(HANGUP, _terminate)
         for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors=errors)
         try:
-            return super().invoke(ctx)
+            with extras():
+                return super().invoke(ctx)
         except DijiangError as error:
             click.echo(f"Error: {printable(' '.join(str(error).split()))}", err=True)
             ctx.exit(1)
@@ -76,7 +93,7 @@ class OneLineErrors(click.Group):
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(TERMINATED)
+    raise SystemExit(128 + number)
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})

@@ -173,7 +173,10 @@ def cli() -> str:
 
 def described(name: str, found: Any) -> str:
     """A public name: how it is called, and its docstring."""
-    called = f"{name}{inspect.signature(found)}".replace("'", "") if inspect.isfunction(found) else name
+    if isinstance(found, property):
+        called = f"{name} -> {inspect.signature(found.fget).return_annotation}".replace("'", "")
+    else:
+        called = f"{name}{inspect.signature(found)}".replace("'", "") if inspect.isfunction(found) else name
     called = re.sub(r"<function .* at 0x\w+>", "...", called)
     return f"```text\n{called}\n\n{inspect.cleandoc(found.__doc__)}\n```\n"
 
@@ -187,8 +190,9 @@ def api() -> str:
         if not inspect.isclass(found) or issubclass(found, Exception):
             continue
         for member, value in vars(found).items():
-            value = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
-            if not member.startswith("_") and inspect.isfunction(value) and value.__doc__:
+            value = getattr(value, "__func__", None) or value
+            shown = inspect.isfunction(value) or isinstance(value, property)
+            if not member.startswith("_") and shown and value.__doc__:
                 parts.append(described(f"{name}.{member}", value))
     return "\n".join(parts)
 

@@ -4,7 +4,7 @@
 //     for await (const text of model.generate("def main(", { maxTokens: 64 })) ...
 
 import { Tokenizer } from "@huggingface/tokenizers";
-import { fetched, manifestOf } from "./download.js";
+import { dataOf, fetched, manifestOf } from "./download.js";
 import { NativeSession } from "./native.js";
 import { OrtSession } from "./ort.js";
 
@@ -51,6 +51,7 @@ function rest() {
 export class State {
   #layers;
   #home = null;
+  #busy = false;
 
   constructor(fingerprint, layers, position = 0, pending = null, last = [], open = 0) {
     Object.assign(this, { fingerprint, layers, position, pending, last, open });
@@ -77,6 +78,16 @@ export class State {
     session.guest = this;
   }
 
+  /** For one generation; an error while another one has it. */
+  take() {
+    if (this.#busy) throw new Error("the state is in use by a generation that has not ended: end that one, or give this one a new state");
+    this.#busy = true;
+  }
+
+  leave() {
+    this.#busy = false;
+  }
+
   /** A plain object that IndexedDB stores. */
   toObject() {
     return { ...this, layers: this.layers.map((layer) => layer.slice()), last: [...this.last] };
@@ -101,11 +112,12 @@ export class Model {
    *   cross-origin isolated. builds: those of our module that may run, of BUILDS in core.js.
    */
   static async load(url, { provider, threads, builds, progress = () => {} } = {}) {
+    url = new URL(url, globalThis.location?.href).href; // as the browser's cache calls it
     const manifest = await manifestOf(url);
     const file = (name, told) => fetched(url + name, manifest.files[name], told);
     const json = async (name) => (name in manifest.files ? JSON.parse(await (await file(name)).text()) : {});
     const names = provider ? [provider] : Object.keys(PROVIDERS);
-    const data = Object.keys(manifest.files).find((name) => name.endsWith(".data"));
+    const data = dataOf(manifest);
     const weights = await file(data, progress);
     const has = "tokenizer.json" in manifest.files;
     const tokenizer = has ? new Tokenizer(await json("tokenizer.json"), await json("tokenizer_config.json")) : null;
@@ -113,8 +125,12 @@ export class Model {
     for (const name of names) {
       const row = PROVIDERS[name];
       const graph = row?.graphs.find((one) => one in manifest.graphs);
-      if (!row || !graph || !(await row.here(Boolean(provider)))) {
+      if (!row || !(await row.here(Boolean(provider)))) {
         failures.push(`${name} is not here`);
+        continue;
+      }
+      if (!graph) {
+        failures.push(`${name}: the bundle has no ${row.graphs.join(" or ")} graph`);
         continue;
       }
       try {
@@ -150,6 +166,15 @@ export class Model {
    */
   async *generate(prompt, { state = this.newState(), maxTokens = 128, onToken = () => {} } = {}) {
     if (state.fingerprint !== this.manifest.fingerprint) throw new Error("the state is of another checkpoint");
+    state.take();
+    try {
+      yield* this.#generated(prompt, state, maxTokens, onToken);
+    } finally {
+      state.leave();
+    }
+  }
+
+  async *#generated(prompt, state, maxTokens, onToken) {
     const begins = state.position === 0;
     const given = typeof prompt === "string" ? this.read(prompt, begins) : prompt;
     let ids = [...(state.pending === null ? [] : [state.pending]), ...given];

@@ -5,6 +5,8 @@ const CACHE = "dijiang";
 const opened = async () => globalThis.caches?.open(CACHE).catch(() => undefined);
 /** The browser's own cache may hold a file of the bundle that was here before. */
 const FRESH = { cache: "no-store" };
+/** Of bundles that are read. */
+const FORMAT = 2;
 /** Bytes that one hash of a manifest covers. */
 const CHUNK = 1 << 24;
 
@@ -17,6 +19,9 @@ export async function manifestOf(url) {
   if (!known?.ok) throw new Error(`${name}: ${known?.status ?? "no network"}, expected a bundle`);
   const manifest = await known.json().catch(() => ({}));
   if (!manifest?.files) throw new Error(`${name}: no manifest, expected a bundle`);
+  const { format_version: version, graphs, spec } = manifest;
+  if (version !== FORMAT) throw new Error(`${name}: bundle format ${version}, this page reads ${FORMAT}; export the checkpoint again`);
+  if (!graphs || !spec || !dataOf(manifest)) throw new Error(`${name}: no graphs, no spec or no weights; export the checkpoint again`);
   if (response?.ok) await keep(cache, name, response);
   const listed = Object.entries(manifest.files).map(([file, record]) => nameOf(url + file, record));
   for (const { url: kept } of (await cache?.keys()) ?? []) {
@@ -24,6 +29,9 @@ export async function manifestOf(url) {
   }
   return manifest;
 }
+
+/** The file of the weights. */
+export const dataOf = ({ files }) => Object.keys(files).find((name) => name.endsWith(".data"));
 
 /** A browser that has no room for a file fetches it again the next time. */
 const keep = async (cache, name, response) => cache?.put(name, response).catch(() => cache.delete(name));

@@ -3,6 +3,7 @@
 python web/serve.py BUNDLE [PORT]
 """
 
+import argparse
 import sys
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -39,8 +40,17 @@ def handler_for(bundle: Path) -> type[SimpleHTTPRequestHandler]:
 
 
 def main() -> None:
-    bundle, port = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 8000
-    with ThreadingHTTPServer(("127.0.0.1", port), handler_for(bundle)) as server:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("port", type=int, nargs="?", default=8000)
+    args = parser.parse_args()
+    if not (args.bundle / "dijiang.json").is_file():
+        sys.exit(f"{args.bundle}: no dijiang.json, so not a bundle; run dijiang export first")
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", args.port), handler_for(args.bundle))
+    except (OSError, OverflowError) as error:
+        sys.exit(f"port {args.port} cannot be listened on ({error}); choose another port")
+    with server:
         print(f"http://127.0.0.1:{server.server_port}/", flush=True)
         server.serve_forever()
 

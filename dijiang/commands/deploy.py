@@ -53,10 +53,7 @@ def written(bundle: Path, output: Path, integration: str, **options: Any) -> Non
     from ..bundle.opened import open_bundle
     from ..files import check_new, new_folder
 
-    try:
-        module = import_module(f"dijiang.integrations.{integration}")
-    except ImportError as error:
-        raise ExportError(f"{error}; pip install 'dijiang[export]'") from error
+    module = import_module(f"dijiang.integrations.{integration}")
     opened = open_bundle(bundle)
     check_new(output, [bundle], ExportError)
     with new_folder(output, ExportError) as partial:

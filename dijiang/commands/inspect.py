@@ -53,15 +53,13 @@ def draw_layer(bundle: Bundle, graph: str | None, layer: int, file: Path, checkp
 
     graph: None: the bundle's first one.  checkpoint: None: only what the passes made of the layer is drawn.
     """
-    try:
-        import onnx_ir
+    import onnx_ir
 
-        from ..graph.drawing import draw
-        from ..graph.strangers import reading
-        from ..graph.writer import write_graph
-        from ..parity.verify import checkpoint_of
-    except ImportError as error:
-        raise InputError(f"{error}; pip install 'dijiang[export]'") from error
+    from ..graph.drawing import draw
+    from ..graph.strangers import reading
+    from ..graph.writer import write_graph
+    from ..parity.verify import checkpoint_of
+
     chosen = graph or next(iter(bundle.manifest.graphs))
     require("graph", chosen, bundle.manifest.graphs)
     with reading(bundle.graph_file(chosen)):

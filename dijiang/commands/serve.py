@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from ..errors import InputError
 from ..runtime.options import Loading
 from ..server.settings import Serving
 from . import flag_of, model_folder, options_of, refuse_given, say, taken
@@ -23,10 +22,7 @@ def serve(bundles: tuple[Path, ...], json_logs: bool, **options: Any) -> None:
 
     DIJIANG_API_KEY: the key that clients send. DIJIANG_SEAL_KEY: seals states, 32 characters or more.
     """
-    try:
-        from ..server.process import serve as run
-    except ImportError as error:
-        raise InputError(f"the server is not installed ({error}); pip install 'dijiang[serve]'") from None
+    from ..server.process import serve as run
 
     for folder, disk in (("prefix_folder", "prefix_disk"), ("conversation_folder", "conversation_disk")):
         if options[folder] is None:

@@ -13,16 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from ..bundle import names
 from ..bundle.integrity import record_file
 from ..bundle.manifest import DATA, Manifest
 from ..bundle.opened import Bundle, open_bundle
 from ..errors import ExportError, SessionError
 from ..files import move_file
-from ..graph.passes.turing import ExpandMatMuls
-from ..graph.strangers import reading
 from ..hidden import hidden_folder
 from ..machine.driver import Cuda, Gpu
 from ..machine.memory import build_bytes, require_memory
@@ -172,6 +168,11 @@ def _graph_for(graph: Path, gpus: tuple[str, ...], folder: Path) -> Iterator[Pat
     if TURING not in gpus:
         yield graph
         return
+    import onnx_ir as ir  # a Jetson builds without it
+
+    from ..graph.passes.turing import ExpandMatMuls
+    from ..graph.strangers import reading
+
     path = folder / "graph" / f"{TURING}.onnx"
     with reading(graph):
         model = ir.load(graph)

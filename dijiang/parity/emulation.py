@@ -8,7 +8,7 @@ from ..bundle.opened import Bundle
 from ..files import temporary_folder
 from ..graph.passes.emulate import Emulate
 from ..graph.passes.halves import HalveBytes
-from ..graph.strangers import reading
+from ..graph.strangers import load_linked, reading
 from ..runtime.model import Model
 from ..runtime.sessions.cpu import CpuSession
 from .cut import parts
@@ -28,9 +28,11 @@ def load_emulated(bundle: Bundle, graph: str, *, threads: int | None = None) -> 
     rounding in between: neither would tell what a GPU computes. No step unpacks weights: a matmul of one token
     takes a fraction of that time.
     """
+    loaded = load_linked(bundle, graph)
     with reading(bundle.graph_file(graph)):
-        loaded = ir.load(bundle.graph_file(graph))
         emulated = emulate(loaded)
+        if not emulated:  # onnxruntime reads the weights, by their names in the bundle
+            loaded = ir.load(bundle.graph_file(graph))
         cut = parts(loaded.graph)
     if len(cut) > 1:
         session = PartedSession(bundle, graph, loaded, cut, written=emulated, threads=threads)

@@ -70,7 +70,8 @@ def decode_drafts(
     output: of the last token fed.  known: the text so far.  limit: positions that a sequence has, None: no end.
 
     Between records the state may lag behind. It is never ahead: what was right is taken over when all of it was
-    told. When the generator ends or is closed, it is advanced over every token that was told but the last.
+    told. When it is copied or saved, and when the generator ends or is closed, it is advanced over every token that
+    was told but the last.
     """
     lookup = Lookup(known)
     start = int(state.position[0])  # of the first token that waits
@@ -78,6 +79,12 @@ def decode_drafts(
     chosen = [most_likely(output, 0, 0, start)]
     before: Point | None = None  # a call that had a draft
     right: Point | None = None  # after a call, if all that it was fed was right
+
+    def catch_up() -> None:
+        nonlocal start, waiting, before, right
+        _settle(session, state, start, waiting, before)
+        start, waiting, before, right = start + max(0, len(waiting) - 1), waiting[-1:], None, None
+
     try:
         while True:
             for token in chosen:
@@ -86,7 +93,8 @@ def decode_drafts(
                 state.leave(0, sequence.seam(token, position))
                 waiting.append(token)
                 lookup.add([token])
-                yield record
+                with state.lagging(catch_up):
+                    yield record
                 if record.finish_reason:
                     return
             if right is not None:

@@ -25,7 +25,7 @@ from .sampling import NO_BIAS, Sampler
 from .sequence import Limits, Record, Sequence
 from .sessions.base import Output, Session
 from .snapshot import NONE, Seam
-from .state import State
+from .state import State, as_state
 from .step import Step
 from .text import StopStrings, TextTokenizer
 
@@ -53,6 +53,7 @@ def generate(
     options: Generation,
     state: State | None = None,
     progress: Progress = silent,
+    grammar: Grammar | None = None,
 ) -> Iterator[Record]:
     """Continue a prompt, or a state.
 
@@ -65,15 +66,18 @@ def generate(
             generation with this state stopped.
         state: of batch 1, to continue from. It is advanced over the prompt and every token but the last,
             which it keeps and the next generation feeds first. Where max_tokens ends the text, what may
-            be the start of a character or of a stop string stays in it, too.
+            be the start of a character or of a stop string stays in it, too. A copy or a file of it between
+            two records has every token but the last of them, too. What ends within a step, as by Ctrl-C, leaves a
+            whole state, but no token to go on from: keep a clone, or give a prompt.
         progress: told of the tokens of a prompt that goes in in pieces.
+        grammar: that the text follows from its first token on, of `Model.grammar`.
 
     Raises:
         InputError: an option or the prompt is out of range; before the first record.
         SessionError: a step failed, or its logits hold NaN.
     """
-    keeps, state = state is not None, model.new_state() if state is None else state
-    return stream(model, prepare(model, prompt, options, state, keeps=keeps), state, progress)
+    keeps, state = state is not None, model.new_state() if state is None else as_state(state)
+    return stream(model, prepare(model, prompt, options, state, keeps=keeps, grammar=grammar), state, progress)
 
 
 @dataclass(frozen=True)

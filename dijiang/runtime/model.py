@@ -22,7 +22,7 @@ from .sampling import log_softmax, require_numbers
 from .sequence import Record
 from .sessions.base import Session
 from .sessions.providers import Say, open_session
-from .state import State
+from .state import State, as_state
 from .step import Step
 from .text import TextTokenizer
 
@@ -104,7 +104,7 @@ class Model:
         """
         ids = as_ids(ids)
         real = None if mask is None else _as_mask(mask)
-        with state.leased() as user:
+        with as_state(state).leased() as user:
             self.check(ids, state, real, user)
             return self._forward(ids, state, real, all_logits=all_logits)
 
@@ -160,7 +160,7 @@ class Model:
         ids = as_ids(ids)
         if ids.ndim != 2 or ids.shape[1] < 2:
             raise InputError(f"ids of shape {list(ids.shape)}, expected [batch, 2 or more tokens]")
-        state = self.new_state(len(ids)) if state is None else state
+        state = self.new_state(len(ids)) if state is None else as_state(state)
         real = None if mask is None else _as_mask(mask)
         with state.leased() as user:
             self.check(ids, state, real, user)
@@ -224,10 +224,11 @@ class Model:
         *,
         state: State | None = None,
         progress: Progress = silent,
+        grammar: Grammar | None = None,
         **options: Any,
     ) -> Iterator[Record]:
         """Stream records of generated text: `generate.generate` with `options.Generation`."""
-        return generate(self, prompt, Generation.of(options), state, progress)
+        return generate(self, prompt, Generation.of(options), state, progress, grammar)
 
 
 def _as_mask(mask: object) -> np.ndarray:

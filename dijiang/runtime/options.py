@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
 from collections.abc import Mapping
@@ -166,8 +167,11 @@ class Generation(Checked):
         return self if self.seed is not None else replace(self, seed=secrets.randbits(63))
 
     def attempt(self, number: int) -> Generation:
-        """As this, but drawn by other numbers; 0: by the same."""
-        return self if self.seed is None else replace(self, seed=(self.seed + number) % 2**64)
+        """As this, but drawn by other numbers, which no near seed has; 0: by the same."""
+        if self.seed is None or not number:
+            return self
+        digest = hashlib.sha256(f"{self.seed} {number}".encode()).digest()
+        return replace(self, seed=int.from_bytes(digest[:8], "little"))
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -79,6 +79,10 @@ def _is_flat(value: Any) -> bool:
 NO_NOTE = Note()
 
 
+class OtherVersion(InputError):
+    """A saved state that another version of dijiang reads."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """All of a state, as a file holds it; see `state.State` and `state.Point`.
@@ -198,7 +202,8 @@ def _read(data: bytes, where: str) -> tuple[dict[str, str], dict[str, np.ndarray
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{where}: not a saved state ({error}); save it again") from error
     if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
-        raise InputError(
+        kind = OtherVersion if metadata.get("format") == FORMAT else InputError
+        raise kind(
             f"{where}: {metadata.get('format', 'no state')} version "
             f"{metadata.get('version', 'unknown')}, expected {FORMAT} version {VERSION}; save it "
             "again with this dijiang, or upgrade dijiang"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -80,6 +80,7 @@ class State:
         self._seams: list[Seam | None] = [None] * batch if seams is None else seams
         self._keeper: Keeper | None = None
         self._lease = Lease()
+        self._catch_up: Callable[[], None] | None = None
 
     @classmethod
     def empty(cls, batch: int, spec: ModelSpec, fingerprint: str) -> State:
@@ -195,6 +196,15 @@ class State:
         """A step is about to update the layers in place; it has ended when `written` is not NONE."""
         self._expected = point, written
 
+    @contextmanager
+    def lagging(self, catch_up: Callable[[], None]) -> Iterator[None]:
+        """While who advances it waits, tokens may be told that are not in it: a copy has them fed first."""
+        self._catch_up = catch_up
+        try:
+            yield
+        finally:
+            self._catch_up = None
+
     def tear(self, reason: str) -> None:
         """A step failed in the middle: nothing may go on from here."""
         self._torn = reason
@@ -278,6 +288,8 @@ class State:
 
     def snapshot(self, note: Note = NO_NOTE) -> Snapshot:
         """All of it as it is now; shares its memory, so write it before the next step."""
+        if self._catch_up is not None:
+            self._catch_up()
         seams = [self.seam(row) for row in range(self.batch)]
         return Snapshot(
             self.layers,
@@ -344,3 +356,10 @@ class State:
     def load(cls, path: str | Path) -> State:
         """Read what `save` wrote; InputError if the file is anything else."""
         return cls.of(Snapshot.load(Path(path)))
+
+
+def as_state(value: object) -> State:
+    """The value; InputError if it is no State."""
+    if not isinstance(value, State):
+        raise InputError(f"the state is {type(value).__name__}, expected a State; use new_state()")
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -12,9 +13,10 @@ from pathlib import Path
 from ..errors import InputError
 from ..hidden import sweep
 from ..reading import read_regular
-from .snapshot import LARGEST, Note, Snapshot
+from .snapshot import LARGEST, Note, OtherVersion, Snapshot
 from .state import State
 
+log = logging.getLogger("dijiang.states")
 #: Of files; and what a file notes, so that it is not taken for another.
 SUFFIX, NAME = ".state", "name"
 #: Names that are ours: no other name leads to a file.
@@ -47,6 +49,9 @@ class StateFolder:
         self._path, self._most = path, most
         self._writer = ThreadPoolExecutor(1, "states")
         self._waiting: dict[str, State] = {}
+        self._failed = False
+        #: States that could not be written.
+        self.lost = 0
 
     def save_later(self, name: str, state: State) -> bool:
         """Write a state that nobody changes any more; False, and nothing is done, where too many wait."""
@@ -56,9 +61,10 @@ class StateFolder:
         self._writer.submit(self._save_next, name)
         return True
 
-    def save(self, name: str, state: State) -> None:
-        """Write a state. What cannot be written is not kept."""
-        with suppress(InputError, OSError):
+    def save(self, name: str, state: State) -> bool:
+        """Write a state; False: it could not be, and the log says why, once until one is written again."""
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
             path = self._path / (name + SUFFIX)
             state.snapshot(Note({NAME: name})).save(path)
             # Files of one moment have one age; the new one is the last to go.
@@ -71,11 +77,19 @@ class StateFolder:
                     break
                 one.unlink(missing_ok=True)
                 total -= size
+        except (InputError, OSError) as error:
+            self.lost += 1
+            if not self._failed:
+                log.warning("%s: states cannot be kept (%s); those are lost until they can be", self._path, error)
+            self._failed = True
+            return False
+        self._failed = False
+        return True
 
     def load(self, name: str) -> State | None:
         """The state of a name, not to be changed; None: there is none.
 
-        A file that is damaged, or of another name, is removed.
+        A file that is damaged, or of another name, is removed. What another version of dijiang wrote stays for it.
         """
         if (waiting := self._waiting.get(name)) is not None:
             return waiting
@@ -90,6 +104,8 @@ class StateFolder:
             kept = Snapshot.parse(data, str(path))
             if kept.note.made != {NAME: name}:
                 raise InputError(f"{path}: a state of another name; remove it")
+        except OtherVersion:
+            return None
         except InputError:
             with suppress(OSError):
                 path.unlink()

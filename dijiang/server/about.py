@@ -7,7 +7,6 @@ from dataclasses import Field, fields
 from numbers import Integral, Real
 from typing import Any
 
-from ..bundle.sizes import sizes
 from ..runtime.options import Generation
 from .hosted import Hosted
 from .wanted import DEFAULTS
@@ -15,7 +14,7 @@ from .wanted import DEFAULTS
 
 def about(hosted: Hosted) -> dict[str, Any]:
     """An entry of `/v1/models`; under `dijiang` what OpenAI's API does not know."""
-    size, named = sizes(hosted.model.bundle), ("state_bytes", "cache_bytes_per_token", "cache_larger_from")
+    size, named = hosted.sizes, ("state_bytes", "cache_bytes_per_token", "cache_larger_from")
     ours: dict[str, Any] = {name: getattr(size, name) for name in named}
     ours |= {"text": hosted.model.has_tokenizer, "chat": hosted.chats, "options": _options(hosted)}
     return {"id": hosted.name, "object": "model", "created": hosted.created, "owned_by": "dijiang", "dijiang": ours}

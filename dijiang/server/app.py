@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
@@ -30,6 +29,7 @@ from .guards import GONE, EventStream, LocalPages, read_body, require_key, until
 from .hosted import Hosted, Job, Told
 from .metrics import Metrics
 from .openapi import document
+from .outcome import Outcome
 from .settings import Serving
 from .spans import note, traced
 from .wanted import Wanted, read
@@ -58,7 +58,13 @@ class Server:
         folder = None if place is None else StateFolder(Path(place), settings.conversation_disk << 20)
         self.conversations = Conversations(settings.conversations, seal_key, folder)
         self.metrics = Metrics(self.models, self.conversations)
+        self._folders = {str(hosted.model.bundle.path): name for name, hosted in self.models.items()}
         self._most = settings.max_body or BODY + largest_state
+
+    def cancel(self) -> None:
+        """All answers end, with an error where they are not finished."""
+        for hosted in self.models.values():
+            hosted.batcher.close()
 
     def app(self) -> Any:
         """The ASGI application."""
@@ -95,18 +101,21 @@ class Server:
         """A route whose errors have OpenAI's shape, and that is counted and logged. guarded: it needs the key."""
 
         async def handled(request: Request) -> Response:
-            started = time.perf_counter()
+            outcome = request.state.outcome = Outcome(path)
             try:
                 if guarded:
                     require_key(request, self._key)
                 response = await handler(request)
             except DijiangError as error:
-                refused = refusal(error)
+                refused = refusal(error, self._folders)
                 response = _json(refused.body, refused.status, refused.headers)
             except Exception:  # `_broken` answers it
-                self._note(path, 500, started)
+                self._note(outcome, 500)
                 raise
-            self._note(path, response.status_code, started)
+            if isinstance(response, EventStream):  # it has not begun
+                response.ended = lambda status: self._note(outcome, status or outcome.status)
+            else:
+                self._note(outcome, response.status_code)
             return response
 
         return Route(path, handled, methods=[method])
@@ -128,17 +137,16 @@ class Server:
             if "Allow" in headers:
                 told = f"{shown!r} does not take {request.method}, expected {headers['Allow']}; change the method"
             # A figure has few labels: clients may try any number of paths.
-            self.metrics.answered(path if path in paths else "other", status)
-            log.info(json.dumps({"route": shown, "status": status}))
+            self._note(Outcome(path if path in paths else "other", shown), status)
             return _json(Refused(told, status=status).body, status, headers)
 
         return refused
 
-    def _note(self, path: str, status: int, started: float) -> None:
-        """Count and log a request."""
-        self.metrics.answered(path, status)
-        seconds = time.perf_counter() - started
-        log.info(json.dumps({"route": path, "status": status, "ms": round(seconds * 1e3, 1)}))
+    def _note(self, outcome: Outcome, status: int) -> None:
+        """Count and log an answer, at its end."""
+        outcome.status = status
+        self.metrics.answered(outcome.route, status)
+        log.info(outcome.line())
 
     # What is asked for.
 
@@ -161,16 +169,18 @@ class Server:
         self.metrics.asked(hosted.name, fed)
         syntax = None if wanted.offer is None else hosted.syntax
         answer = Answer(wanted, tokenizer, prompt_tokens=cached + fed, cached=cached, syntax=syntax)
+        outcome = request.state.outcome
+        outcome.facts |= {"id": answer.id, "model": hosted.name}
         headers = {"X-Request-Id": answer.id}
         told = self._told(hosted, job)
         if wanted.stream:
-            return EventStream(self._events(told, job, wanted, answer), headers, job.close)
+            return EventStream(self._events(told, job, wanted, answer, outcome), headers, job.close)
 
         async def whole() -> Response:
             async with aclosing(told) as tokens:
                 async for token in tokens:
                     answer.take(token)
-            self._finish(job, wanted, answer)
+            self._finish(job, wanted, answer, outcome)
             return _json(answer.whole(), headers=headers)
 
         try:
@@ -186,7 +196,7 @@ class Server:
                 yield told
 
     async def _events(
-        self, told: AsyncGenerator[Told, None], job: Job, wanted: Wanted, answer: Answer
+        self, told: AsyncGenerator[Told, None], job: Job, wanted: Wanted, answer: Answer, outcome: Outcome
     ) -> AsyncGenerator[bytes, None]:
         """The pieces of a stream; what goes wrong once it has begun is its last but one."""
         try:
@@ -195,11 +205,13 @@ class Server:
             async with aclosing(told) as tokens:
                 async for token in tokens:
                     yield encoded(answer.take(token))
-            self._finish(job, wanted, answer)
+            self._finish(job, wanted, answer, outcome)
             for piece in answer.closing():
                 yield encoded(piece)
         except DijiangError as error:
-            yield encoded(refusal(error).body)
+            refused = refusal(error, self._folders)
+            outcome.status = refused.status
+            yield encoded(refused.body)
         yield b"[DONE]"
 
     def _state(self, wanted: Wanted) -> State | None:
@@ -208,10 +220,11 @@ class Server:
             return self.conversations.open(wanted.sealed)
         return None if wanted.previous is None else self.conversations.find(wanted.previous)
 
-    def _finish(self, job: Job, wanted: Wanted, answer: Answer) -> None:
+    def _finish(self, job: Job, wanted: Wanted, answer: Answer, outcome: Outcome) -> None:
         """Keep the state, or give it to the client; say what was not fed."""
         answer.spared(sum(turn.reused for turn in job.turns))
         usage = answer.usage
+        outcome.facts |= {name: usage[name] for name in ("prompt_tokens", "completion_tokens")}
         note(
             {
                 "gen_ai.request.model": wanted.model,

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import logging
 import secrets
 from collections import OrderedDict
 
@@ -15,6 +16,7 @@ from ..runtime.state import State
 from ..runtime.state_folder import StateFolder
 from .failures import Refused
 
+log = logging.getLogger("dijiang.states")
 #: How a sealed state begins: its format and version. The seal is over it, too.
 HEAD = b"dijiang-sealed-1\n"
 SEAL = hashlib.sha256
@@ -45,12 +47,19 @@ class Conversations:
             if self._folder is not None and not self._folder.save_later(*oldest):
                 self._folder.save(*oldest)
 
+    @property
+    def lost(self) -> int:
+        """States that the folder could not take."""
+        return 0 if self._folder is None else self._folder.lost
+
     def close(self) -> None:
         """Put all of them into the folder, if there is one."""
         if self._folder is not None:
             for name, state in self._kept.items():
                 self._folder.save(name, state)
             self._folder.close()
+            if self.lost:
+                log.warning("%d conversations are lost: their folder could not take them", self.lost)
 
     def find(self, name: str) -> State:
         """A copy of a stored state, so that any answer can be continued more than once; Refused: not here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import DijiangError, InputError
@@ -41,8 +42,14 @@ class Refused(DijiangError):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
-def refusal(error: DijiangError) -> Refused:
-    """What a client is told of an error: what it asked for was wrong, or a step failed."""
+def refusal(error: DijiangError, folders: Mapping[str, str]) -> Refused:
+    """What a client is told of an error: what it asked for was wrong, or a step failed.
+
+    folders: of models -> what clients know instead.
+    """
     if isinstance(error, Refused):
         return error
-    return Refused(str(error), status=400 if isinstance(error, InputError) else 503)
+    told = str(error)
+    for folder, name in folders.items():
+        told = told.replace(folder, name)
+    return Refused(told, status=400 if isinstance(error, InputError) else 503)

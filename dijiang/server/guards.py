@@ -178,7 +178,8 @@ async def until_gone(request: Request, work: Callable[[], Awaitable[T]]) -> T | 
 class EventStream(Response):
     """Server-sent events from an asynchronous generator; it is closed when the client goes.
 
-    done: is called at the end, whatever that was.
+    done: is called at the end, whatever that was; `ended` after it, with 499 if the client went, with 500 after a
+        fault, else with None.
     """
 
     media_type = "text/event-stream"
@@ -189,19 +190,23 @@ class EventStream(Response):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
         self._events, self._done = events, done
+        self.ended: Callable[[int | None], None] = lambda status: None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Send all events; see ASGI."""
 
-        async def send_all() -> None:
+        async def send_all() -> bool:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async with aclosing(self._events) as events:
                 async for event in events:
                     body = b"data: " + event + b"\n\n"
                     await send({"type": "http.response.body", "body": body, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return True
 
+        status: int | None = 500
         try:
-            await until_gone(Request(scope, receive), send_all)
+            status = None if await until_gone(Request(scope, receive), send_all) else GONE
         finally:
             self._done()
+            self.ended(status)

@@ -18,6 +18,8 @@ from ..batching.batcher import Batcher
 from ..batching.prefixes import Prefixes
 from ..batching.slots import slots_that_fit
 from ..batching.turn import NO_BORDERS, Turn
+from ..bundle.opened import Bundle
+from ..bundle.sizes import sizes
 from ..errors import DijiangError, InputError
 from ..runtime.calls import Syntax, described
 from ..runtime.chat_template import ChatTemplate, continued
@@ -70,6 +72,14 @@ def _prefixes(model: Model, settings: Serving) -> Prefixes | None:
     return Prefixes(model, settings.prefix_memory << 20, kept)
 
 
+def _template(name: str, bundle: Bundle) -> ChatTemplate | DijiangError:
+    """The template of a bundle as it was loaded, or why it has none: clients see a name for its folder."""
+    try:
+        return ChatTemplate.of(bundle)
+    except DijiangError as error:
+        return type(error)(str(error).replace(str(bundle.path), name))
+
+
 class Hosted:
     """One model, its slots and its queue."""
 
@@ -83,7 +93,8 @@ class Hosted:
         self.load = 0
         self.sampling = authors_choice(model.bundle.sampling)
         self._thread = threading.Thread(target=self.batcher.run, name=f"steps of {name}", daemon=True)
-        self._template: ChatTemplate | None = None
+        self.sizes = sizes(model.bundle)
+        self._template = _template(name, model.bundle)
         self._syntax: Syntax | None = None
         self._readers = anyio.CapacityLimiter(READERS)
 
@@ -105,9 +116,9 @@ class Hosted:
 
     @property
     def template(self) -> ChatTemplate:
-        """The checkpoint's own; InputError if it has none."""
-        if self._template is None:
-            self._template = ChatTemplate.of(self.model.bundle)
+        """The checkpoint's own; InputError if it has none, BundleError if it cannot be read."""
+        if isinstance(self._template, DijiangError):
+            raise type(self._template)(str(self._template))
         return self._template
 
     @property
@@ -123,10 +134,7 @@ class Hosted:
     @property
     def chats(self) -> bool:
         """Whether messages can be sent: there are a tokenizer and a template that can be read."""
-        try:
-            return self.model.has_tokenizer and self.template is not None
-        except DijiangError:
-            return False
+        return self.model.has_tokenizer and isinstance(self._template, ChatTemplate)
 
     async def job(self, wanted: Wanted, state: State | None, deadline: float) -> Job:
         """What a request asks for, with its places taken; not begun. Whoever has it closes it.

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from .conversations import Conversations
 from .hosted import Hosted, Told
 
 
 class Metrics:
     """What was answered, how fast, and what is on its way."""
 
-    def __init__(self, models: Mapping[str, Hosted], conversations: Sized) -> None:
+    def __init__(self, models: Mapping[str, Hosted], conversations: Conversations) -> None:
         self._registry = made = CollectorRegistry()
         self._requests = Counter("dijiang_requests", "Answers.", ["route", "status"], registry=made)
         self._tokens = Counter("dijiang_generated_tokens", "Tokens generated.", ["model"], registry=made)
         self._prompts = Counter("dijiang_prompt_tokens", "Tokens of prompts.", ["model"], registry=made)
         self._first = Histogram("dijiang_first_token_seconds", "From asking to a token.", ["model"], registry=made)
         Gauge("dijiang_conversations", "States kept.", registry=made).set_function(lambda: len(conversations))
+        lost = Gauge("dijiang_conversations_lost", "States that their folder could not take.", registry=made)
+        lost.set_function(lambda: conversations.lost)
         load = Gauge("dijiang_generations", "Generations on their way.", ["model"], registry=made)
         slots = Gauge("dijiang_slots", "Generations at once at most.", ["model"], registry=made)
         for name, hosted in models.items():

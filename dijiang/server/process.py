@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -92,7 +96,35 @@ def serve(
             server_header=False,
             timeout_graceful_shutdown=int(settings.timeout) + 1,
         )
-        uvicorn.Server(config).run(sockets=[listening])
+        logging.getLogger("uvicorn.error").addFilter(_is_fault)
+        _Ending(config, server).run(sockets=[listening])
+
+
+class _Ending(uvicorn.Server):
+    """Ends when begun answers are finished; at the second signal they end with an error, at the third it ends."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._server, self._asked = server, 0
+        hangup = getattr(signal, "SIGHUP", None)
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+            signal.signal(hangup, lambda number, frame: signal.raise_signal(signal.SIGTERM))
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See uvicorn, which takes a second Ctrl-C for the third, and a second SIGTERM for nothing."""
+        self._asked += 1
+        if self._asked == 1:
+            super().handle_exit(sig, frame)
+        elif self._asked == 2:  # in a thread: this one may hold the lock that it takes
+            threading.Thread(target=self._server.cancel, name="ending", daemon=True).start()
+        else:
+            self.force_exit = True
+
+
+def _is_fault(record: logging.LogRecord) -> bool:
+    """Whether uvicorn logs something else than a task that was cancelled at the end."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or not issubclass(kind, asyncio.CancelledError)
 
 
 def _listening(settings: Serving) -> socket.socket:

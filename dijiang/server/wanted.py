@@ -121,6 +121,8 @@ def _options(body: dict[str, Any], settings: Serving, sampling: dict[str, Any], 
         raise Refused(f"{len(stop)} stop strings, expected at most {MOST_STOPS}", param="stop")
     if "" in ([stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []):
         raise Refused("a stop string is empty, expected some text", param="stop")
+    if isinstance(seed := given.get("seed"), int) and -(2**63) <= seed < 0:  # OpenAI's seeds have a sign
+        given["seed"] = seed % 2**64
     given.setdefault("max_tokens", settings.max_tokens if chat else COMPLETION_TOKENS)
     try:
         options = Generation.of(DEFAULTS | sampling | given)

@@ -199,3 +199,36 @@ def test_disk_that_is_away_for_a_while_loses_nothing(model, tmp_path, monkeypatc
         patch.setattr(Path, "stat", away)
         assert folder.load("kept") is None
     assert folder.load("kept") is not None
+
+
+def test_state_of_another_version_stays_for_it(model, tmp_path):
+    folder = StateFolder(tmp_path, 64 * MB)
+    folder.save("kept", model.new_state())
+    (file,) = tmp_path.iterdir()
+    mine = file.read_bytes()
+    file.write_bytes(mine.replace(b'"version":"3"', b'"version":"4"'))
+    assert file.read_bytes() != mine
+    newer = file.read_bytes()
+    assert folder.load("kept") is None
+    assert file.read_bytes() == newer
+    file.write_bytes(mine)
+    assert folder.load("kept") is not None
+
+
+def test_what_cannot_be_written_is_said_once_and_counted(model, tmp_path, monkeypatch, caplog):
+    folder, state = StateFolder(tmp_path / "states", 64 * MB), model.new_state()
+
+    def full(*arguments):
+        raise InputError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dijiang.runtime.snapshot.Snapshot.save", full)
+        assert [folder.save(name, state) for name in "abc"] == [False] * 3
+    assert folder.lost == 3
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path / 'states'}: states cannot be kept (No space left on device); those are lost until they can be"
+    ]
+    (tmp_path / "states").rmdir()  # by somebody else: it is made again
+    assert folder.save("d", state)
+    assert folder.load("d") is not None
+    assert folder.lost == 3

@@ -157,7 +157,8 @@ def test_texts_and_what_they_go_on_with_are_ours_with_other_tokenizers(serve, ta
         records = list(model.generate(part, max_tokens=5, state=state, ignore_eos=True))
         expected.append([fed, [record.token for record in records]])
     ids = model.tokenizer.encode(parts[2])
-    code = """async ([parts, ids]) => {
+    streams = [ids, *(model.tokenizer.encode(text, start=False) for text in ("é ∑ 😀", "\n你好"))]
+    code = """async ([parts, streams]) => {
       const { Model, TextStream } = await import("./dijiang.js");
       const model = await Model.load(location.origin + "/bundle/", { provider: "cpu" });
       model.spec.eos_token_ids = [];
@@ -169,13 +170,16 @@ def test_texts_and_what_they_go_on_with_are_ours_with_other_tokenizers(serve, ta
         for await (const _ of model.generate(part, { state, maxTokens: 5, onToken: (id) => made.push(id) }));
         found.push([fed, made]);
       }
-      const stream = new TextStream(model.tokenizer, []);
-      return { found, text: ids.map((id) => stream.push(id)).join("") + stream.flush() };
+      const texts = streams.map((ids) => {
+        const stream = new TextStream(model.tokenizer, []);
+        return ids.map((id) => stream.push(id)).join("") + stream.flush();
+      });
+      return { found, texts };
     }"""
     tab.goto(serve(bundle)[0])
-    done = tab.evaluate(code, [parts, ids])
+    done = tab.evaluate(code, [parts, streams])
     assert done["found"] == expected
-    assert done["text"] == parts[2]
+    assert done["texts"] == [parts[2], "é ∑ 😀", "\n你好"]
 
 
 @in_chromium
@@ -244,7 +248,8 @@ def test_the_page_goes_on_after_a_reload_and_without_a_network(serve, tab, expor
 
 
 def test_a_browser_without_room_for_the_files_runs_them(serve, tab, exported):
-    tab.before_each("Cache.prototype.put = async () => { throw new DOMException('full', 'QuotaExceededError'); }")
+    full = "async () => { throw new DOMException('full', 'QuotaExceededError'); }"
+    tab.before_each(f"if (globalThis.Cache) Cache.prototype.put = {full}")
     bundle = exported("tiny-python")
     address, _ = serve(bundle)
     tab.goto(address)
@@ -284,6 +289,72 @@ def test_another_bundle_at_the_same_address_replaces_the_kept_one(serve, tab, ex
     files = json.loads((second / "dijiang.json").read_text())["files"].values()
     listed = {"".join(chunk[:8] for chunk in record["sha256"]) for record in files}
     assert {url.split("?")[1] for url in kept if "?" in url} <= listed
+
+
+@in_chromium
+def test_an_address_below_the_page_drops_what_another_bundle_had(serve, tab, exported, tmp_path):
+    first, second = exported("tiny-python"), exported("tiny-python", precision="int8")
+    place = tmp_path / "bundle"
+    place.symlink_to(first)
+    address, _ = serve(place)
+    tab.goto(address)
+    ready(tab)
+    code = """async () => {
+      const { Model } = await import("./dijiang.js");
+      await caches.delete("dijiang");
+      await Model.load("bundle/", { provider: "cpu" });
+      return (await (await caches.open("dijiang")).keys()).length;
+    }"""
+    files = tab.evaluate(code)
+    place.unlink()
+    place.symlink_to(second)
+    assert tab.evaluate(code.replace('await caches.delete("dijiang");', "")) == files
+
+
+@in_chromium
+def test_manifests_that_are_not_read_are_one_line(serve, tab, exported, copy_of):
+    bundle = copy_of(exported("tiny-python", graph="ort"))
+    manifest = json.loads((bundle / "dijiang.json").read_text())
+    address, _ = serve(bundle)
+    tab.goto(address)
+    ready(tab)
+    code = """async () => {
+      const { Model } = await import("./dijiang.js");
+      return Model.load("bundle/", { provider: "cpu" }).then(() => "", (error) => error.message);
+    }"""
+    assert "cpu: the bundle has no native graph" in tab.evaluate(code)
+    changes = {
+        "bundle format 3, this page reads 2; export the checkpoint again": {"format_version": 3},
+        "bundle format 1, this page reads 2": {"format_version": 1},
+        "no graphs, no spec or no weights": {"spec": None},
+        "no spec or no weights; export": {"files": {}},
+        "no graphs, no spec": {"graphs": None},
+    }
+    for reason, change in changes.items():
+        (bundle / "dijiang.json").write_text(json.dumps(manifest | change))
+        assert reason in tab.evaluate(code)
+
+
+@in_chromium
+def test_a_state_has_one_generation_at_a_time(serve, tab, exported):
+    bundle = exported("tiny-python")
+    tab.goto(serve(bundle)[0])
+    code = """async () => {
+      const { Model } = await import("./dijiang.js");
+      const model = await Model.load("bundle/");
+      const state = model.newState();
+      const ids = [];
+      let refused;
+      for await (const _ of model.generate("def main(", { state, maxTokens: 12, onToken: (id) => ids.push(id) })) {
+        refused ??= await model.generate("x", { state }).next().catch((error) => error.message);
+      }
+      for await (const _ of model.generate("", { state, maxTokens: 5, onToken: (id) => ids.push(id) })) break;
+      for await (const _ of model.generate("", { state, maxTokens: 2, onToken: (id) => ids.push(id) }));
+      return [ids, refused];
+    }"""
+    ids, refused = tab.evaluate(code)
+    assert refused.startswith("the state is in use by a generation that has not ended")
+    assert ids == ours(bundle, "def main(", len(ids))[0]
 
 
 @in_chromium

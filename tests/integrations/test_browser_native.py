@@ -465,7 +465,7 @@ def test_an_engine_that_rounds_twice_gets_the_plain_build(serve, tmp_path):
 
 def test_a_bundle_without_a_native_graph_runs_onnxruntime(serve, tab, exported):
     address, _ = serve(exported("tiny-python", graph="ort"))
-    assert "cpu is not here" in said(tab, address)
+    assert "cpu: the bundle has no native graph" in said(tab, address)
     tab.goto(address)
     tab.until("document.getElementById('status').textContent.startsWith('wasm, ort graph')")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -210,3 +211,27 @@ def test_bundle_that_cannot_be_written_is_refused_before_it_is_compared(exported
         dijiang.BundleError, match="cannot be written; make it writable, or verify with store=False"
     ):
         dijiang.verify(exported("neox-base"), GOLDEN["neox-base"])
+
+
+def linked(bundle, folder):
+    """As the Hub's cache has it: links to files with other names."""
+    blobs, snapshot = folder / "models--o--n" / "blobs", folder / "models--o--n" / "snapshots" / "abc"
+    for place in (blobs, snapshot):
+        place.mkdir(parents=True)
+    for number, file in enumerate(sorted(bundle.iterdir())):
+        shutil.copyfile(file, blobs / f"{number:040x}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{number:040x}")
+    return snapshot
+
+
+def hard_linked(bundle, folder):
+    """As uv and `cp -l` copy: each file has two names."""
+    return shutil.copytree(bundle, folder / "copy", copy_function=os.link)
+
+
+@pytest.mark.parametrize("layout", [linked, hard_linked])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_bundle_behind_links_is_verified(exported, tmp_path, layout, precision):
+    target = {} if precision == "fp32" else {"target": "cuda"}
+    bundle = layout(exported("neox-base", precision=precision, **target), tmp_path)
+    assert dijiang.verify(bundle, GOLDEN["neox-base"], store=False).passed

@@ -86,6 +86,29 @@ def test_a_state_that_is_looked_at_meanwhile_is_never_ahead(model):
     same_state(drafted, plain)
 
 
+@pytest.mark.parametrize("number", range(1, 30))
+def test_a_copy_between_two_records_has_every_token_but_the_last(model, number, tmp_path):
+    copies = []
+    for speculate in (False, True):
+        state = model.new_state()
+        records = model.generate(PROMPTS[0], state=state, max_tokens=N, ignore_eos=True, speculate=speculate)
+        told = [next(records).token for _ in range(number)]
+        copies.append(state.clone())
+        state.save(tmp_path / "state")
+        same_state(dijiang.State.load(tmp_path / "state"), copies[-1])
+        told += [record.token for record in records]  # and the generation goes on as if nobody had looked
+        copies.append(state)
+        copies.append(told)
+    plain, drafted = copies[:3], copies[3:]
+    assert drafted[2] == plain[2]
+    for theirs, ours in zip(drafted[:2], plain[:2], strict=True):
+        same_state(theirs, ours)
+        again = [
+            [r.token for r in model.generate(None, state=s, max_tokens=5, ignore_eos=True)] for s in (theirs, ours)
+        ]
+        assert again[0] == again[1]
+
+
 @pytest.mark.parametrize("first", [1, 7, 20])
 def test_n_and_m_tokens_are_n_plus_m(model, first):
     state, whole = model.new_state(), told(model, PROMPTS[1], None, max_tokens=N, ignore_eos=True)

@@ -47,4 +47,7 @@ def test_only_numbers_have_bounds_in_the_message():
 def test_drawn_seeds_differ_and_a_given_one_stays():
     assert Generation().seeded() != Generation().seeded()
     assert Generation(seed=0).seeded().seed == 0
-    assert Generation(seed=2**64 - 1).attempt(1).seed == 0
+    attempts = [Generation(seed=seed).attempt(number).seed for seed in (0, 1, 2**64 - 1) for number in range(4)]
+    assert attempts[::4] == [0, 1, 2**64 - 1]
+    assert len(set(attempts)) == 12
+    assert all(0 <= seed < 2**64 for seed in attempts)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -191,3 +192,35 @@ def test_load_sees_slots_that_are_taken(served):
         assert slots_taken(served.url) == 1
     assert served.idle()
     assert slots_taken(served.url) == 0
+
+
+def test_stream_is_noted_at_its_end_with_what_the_client_was_told(models, caplog):
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 300, "ignore_eos": True, "stream": True}
+    with caplog.at_level("INFO", logger="dijiang.server"), running(models, timeout=0.05, slots=1) as late:
+        text = late.ask("/v1/completions", body | {"max_tokens": 4096})[2]
+        assert events(text)[-1]["error"]["type"] == "invalid_request_error"
+    with caplog.at_level("INFO", logger="dijiang.server"), running(models, slots=1) as server:
+        _, headers, text = server.ask("/v1/completions", body)
+        with server.connect() as sock:
+            asked = json.dumps(body | {"max_tokens": 4096}).encode()
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(asked)}\r\n\r\n"
+            sock.sendall(head.encode() + asked)
+            sock.recv(100)
+        assert server.idle()
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "dijiang.server"]
+    assert [line["status"] for line in lines] == [408, 200, 499]
+    assert lines[0]["ms"] >= 50
+    assert (lines[1]["id"], lines[1]["model"]) == (headers["x-request-id"], "tiny")
+    assert (lines[1]["prompt_tokens"], lines[1]["completion_tokens"]) == (1, 300)
+    assert datetime.fromisoformat(lines[1]["time"]).tzinfo is not None
+
+
+def test_seeds_may_have_a_sign_and_choices_share_no_numbers(served):
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 8, "temperature": 1.5, "ignore_eos": True}
+    texts = [
+        choice["text"]
+        for seed in range(-4, 4)
+        for choice in served.ask("/v1/completions", body | {"seed": seed, "n": 4})[2]["choices"]
+    ]
+    assert len(set(texts)) >= 31
+    assert served.ask("/v1/completions", body | {"seed": -(2**63) - 1})[0] == 400

@@ -1,9 +1,12 @@
 """What goes on from a state: conversations, stored or sealed, and beginnings of prompts."""
 
 import base64
+import json
+import shutil
 
 import pytest
 
+import dijiang
 from dijiang.runtime.chat_template import ChatTemplate
 from tests.server.serving import KEY, PROMPT, running, text_of
 
@@ -132,3 +135,42 @@ def test_beginnings_are_kept_on_disk_for_the_next_server(models, model, tmp_path
     assert spared[0] == 0
     assert spared[1] % 64 == 0
     assert found["usage"]["prompt_tokens"] - spared[1] <= 64
+
+
+def test_conversations_that_cannot_be_written_are_said(models, tmp_path, monkeypatch, caplog):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "conversations"
+    with running(models, conversations=4, conversation_folder=str(folder)) as server:
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 1, "store": True}
+        for _ in range(2):
+            assert server.ask("/v1/completions", body)[0] == 200
+        monkeypatch.setattr("dijiang.runtime.snapshot.Snapshot.save", full)
+    messages = [record.getMessage() for record in caplog.records if record.name == "dijiang.states"]
+    assert len(messages) == 2
+    assert "states cannot be kept ([Errno 28] No space left on device)" in messages[0]
+    assert messages[1] == "2 conversations are lost: their folder could not take them"
+
+
+def test_bundle_that_is_replaced_or_removed_changes_nothing_that_is_served(bundles, tmp_path):
+    bundle = shutil.copytree(bundles / "tiny", tmp_path / "tiny")
+    with running({"tiny": dijiang.load(bundle, threads=1)}) as server:
+        template = bundle / "tokenizer_config.json"
+        config = json.loads(template.read_text())
+        template.write_text(json.dumps(config | {"chat_template": "another {{ messages[0].content * 9 }}"}))
+        (bundle / "chat_template.jinja").write_text("another {{ messages[0].content * 9 }}")
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "temperature": 0}
+        with running({"tiny": dijiang.load(bundles / "tiny", threads=1)}) as other:
+            expected = other.ask("/v1/chat/completions", body)[2]["choices"], other.ask("/v1/models")[2]["data"][0]
+        shutil.rmtree(bundle)
+        assert server.ask("/v1/chat/completions", body)[2]["choices"] == expected[0]
+        status, _, found = server.ask("/v1/models")
+        assert (status, found["data"][0]["dijiang"]) == (200, expected[1]["dijiang"])
+
+
+def test_model_without_a_template_is_named_not_its_folder(served, bundles):
+    body = {"model": "other", "messages": [{"role": "user", "content": "hi"}]}
+    status, _, found = served.ask("/v1/chat/completions", body)
+    assert status == 400
+    assert str(bundles) not in found["error"]["message"]

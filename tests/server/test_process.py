@@ -4,6 +4,8 @@ import json
 import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 
 import openai
 import pytest
@@ -49,6 +51,52 @@ def test_sigterm_lets_answers_end(bundles):
         process.stderr.close()
 
 
+@contextmanager
+def process_of(bundle, *options):
+    """(a server's process, a client of it)."""
+    program = [sys.executable, "-m", "dijiang", "serve", bundle, "--port", "0", "--json-logs", *options]
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
+    try:
+        lines = [process.stderr.readline() for _ in range(3)]
+        url = lines[2].removeprefix("[listening on ").rstrip("]\n")
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            yield process, client
+    finally:
+        process.kill()
+        process.stderr.close()
+
+
+@pytest.mark.skipif("native" not in RUNNABLE, reason="no compiled operator")
+def test_sighup_ends_it_as_sigterm_does(bundles, tmp_path):
+    """A terminal that is closed sends it. Conversations are written."""
+    options = {"store": True}
+    with process_of(bundles / "tiny", "--conversation-folder", tmp_path) as (process, client):
+        answer = client.completions.create(model="tiny", prompt="x", max_tokens=2, extra_body=options)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(20) == 143
+    assert [file.name for file in tmp_path.iterdir()] == [f"{answer.id}.state"]
+
+
+@pytest.mark.skipif("native" not in RUNNABLE, reason="no compiled operator")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_second_signal_ends_what_has_begun_with_an_error(bundles, tmp_path, number):
+    long = {"model": "tiny", "prompt": "x", "max_tokens": 4096, "stream": True, "extra_body": {"ignore_eos": True}}
+    with process_of(bundles / "tiny", "--conversation-folder", tmp_path) as (process, client):
+        stored = client.completions.create(model="tiny", prompt="x", max_tokens=2, extra_body={"store": True})
+        stream = iter(client.completions.create(**long))
+        next(stream)
+        process.send_signal(number)
+        time.sleep(0.1)
+        process.send_signal(number)
+        with pytest.raises(openai.APIError, match="the model was closed before the end"):
+            list(stream)
+        assert process.wait(20) == 128 + number
+        said = process.stderr.read()
+    assert "Traceback" not in said
+    assert json.loads(said.splitlines()[1])["status"] == 503
+    assert [file.name for file in tmp_path.iterdir()] == [f"{stored.id}.state"]
+
+
 def test_two_bundles_of_one_name_are_refused(bundles, tmp_path):
     (tmp_path / "tiny").symlink_to(bundles / "tiny")
     done = subprocess.run(
@@ -61,17 +109,9 @@ def test_two_bundles_of_one_name_are_refused(bundles, tmp_path):
     assert "two bundles have the name tiny" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("module", "verb", "extra"), [("uvicorn", "serve", "dijiang[serve]"), ("jinja2", "chat", "dijiang[chat]")]
-)
-def test_missing_extra_is_one_line_that_names_it(bundles, module, verb, extra):
-    code = f"import sys; sys.modules[{module!r}] = None; from dijiang.cli import main; main(sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, verb, bundles / "tiny"],
-        input="x\n",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_missing_extra_is_one_line_that_names_it(bundles):
+    code = "import sys; sys.modules['jinja2'] = None; from dijiang.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "chat", bundles / "tiny"]
+    done = subprocess.run(command, input="x\n", capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert f"pip install '{extra}'" in done.stderr
+    assert "pip install 'dijiang[chat]'" in done.stderr

@@ -82,7 +82,9 @@ function showModel() {
       const [name, input, help] = label.children;
       name.textContent = option.name.replaceAll("_", " ");
       help.textContent = option.help;
-      const bounds = { min: option.low ?? "", max: option.high ?? "", step: option.whole ? 1 : "any" };
+      // Larger numbers are not exact here.
+      const high = option.whole ? Math.min(option.high ?? Infinity, Number.MAX_SAFE_INTEGER) : option.high;
+      const bounds = { min: option.low ?? "", max: high ?? "", step: option.whole ? 1 : "any" };
       Object.assign(input, { name: option.name, value: option.default ?? "", ...bounds });
       return label;
     }),
