@@ -12,7 +12,7 @@ import pytest
 
 import dijiang
 from dijiang import files, hidden
-from dijiang.errors import DijiangError
+from dijiang.errors import DijiangError, ExportError
 from dijiang.files import check_output, move_file, new_folder, write_file
 
 LONG = "n" * 240
@@ -422,3 +422,17 @@ def test_temporary_folder_is_its_users_and_goes(tmp_path, monkeypatch):
         assert folder.parent == tmp_path
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert names(tmp_path) == []
+
+
+def test_files_of_a_folder_are_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """After a power cut an export may not be there, but may not be empty."""
+    synced, renamed, fsync, rename = set(), [], os.fsync, files._rename
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.add(os.fstat(file).st_ino), fsync(file)))
+    monkeypatch.setattr(files, "_rename", lambda *names: (renamed.append(set(synced)), rename(*names))[1])
+    target = tmp_path / "target"
+    with files.new_folder(target, ExportError) as folder:
+        (folder / "sub").mkdir()
+        for name in ("a", "sub/b"):
+            (folder / name).write_text("x")
+    assert {(target / name).stat().st_ino for name in ("", "a", "sub", "sub/b")} <= renamed[0]
+    assert tmp_path.stat().st_ino in synced  # and then its name

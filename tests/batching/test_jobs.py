@@ -1,6 +1,7 @@
 """Many prompts from a file: in order, what each would be alone, and taken up again."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 import dijiang
+from dijiang.batching.jobs import answer_file
 from dijiang.cli import main
 from dijiang.hidden import lock
+from dijiang.runtime.options import Generation
 from dijiang.runtime.sessions.cpu import CpuSession
 
 PROMPTS = [
@@ -173,3 +176,19 @@ def test_second_job_on_one_output_is_refused(cli, source, tmp_path):
 @pytest.mark.parametrize("flags", [["--jsonl", "x"], ["-o", "x"], ["--jsonl", "x", "-o", "y", "-p", "z"]])
 def test_flags_that_do_not_go_together(cli, flags):
     assert cli(*flags).exit_code == 2
+
+
+def test_answers_are_on_the_disk_when_the_job_ends(exported, tmp_path, monkeypatch):
+    (tmp_path / "in").write_text('{"prompt": [1, 2]}\n' * 2)
+    synced, fsync = [], os.fsync
+
+    def noted(file):
+        found = os.fstat(file)
+        synced.append((found.st_ino, found.st_size))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    model = dijiang.load(exported("neox-base"))
+    assert answer_file(model, tmp_path / "in", tmp_path / "out", Generation(max_tokens=2)) == 0
+    found = (tmp_path / "out").stat()
+    assert (found.st_ino, found.st_size) in synced

@@ -131,3 +131,10 @@ def test_command_exits_with_1_on_a_regression(tmp_path):
     assert fine.exit_code == 0
     assert json.loads(fine.stdout)["rows"][0]["regressed"] is False
     assert cli.invoke(main, ["bench", "--compare", *map(str, paths), "-o", "csv"]).exit_code == 2
+
+
+def test_memory_ratio_is_after_over_before():
+    before, after = report(TESTS), report(TESTS)
+    for result in after["results"]:
+        (result["decode"] or result["prefill"])["memory"]["max_ram"] *= 1.5
+    assert [row["memory_ratio"] for row in compare(before, after, threshold=0.05)["rows"]] == [1.5, 1.5]

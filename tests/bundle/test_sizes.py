@@ -11,6 +11,8 @@ from dijiang.bundle.opened import open_bundle
 from dijiang.bundle.sizes import sizes
 from dijiang.cli import main
 from tests.conftest import GOLDEN
+from tests.graph.test_families import NAMED
+from tests.random_models import write
 
 
 def test_sizes_of_a_bundle(exported):
@@ -37,3 +39,11 @@ def test_inspect_shows_the_sizes(exported):
     shown = json.loads(CliRunner().invoke(main, ["inspect", bundle, "--json"]).stdout)["sizes"]
     assert f"{shown['parameters']:,}" in text
     assert f"larger from {shown['cache_larger_from']:,} tokens on" in " ".join(text.split())
+
+
+def test_cache_has_the_heads_of_keys_and_values(tmp_path):
+    folder = write(tmp_path, NAMED["llama-gqa-4"], trained=False, seed=0)
+    bundle = dijiang.export(folder, tmp_path / "b", verify=False)
+    spec = bundle.manifest.spec
+    assert spec.num_kv_heads < spec.num_heads
+    assert sizes(bundle).cache_bytes_per_token == 2 * 2 * spec.num_layers * spec.num_kv_heads * spec.head_size

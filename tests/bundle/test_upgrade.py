@@ -118,3 +118,12 @@ def test_upgrade_from_the_command_line(old, tmp_path):
     assert (done.exit_code, json.loads(done.stdout)["format_version"]) == (0, 2)
     missing = CliRunner().invoke(main, ["upgrade", str(tmp_path)])
     assert (missing.exit_code, missing.stderr.count("\n")) == (1, 1)
+
+
+def test_failed_verdict_of_format_1_stays_failed(exported, copy_of):
+    folder = as_format_1(copy_of(exported("neox-base", graph="primitive")), "primitive", "fp32")
+    (folder / "parity.json").write_text(json.dumps({"passed": False, "logits": {"max_error": 1.0}}))
+    old = json.loads((folder / "dijiang.json").read_text())
+    old["files"]["parity.json"] = hashlib.sha256((folder / "parity.json").read_bytes()).hexdigest()
+    (folder / "dijiang.json").write_text(json.dumps(old))
+    assert upgrade(folder).passed is False

@@ -15,9 +15,11 @@ import onnx
 import pytest
 
 import dijiang
+from dijiang.errors import ExportError
 from dijiang.exporter import export as export_module
 from dijiang.exporter import plan as plan_module
 from dijiang.exporter.plan import BASE_BYTES, plan_export
+from dijiang.exporter.target_folder import check_target
 from dijiang.models.checkpoint import Checkpoint
 from dijiang.models.initial import write_random
 from dijiang.models.load import load_checkpoint
@@ -329,3 +331,12 @@ def test_each_weight_is_read_once_while_the_bundle_is_written(tmp_path, monkeypa
     assert {stage.split()[0] for stage in stages} == {"write"}
     assert list(done) == sorted(done)
     assert (done[0], done[-1]) == (0, totals[-1])
+
+
+def test_folder_with_the_name_of_a_file_is_not_lost(exported, copy_of):
+    bundle = copy_of(exported("neox-base"))
+    (bundle / "README.md").unlink()
+    (bundle / "README.md").mkdir()
+    (bundle / "README.md" / "mine").write_text("x")
+    with pytest.raises(ExportError, match=r"README\.md is no part of the bundle there"):
+        check_target(bundle, [], force=True)

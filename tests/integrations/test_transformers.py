@@ -182,6 +182,16 @@ def test_positions_end_as_in_model_generate(exported):
     assert len(expected) == 6
 
 
+def test_padded_batch_ends_where_its_first_positions_end(exported):
+    model = DijiangForCausalLM.from_pretrained(exported("neox-trained-decay"))
+    limit = model.model.manifest.positions_limit
+    ids, mask = torch.arange(3, 23).reshape(2, 10), torch.ones(2, 10, dtype=torch.long)
+    mask[1, :4] = 0
+    model.generation_config.eos_token_id = None
+    found = model.generate(ids, attention_mask=mask, max_new_tokens=2 * limit, do_sample=False)
+    assert found.shape == (2, limit + 1)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

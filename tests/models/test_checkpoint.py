@@ -237,3 +237,14 @@ def test_path_that_is_no_checkpoint(tmp_path):
         load_checkpoint(tmp_path / "nowhere")
     with pytest.raises(dijiang.CheckpointError, match=r"config\.json: not found"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("layers", [["0"], ["0", "1"]])
+def test_one_layer_that_was_fine_tuned_makes_a_model_trained(edit_tensors, layers):
+    def reset(tensors):
+        for name, tensor in tensors.items():
+            if name.endswith(("group_norm.weight", "group_norm.bias")) and name.split(".")[2] in layers:
+                tensor[:] = name.endswith("weight")
+
+    model = load_checkpoint(edit_tensors("neox-base", reset))
+    assert model.untrained == (len(layers) == model.spec.num_layers)

@@ -128,3 +128,18 @@ def test_right_bundle_of_every_variant_is_within_what_rounding_costs(name, preci
     ids = np.array(report.detail.ids)[None, : report.positions]
     found = relative(Rounded(model, bundle.manifest.recipe).forward(ids), Reference(model).forward(ids))
     assert found == pytest.approx(report.rounded.rms_relative_error, rel=0.1)
+
+
+def test_rounded_state_is_of_the_first_two_layers(tmp_path):
+    """Deeper ones have gathered the rounding of those before: an error beside theirs would look small."""
+    folder = write(tmp_path, NAMED["llama-gqa-4"] | {"num_hidden_layers": 4}, trained=False, seed=0)
+    bundle = dijiang.export(folder, tmp_path / "b", precision="int4", calibration_tokens=0, verify=False)
+    report = dijiang.verify(bundle.path, folder, store=False)
+    model, ids = load_checkpoint(folder), np.array(report.detail.ids)[None]
+    twin, exact = Rounded(model, bundle.manifest.recipe), Reference(model)
+    states = [one.new_state(1) for one in (twin, exact)]
+    for one, state in zip((twin, exact), states, strict=True):
+        one.forward(ids, 0, state)
+    errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(*states, strict=True)]
+    assert max(errors[2:]) > 1.2 * max(errors[:2])
+    assert report.rounded_state == pytest.approx(max(errors[:2]), rel=1e-3)

@@ -8,16 +8,19 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 
 import dijiang
 from dijiang.bundle.opened import open_bundle
+from dijiang.cli import main
 from dijiang.models.load import load_checkpoint
 from dijiang.models.reference import Reference
 from dijiang.parity import verify
+from dijiang.parity.comparison import _has_learned
 from dijiang.parity.difference import Difference, Sums
 from dijiang.parity.gates import judge
 from dijiang.parity.verify import default_slice
-from dijiang.parity.windows import CHARACTERS, RANDOM, windows_of
+from dijiang.parity.windows import CHARACTERS, OWN, RANDOM, windows_of
 from dijiang.recipe import PRECISIONS, resolve
 from tests.conftest import EXAMPLES, GOLDEN, onnx_file, signed
 from tests.graph.test_families import NAMED
@@ -235,3 +238,26 @@ def test_bundle_behind_links_is_verified(exported, tmp_path, layout, precision):
     target = {} if precision == "fp32" else {"target": "cuda"}
     bundle = layout(exported("neox-base", precision=precision, **target), tmp_path)
     assert dijiang.verify(bundle, GOLDEN["neox-base"], store=False).passed
+
+
+def test_random_ids_are_no_text():
+    sure, unsure = (SimpleNamespace(reference_entropy=nats) for nats in (0.0, 9.0))
+    assert _has_learned(OWN, sure, 100)
+    assert not _has_learned(OWN, unsure, 100)
+    assert not _has_learned(RANDOM, sure, 100)
+    assert _has_learned("a.txt", unsure, 100)
+
+
+def test_failed_gate_is_told_where_its_report_cannot_be_kept(exported, edit_tensors, monkeypatch):
+    def refuse(*_):
+        raise dijiang.BundleError("disk full")
+
+    def edit(tensors):
+        tensors["embed_out.weight"][3] *= 1.5
+
+    monkeypatch.setattr("dijiang.parity.verify.store_report", refuse)
+    other = edit_tensors("neox-base", edit)
+    words = ["verify", exported("neox-base"), "--against", other, "--tokens", "20"]
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    assert done.exit_code == 1
+    assert "the bundle differs from its checkpoint" in done.output

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import dijiang
+from dijiang.runtime import sequence
+from dijiang.runtime.text import StopStrings
 from tests.conftest import EXAMPLES, poisoned, with_start_token
 
 PROMPT = "def main("
@@ -222,3 +224,18 @@ def test_long_prompt_tells_how_far_it_is(exported):
     assert told == [("prompt", 256, 300), ("prompt", 300, 300)]
     list(model.generate([3] * 200, max_tokens=1, progress=lambda *what: told.append(what)))
     assert len(told) == 2
+
+
+def test_rates_are_of_the_tokens_after_the_first(monkeypatch):
+    now = iter([12.0, 12.5, 13.0])  # the prompt took 2 s, each step half a second
+    monkeypatch.setattr(sequence.time, "perf_counter", lambda: next(now))
+    one = sequence.Sequence(sequence.Limits(9), StopStrings(()), None, None, prompt_tokens=10, started=10.0)
+    last = [one.push(7, at) for at in range(3)][-1]
+    assert (last.prefill_rate, last.decode_rate) == (5.0, 2.0)
+
+
+def test_every_position_is_used(exported):
+    model = dijiang.load(exported("neox-trained-decay"))
+    limit = model.manifest.positions_limit
+    records = list(model.generate([3, 4], max_tokens=10 * limit, ignore_eos=True))
+    assert (len(records), records[-1].finish_reason) == (limit - 2 + 1, "length")  # the last is not fed

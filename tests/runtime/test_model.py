@@ -253,3 +253,17 @@ def test_a_greedy_text_is_the_most_likely_everywhere(model):
     found = [record.token for record in model.generate(prompt, max_tokens=9, ignore_eos=True)]
     assert model.likelihood([prompt + found])[1][0, 2:].all()
     assert not model.likelihood([[*prompt, (found[0] + 1) % model.spec.vocab_size]])[1][0, 2]
+
+
+def test_greedy_is_the_very_likeliest(exported, monkeypatch):
+    model = dijiang.load(exported("neox-base"))
+    ids, forward = np.array([[5, 6, 7]]), model._forward
+
+    def close(*given, **more):
+        logits = forward(*given, **more)
+        logits[...] = 0
+        logits[0, 0, 6] = -1e-3
+        return logits
+
+    monkeypatch.setattr(model, "_forward", close)
+    assert model.likelihood(ids)[1].tolist() == [[False, True]]

@@ -257,3 +257,24 @@ def test_state_show_verify_diff(cli, model, exported, tmp_path):
     model.new_state(2).save(tmp_path / "batch")
     refused = cli("state", "diff", one, tmp_path / "batch")
     assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+
+
+def test_pending_tokens_that_differ_are_told(exported, cli, tmp_path):
+    model = dijiang.load(exported("neox-base"))
+    for name, options in (("a", {}), ("b", {"stop_tokens": []}), ("c", {"temperature": 1.0, "seed": 1})):
+        state = model.new_state()
+        list(model.generate([3, 4, 5], max_tokens=1, state=state, ignore_eos=True, **options))
+        state.save(tmp_path / name)
+    same, other = (json.loads(cli("state", "diff", tmp_path / "a", tmp_path / n, "--json").stdout) for n in "bc")
+    assert same["same_pending"] is True
+    assert (other["same_tokens"], other["same_pending"], other["equal"]) == (True, False, False)
+
+
+def test_caches_of_all_sequences_count(exported, cli, tmp_path):
+    model = dijiang.load(exported("neox-base"))
+    state = model.new_state(2)
+    model.forward(np.array([[1, 2, 3], [1, 2, 3]]), state, mask=np.array([[1, 1, 1], [1, 0, 0]]))
+    state.save(tmp_path / "two")
+    shown = json.loads(cli("state", "show", tmp_path / "two", "--json").stdout)
+    assert shown["position"] == [3, 1]
+    assert shown["cache_bytes"] == 4 * 4 * model.spec.num_layers * model.spec.hidden_size

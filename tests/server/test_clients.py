@@ -224,3 +224,17 @@ def test_seeds_may_have_a_sign_and_choices_share_no_numbers(served):
     ]
     assert len(set(texts)) >= 31
     assert served.ask("/v1/completions", body | {"seed": -(2**63) - 1})[0] == 400
+
+
+def test_who_reads_slowly_gets_all(models):
+    """Longer than the patience, which is for those that read nothing."""
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 1500, "stream": True, "ignore_eos": True, "logprobs": 20}
+    with running(models, patience=0.5, slots=1, buffer=8192) as server, server.connect() as sock:
+        data, found, started = json.dumps(body).encode(), b"", time.monotonic()
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        while piece := sock.recv(1 << 16):
+            found += piece
+            time.sleep(0.1)
+    assert time.monotonic() - started > 2 * 0.5
+    assert b"data: [DONE]" in found[-100:]

@@ -174,3 +174,12 @@ def test_model_without_a_template_is_named_not_its_folder(served, bundles):
     status, _, found = served.ask("/v1/chat/completions", body)
     assert status == 400
     assert str(bundles) not in found["error"]["message"]
+
+
+def test_conversations_in_memory_outlive_the_server(models, tmp_path):
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 3, "seed": 1}
+    with running(models, slots=2, conversation_folder=str(tmp_path)) as server:
+        name = server.ask("/v1/completions", body | {"store": True})[2]["id"]
+        assert not list(tmp_path.iterdir())
+    with running(models, slots=2, conversation_folder=str(tmp_path)) as server:
+        assert server.ask("/v1/completions", body | {"previous_response_id": name})[0] == 200

@@ -3,6 +3,8 @@
 import codecs
 import gzip
 import json
+import threading
+import time
 
 import numpy as np
 import openai
@@ -291,3 +293,41 @@ def test_random_requests_are_never_the_servers_fault(served):
         statuses.add(int(reply.split()[1]) if reply else 400)
     assert {200, 400} <= statuses <= {200, 400, 404}
     assert served.idle()
+
+
+def test_body_in_pieces_has_the_limit_of_all(models):
+    with running(models, max_body=5000) as server, server.connect() as sock:
+        sock.sendall(b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(6):
+            sock.sendall(b"3e8\r\n" + b" " * 1000 + b"\r\n")
+            time.sleep(0.05)
+        assert sock.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
+
+
+def test_prompt_of_the_largest_size_and_one_more(models):
+    with running(models, max_prompt=5) as server:
+        body = {"model": "tiny", "max_tokens": 1}
+        assert [server.ask("/v1/completions", body | {"prompt": [3] * n})[0] for n in (5, 6)] == [200, 400]
+
+
+def test_choices_that_find_no_places_together_wait(models):
+    with running(models, slots=1, queue=2, max_tokens=100_000, timeout=1.0) as server:
+        body = {"model": "tiny", "prompt": "x", "ignore_eos": True}
+        long = threading.Thread(target=lambda: server.ask("/v1/completions", body | {"max_tokens": 100_000}))
+        long.start()
+        while not server.server.models["tiny"].load:
+            time.sleep(0.01)
+        assert server.ask("/v1/completions", body | {"n": 3, "max_tokens": 1})[0] == 429  # 1 + 3 of 3 places
+        long.join()
+
+
+def test_seconds_to_the_first_token(models):
+    with running(models, slots=2) as server:
+        started = time.monotonic()
+        for _ in range(3):
+            server.ask("/v1/completions", {"model": "tiny", "prompt": "x = 1\n" * 20, "max_tokens": 2})
+        elapsed = time.monotonic() - started
+        lines = server.ask("/metrics")[2].splitlines()
+    found = dict(line.rsplit(" ", 1) for line in lines if line.startswith("dijiang_first_token_seconds_"))
+    assert float(found['dijiang_first_token_seconds_count{model="tiny"}']) == 3
+    assert 0 < float(found['dijiang_first_token_seconds_sum{model="tiny"}']) < elapsed

@@ -441,3 +441,26 @@ def test_page_fits_is_readable_and_is_named(opened, served, width, dark):
     ):
         assert expected in names
     assert statuses(tab) == [400]
+
+
+def test_system_message_is_said_once(opened, served):
+    tab = opened()
+    tab.run("document.querySelector('#system').value = 'be brief'")
+    choose(tab, max_tokens=20, temperature=0)
+    system = {"role": "system", "content": "be brief"}
+    first = answer_of(served, [system, {"role": "user", "content": "one"}])
+    assert ask(tab, "one") == content(first)
+    second = answer_of(served, "two", previous_response_id=first["id"])
+    assert ask(tab, "two") == content(second)
+    usage = second["usage"]
+    fed = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+    assert tab.text(f"{A} article:last-child .note").endswith(f"; {fed} tokens of prompt fed")
+
+
+def test_branch_that_is_closed_frees_its_slot(opened, served):
+    tab = opened()
+    choose(tab, max_tokens=LONG, temperature=0)
+    send(tab, "one")
+    tab.until(f"document.querySelector('{A} .answer').textContent.length > 20")
+    tab.click("#fresh")
+    assert served.idle(0.3)
