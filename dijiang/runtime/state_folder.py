@@ -67,16 +67,6 @@ class StateFolder:
             self._path.mkdir(parents=True, exist_ok=True)
             path = self._path / (name + SUFFIX)
             state.snapshot(Note({NAME: name})).save(path)
-            # Files of one moment have one age; the new one is the last to go.
-            files = sorted(
-                (_age(one), one == path, one.stat().st_size, one) for one in self._path.glob(f"*{SUFFIX}")
-            )
-            total = sum(size for _, _, size, _ in files)
-            for _, _, size, one in files:
-                if total <= self._most:
-                    break
-                one.unlink(missing_ok=True)
-                total -= size
         except (InputError, OSError) as error:
             self.lost += 1
             if not self._failed:
@@ -84,7 +74,19 @@ class StateFolder:
             self._failed = True
             return False
         self._failed = False
+        with suppress(OSError):  # another process, that removes the same ones
+            self._make_room(path)
         return True
+
+    def _make_room(self, new: Path) -> None:
+        """Remove the oldest files until the others fit; of those of one age the new one last."""
+        files = sorted((_age(one), one == new, one.stat().st_size, one) for one in self._path.glob(f"*{SUFFIX}"))
+        total = sum(size for _, _, size, _ in files)
+        for _, _, size, one in files:
+            if total <= self._most:
+                break
+            one.unlink(missing_ok=True)
+            total -= size
 
     def load(self, name: str) -> State | None:
         """The state of a name, not to be changed; None: there is none.

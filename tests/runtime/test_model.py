@@ -206,7 +206,7 @@ def test_score_is_the_log_softmax_of_forward(model, monkeypatch, length):
     assert found.shape == (2, length - 1)
     for row in range(2):
         wanted = [expected[row, t, ids[row, t + 1]] for t in range(length - 1)]
-        np.testing.assert_allclose(found[row], wanted, atol=1e-4)
+        np.testing.assert_allclose(found[row], wanted, atol=1e-5)
 
 
 def test_score_needs_two_tokens(model):
