@@ -21,6 +21,10 @@ log = logging.getLogger("dijiang.states")
 SUFFIX, NAME = ".state", "name"
 #: Names that are ours: no other name leads to a file.
 NAMES = re.compile(r"[a-z0-9-]{1,100}")
+#: Saves after which the files are listed again: other processes may write there.
+RELISTED = 100
+#: Files of which each is worth keeping.
+FEW = 10
 #: States that wait to be written.
 MOST_WAITING = 8
 
@@ -32,7 +36,8 @@ class StateFolder:
 
     Args:
         path: made where it is missing.
-        most: bytes of all files; the oldest ones make room.
+        most: bytes of all files; the oldest ones make room. Where others write there, too, it may be more for
+            RELISTED saves.
 
     Raises:
         InputError: the folder cannot be made, or nothing be written there.
@@ -50,6 +55,8 @@ class StateFolder:
         self._writer = ThreadPoolExecutor(1, "states")
         self._waiting: dict[str, State] = {}
         self._failed = False
+        #: Bytes of all files, and saves, since they were listed.
+        self._bytes, self._saves = most, RELISTED
         #: States that could not be written.
         self.lost = 0
 
@@ -75,18 +82,28 @@ class StateFolder:
             return False
         self._failed = False
         with suppress(OSError):  # another process, that removes the same ones
-            self._make_room(path)
+            self._bytes, self._saves = self._bytes + path.stat().st_size, self._saves + 1
+            if self._bytes > self._most or self._saves >= RELISTED:
+                self._make_room(path)
         return True
 
     def _make_room(self, new: Path) -> None:
-        """Remove the oldest files until the others fit; of those of one age the new one last."""
-        files = sorted((_age(one), one == new, one.stat().st_size, one) for one in self._path.glob(f"*{SUFFIX}"))
+        """List the files; where they do not fit, remove the oldest, of many a tenth more, so that this is seldom.
+
+        Of those of one age the new one is the last to go.
+        """
+        files = []
+        for one in self._path.glob(f"*{SUFFIX}"):
+            found = one.stat()
+            files.append((_age(found.st_mtime), one == new, found.st_size, one))
         total = sum(size for _, _, size, _ in files)
-        for _, _, size, one in files:
-            if total <= self._most:
+        goal = self._most if len(files) < FEW else self._most * 9 // 10
+        for _, _, size, one in sorted(files) if total > self._most else ():
+            if total <= goal:
                 break
             one.unlink(missing_ok=True)
             total -= size
+        self._bytes, self._saves = total, 0
 
     def load(self, name: str) -> State | None:
         """The state of a name, not to be changed; None: there is none.
@@ -126,7 +143,6 @@ class StateFolder:
         self._writer.shutdown()
 
 
-def _age(file: Path) -> float:
+def _age(when: float) -> float:
     """What files are removed by, the smallest first. One of the future is from before a clock went back."""
-    when = file.stat().st_mtime
     return when if when <= time.time() else 0.0

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from ..runtime.calls import Part, Reader, Syntax
-from ..runtime.sampling import largest, log_softmax
 from ..runtime.sequence import Record
 from ..runtime.text import TextTokenizer
 from .hosted import Told
@@ -46,14 +45,17 @@ class Choice:
     """What was told of one choice so far.
 
     reader: of the calls of tools in its text; None: there are none.
-    begun: characters that begin in the tokens of `logprobs`.
+    keeps: whether the whole answer is told at its end: text, logprobs and tokens. A stream has told them.
+    begun: characters that begin in the tokens so far.
     """
 
+    keeps: bool
     reader: Reader | None = None
     calls: Calls = field(default_factory=Calls)
     text: list[str] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    generated: int = 0
     begun: int = 0
     reason: str | None = None
 
@@ -63,8 +65,10 @@ class Choice:
         parts = [Part(record.text)] if self.reader is None else self.reader.push(record.text, last=ended)
         said = "".join(part.text for part in parts if part.call is None)
         deltas = self.calls.deltas(parts)
-        self.text.append(said)
-        self.tokens.append(record.token)
+        self.generated += 1
+        if self.keeps:
+            self.text.append(said)
+            self.tokens.append(record.token)
         self.reason = REASONS[record.finish_reason]
         if self.reader is not None and self.reader.whole and record.finish_reason == "stop":
             self.reason = "tool_calls"
@@ -100,14 +104,14 @@ class Answer:
         self._created = int(time.time())
         alone = wanted.schema is not None
         readers = [None if syntax is None else syntax.reader(alone=alone) for _ in range(wanted.choices)]
-        self._choices = [Choice(reader) for reader in readers]
+        self._choices = [Choice(not wanted.stream, reader) for reader in readers]
         self.id = f"{'chatcmpl' if self._chat else 'cmpl'}-{secrets.token_hex(16)}"
         self._extra: dict[str, Any] = {}
 
     @property
     def generated(self) -> int:
         """Tokens of all choices so far."""
-        return sum(len(choice.tokens) for choice in self._choices)
+        return sum(choice.generated for choice in self._choices)
 
     def extend(self, **extra: Any) -> None:
         """Fields of ours for the end of the answer."""
@@ -122,9 +126,11 @@ class Answer:
         choice, record = self._choices[told.choice], told.record
         delta = choice.take(record)
         logprobs = None
-        if told.logits is not None:
-            entry = self._logprob(record.token, told.logits)
-            choice.logprobs.append(entry)
+        if told.nats is not None:
+            own, *best = (self._named(*one) for one in told.nats)
+            entry = own | {"top_logprobs": best}
+            if choice.keeps:
+                choice.logprobs.append(entry)
             logprobs = self._shaped([entry], choice.begun)
             choice.begun += _begun(entry["bytes"])
         piece: dict[str, Any] = {"index": told.choice, "logprobs": logprobs, "finish_reason": choice.reason}
@@ -180,13 +186,6 @@ class Answer:
     def _ids(self, tokens: list[int]) -> dict[str, Any]:
         """Ids where there is no tokenizer to make text of them."""
         return {} if self._tokenizer is not None else {"token_ids": tokens}
-
-    def _logprob(self, token: int, logits: np.ndarray) -> dict[str, Any]:
-        """A token's log-probability by the model itself, and those of the most likely ones."""
-        nats = log_softmax(logits)
-        best = largest(logits, self._wanted.logprobs).tolist() if self._wanted.logprobs else []
-        named = [self._named(one, float(nats[one])) for one in (token, *best)]
-        return named[0] | {"top_logprobs": named[1:]}
 
     def _named(self, token: int, logprob: float) -> dict[str, Any]:
         piece = str(token).encode() if self._tokenizer is None else self._tokenizer.piece(token)

@@ -27,6 +27,7 @@ from ..runtime.generate import prepare
 from ..runtime.grammar import Grammar
 from ..runtime.model import Model
 from ..runtime.options import authors_choice
+from ..runtime.sampling import largest, log_softmax
 from ..runtime.sequence import Record
 from ..runtime.state import State
 from ..runtime.state_folder import StateFolder
@@ -39,21 +40,34 @@ READERS = 2
 
 
 class Told(NamedTuple):
-    """A token of one of the choices."""
+    """A token of one of the choices.
+
+    nats: its log-probability by the model itself, then those of the most likely ones, by id; None: not asked for.
+    """
 
     choice: int
     record: Record
-    logits: np.ndarray | None
+    nats: tuple[tuple[int, float], ...] | None
 
 
 class Post:
-    """Hands what a turn is told in the steps' thread to the event loop; see `batching.turn.Listener`."""
+    """Hands what a turn is told in the steps' thread to the event loop; see `batching.turn.Listener`.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[Told | DijiangError], choice: int):
-        self._loop, self._inbox, self._choice = loop, inbox, choice
+    most: log-probabilities beside each token's own. Logits, of the vocabulary's size, do not wait for slow readers.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[Told | DijiangError], choice: int, most: int
+    ) -> None:
+        self._loop, self._inbox, self._choice, self._most = loop, inbox, choice, most
 
     def record(self, record: Record, logits: np.ndarray | None) -> None:
-        self._send(Told(self._choice, record, logits))
+        self._send(Told(self._choice, record, None if logits is None else self._nats(record.token, logits)))
+
+    def _nats(self, token: int, logits: np.ndarray) -> tuple[tuple[int, float], ...]:
+        nats = log_softmax(logits)
+        best = largest(logits, self._most).tolist() if self._most else []
+        return tuple((one, float(nats[one])) for one in (token, *best))
 
     def failed(self, error: DijiangError) -> None:
         self._send(error)
@@ -162,7 +176,7 @@ class Hosted:
                 code="rate_limit_exceeded",
                 headers={"Retry-After": "1"},
             )
-        job = Job(self, wanted.choices, deadline)
+        job = Job(self, wanted.choices, deadline, wanted.logprobs or 0)
         try:
             with anyio.fail_after(job.left):
                 job.turns = await anyio.to_thread.run_sync(
@@ -248,14 +262,14 @@ class Hosted:
 class Job:
     """The turns of a request, one a choice. It counts as load until it is closed.
 
-    choices: how many.  deadline: of `time.monotonic`.
+    choices: how many.  deadline: of `time.monotonic`.  most: see `Post`.
     """
 
-    def __init__(self, hosted: Hosted, choices: int, deadline: float) -> None:
+    def __init__(self, hosted: Hosted, choices: int, deadline: float, most: int) -> None:
         self._hosted, self._choices, self._deadline = hosted, choices, deadline
         self._inbox: asyncio.Queue[Told | DijiangError] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        self.posts = [Post(loop, self._inbox, choice) for choice in range(choices)]
+        self.posts = [Post(loop, self._inbox, choice, most) for choice in range(choices)]
         self.turns: list[Turn] = []
         hosted.load += choices
 

@@ -17,7 +17,7 @@ from dijiang.hidden import hidden_name, locked
 from dijiang.runtime import state_folder
 from dijiang.runtime.generate import prepare
 from dijiang.runtime.options import Generation
-from dijiang.runtime.state_folder import StateFolder
+from dijiang.runtime.state_folder import RELISTED, StateFolder
 from tests.batching.test_batcher import Told, result
 from tests.conftest import RUNNABLE
 
@@ -232,3 +232,31 @@ def test_what_cannot_be_written_is_said_once_and_counted(model, tmp_path, monkey
     assert folder.save("d", state)
     assert folder.load("d") is not None
     assert folder.lost == 3
+
+
+def test_a_save_costs_the_same_whatever_the_folder_holds(model, tmp_path, monkeypatch):
+    state, listed, glob = model.new_state(), [], Path.glob
+
+    def counted(path, pattern):
+        listed.append(path)
+        return glob(path, pattern)
+
+    StateFolder(tmp_path, MB).save("size", state)
+    size = (tmp_path / "size.state").stat().st_size
+    folder = StateFolder(tmp_path, 50 * size)
+    monkeypatch.setattr(Path, "glob", counted)
+    for number in range(250):
+        folder.save(f"s{number}", state)
+        assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 50 * size
+    assert len(listed) <= 250 / 4
+    assert folder.load("s249") is not None
+
+
+def test_what_others_write_into_a_folder_counts(model, tmp_path):
+    state = model.new_state()
+    StateFolder(tmp_path, MB).save("size", state)
+    size = (tmp_path / "size.state").stat().st_size
+    folders = [StateFolder(tmp_path, 20 * size) for _ in range(3)]
+    for number in range(3 * 2 * RELISTED):
+        folders[number % 3].save(f"s{number}", state)
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 1.5 * 20 * size

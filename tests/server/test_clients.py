@@ -1,5 +1,6 @@
 """Clients that wait, leave, do not read or come all at once: nothing is kept of them, and nobody else waits."""
 
+import asyncio
 import gc
 import json
 import os
@@ -14,6 +15,11 @@ import numpy as np
 import pytest
 from load import slots_taken
 
+from dijiang.runtime.options import Generation
+from dijiang.runtime.sequence import Record
+from dijiang.server.answers import Answer
+from dijiang.server.hosted import Post, Told
+from dijiang.server.wanted import Wanted
 from tests.server.serving import events, running
 
 
@@ -79,7 +85,9 @@ def test_who_does_not_read_loses_the_connection_and_the_slot(models):
             sock.sendall(
                 b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data) + data
             )
-            time.sleep(0.5)
+            end = time.monotonic() + 5
+            while not server.server.models["tiny"].load and time.monotonic() < end:
+                time.sleep(0.001)
             assert server.server.models["tiny"].load == 1
             assert server.idle(15)
 
@@ -238,3 +246,32 @@ def test_who_reads_slowly_gets_all(models):
             time.sleep(0.1)
     assert time.monotonic() - started > 2 * 0.5
     assert b"data: [DONE]" in found[-100:]
+
+
+def test_what_waits_for_a_slow_reader_is_small(served):
+    """Logits have the vocabulary's size: a client that reads slowly, or not at all, kept them all waiting."""
+    hosted = served.server.models["tiny"]
+    loop, inbox = asyncio.new_event_loop(), asyncio.Queue()
+    logits = np.random.default_rng(0).standard_normal(hosted.model.spec.vocab_size).astype(np.float32)
+    record = next(hosted.model.generate("x", max_tokens=1))
+    Post(loop, inbox, 0, 5).record(record, logits)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    told = inbox.get_nowait()
+    assert [token for token, _ in told.nats] == [record.token, *np.argsort(-logits)[:5]]
+    nats = logits - np.log(np.exp(logits.astype(np.float64)).sum())
+    np.testing.assert_allclose([one for _, one in told.nats], nats[[token for token, _ in told.nats]], atol=1e-5)
+    assert not any(isinstance(part, np.ndarray) for part in told)
+
+
+def test_stream_keeps_nothing_of_what_it_told():
+    options = {"model": "tiny", "options": Generation(), "prompts": ("x",), "logprobs": 5}
+    record = Record("a", 5, None, None, 1, 1, 1.0, 1.0)
+    for stream in (True, False):
+        answer = Answer(Wanted(stream=stream, **options), None, prompt_tokens=1)
+        pieces = [answer.take(Told(0, record, ((5, -1.0), (6, -2.0)))) for _ in range(10)]
+        (choice,) = answer._choices
+        assert [len(kept) for kept in (choice.text, choice.tokens, choice.logprobs)] == [0 if stream else 10] * 3
+        assert answer.usage["completion_tokens"] == 10
+        assert pieces[-1]["choices"][0]["logprobs"]["text_offset"] == [9]
