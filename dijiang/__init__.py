@@ -11,7 +11,6 @@ Importing this package loads neither a backend nor the exporter.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .extras import extras
 from .version import __version__ as __version__
 
 #: Public name -> module that defines it; that of an error is `errors`.
@@ -80,6 +79,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'dijiang' has no attribute {name!r}")
+    from .extras import extras  # not of the package's start, which is its version
+
     with extras():
         return getattr(import_module(f".{_PUBLIC.get(name, 'errors')}", __name__), name)
 

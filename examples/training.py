@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from dijiang.errors import DijiangError, InputError
 from dijiang.files import check_file, check_new, written_file
 
-#: Options that decide what a training gives, where a script has them.
-DECIDING = ("steps", "batch", "accumulate", "length", "lr", "seed", "bfloat16", "align", "teach")
+#: Options that decide what a training is, where a script has them. One that diverged goes on with another --lr.
+DECIDING = ("steps", "batch", "accumulate", "length", "seed", "bfloat16", "align", "teach")
 Batches = Callable[[int], Iterator[Tensor]]
 #: (number of the step, batch [B, length + 1]) -> what is made small.
 Objective = Callable[[int, Tensor], Tensor]

@@ -109,7 +109,7 @@ def ratio_of(report, test):
 
 
 def test_ratios_pair_the_samples_of_a_round():
-    both = {"tg": {"dijiang-int8": [32.0, 32.0, 16.0], "peer": [16.0, 32 / 3, 16 / 3]}}
+    both = {"tg": {"dijiang-int8": [32.0, 32.0, 16.0] * 2, "peer": [16.0, 32 / 3, 16 / 3] * 2}}
     found = ratio_of(made(rates(both)), "tg32")
     assert (found["measured"], found["low"], found["high"]) == pytest.approx((3, 2, 3))
 
@@ -124,8 +124,8 @@ def test_every_target_reads_a_group_and_a_test_that_are_measured():
 
 
 def test_targets_are_judged_on_their_median():
-    step = {"dijiang-int8": [1.0, 10.0, 10.0], "llama.cpp-q8_0": [1.0, 6.0, 5.0]}
-    depths = {10**6: [1.25], 0: [1.0]}
+    step = {"dijiang-int8": [1.0, 10.0, 10.0] * 2, "llama.cpp-q8_0": [1.0, 6.0, 5.0] * 2}
+    depths = {10**6: [1.25] * 5, 0: [1.0] * 5}
     endless = {Test("tg", 16, depth, threads=2): {"dijiang-int8": seconds} for depth, seconds in depths.items()}
     int8 = rates(dict.fromkeys(("tg", "tg @ d2048"), step))
     rows = targets.target_rows(peers.TARGETS, {"int8": made(int8), "endless": made(endless)})
@@ -145,20 +145,20 @@ def runs(*reports: tuple[str, dict]) -> dict:
 
 
 def test_reports_of_one_commit_are_joined_turn_by_turn():
-    first = made(rates({"tg": {"ours": [10.0], "peer": [10.0]}}))
-    second = made(rates({"tg": {"ours": [40.0], "peer": [20.0]}}), created="2026-01-02")
+    first = made(rates({"tg": {"ours": [10.0] * 3, "peer": [10.0] * 3}}))
+    second = made(rates({"tg": {"ours": [40.0] * 3, "peer": [20.0] * 3}}), created="2026-01-02")
     joined = peers.newest(runs(("int8", second), ("int8", first)))["int8"]
     found = ratio_of(joined, "tg32")
     assert (found["low"], found["high"]) == pytest.approx((1, 2))
-    assert [b["turn"] for b in joined["bandwidth"]] == [0, 1]
-    assert [r["decode"]["latency"]["count"] for r in joined["results"]] == [2, 2]
+    assert [b["turn"] for b in joined["bandwidth"]] == [*range(6)]
+    assert [r["decode"]["latency"]["count"] for r in joined["results"]] == [6, 6]
 
 
 def test_markdown_shows_the_newest_commit_of_a_group():
-    same, more = {"ours": [1.0, 1.0], "peer": [1.0, 1.0]}, {"ours": [50.0, 50.0], "peer": [20.0, 20.0]}
+    same, more = {"ours": [1.0] * 5, "peer": [1.0] * 5}, {"ours": [50.0] * 5, "peer": [20.0] * 5}
     old = made(rates({"pp": same}, 128))
     new = made(rates({"pp": more}, 128), created="2026-01-02", commit="d")
-    loop = made(loops([(1.1, 1.0), (1.2, 1.0), (1.0, 1.0)]))
+    loop = made(loops([(1.1, 1.0), (1.2, 1.0), (1.0, 1.0)] * 2))
     text = peers.markdown(runs(("fp32", new), ("fp32", old), ("70m-loop-int8", loop)))
     assert "| ours | pp128 | 1 | peer | 2.5 | 2.5 to 2.5 |" in text
     assert "| dijiang-int8 | p | tg32 generate | 1 | 2 | 29.09 |" in text

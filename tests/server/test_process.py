@@ -55,7 +55,7 @@ def test_sigterm_lets_answers_end(bundles):
 def process_of(bundle, *options):
     """(a server's process, a client of it)."""
     program = [sys.executable, "-m", "dijiang", "serve", bundle, "--port", "0", "--json-logs", *options]
-    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, preexec_fn=heeding)
     try:
         lines = [process.stderr.readline() for _ in range(3)]
         url = lines[2].removeprefix("[listening on ").rstrip("]\n")
@@ -63,7 +63,13 @@ def process_of(bundle, *options):
             yield process, client
     finally:
         process.kill()
+        process.wait()
         process.stderr.close()
+
+
+def heeding():
+    """The tests may run below nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.skipif("native" not in RUNNABLE, reason="no compiled operator")
