@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         InputError,
         ParityError,
         SessionError,
+        VersionError,
     )
     from .exporter.engine import build
     from .exporter.export import export
@@ -68,6 +69,7 @@ __all__ = [
     "Record",
     "SessionError",
     "State",
+    "VersionError",
     "build",
     "export",
     "folder_of",

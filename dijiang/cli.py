@@ -38,7 +38,7 @@ from .errors import DijiangError
 from .extras import extras
 from .version import __version__
 
-INTERRUPTED = 128 + signal.SIGINT
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 #: What a terminal that is closed sends; not on Windows.
 HANGUP = getattr(signal, "SIGHUP", None)
 SPACE = "free some space, or choose another file"
@@ -57,8 +57,8 @@ STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 class OneLineErrors(click.Group):
     """A group whose commands report a DijiangError as one line and exit with 1.
 
-    SIGTERM and SIGHUP end a command as Ctrl-C does, so that nothing half-written is left. What an output cannot
-    show is written as an escape; input that is no text reaches the command, which says so.
+    SIGTERM ends a command as Ctrl-C does, so that nothing half-written is left, and SIGHUP is taken for it. What an
+    output cannot show is written as an escape; input that is no text reaches the command, which says so.
     """
 
     def main(self, *args: Any, **options: Any) -> Any:
@@ -77,7 +77,7 @@ class OneLineErrors(click.Group):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
             if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:  # as below nohup
-                signal.signal(HANGUP, _terminate)
+                signal.signal(HANGUP, _hang_up)
         for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors=errors)
@@ -93,7 +93,11 @@ class OneLineErrors(click.Group):
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    raise SystemExit(TERMINATED)
+
+
+def _hang_up(number: int, frame: FrameType | None) -> None:
+    signal.raise_signal(signal.SIGTERM)  # whoever handles that by now, as a server does
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})

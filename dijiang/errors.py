@@ -8,6 +8,7 @@ DijiangError
 ├── HubError           a model of the Hub that is not there or cannot be fetched
 ├── SessionError       a backend or execution provider that is not to be had, or whose step fails or gives NaN
 ├── InputError         token ids, prompts, positions or sampling options out of range
+│   └── VersionError   a saved state that another version of dijiang reads
 ├── ParityError        a bundle that differs from its checkpoint by more than its gate
 ├── BenchError         tests that could not be measured, or a comparison that found a regression
 └── EvalError          tasks that could not be evaluated
@@ -46,6 +47,10 @@ class SessionError(DijiangError):
 
 class InputError(DijiangError):
     """Token ids, prompts, positions or options out of range."""
+
+
+class VersionError(InputError):
+    """A saved state that another version of dijiang reads."""
 
 
 class ParityError(DijiangError):

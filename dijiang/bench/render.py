@@ -44,7 +44,8 @@ def rows_of(name: str, members: Sequence[Report]) -> Rows:
 
 def _value(member: Any, path: str, factor: float | None = None) -> Any:
     if " to " in path:
-        return " to ".join(figure(_value(member, end, factor)) for end in path.split(" to ")).removeprefix(" to ")
+        ends = [_value(member, end, factor) for end in path.split(" to ")]
+        return "" if None in ends else " to ".join(map(figure, ends))
     for key in path.split("."):
         member = member and member[int(key) if isinstance(member, list) else key]
     return member if member is None or factor is None else factor * member

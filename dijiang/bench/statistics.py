@@ -64,8 +64,10 @@ def ratio(over: Sequence[float], under: Sequence[float], *, paired: bool = False
 
 def _interval(resampled: Any, fewest: int) -> tuple[float | None, float | None]:
     """Where 95 % of resampled values are; `fewest`: samples of what has the fewest."""
+    if fewest < FEWEST:
+        return None, None
     low, high = map(float, np.percentile(resampled, ENDS))
-    return (low, high) if fewest >= FEWEST else (None, None)
+    return low, high
 
 
 def _medians(random: np.random.Generator, values: np.ndarray) -> Any:

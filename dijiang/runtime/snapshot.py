@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, VersionError
 from ..files import write_file
 from ..reading import read_regular
 
@@ -77,10 +77,6 @@ def _is_flat(value: Any) -> bool:
 
 
 NO_NOTE = Note()
-
-
-class OtherVersion(InputError):
-    """A saved state that another version of dijiang reads."""
 
 
 @dataclass(frozen=True)
@@ -201,11 +197,12 @@ def _read(data: bytes, where: str) -> tuple[dict[str, str], dict[str, np.ndarray
         metadata = dict(header.get("__metadata__") or {})
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{where}: not a saved state ({error}); save it again") from error
-    if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
-        kind = OtherVersion if metadata.get("format") == FORMAT else InputError
-        raise kind(
-            f"{where}: {metadata.get('format', 'no state')} version "
-            f"{metadata.get('version', 'unknown')}, expected {FORMAT} version {VERSION}; save it "
+    kind, version = metadata.get("format", "no state"), metadata.get("version", "unknown")
+    if kind != FORMAT:
+        raise InputError(f"{where}: {kind}, expected {FORMAT} version {VERSION}; save it again with this dijiang")
+    if version != VERSION:
+        raise VersionError(
+            f"{where}: {kind} version {version}, expected {FORMAT} version {VERSION}; save it "
             "again with this dijiang, or upgrade dijiang"
         )
     return metadata, tensors

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, VersionError
 from ..hidden import sweep
 from ..reading import read_regular
-from .snapshot import LARGEST, Note, OtherVersion, Snapshot
+from .snapshot import LARGEST, Note, Snapshot
 from .state import State
 
 log = logging.getLogger("dijiang.states")
@@ -123,7 +123,7 @@ class StateFolder:
             kept = Snapshot.parse(data, str(path))
             if kept.note.made != {NAME: name}:
                 raise InputError(f"{path}: a state of another name; remove it")
-        except OtherVersion:
+        except VersionError:
             return None
         except InputError:
             with suppress(OSError):

@@ -47,9 +47,12 @@ def refusal(error: DijiangError, folders: Mapping[str, str]) -> Refused:
 
     folders: of models -> what clients know instead.
     """
-    if isinstance(error, Refused):
-        return error
-    told = str(error)
+    known = (
+        error
+        if isinstance(error, Refused)
+        else Refused(str(error), status=400 if isinstance(error, InputError) else 503)
+    )
+    told = str(known)
     for folder, name in folders.items():
         told = told.replace(folder, name)
-    return Refused(told, status=400 if isinstance(error, InputError) else 503)
+    return Refused(told, status=known.status, param=known.param, code=known.code, headers=known.headers)

@@ -86,12 +86,12 @@ def _prefixes(model: Model, settings: Serving) -> Prefixes | None:
     return Prefixes(model, settings.prefix_memory << 20, kept)
 
 
-def _template(name: str, bundle: Bundle) -> ChatTemplate | DijiangError:
-    """The template of a bundle as it was loaded, or why it has none: clients see a name for its folder."""
+def _template(bundle: Bundle) -> ChatTemplate | DijiangError:
+    """The template of a bundle as it was loaded, or why it has none."""
     try:
         return ChatTemplate.of(bundle)
     except DijiangError as error:
-        return type(error)(str(error).replace(str(bundle.path), name))
+        return error
 
 
 class Hosted:
@@ -108,7 +108,7 @@ class Hosted:
         self.sampling = authors_choice(model.bundle.sampling)
         self._thread = threading.Thread(target=self.batcher.run, name=f"steps of {name}", daemon=True)
         self.sizes = sizes(model.bundle)
-        self._template = _template(name, model.bundle)
+        self._template = _template(model.bundle)
         self._syntax: Syntax | None = None
         self._readers = anyio.CapacityLimiter(READERS)
 
@@ -132,7 +132,7 @@ class Hosted:
     def template(self) -> ChatTemplate:
         """The checkpoint's own; InputError if it has none, BundleError if it cannot be read."""
         if isinstance(self._template, DijiangError):
-            raise type(self._template)(str(self._template))
+            raise type(self._template)(str(self._template))  # a new one: each raise makes a traceback longer
         return self._template
 
     @property

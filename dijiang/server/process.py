@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 import sys
 import threading
@@ -106,9 +105,6 @@ class _Ending(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, server: Server) -> None:
         super().__init__(config)
         self._server, self._asked = server, 0
-        hangup = getattr(signal, "SIGHUP", None)
-        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
-            signal.signal(hangup, lambda number, frame: signal.raise_signal(signal.SIGTERM))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """See uvicorn, which takes a second Ctrl-C for the third, and a second SIGTERM for nothing."""

@@ -22,45 +22,16 @@ def test_address_that_is_none_is_one_line(host):
         _listening(Serving(host=host, port=0))
 
 
-@pytest.mark.skipif("native" not in RUNNABLE, reason="no compiled operator")
-def test_sigterm_lets_answers_end(bundles):
-    program = [sys.executable, "-m", "dijiang", "serve", bundles / "tiny", "--port", "0", "--json-logs"]
-    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
-    try:
-        lines = [process.stderr.readline() for _ in range(3)]
-        assert "16 slots in" in lines[0]
-        url = lines[2].removeprefix("[listening on ").rstrip("]\n")
-        assert lines[1] == f"[a page for browsers: {url.removesuffix('v1')}]\n"
-        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
-            stream = iter(
-                client.completions.create(
-                    model="tiny", prompt="x", max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
-                )
-            )
-            pieces = [next(stream)]
-            process.send_signal(signal.SIGTERM)
-            pieces += list(stream)
-            assert len(pieces) == 4000  # some seconds
-            assert pieces[-1].choices[0].finish_reason == "length"
-        assert process.wait(20) == 143
-        log = [json.loads(line) for line in process.stderr.read().splitlines()]
-        assert log[-1]["route"] == "/v1/completions"
-        assert log[-1]["status"] == 200
-    finally:
-        process.kill()
-        process.stderr.close()
-
-
 @contextmanager
 def process_of(bundle, *options):
-    """(a server's process, a client of it)."""
+    """(a server's process, a client of it, the lines that it began with)."""
     program = [sys.executable, "-m", "dijiang", "serve", bundle, "--port", "0", "--json-logs", *options]
     process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, preexec_fn=heeding)
     try:
         lines = [process.stderr.readline() for _ in range(3)]
         url = lines[2].removeprefix("[listening on ").rstrip("]\n")
         with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
-            yield process, client
+            yield process, client, lines
     finally:
         process.kill()
         process.wait()
@@ -73,10 +44,27 @@ def heeding():
 
 
 @pytest.mark.skipif("native" not in RUNNABLE, reason="no compiled operator")
+def test_sigterm_lets_answers_end(bundles):
+    with process_of(bundles / "tiny") as (process, client, lines):
+        assert "16 slots in" in lines[0]
+        assert lines[1] == f"[a page for browsers: {str(client.base_url).removesuffix('v1/')}]\n"
+        long = {"max_tokens": 4000, "stream": True, "extra_body": {"ignore_eos": True}}
+        stream = iter(client.completions.create(model="tiny", prompt="x", **long))
+        pieces = [next(stream)]
+        process.send_signal(signal.SIGTERM)
+        pieces += list(stream)
+        assert len(pieces) == 4000  # some seconds
+        assert pieces[-1].choices[0].finish_reason == "length"
+        assert process.wait(20) == 143
+        log = [json.loads(line) for line in process.stderr.read().splitlines()]
+        assert (log[-1]["route"], log[-1]["status"]) == ("/v1/completions", 200)
+
+
+@pytest.mark.skipif("native" not in RUNNABLE, reason="no compiled operator")
 def test_sighup_ends_it_as_sigterm_does(bundles, tmp_path):
     """A terminal that is closed sends it. Conversations are written."""
     options = {"store": True}
-    with process_of(bundles / "tiny", "--conversation-folder", tmp_path) as (process, client):
+    with process_of(bundles / "tiny", "--conversation-folder", tmp_path) as (process, client, _):
         answer = client.completions.create(model="tiny", prompt="x", max_tokens=2, extra_body=options)
         process.send_signal(signal.SIGHUP)
         assert process.wait(20) == 143
@@ -87,7 +75,7 @@ def test_sighup_ends_it_as_sigterm_does(bundles, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_second_signal_ends_what_has_begun_with_an_error(bundles, tmp_path, number):
     long = {"model": "tiny", "prompt": "x", "max_tokens": 4096, "stream": True, "extra_body": {"ignore_eos": True}}
-    with process_of(bundles / "tiny", "--conversation-folder", tmp_path) as (process, client):
+    with process_of(bundles / "tiny", "--conversation-folder", tmp_path) as (process, client, _):
         stored = client.completions.create(model="tiny", prompt="x", max_tokens=2, extra_body={"store": True})
         stream = iter(client.completions.create(**long))
         next(stream)
