@@ -99,6 +99,7 @@ def test_public_names_are_these():
         "Record",
         "SessionError",
         "State",
+        "VersionError",
         "build",
         "export",
         "folder_of",
