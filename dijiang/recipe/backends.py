@@ -58,7 +58,7 @@ PROVIDERS = {
         schemes=("floats", "nbits"),
         refused={
             # tiny-python, 1,024 tokens of its text; 2.8 times on the CPU, that rounds as a GPU would.
-            "fp16": "it sums in 16 bits: on the example an error of 20 times plain rounding's, allowed 4",
+            "fp16": "it sums in 16 bits: on the example an error of about 20 times plain rounding's, allowed 4",
             "bf16": "WebGPU has no bfloat16",
         },
         detail=f"{SESSIONS}.webgpu:WEBGPU",

