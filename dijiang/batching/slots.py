@@ -52,14 +52,14 @@ class Slots:
 
         The last rows fill the places of turns that left.
         """
-        if self._state is not None and set(turns) == set(self._turns):
+        wanted, here = set(turns), set(self._turns)
+        if self._state is not None and wanted == here:
             return self._state
-        wanted = set(turns)
         stays = [(turn, row) for row, turn in enumerate(self._turns) if turn in wanted]
         front = {row: turn for turn, row in stays if row < len(stays)}
         back = [(turn, row) for turn, row in stays if row >= len(stays)]
         rows = [(front[at], at) if at in front else back.pop() for at in range(len(stays))]
-        joined = [turn for turn in turns if turn not in self._turns]
+        joined = [turn for turn in turns if turn not in here]
         old = self._state
         sources = [(old, row) for _, row in rows if old is not None] + [(turn.state, 0) for turn in joined]
         self._turns = [turn for turn, _ in rows] + joined

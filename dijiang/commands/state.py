@@ -89,7 +89,7 @@ def _facts(kept: Snapshot) -> dict[str, Any]:
     """What a snapshot says, JSON-ready."""
     batch, heads, channels, _ = kept.layers[0].shape
     a_token = cache_bytes_per_token(len(kept.layers), heads, channels)
-    seams = [None if seam is None else vars(seam) for seam in kept.seams]
+    seams = [None if seam is None else seam.plain() for seam in kept.seams]
     return {
         "checkpoint": kept.fingerprint,
         "sequences": batch,

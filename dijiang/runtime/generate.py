@@ -110,7 +110,7 @@ class Plan:
         opened, held = (None, "") if self.seam is None else (self.seam.open, self.seam.held)
         text = model.tokenizer.stream(known, opened) if model.has_tokenizer else None
         matcher = None if self.grammar is None else self.grammar.begin()
-        counts = () if self.seam is None else self.seam.counts
+        counts = b"" if self.seam is None else self.seam.counts
         sampler = None if self.is_plain else Sampler(self.options, state.seen[0].copy(), self.bias, matcher, counts)
         stops = StopStrings(self.stops, held)
         return Sequence(self.limits, stops, sampler, text, prompt_tokens=len(self.ids), started=started)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -12,6 +11,7 @@ from ..errors import SessionError
 from .grammar import Matcher
 from .options import Generation
 from .sessions.base import Output
+from .snapshot import COUNT
 
 #: Candidates looked at before a nucleus needs a sort of the whole vocabulary.
 SHORTLIST = 1024
@@ -76,7 +76,7 @@ class Sampler:
     seen: which token ids stand in the sequence so far, [vocab] bool; the sampler's own from now on.
     bias: added to the logits before all else, by token id.
     matcher: where a grammar says what may come.
-    counts: how often each token stands in the answer so far, where the options ask for it.
+    counts: how often each token stands in the answer so far, see `Seam`.
     """
 
     def __init__(
@@ -85,10 +85,13 @@ class Sampler:
         seen: np.ndarray,
         bias: Mapping[int, float] = NO_BIAS,
         matcher: Matcher | None = None,
-        counts: Iterable[tuple[int, int]] = (),
+        counts: bytes = b"",
     ) -> None:
         self._options, self._seen, self._matcher = options, seen, matcher
-        self._counts = Counter(dict(counts))
+        self._counts = np.zeros(len(seen) if options.counts else 0, COUNT)
+        if options.counts and counts:
+            self._counts[:] = np.frombuffer(counts, COUNT)
+        self._taken = self._taken_of(self._counts)
         self._biased = np.array([*bias], np.int64), np.array([*bias.values()], np.float32)
         self._draw = Draws(options.seed)
 
@@ -109,10 +112,8 @@ class Sampler:
         if penalty != 1:
             scaled = np.where(logits > 0, logits / penalty, logits * penalty)
             logits = np.where(self._seen, scaled, logits)
-        if self._counts:
-            tokens, counts = (np.array([*found]) for found in (self._counts, self._counts.values()))
-            logits = logits.copy()
-            logits[tokens] -= self._options.presence_penalty + self._options.frequency_penalty * counts
+        if self._options.counts:
+            logits = np.subtract(logits, self._taken, dtype=np.float64).astype(np.float32)
         if self._options.temperature == 0:
             token = int(np.argmax(logits))
         else:
@@ -123,14 +124,20 @@ class Sampler:
         self._seen[token] = True
         if self._options.counts:
             self._counts[token] += 1
+            self._taken[token] = self._taken_of(self._counts[token])
         if self._matcher is not None:
             self._matcher.take(token)
         return token
 
     @property
-    def counts(self) -> tuple[tuple[int, int], ...]:
-        """How often each token stands in the answer, where the options ask for it; one entry a token id."""
-        return tuple(self._counts.items())
+    def counts(self) -> bytes:
+        """How often each token stands in the answer, where the options ask for it: COUNT [vocab]."""
+        return self._counts.tobytes()
+
+    def _taken_of(self, counts: np.ndarray) -> np.ndarray:
+        """What presence and frequency take from the logits of tokens that stand there so often, float64."""
+        options = self._options
+        return np.where(counts > 0, options.presence_penalty + options.frequency_penalty * counts, 0.0)
 
 
 def candidates(logits: np.ndarray, options: Generation) -> tuple[np.ndarray, np.ndarray]:

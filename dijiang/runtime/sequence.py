@@ -117,5 +117,5 @@ class Sequence:
     def seam(self, token: int, position: int) -> Seam:
         """What another sequence needs to go on from here."""
         opened = 0 if self._text is None else self._text.open
-        counts = () if self._sampler is None else self._sampler.counts
+        counts = b"" if self._sampler is None else self._sampler.counts
         return Seam(token, position, opened, self._stops.held, counts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ HASH = 32
 
 #: Last token ids that a state keeps of each sequence: what decides how the next one reads as text.
 LAST = 64
+#: How often a token stands in an answer.
+COUNT = np.uint32
 #: In `last`: no token yet. In a step's tokens: the step has not ended.
 NONE = -1
 
@@ -36,14 +39,36 @@ class Seam:
     token: the last one, generated but not fed.  at: the position where it belongs; past it, it was fed.
     open: last tokens, this one included, of a character that is not whole yet.
     held: text that may be the start of a stop string, not given out yet.
-    counts: how often each token stands in the answer, where its options ask for it.
+    counts: how often each token stands in the answer, where its options ask for it: COUNT [vocab].
     """
 
     token: int
     at: int
     open: int = 0
     held: str = ""
-    counts: tuple[tuple[int, int], ...] = ()
+    counts: bytes = b""
+
+    def plain(self) -> dict[str, Any]:
+        """Its fields as JSON has them: counts are pairs of a token id and how often it stands there."""
+        counts = np.frombuffer(self.counts, COUNT)
+        tokens = np.flatnonzero(counts)
+        return vars(self) | {"counts": np.stack([tokens, counts[tokens]], axis=1).tolist()}
+
+    @classmethod
+    def read(cls, found: Any, vocab: int) -> Seam:
+        """The values of what `plain` gave; ValueError or TypeError for anything that no state has."""
+        token, at, open_, held, pairs = found
+        told = [(one, count) for one, count in pairs]
+        if not all(type(n) is int for n in (token, at, open_, *chain(*told))) or not isinstance(held, str):
+            raise ValueError("a seam of the wrong types")
+        if not all(0 <= one < vocab for one in (token, *dict(told))) or at < 0 or not 0 <= open_ <= LAST:
+            raise ValueError("a seam out of range")
+        if not all(1 <= count <= np.iinfo(COUNT).max for _, count in told):
+            raise ValueError("a seam with counts out of range")
+        counts = np.zeros(vocab if told else 0, COUNT)
+        for one, count in told:
+            counts[one] = count
+        return cls(token, at, open_, held, counts.tobytes())
 
 
 @dataclass(frozen=True)
@@ -120,7 +145,7 @@ class Snapshot:
             "version": VERSION,
             "fingerprint": self.fingerprint,
             "vocab_size": str(self.vocab_size),
-            "seams": json.dumps([None if s is None else list(vars(s).values()) for s in self.seams]),
+            "seams": json.dumps([None if s is None else list(s.plain().values()) for s in self.seams]),
             "note": json.dumps(asdict(self.note)),
         }
         return save(tensors, metadata | {"digest": _digest(metadata, tensors)})
@@ -241,18 +266,4 @@ def _lost(layers: list[np.ndarray]) -> int | None:
 def _seams(found: Any, batch: int, vocab: int) -> list[Seam | None]:
     if not isinstance(found, list) or len(found) != batch:
         raise ValueError("seams of another number of sequences")
-    seams: list[Seam | None] = []
-    for entry in found:
-        if entry is None:
-            seams.append(None)
-            continue
-        token, at, open_, held, pairs = entry
-        counts = tuple((one, count) for one, count in pairs)
-        if not all(type(n) is int for n in (token, at, open_, *sum(counts, ()))) or not isinstance(held, str):
-            raise ValueError("a seam of the wrong types")
-        if not all(0 <= one < vocab for one in (token, *dict(counts))) or at < 0 or not 0 <= open_ <= LAST:
-            raise ValueError("a seam out of range")
-        if not all(1 <= count < 1 << 53 for _, count in counts):
-            raise ValueError("a seam with counts out of range")
-        seams.append(Seam(token, at, open_, held, counts))
-    return seams
+    return [None if entry is None else Seam.read(entry, vocab) for entry in found]

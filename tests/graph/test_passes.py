@@ -14,12 +14,14 @@ from dijiang.graph.passes.fold import FoldNorms
 from dijiang.graph.passes.gpu import CentreNorms
 from dijiang.graph.passes.merge import DropRejoined, FlattenSplits, MergeOutputs, MergeProjections
 from dijiang.graph.passes.residual import FuseResidualNorms
+from dijiang.graph.passes.rewrite import Rewrite
 from dijiang.graph.passes.types import SetPrecision
 from dijiang.graph.schemes import scheme_of
 from dijiang.graph.writer import write_graph
 from dijiang.models.load import load_checkpoint
 from dijiang.recipe import GRAPHS, resolve
 from tests.conftest import GOLDEN, RUNNABLE, onnx_file
+from tests.graph.test_families import NAMED
 from tests.random_models import write
 
 STEPS = [
@@ -101,6 +103,23 @@ def test_each_pass_finds_nothing_left_to_do_after_itself(step, name, unfused):
     for earlier in STEPS[: STEPS.index(step) + 1]:
         graph = earlier()(graph).model
     assert not step()(graph).modified
+
+
+@pytest.mark.parametrize("step", [step for step in STEPS if issubclass(step, Rewrite)])
+def test_rounds_do_not_grow_with_the_layers(step, tmp_path, monkeypatch):
+    rounds = []
+    for layers in (2, 12):
+        (folder := tmp_path / str(layers)).mkdir()
+        write(folder, NAMED["neox-parallel"] | {"num_hidden_layers": layers})
+        graph = write_graph(load_checkpoint(folder), "ort")
+        for earlier in STEPS[: STEPS.index(step)]:
+            graph = earlier()(graph).model
+        find, calls = step.matches, []
+        with monkeypatch.context() as patch:
+            patch.setattr(step, "matches", lambda *a, find=find, calls=calls: calls.append(0) or find(*a))
+            step()(graph)
+        rounds.append(len(calls))
+    assert rounds[0] == rounds[1] <= 5
 
 
 def test_parallel_residual_has_two_matmuls_a_layer_beside_the_feature_map():

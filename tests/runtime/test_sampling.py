@@ -9,7 +9,7 @@ import dijiang
 from dijiang.errors import InputError, SessionError
 from dijiang.runtime.options import Generation
 from dijiang.runtime.sampling import SHORTLIST, Draws, Sampler, candidates, largest
-from dijiang.runtime.snapshot import Seam
+from dijiang.runtime.snapshot import COUNT, Seam
 
 
 def naive_distribution(logits, options):
@@ -131,8 +131,9 @@ def test_penalties_by_counts_are_those_of_openais_api():
         expected = int(np.argmax(logits - counts * 0.25 - (counts > 0) * 0.6))
         assert sampler(logits, position) == expected
         counts[expected] += 1
-    assert dict(sampler.counts) == {token: count for token, count in enumerate(counts) if count}
-    assert Sampler(Generation(), np.zeros(6, bool)).counts == ()
+        assert len(sampler.counts) == counts.size * np.dtype(COUNT).itemsize  # each token costs the same
+    assert np.frombuffer(sampler.counts, COUNT).tolist() == counts.tolist()
+    assert Sampler(Generation(), np.zeros(6, bool)).counts == b""
 
 
 def test_counts_begin_anew_with_a_prompt(exported):

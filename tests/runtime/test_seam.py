@@ -134,4 +134,4 @@ def test_where_there_is_no_text_none_is_open_or_held_back(exported):
     state = model.new_state()
     assert len(list(model.generate([1, 2], max_tokens=3, state=state))) == 3
     seam = state.seam()
-    assert (seam.at, seam.open, seam.held, seam.counts) == (4, 0, "", ())
+    assert (seam.at, seam.open, seam.held, seam.counts) == (4, 0, "", b"")

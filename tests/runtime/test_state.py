@@ -188,7 +188,7 @@ SEAM = [5, 3, 0, "", [[7, 2]]]
                 (2, -1, "out of range"),
                 (2, 65, "out of range"),
                 (4, [[7, 0]], "with counts out of range"),
-                (4, [[7, 2**53]], "with counts out of range"),
+                (4, [[7, 2**32]], "with counts out of range"),
             ]
         ],
     ],

@@ -236,12 +236,15 @@ def test_run_refuses_a_file_and_leaves_what_is_there(cli, model, exported, tmp_p
 
 def test_state_show_verify_diff(cli, model, exported, tmp_path):
     bundle, one, two = exported("tiny-python"), tmp_path / "one", tmp_path / "two"
-    run = ["run", bundle, "-p", "def main(", "--temperature", 1, "--seed", 3]
+    run = ["run", bundle, "-p", "def main(", "--temperature", 1, "--seed", 3, "--frequency-penalty", 0.1]
     for file, count in ((one, 4), (two, 6)):
         assert cli(*run, "-n", count, "--save-state", file).exit_code == 0
     shown = json.loads(cli("state", "show", one, "--json").stdout)
     assert shown["made"]["precision"] == "fp32"
     assert (len(shown["top"]), shown["sampler"]["seed"]) == (8, 3)
+    (pending,) = shown["pending"]
+    assert sum(count for _, count in pending["counts"]) == 4
+    assert pending["token"] in dict(pending["counts"])
     assert shown["state_bytes"] == model.spec.state_bytes
     assert shown["cache_bytes"] == shown["position"][0] * 4 * model.spec.num_layers * model.spec.hidden_size
     assert "cache bytes" in cli("state", "show", one).stdout

@@ -250,26 +250,33 @@ class Branch {
 
   /** Show at the next picture of the screen: tokens may come faster. */
   showSoon() {
-    this.picture ??= requestAnimationFrame(() => this.show());
+    this.picture ??= requestAnimationFrame(() => this.showLast());
+  }
+
+  /** Show what came to the last turn. It costs the same however many turns there are. */
+  showLast() {
+    if (this.picture) cancelAnimationFrame(this.picture);
+    this.picture = null;
+    const last = this.turns.at(-1), article = this.log.lastElementChild;
+    const follows = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 60;
+    if (last) {
+      const text = article.querySelector(".answer").firstChild;
+      text.appendData(last.answer.slice(text.length));
+      article.querySelector(".note").textContent = last.note;
+    }
+    if (follows) this.log.scrollTop = this.log.scrollHeight;
+    this.showSizes(last?.usage?.total_tokens ?? 0);
   }
 
   show() {
-    if (this.picture) cancelAnimationFrame(this.picture);
-    this.picture = null;
-    const busy = this.stopper !== null, last = this.turns.at(-1), article = this.log.lastElementChild;
-    const follows = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 60;
-    if (last) {
-      article.querySelector(".answer").firstChild.data = last.answer;
-      article.querySelector(".note").textContent = last.note;
-    }
+    const busy = this.stopper !== null, newest = this.log.lastElementChild;
     for (const box of this.log.children) {
-      const waits = busy && box === article;
+      const waits = busy && box === newest;
       box.setAttribute("aria-busy", waits); // a screen reader reads the answer when it is whole
       box.querySelector(".forks").hidden = waits || branches.length === NAMES.length;
     }
-    if (follows) this.log.scrollTop = this.log.scrollHeight;
+    this.showLast();
     this.log.dataset.empty = `Nothing yet. ${chats() ? "Ask something." : "Begin a text."}`;
-    this.showSizes(last?.usage?.total_tokens ?? 0);
     this.swap(busy);
     this.box.querySelector(".close").hidden = branches.length < 2;
     showSettings();
