@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from .limits import available_bytes, usable_cores
+from .limits import available_bytes, physical_cores, usable_cores
 from .sensors import answered, handles, load_nvml
 
 #: Feature -> its names in /proc/cpuinfo: what quantized matmuls and half precision use.
@@ -79,8 +79,11 @@ def describe_cpu(root: Path) -> dict[str, Any]:
     clocks = [float(mhz) for mhz in re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", info, re.MULTILINE)]
     kilohertz = _number(policy / "scaling_cur_freq")
     return {
-        "model": _found(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", info) or platform.processor() or None,
-        "physical_cores": psutil.cpu_count(logical=False),
+        "model": _found(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", info)
+        or platform.processor()
+        or platform.machine()
+        or None,
+        "physical_cores": physical_cores(),
         "logical_cores": psutil.cpu_count(),
         "usable_cores": usable_cores(root),
         "features": [name for name, word in CPU_FEATURES.items() if word in words],

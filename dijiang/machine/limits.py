@@ -15,9 +15,14 @@ import psutil
 ROOT = Path("/")
 
 
+def physical_cores() -> int:
+    """Of this machine, at least 1; its processors where the kernel does not say which share a core."""
+    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+
+
 def usable_cores(root: Path = ROOT) -> int:
     """Physical cores that this process may use; at least 1. A quota of time counts by whole cores."""
-    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    cores = physical_cores()
     allowed = _allowed(root) if hasattr(psutil.Process, "cpu_affinity") else cores
     return max(1, int(min([cores, allowed, *_limits(root, "cpu", CPU_FILES)])))
 

@@ -165,8 +165,12 @@ def test_without_a_driver_the_gpu_must_be_named(exported, monkeypatch):
             SimpleNamespace(__version__="8.6.1", Builder=1),
             r"TensorRT 8.6.1 is too old, expected .* 10.3",
         ),
+        (
+            SimpleNamespace(__version__="9.7rc1", Builder=1),
+            r"TensorRT 9.7rc1 is too old, expected .* 10.3",
+        ),
     ],
-    ids=["missing", "stub", "old"],
+    ids=["missing", "stub", "old", "candidate"],
 )
 def test_unusable_tensorrt_is_one_error(monkeypatch, module, message):
     monkeypatch.setitem(sys.modules, "tensorrt", module)

@@ -1,7 +1,10 @@
 """Machine facts on recorded layouts."""
 
 import json
+import platform
 from types import SimpleNamespace
+
+import psutil
 
 from dijiang.machine.describe import describe_machine
 from dijiang.machine.sensors import handles
@@ -60,6 +63,15 @@ def test_what_cannot_be_read_is_none(tmp_path):
     machine = describe_machine(tmp_path, NO_GPU)
     assert machine["jetson"] is machine["cuda"] is machine["cpu"]["governor"] is None
     assert (machine["gpus"], machine["temperatures"], machine["cpu"]["features"]) == ([], {}, [])
+
+
+def test_processor_that_tells_neither_its_name_nor_its_cores(tmp_path, monkeypatch):
+    """As many kernels for ARM do."""
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8 if logical else None)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    cpu = describe_machine(tmp_path, NO_GPU)["cpu"]
+    assert (cpu["model"], cpu["physical_cores"]) == ("aarch64", 8)
 
 
 #: What NVML says of a GPU.

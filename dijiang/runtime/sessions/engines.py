@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,7 @@ def import_backend(name: str) -> Any:
     version = str(getattr(trt, "__version__", ""))
     if not version or not hasattr(trt, "Builder"):
         raise _stub(backend, "it has no Builder")
-    found = tuple(int(part) for part in version.split(".")[:2])
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])  # 1.7rc1 is one, too
     if found < backend.oldest:
         oldest = ".".join(map(str, backend.oldest))
         raise SessionError(f"{backend.title} {version} is too old, expected at least {oldest}; {backend.install}")
