@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from .commands import printable
+from .commands import printable, tell
 from .commands.bench import bench
 from .commands.build import build
 from .commands.chat import chat
@@ -70,7 +70,7 @@ class OneLineErrors(click.Group):
         except OSError as error:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left to print would fail once more
             advice = ADVICE.get(error.errno or 0, "choose another file")
-            click.echo(f"Error: {printable(str(error))}; {advice}", err=True)
+            tell(f"Error: {printable(str(error))}; {advice}")
             sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -85,10 +85,10 @@ class OneLineErrors(click.Group):
             with extras():
                 return super().invoke(ctx)
         except DijiangError as error:
-            click.echo(f"Error: {printable(' '.join(str(error).split()))}", err=True)
+            tell(f"Error: {printable(' '.join(str(error).split()))}")
             ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("Interrupted", err=True)
+            tell("Interrupted")
             ctx.exit(INTERRUPTED)
 
 

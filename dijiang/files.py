@@ -23,7 +23,10 @@ from .hidden import REPLACED, hidden_folder, hidden_name, locked, new_file, reco
 
 #: renameat2 of Linux: both names exchange what they stand for; nothing is replaced.
 AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE = -100, 2, 1
-SPACE = "free some space, or choose a folder that is yours"
+#: What the system says of a disk, or a user's part of it, that is full; and what helps.
+FULL, SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or choose a folder that is yours"
+#: What it says where a file system has no permissions to give: of Windows, of a network, of a card.
+NO_PERMISSIONS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 @contextmanager
@@ -127,7 +130,8 @@ def new_folder(
             _make_parents(target.parent, made)
             recover(target)
             with hidden_folder(target) as hidden:
-                yield hidden
+                with _named(hidden, target):
+                    yield hidden
                 _settle_all(hidden)
                 replaced = _take_place(hidden, target, error, foreign)
                 done = True
@@ -210,6 +214,17 @@ def _rename(first: Path, second: Path, flags: int) -> bool:
     return bool(rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), flags) == 0)
 
 
+@contextmanager
+def _named(hidden: Path, target: Path) -> Iterator[None]:
+    """Errors name a target, not the hidden folder that is to take its place."""
+    try:
+        yield
+    except DijiangError as error:
+        if str(hidden) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(hidden), str(target))) from error
+
+
 def _make_parents(folder: Path, made: list[Path]) -> None:
     """Make a folder and its parents; `made` gets those that were missing, the outermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -231,7 +246,8 @@ def _reported(path: Path, error: type[DijiangError]) -> Iterator[None]:
     try:
         yield
     except OSError as reason:
-        raise error(f"{path}: cannot be written ({reason.strerror or reason}); {SPACE}") from reason
+        advice = SPACE if reason.errno in FULL else "choose a folder where you may write"
+        raise error(f"{path}: cannot be written ({reason.strerror or reason}); {advice}") from reason
 
 
 @contextmanager
@@ -251,7 +267,7 @@ def _take_after(descriptor: int, name: str, folder: int) -> None:
     with suppress(FileNotFoundError):
         old = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
         if stat.S_ISREG(old):
-            os.fchmod(descriptor, stat.S_IMODE(old))
+            _permit(descriptor, stat.S_IMODE(old))
             return
         if stat.S_ISDIR(old):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -265,7 +281,8 @@ def _settle_all(path: Path) -> None:
     with _opened(path) as folder:
         for entry in path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
-                entry.chmod(stat.S_IMODE(os.fstat(folder).st_mode))
+                with _opened(entry) as inner:
+                    _permit(inner, stat.S_IMODE(os.fstat(folder).st_mode))
                 _settle_all(entry)
             else:
                 _settle(entry, folder)
@@ -280,10 +297,19 @@ def _settle(file: Path, folder: int) -> None:
     descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         if os.fstat(descriptor).st_nlink == 1:
-            os.fchmod(descriptor, os.fstat(folder).st_mode & 0o666)
+            _permit(descriptor, os.fstat(folder).st_mode & 0o666)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _permit(descriptor: int, mode: int) -> None:
+    """Give a file or folder permissions, where its file system has any."""
+    try:
+        os.fchmod(descriptor, mode)
+    except OSError as reason:
+        if reason.errno not in NO_PERMISSIONS:
+            raise
 
 
 def _flush(folder: int) -> None:

@@ -258,6 +258,14 @@ def test_output_that_is_full_is_one_line(tiny, command):
     assert "Traceback" not in done.stderr + done.stdout
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's device that is always full")
+@pytest.mark.parametrize(("options", "code"), [("-p def --ignore-eos", 0), ("-p def -n 0", 1)])
+def test_remarks_that_nobody_can_read_end_nothing(tiny, options, code):
+    said = f"{sys.executable} -m dijiang run {tiny} {options} --top-k 5 2> /dev/full"
+    done = subprocess.run(said, shell=True, capture_output=True, text=True)
+    assert (done.returncode, bool(done.stdout)) == (code, code == 0)
+
+
 def test_chat_in_a_terminal_needs_no_place_for_its_history(tmp_path, monkeypatch):
     class Session:
         def __init__(self, history, completer):

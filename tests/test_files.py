@@ -153,6 +153,37 @@ def test_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch, c
     assert names(tmp_path) == ["f"]
 
 
+@pytest.mark.parametrize(
+    ("code", "advice"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "choose a folder where you may write")]
+)
+def test_advice_is_about_what_was_refused_and_names_what_was_asked_for(tmp_path, monkeypatch, code, advice):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    with pytest.raises(Refused, match=rf"{tmp_path}/t/file: cannot be written \({os.strerror(code)}\); {advice}"):
+        with new_folder(tmp_path / "t", Refused) as folder:
+            monkeypatch.setattr(os, "fsync", refuse)
+            write_file(folder / "file", b"", Refused)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_file_system_without_permissions_takes_files_and_folders(tmp_path, monkeypatch, code):
+    """As those of Windows and of memory cards."""
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    for call in ("fchmod", "chmod"):
+        monkeypatch.setattr(os, call, refuse)
+    for text in ("one", "two"):
+        write_file(tmp_path / "f", text.encode(), Refused)
+        with new_folder(tmp_path / "t", Refused, foreign=nothing_foreign) as folder:
+            (folder / "inner").mkdir()
+            fill(folder / "inner", text)
+        assert (tmp_path / "f").read_text() == (tmp_path / "t" / "inner" / "file").read_text() == text
+
+
 def test_state_without_room_keeps_the_saved_one(tmp_path):
     """A real failing write: the child may not write files of more than 100 kB."""
     script = (

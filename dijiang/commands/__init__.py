@@ -85,9 +85,17 @@ def taken(cls: type, options: dict[str, Any]) -> dict[str, Any]:
     return {one.name: options.pop(one.name) for one in fields(cls)}
 
 
+def tell(text: str, *, nl: bool = True) -> None:
+    """Something for people: on stderr. Where nobody can read it, as on a full disk, the work goes on without."""
+    try:
+        click.echo(text, err=True, nl=nl)
+    except OSError:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the whole process
+
+
 def say(text: str) -> None:
-    """A remark for people: on stderr, in brackets, so that it is not taken for what the command makes."""
-    click.echo(f"[{text}]", err=True)
+    """A remark: in brackets, so that it is not taken for what the command makes."""
+    tell(f"[{text}]")
 
 
 def given_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import click
 
 from ..errors import BenchError
 from ..files import check_file
-from . import FILE, model_folder, refuse_given
+from . import FILE, model_folder, refuse_given, tell
 
 SIZES = "A size, a list 0,2048 or a range 128-512+128, 1-16*2."
 
@@ -92,7 +92,7 @@ def bench(
 
         build = partial(build_transformer, cache=cache)
     options |= {"baseline": baseline, "cache": cache}
-    report = run_bench(bundles, Options(**options), baseline=build, say=lambda text: click.echo(text, err=True))
+    report = run_bench(bundles, Options(**options), baseline=build, say=tell)
     write(FORMATS[form](report), file)
     if plot is not None:
         save_plot(report, plot)

@@ -24,6 +24,7 @@ from . import (
     say,
     say_idle,
     taken,
+    tell,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def chat(bundle: Path, system: str | None, load_state: Path | None, **options: A
         except DijiangError as error:
             if not sys.stdin.isatty():
                 raise
-            click.echo(f"Error: {printable(str(error))}", err=True)
+            tell(f"Error: {printable(str(error))}")
 
 
 class Desk:
@@ -140,7 +141,7 @@ class Desk:
                 click.echo(self._last.text, nl=False)
                 sys.stdout.flush()
         except KeyboardInterrupt:
-            click.echo(" [stopped]", err=True, nl=False)
+            tell(" [stopped]", nl=False)
         finally:
             getattr(records, "close", lambda: None)()
             click.echo()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SessionError
-from ..runtime.sessions.inference import CPU_PROVIDER, open_inference
+from ..runtime.sessions.inference import CPU_PROVIDER, import_onnxruntime, open_inference
 from ..runtime.sessions.preflight import preload_libraries, said
 from ..runtime.sessions.webgpu import PACKAGE, WEBGPU, installed
 
@@ -42,8 +42,8 @@ class Probe:
 def probe_providers() -> list[Probe]:
     """One Probe for each provider that the installed ONNX Runtime lists, and plug-in; empty without one."""
     try:
-        import onnxruntime
-    except ImportError:
+        onnxruntime = import_onnxruntime()
+    except SessionError:
         return []
     plugins = [WEBGPU.name] if installed(PACKAGE) else []
     return [probe(name) for name in (*onnxruntime.get_available_providers(), *plugins) if name != REMOTE]
@@ -82,9 +82,7 @@ def _run(model: Path, provider: str) -> str | None:
 
 def main(provider: str) -> dict[str, Any]:
     """What the child process prints."""
-    import onnxruntime as ort
-
-    preload_libraries(ort)
+    preload_libraries(import_onnxruntime())
     reason = _run(MATMUL, provider)
     fused = reason or _run(LINEAR_ATTENTION, provider)
     return {"runs": reason is None, "linear_attention": fused is None, "reason": fused}
