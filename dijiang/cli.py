@@ -36,6 +36,7 @@ from .commands.upgrade import upgrade
 from .commands.verify import verify
 from .errors import DijiangError
 from .extras import extras
+from .machine.memory import MORE, is_no_memory
 from .version import __version__
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -50,6 +51,8 @@ ADVICE = {
     errno.ENOENT: "check that the working directory is still there",
     errno.EMFILE: "raise ulimit -n",
 }
+#: What Python says where the system starts no thread.
+NO_THREAD = "can't start new thread"
 #: Standard streams, and how each is opened where the parent has closed it.
 STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
@@ -71,6 +74,14 @@ class OneLineErrors(click.Group):
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left to print would fail once more
             advice = ADVICE.get(error.errno or 0, "choose another file")
             tell(f"Error: {printable(str(error))}; {advice}")
+            sys.exit(1)
+        except (MemoryError, ImportError, RuntimeError) as error:
+            if str(error) == NO_THREAD:
+                tell("Error: the system starts no more threads; raise ulimit -u or the container's limit")
+            elif is_no_memory(error):
+                tell(f"Error: too little memory ({printable(str(error)) or 'a request was refused'}); {MORE}")
+            else:
+                raise
             sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ import dijiang
 from dijiang import files, hidden
 from dijiang.cli import main
 from dijiang.commands import chat
+from dijiang.runtime import model
 from tests.conftest import EXAMPLES, GOLDEN
 
 TINY = EXAMPLES / "tiny-python"
@@ -264,6 +266,33 @@ def test_remarks_that_nobody_can_read_end_nothing(tiny, options, code):
     said = f"{sys.executable} -m dijiang run {tiny} {options} --top-k 5 2> /dev/full"
     done = subprocess.run(said, shell=True, capture_output=True, text=True)
     assert (done.returncode, bool(done.stdout)) == (code, code == 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), ImportError("a.so: failed to map segment from shared object"), RuntimeError("std::bad_alloc")],
+)
+def test_a_system_that_gives_no_more_memory_is_one_line(tiny, cli, monkeypatch, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(model, "load", refuse)
+    done = cli("run", tiny, "-p", "def")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: too little memory (")
+    assert "raise ulimit -v" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_system_that_starts_no_more_threads_is_one_line(tiny, cli, monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    done = cli("run", tiny, "-p", "def")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: the system starts no more threads; raise ulimit -u")
+    assert done.stderr.count("\n") == 1
 
 
 def test_chat_in_a_terminal_needs_no_place_for_its_history(tmp_path, monkeypatch):

@@ -160,10 +160,13 @@ def test_advice_is_about_what_was_refused_and_names_what_was_asked_for(tmp_path,
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
-    with pytest.raises(Refused, match=rf"{tmp_path}/t/file: cannot be written \({os.strerror(code)}\); {advice}"):
+    def write():
         with new_folder(tmp_path / "t", Refused) as folder:
             monkeypatch.setattr(os, "fsync", refuse)
             write_file(folder / "file", b"", Refused)
+
+    with pytest.raises(Refused, match=rf"{tmp_path}/t/file: cannot be written \({os.strerror(code)}\); {advice}"):
+        write()
     assert names(tmp_path) == []
 
 

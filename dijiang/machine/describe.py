@@ -13,9 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from .limits import available_bytes, physical_cores, usable_cores
+from .limits import available_bytes, physical_cores, total_bytes, usable_cores
 from .sensors import answered, handles, load_nvml
 
 #: Feature -> its names in /proc/cpuinfo: what quantized matmuls and half precision use.
@@ -54,7 +52,7 @@ def describe_machine(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]
         "python": platform.python_version(),
         "packages": installed(PACKAGES),
         "cpu": describe_cpu(root),
-        "memory": {"total_bytes": psutil.virtual_memory().total, "available_bytes": available_bytes(root)},
+        "memory": {"total_bytes": total_bytes(), "available_bytes": available_bytes(root)},
         "gpus": describe_gpus(load_nvml() if nvml is None else nvml),
         "cuda": _found(r'"cuda"[^}]*"version"\s*:\s*"([\d.]+)"', _text(root / "usr/local/cuda/version.json")),
         "jetson": describe_jetson(root),
@@ -84,7 +82,7 @@ def describe_cpu(root: Path) -> dict[str, Any]:
         or platform.machine()
         or None,
         "physical_cores": physical_cores(),
-        "logical_cores": psutil.cpu_count(),
+        "logical_cores": os.cpu_count(),
         "usable_cores": usable_cores(root),
         "features": [name for name, word in CPU_FEATURES.items() if word in words],
         "mhz": max(clocks, default=kilohertz and kilohertz / 1e3),

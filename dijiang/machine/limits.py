@@ -6,42 +6,75 @@ container with two of 64 cores would get 64 threads, most of them asleep in the 
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import psutil
 
 ROOT = Path("/")
+#: Bytes of a page of memory.
+PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 def physical_cores() -> int:
     """Of this machine, at least 1; its processors where the kernel does not say which share a core."""
-    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    with suppress(OSError):  # there is no /proc
+        return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    return os.cpu_count() or 1
 
 
 def usable_cores(root: Path = ROOT) -> int:
     """Physical cores that this process may use; at least 1. A quota of time counts by whole cores."""
-    cores = physical_cores()
-    allowed = _allowed(root) if hasattr(psutil.Process, "cpu_affinity") else cores
-    return max(1, int(min([cores, allowed, *_limits(root, "cpu", CPU_FILES)])))
+    return max(1, int(min([physical_cores(), *_allowed(root), *_limits(root, "cpu", CPU_FILES)])))
 
 
-def _allowed(root: Path) -> int:
+def _allowed(root: Path) -> Iterator[int]:
     """Cores of the processors that the affinity names: those that are threads of one core count once."""
+    try:
+        named = os.sched_getaffinity(0)
+    except (AttributeError, OSError):  # Windows, macOS; a sandbox
+        return
     cores = set()
-    for cpu in psutil.Process().cpu_affinity():
+    for cpu in named:
         threads = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
         try:
             cores.add(threads.read_text().strip())
         except OSError:
             cores.add(str(cpu))
-    return len(cores)
+    yield len(cores)
 
 
 def available_bytes(root: Path = ROOT) -> int:
-    """Memory that this process can take without swapping or being killed."""
-    return int(min([psutil.virtual_memory().available, *_limits(root, "memory", MEMORY_FILES)]))
+    """Memory that this process can take without swapping, being killed or refused."""
+    try:
+        free = psutil.virtual_memory().available
+    except OSError:  # there is no /proc
+        free = os.sysconf("SC_AVPHYS_PAGES") * PAGE
+    return int(min([free, *_limits(root, "memory", MEMORY_FILES), *_addresses(root)]))
+
+
+def total_bytes() -> int:
+    """Memory of this machine."""
+    with suppress(OSError):  # there is no /proc
+        return int(psutil.virtual_memory().total)
+    return os.sysconf("SC_PHYS_PAGES") * PAGE
+
+
+def _addresses(root: Path) -> Iterator[int]:
+    """What `ulimit -v` leaves."""
+    try:
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_AS)[0]
+        taken = int((root / "proc/self/statm").read_text().split()[0]) * PAGE
+    except (ImportError, OSError, ValueError, IndexError):  # Windows; there is no /proc
+        return
+    if most != resource.RLIM_INFINITY:
+        yield max(0, most - taken)
 
 
 def _limits(root: Path, controller: str, files: tuple[Limit, ...]) -> Iterator[float]:
@@ -50,7 +83,7 @@ def _limits(root: Path, controller: str, files: tuple[Limit, ...]) -> Iterator[f
         for limit in files:
             try:
                 found = limit(group)
-            except (OSError, ValueError, KeyError):  # not this version's files, or no limit
+            except (OSError, ValueError, ZeroDivisionError):  # not this version's files, or no limit
                 continue
             if found >= 0:
                 yield found
@@ -60,11 +93,10 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
     """Folders of the groups, innermost first. A container may see its own folder as the outermost."""
     mounts = root / "sys/fs/cgroup"
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        text = (root / "proc/self/cgroup").read_text(errors="surrogateescape")
     except OSError:
         return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
+    for controllers, path in re.findall(r"^\d+:([^:\n]*):(.*)$", text, re.MULTILINE):
         if controllers and controller not in controllers.split(","):
             continue
         outermost = mounts / controller if controllers else mounts  # version 1, version 2
@@ -92,10 +124,12 @@ def _bytes_v1(group: Path) -> float:
 
 
 def _file_pages(group: Path, prefix: str) -> int:
-    """Bytes of files in memory, which are dropped where memory is needed."""
-    words = (line.split() for line in (group / "memory.stat").read_text().splitlines())
-    stat = {name: int(count) for name, count in words}
-    return stat[f"{prefix}inactive_file"] + stat[f"{prefix}active_file"]
+    """Bytes of files in memory, which are dropped where memory is needed; 0 where the group does not say."""
+    try:
+        stat = (group / "memory.stat").read_text(errors="replace")
+    except OSError:
+        return 0
+    return sum(map(int, re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)))
 
 
 def _number(file: Path) -> int:

@@ -6,6 +6,7 @@ gives joules for both. A machine without a readable sensor has none: its energy 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from typing import Any, Literal
 
 #: Seconds between two samples.
 INTERVAL = 0.05
+#: More than what a sensor measures takes, and seconds between two values of a counter, at most.
+MOST_WATTS, UPDATE = 10_000, 1.0
 #: Rails that add up to a Jetson module's power, by board; the first set that is complete is used.
 MODULE_RAILS = (
     ("VDD_IN",),  # Orin Nano, Orin NX
@@ -88,10 +91,10 @@ def _nvml(nvml: Any) -> list[Sensor]:
 def _ina3221(root: Path) -> list[Sensor]:
     rails: dict[str, tuple[Path, Path]] = {}
     for label in sorted((root / "sys/class/hwmon").glob("hwmon*/in*_label")):
-        chip, channel = label.with_name("name"), label.name.removeprefix("in").removesuffix("_label")
+        channel = label.name.removeprefix("in").removesuffix("_label")
         volts, amperes = label.with_name(f"in{channel}_input"), label.with_name(f"curr{channel}_input")
-        if amperes.is_file() and chip.is_file() and chip.read_text().strip() == "ina3221":
-            rails[label.read_text().strip()] = (volts, amperes)
+        if amperes.is_file() and _name(label.with_name("name")) == "ina3221":
+            rails[_name(label)] = (volts, amperes)
     for names in MODULE_RAILS:
         if all(name in rails for name in names):
             watts = partial(_watts, [rails[name] for name in names])
@@ -102,11 +105,20 @@ def _ina3221(root: Path) -> list[Sensor]:
 def _rapl(root: Path) -> list[Sensor]:
     found = []
     for zone in sorted((root / "sys/class/powercap").glob("intel-rapl:*")):
-        name = (zone / "name").read_text().strip() if (zone / "name").is_file() else ""
+        name = _name(zone / "name")
         if name.startswith("package") or name == "dram":
-            joules, modulus = partial(_joules, zone / "energy_uj"), _joules(zone / "max_energy_range_uj")
-            found.append(Sensor(f"RAPL {name}", "energy", joules, modulus))
+            with suppress(OSError, ValueError):
+                modulus = _joules(zone / "max_energy_range_uj")
+                found.append(Sensor(f"RAPL {name}", "energy", partial(_joules, zone / "energy_uj"), modulus))
     return found
+
+
+def _name(file: Path) -> str:
+    """What a file calls a chip, a rail or a zone; empty where it cannot be read."""
+    try:
+        return file.read_text(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _counted(nvml: Any, handle: Any) -> float:
@@ -125,7 +137,8 @@ def _joules(path: Path) -> float:
 class Meter:
     """Samples sensors in a thread while its block runs; then `joules` and `seconds` are known.
 
-    clock: seconds; a test gives its own. `joules` is None without sensors, or if one stopped answering.
+    clock: seconds; a test gives its own. `joules` is None without sensors, or if one stopped
+    answering or said what cannot be.
     """
 
     sensors: list[Sensor]
@@ -173,10 +186,21 @@ class Meter:
         self.seconds = self._readings[-1][0] - self._readings[0][0]
         known = [(now, values) for now, values in self._readings if values is not None]
         if self.sensors and len(known) == len(self._readings):
-            self.joules = sum(self._energy(i, sensor, known) for i, sensor in enumerate(self.sensors))
+            parts = [
+                _spent(sensor, before, a[i], after, b[i])
+                for i, sensor in enumerate(self.sensors)
+                for (before, a), (after, b) in pairwise(known)
+            ]
+            self.joules = sum(parts) if all(0 <= part < math.inf for part in parts) else None
 
-    def _energy(self, index: int, sensor: Sensor, known: Sequence[tuple[float, tuple[float, ...]]]) -> float:
-        pairs = pairwise((now, values[index]) for now, values in known)
-        if sensor.kind == "energy":
-            return sum((b - a) % sensor.modulus if sensor.modulus else b - a for (_, a), (_, b) in pairs)
-        return sum((a + b) / 2 * (after - before) for (before, a), (after, b) in pairs)
+
+def _spent(sensor: Sensor, before: float, a: float, after: float, b: float) -> float:
+    """Joules between two readings a and b, seconds before and after; NaN where nothing real says that."""
+    seconds = after - before
+    if sensor.kind == "power":
+        return (a + b) / 2 * seconds if min(a, b) >= 0 else math.nan
+    if a <= b:
+        return b - a
+    wrapped = (b - a) % sensor.modulus if sensor.modulus else math.nan
+    # Else the counter was set to 0 by a driver that was loaded anew.
+    return wrapped if wrapped <= MOST_WATTS * (seconds + UPDATE) else math.nan

@@ -1,5 +1,8 @@
 """Cores and memory in containers: recorded layouts of control groups, and this process's affinity."""
 
+import os
+import resource
+
 import psutil
 import pytest
 
@@ -13,7 +16,7 @@ def large_machine(monkeypatch):
     memory = psutil.virtual_memory()._replace(available=100 * GB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 64 if logical else 32)
-    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda _: list(range(64)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
 
 
 @pytest.fixture
@@ -110,12 +113,63 @@ def test_memory_from_which_a_group_is_slowed_down_is_a_limit(system):
 
 
 def test_threads_of_one_core_that_an_affinity_names_are_one_core(monkeypatch, system):
-    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda _: [0, 1, 2, 3], raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     folder = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     root = system({folder.format(cpu): f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}" for cpu in range(64)})
     assert limits.usable_cores(root) == 2
 
 
 def test_an_affinity_is_a_limit(monkeypatch, tmp_path):
-    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda _: [0, 5, 9], raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 9}, raising=False)
     assert limits.usable_cores(tmp_path) == 3
+
+
+def test_an_affinity_that_a_sandbox_does_not_tell_is_no_limit(monkeypatch, tmp_path):
+    def refuse(_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_getaffinity", refuse)
+    assert limits.usable_cores(tmp_path) == 32
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"proc/self/cgroup": "nothing known"},
+        {"proc/self/cgroup": "0::/\n\udcff"},
+        {"sys/fs/cgroup/cpu.max": "100000 0"},
+        {"sys/fs/cgroup/cpu.max": ""},
+        {"sys/fs/cgroup/memory.max": "much"},
+    ],
+    ids=str,
+)
+def test_a_group_that_cannot_be_read_is_no_limit(system, damage):
+    files = {"proc/self/cgroup": "0::/", **v2("")} | damage
+    root = system(dict.fromkeys(files, ""))
+    for name, text in files.items():
+        (root / name).write_bytes(f"{text}\n".encode(errors="surrogateescape"))
+    assert (limits.usable_cores(root), limits.available_bytes(root)) == (32, 100 * GB)
+
+
+@pytest.mark.parametrize("stat", [None, "", "anon 5", "inactive_file many"])
+def test_a_group_that_tells_no_files_keeps_its_limit(system, stat):
+    root = system({"proc/self/cgroup": "0::/", **v2("", limit=4 * GB, current=GB)})
+    file = root / "sys/fs/cgroup/memory.stat"
+    file.unlink() if stat is None else file.write_text(stat)
+    assert limits.available_bytes(root) == 3 * GB
+
+
+def test_addresses_are_a_limit(monkeypatch, system):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (GB, GB))
+    page = resource.getpagesize()
+    assert limits.available_bytes(system({"proc/self/statm": "1000 900 0 0 0 0 0"})) == GB - 1000 * page
+
+
+def test_without_proc_the_system_is_asked(monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise FileNotFoundError
+
+    for name in ("virtual_memory", "cpu_count"):
+        monkeypatch.setattr(psutil, name, refuse)
+    assert 0 < limits.available_bytes(tmp_path) <= limits.total_bytes()
+    assert 1 <= limits.physical_cores() <= os.cpu_count()

@@ -1,5 +1,6 @@
 """Energy sensors on recorded layouts: the files and calls as their drivers lay them out."""
 
+import math
 from itertools import count
 from types import SimpleNamespace
 
@@ -134,6 +135,31 @@ def test_a_sensor_that_stops_answering_makes_energy_unknown():
 
     left = iter(range(2))
     assert metered(Sensor("x", "power", fails), 4).joules is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "modulus", "readings"),
+    [
+        ("energy", 262_143.0, [5_000, 5_001, 0.5, 1.5]),  # a driver was loaded anew
+        ("energy", None, [5_000, 5_001, 0.5, 1.5]),
+        ("energy", None, [1, 2, math.inf, math.inf]),
+        ("energy", 100.0, [1, math.nan, 2, 3]),
+        ("power", None, [5, -0.1, 5, 5]),
+        ("power", None, [5, math.nan, 5, 5]),
+    ],
+)
+def test_a_reading_that_cannot_be_makes_energy_unknown(kind, modulus, readings):
+    told = iter(readings)
+    assert metered(Sensor("x", kind, lambda: next(told), modulus), len(readings)).joules is None
+
+
+def test_odd_files_of_other_chips_and_zones_hide_no_sensor(tmp_path):
+    root = lay_out(tmp_path, "sys/class/hwmon", ORIN_NANO)
+    whole = {"name": "package-0", "energy_uj": "2500000", "max_energy_range_uj": "65712000"}
+    lay_out(root, "sys/class/powercap", {"intel-rapl:0": whole, "intel-rapl:1": {"name": "dram", "energy_uj": "1"}})
+    for file in ("hwmon/hwmon0/name", "hwmon/hwmon1/in2_label", "powercap/intel-rapl:1/name"):
+        (root / "sys/class" / file).write_bytes(b"\xff\xfe")
+    assert [s.name for s in find_sensors(root, NO_GPU)] == ["INA3221 VDD_IN", "RAPL package-0"]
 
 
 def test_no_sensor_is_unknown_not_zero(tmp_path):

@@ -190,6 +190,6 @@ def test_threads_reach_the_backend(exported):
 
 
 def test_bundle_that_does_not_fit_into_memory_is_refused_with_numbers(exported, monkeypatch):
-    monkeypatch.setattr(memory, "available_bytes", lambda: 100_000_000)
-    with pytest.raises(dijiang.SessionError, match=r"needs 0.2\d GB of memory, 0.10 GB are free; close"):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 30_000_000)
+    with pytest.raises(dijiang.SessionError, match=r"needs 0.05 GB of memory, 0.03 GB are free; close"):
         dijiang.load(exported("tiny-python"))

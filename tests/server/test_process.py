@@ -1,7 +1,9 @@
 """The server as a process: its start, its end, what it needs."""
 
 import json
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,10 +25,16 @@ def test_address_that_is_none_is_one_line(host):
 
 
 @contextmanager
-def process_of(bundle, *options):
+def process_of(bundle, *options, descriptors=None):
     """(a server's process, a client of it, the lines that it began with)."""
+
+    def prepare():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run below nohup
+        if descriptors is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, descriptors)
+
     program = [sys.executable, "-m", "dijiang", "serve", bundle, "--port", "0", "--json-logs", *options]
-    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, preexec_fn=heeding)
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, preexec_fn=prepare)
     try:
         lines = [process.stderr.readline() for _ in range(3)]
         url = lines[2].removeprefix("[listening on ").rstrip("]\n")
@@ -36,11 +44,6 @@ def process_of(bundle, *options):
         process.kill()
         process.wait()
         process.stderr.close()
-
-
-def heeding():
-    """The tests may run below nohup."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.skipif("native" not in RUNNABLE, reason="no compiled operator")
@@ -109,3 +112,23 @@ def test_missing_extra_is_one_line_that_names_it(bundles):
     done = subprocess.run(command, input="x\n", capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "pip install 'dijiang[chat]'" in done.stderr
+
+
+def test_more_connections_than_descriptors_are_one_line_and_clients_wait(bundles):
+    with process_of(bundles / "tiny", "--patience", "1", descriptors=(64, 64)) as (process, client, _):
+        place = client.base_url.host, client.base_url.port
+        idle = [socket.create_connection(place) for _ in range(100)]
+        assert client.with_options(timeout=30).models.list().data[0].id == "tiny"
+        for one in idle:
+            one.close()
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+        said = process.stderr.read()
+    assert "Traceback" not in said
+    assert said.count("no descriptor is left for another connection, so clients wait; raise ulimit -n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another process's limits")
+def test_a_server_takes_the_descriptors_that_it_may_have(bundles):
+    with process_of(bundles / "tiny", descriptors=(64, 512)) as (process, _, _):
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (512, 512)

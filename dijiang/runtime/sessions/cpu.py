@@ -10,7 +10,7 @@ import numpy as np
 from ...bundle import names
 from ...bundle.opened import Bundle
 from ...errors import SessionError
-from ...machine.memory import require_memory, run_bytes
+from ...machine.memory import MORE, is_no_memory, require_memory, run_bytes
 from ...recipe import GRAPHS
 from ..options import Loading
 from ..snapshot import NONE
@@ -192,6 +192,10 @@ def load_graph(
     except SessionError:
         raise
     except Exception as error:  # onnxruntime's errors share no base class
+        if is_no_memory(error):
+            raise SessionError(
+                f"{bundle.path}: too little memory to load it ({first_line(error)}); {MORE}"
+            ) from error
         others = [name for name in GRAPHS if GRAPHS[name].onnxruntime < GRAPHS[graph].onnxruntime]
         other = f", or export with --graph {others[0]}" if others else ""
         raise SessionError(

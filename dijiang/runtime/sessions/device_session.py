@@ -10,7 +10,7 @@ import numpy as np
 from ...bundle import names
 from ...bundle.opened import Bundle
 from ...errors import SessionError
-from ...machine.memory import require_gpu_memory, run_bytes
+from ...machine.memory import SPARE_BYTES, require_gpu_memory
 from ...recipe import GRAPHS, named
 from ..options import Loading
 from ..state import State
@@ -50,7 +50,7 @@ class DeviceSession:
         self._bundle, self.row, self.index = bundle, row, device
         self.spec = bundle.manifest.spec
         self.ort = row.require(device)
-        self.require_room(str(bundle.path), run_bytes(bundle.data_bytes, 2 * self.spec.state_bytes))
+        self.require_room(str(bundle.path), bundle.data_bytes + 2 * self.spec.state_bytes + SPARE_BYTES)
         if cuda_graph and not row.captures:
             raise SessionError(f"provider {row.name} captures no steps; leave --cuda-graph out")
         #: Tokens of the calls that are captured.

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...errors import SessionError
 from ...machine.limits import usable_cores
+from ...machine.memory import MORE, is_no_memory
 from ...recipe import GRAPHS
 from ..operators import operator_library
 
@@ -50,6 +51,8 @@ def import_onnxruntime() -> Any:
 
 
 def _broken(error: Exception) -> SessionError:
+    if is_no_memory(error):
+        return SessionError(f"too little memory for onnxruntime ({first_line(error)}); {MORE}")
     return SessionError(
         f"onnxruntime is installed but does not start ({first_line(error)}); reinstall it: "
         "pip install --force-reinstall 'dijiang[cpu]'"
