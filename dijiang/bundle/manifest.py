@@ -87,8 +87,12 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        """The file's text."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        """The file's text; its `digest` tells damage."""
+        return json.dumps(asdict(self) | {"digest": self.digest()}, indent=1) + "\n"
+
+    def digest(self) -> str:
+        """SHA-256 of `signed_part`."""
+        return hashlib.sha256(self.signed_part()).hexdigest()
 
     def signed_part(self) -> bytes:
         """What a signature is over: all that this says, but for itself and for what `verify` notes later."""
@@ -115,8 +119,10 @@ class Manifest:
                 "upgrade dijiang, or export the checkpoint again"
             )
         try:
-            found = cls(**_typed(data))
+            found = cls(**_typed({name: value for name, value in data.items() if name != "digest"}))
             check_types(found)
+            if data.get("digest", told := found.digest()) != told:  # bundles of before have none
+                raise ValueError("its contents are not what its digest says")
             return found
         except (*UNREADABLE, CheckpointError, BundleError) as error:
             raise BundleError(f"{where}: not a whole manifest ({error}); {AGAIN}") from error

@@ -1,6 +1,5 @@
 """Opening a bundle: every file whole, nothing outside the folder, formats known."""
 
-import json
 import os
 from dataclasses import fields
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ from dijiang.bundle import integrity
 from dijiang.bundle.manifest import fingerprint_of
 from dijiang.models.load import load_checkpoint
 from dijiang.models.spec import ModelSpec
-from tests.conftest import GOLDEN, RUNNABLE, onnx_file
+from tests.conftest import GOLDEN, RUNNABLE, edit_manifest, onnx_file
 
 
 @pytest.fixture
@@ -21,11 +20,20 @@ def bundle(exported, copy_of):
     return copy_of(exported("neox-base"))
 
 
-def edit_manifest(folder, edit):
-    path = folder / "dijiang.json"
-    manifest = json.loads(path.read_text())
-    edit(manifest)
-    path.write_text(json.dumps(manifest))
+@pytest.mark.parametrize("name", ['fingerprint": "', 'source_sha256": "', 'bound": ', 'parameters": '])
+def test_changed_bit_of_a_manifest_is_a_wrong_digest(bundle, name):
+    """A fingerprint of another checkpoint would part a model from the states of all its bundles."""
+    file = bundle / "dijiang.json"
+    data = bytearray(file.read_bytes())
+    data[data.index(name.encode()) + len(name)] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(dijiang.BundleError, match="its contents are not what its digest says"):
+        dijiang.load(bundle)
+
+
+def test_manifest_of_before_has_no_digest(bundle):
+    edit_manifest(bundle, lambda manifest: manifest.update(parameters=7))
+    assert dijiang.load(bundle).manifest.parameters == 7
 
 
 @pytest.mark.parametrize("graph", [True, False])

@@ -1,7 +1,5 @@
 """Graphs from strangers: what is no graph of ours, or does not fit the manifest, is refused before it runs."""
 
-import json
-
 import onnx
 import pytest
 from click.testing import CliRunner
@@ -10,7 +8,7 @@ from onnx import TensorProto, helper
 import dijiang
 from dijiang.cli import main
 from tests.bundle.test_upgrade import as_format_1
-from tests.conftest import GOLDEN, RUNNABLE, onnx_file, signed
+from tests.conftest import GOLDEN, RUNNABLE, edit_manifest, onnx_file, signed
 
 BASE = GOLDEN["neox-base"]
 
@@ -238,9 +236,7 @@ def test_graph_that_does_not_fit_its_manifest_is_refused(changed, case):
 )
 def test_manifest_that_does_not_fit_its_graph_is_refused(exported, copy_of, changes, reason):
     bundle = copy_of(exported("neox-base", graph="primitive"))
-    manifest = json.loads((bundle / "dijiang.json").read_text())
-    manifest["spec"] |= changes
-    (bundle / "dijiang.json").write_text(json.dumps(manifest))
+    edit_manifest(bundle, lambda manifest: manifest["spec"].update(changes))
     with pytest.raises(dijiang.BundleError, match=reason):
         dijiang.load(bundle)
 
@@ -258,8 +254,8 @@ def test_graph_in_another_format_by_its_name_is_refused(exported, copy_of):
     bundle = copy_of(exported("neox-base", graph="primitive"))
     old, new = onnx_file(bundle), onnx_file(bundle).with_suffix(".ort")
     old.rename(new)
-    path = bundle / "dijiang.json"
-    path.write_text(path.read_text().replace(old.name, new.name))
+    edit_manifest(bundle, lambda manifest: manifest["graphs"]["primitive"].update(file=new.name))
+    edit_manifest(bundle, lambda manifest: manifest["files"].update({new.name: manifest["files"].pop(old.name)}))
     with pytest.raises(dijiang.BundleError, match=r"its name does not end in \.onnx"):
         dijiang.load(bundle)
 

@@ -1,7 +1,6 @@
 """Who made a bundle: signatures by OpenSSH over the manifest."""
 
 import codecs
-import json
 import os
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from dijiang.bundle.opened import open_bundle
 from dijiang.bundle.signature import VARIABLE
 from dijiang.cli import main
 from dijiang.errors import BundleError, InputError
-from tests.conftest import GOLDEN, signed
+from tests.conftest import GOLDEN, edit_manifest, signed
 from tests.kill import to_format_1
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="OpenSSH is not installed")
@@ -38,14 +37,6 @@ def bundle(exported, copy_of, keys):
     folder = copy_of(exported("neox-base"))
     open_bundle(folder).signed(keys / "ours")
     return folder
-
-
-def edited(bundle, edit):
-    """Change the manifest as a stranger would."""
-    path = bundle / "dijiang.json"
-    manifest = json.loads(path.read_text())
-    edit(manifest)
-    path.write_text(json.dumps(manifest))
 
 
 def refused(bundle, keys, text="its signature is by no key"):
@@ -76,10 +67,10 @@ def test_other_key_no_signature_and_what_is_none_are_refused(bundle, keys, expor
     with pytest.raises(BundleError, match="not signed, expected a signature by a key of"):
         open_bundle(exported("neox-base"), require_signature=keys / "ours.pub")
     for junk in ("", "x", "-----BEGIN SSH SIGNATURE-----\nAAAA\n-----END SSH SIGNATURE-----\n"):
-        edited(bundle, lambda manifest, junk=junk: manifest.update(signature=junk))
+        edit_manifest(bundle, lambda manifest, junk=junk: manifest.update(signature=junk))
         refused(bundle, keys)
     for junk in (3, "x" * 10_001, "\ud800", []):
-        edited(bundle, lambda manifest, junk=junk: manifest.update(signature=junk))
+        edit_manifest(bundle, lambda manifest, junk=junk: manifest.update(signature=junk))
         refused(bundle, keys, "not a whole manifest")
 
 
@@ -97,7 +88,7 @@ def test_other_key_no_signature_and_what_is_none_are_refused(bundle, keys, expor
     ids=["limit", "spec", "gates", "files", "warnings", "graph", "engines"],
 )
 def test_changed_manifest_is_refused(bundle, keys, edit):
-    edited(bundle, edit)
+    edit_manifest(bundle, edit)
     refused(bundle, keys)
 
 
@@ -116,12 +107,12 @@ def test_changed_file_is_refused_with_its_old_and_with_its_new_hash(bundle, keys
 def test_signature_of_another_bundle_or_for_another_use_is_refused(bundle, keys, exported, copy_of):
     other = copy_of(exported("neox-trained-2048"))
     signature = open_bundle(bundle).manifest.signature
-    edited(other, lambda manifest: manifest.update(signature=signature))
+    edit_manifest(other, lambda manifest: manifest.update(signature=signature))
     refused(other, keys)
     command = ["ssh-keygen", "-Y", "sign", "-f", str(keys / "ours"), "-n", "file"]
     part = open_bundle(bundle).manifest.signed_part()
     mail = subprocess.run(command, input=part, capture_output=True, check=True).stdout.decode()
-    edited(bundle, lambda manifest: manifest.update(signature=mail))
+    edit_manifest(bundle, lambda manifest: manifest.update(signature=mail))
     refused(bundle, keys)
 
 
@@ -144,7 +135,7 @@ def test_edit_of_what_was_signed_takes_the_signature_away(bundle, keys):
 
 def test_only_what_was_opened_and_checked_is_signed(bundle, keys):
     opened = open_bundle(bundle)
-    edited(bundle, lambda manifest: manifest.update(positions_limit=5))
+    edit_manifest(bundle, lambda manifest: manifest.update(positions_limit=5))
     with pytest.raises(BundleError, match="changed meanwhile"):
         opened.signed(keys / "theirs")
 

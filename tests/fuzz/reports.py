@@ -18,6 +18,7 @@ from dijiang.bundle.opened import open_bundle
 from dijiang.commands.inspect import cost_line
 from dijiang.parity.difference import Difference
 from dijiang.runtime.options import Generation
+from tests.conftest import edit_manifest
 from tests.fuzz import bundles, states
 from tests.fuzz.bundles import one_line
 from tests.fuzz.grammar import Case
@@ -113,9 +114,7 @@ def parity(case: Case, folder: Path) -> str:
     import shutil
 
     bundle = Path(shutil.copytree(bundles.base("fp32"), folder / "bundle"))
-    manifest = json.loads((bundle / "dijiang.json").read_text())
-    manifest["reports"].append("parity.json")
-    (bundle / "dijiang.json").write_text(json.dumps(manifest))
+    edit_manifest(bundle, lambda manifest: manifest["reports"].append("parity.json"))
     (bundle / "parity.json").write_bytes(changed(PARITY, case))
     opened = open_bundle(bundle)
     _ = cost_line(opened.parity), opened.passed
