@@ -54,6 +54,22 @@ def test_every_layout_holds_the_same_weights(copy_of, layout):
         np.testing.assert_array_equal(found.weights[name], expected.weights[name])
 
 
+@pytest.mark.parametrize("layout", [*LAYOUTS, "shape", "name", "number"])
+def test_hash_is_that_of_names_shapes_and_numbers_not_of_files(copy_of, layout):
+    folder = copy_of(BASE)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if layout == "shape":
+        tensors[UP] = tensors[UP].reshape(tensors[UP].shape[::-1])
+    elif layout == "name":
+        tensors[f"{UP}.other"] = tensors.pop(UP)
+    elif layout == "number":
+        tensors[UP][0, 0] += 1
+    LAYOUTS.get(layout, LAYOUTS["safetensors shards"])(folder, tensors)
+    same = Checkpoint(folder).tensors_sha256() == Checkpoint(BASE).tensors_sha256()
+    assert same is (layout in LAYOUTS)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_files_keep_their_values(copy_of, dtype):
     folder = copy_of(BASE)
