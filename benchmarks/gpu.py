@@ -49,9 +49,10 @@ def main() -> int:
         print(json.dumps(figures(options), default=lambda value: value.item()))
         return 0
     Path(options.out).mkdir(parents=True, exist_ok=True)
-    file, dry = Path(options.out) / f"gpu-{options.name}.json", options.dry_run
+    dry = options.dry_run
+    file = Path(options.out) / f"gpu-{options.name}{'-dry-run' * dry}.json"
     try:
-        report = plan.kept(file) or {
+        report = plan.kept(file, provider=options.provider) or {
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "gpu": None if dry else asdict(Cuda().gpu),
             "machine": describe_machine(),

@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from dijiang.errors import BenchError
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 #: Seconds between two looks at a process's memory.
@@ -71,6 +73,10 @@ def keep(results: dict[str, Any], file: Path) -> None:
     partial.replace(file)
 
 
-def kept(file: Path) -> dict[str, Any] | None:
-    """What an earlier call measured; None: nothing."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+def kept(file: Path, **same: Any) -> dict[str, Any] | None:
+    """What an earlier call measured; None: nothing. BenchError where it was not by the `same` options."""
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    for name, value in same.items() if found else ():
+        if found[name] != value:
+            raise BenchError(f"{file}: measured with {name} {found[name]}, expected {value}; give another --name")
+    return found

@@ -101,7 +101,7 @@ def recipes() -> str:
         "\nA gate is the most that a metric may be. A metric that needs a text is not judged without one.\n",
         "## Graphs\n",
         graphs(),
-        "\nThe first graph of a bundle that runs on a machine is the one that is used there.\n",
+        "\nEach provider has an order of its own: it takes the first of its graphs that the bundle holds.\n",
         "## What a default export holds\n",
         bundles(),
         f"\nWith `--graph {AUTO}` a bundle holds the graphs that run on the machine of the export and share"

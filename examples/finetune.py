@@ -162,9 +162,12 @@ class Teacher:
 
         self.model = AutoModelForCausalLM.from_pretrained(vanilla, dtype=dtype).to(device).eval()
         self.seen: list[tuple[Tensor, Tensor]] = []
-        for name, module in self.model.named_modules():
-            if re.search(r"layers\.\d+\.(attention|self_attn)$", name):
-                module.register_forward_hook(self._keep, with_kwargs=True)
+        known = re.compile(r"\.\d+\.(attention|self_attn|attn)$")
+        found = [module for name, module in self.model.named_modules() if known.search(name)]
+        if len(found) != self.model.config.num_hidden_layers:
+            raise SystemExit(f"{vanilla}: {len(found)} attention modules are known by name, expected one a layer")
+        for module in found:
+            module.register_forward_hook(self._keep, with_kwargs=True)
 
     def _keep(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         self.seen.append((args[0] if args else kwargs["hidden_states"], output[0]))

@@ -85,10 +85,15 @@ def opt(draw) -> dict[str, Any]:
     }
 
 
+#: By `model_type`: each family of the package.
+STRATEGIES = {"gpt_neox": gpt_neox, "llama": llama, "opt": opt}
+assert STRATEGIES.keys() == FAMILIES.keys(), "a family whose numbers no test would see"
+
+
 @st.composite
 def configs(draw) -> dict[str, Any]:
     """config.json of any family."""
-    return draw(st.one_of(gpt_neox(), llama(), opt())) | {
+    return draw(st.one_of(*[strategy() for strategy in STRATEGIES.values()])) | {
         "vocab_size": draw(st.sampled_from([1, 63, 131])),
         "num_hidden_layers": draw(st.integers(1, 3)),
         "max_position_embeddings": POSITIONS,

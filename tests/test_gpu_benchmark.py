@@ -38,7 +38,7 @@ def dry_run(tmp_path, *cases, precision=("fp32", "int8")):
     command += ["--out", tmp_path / "out", "--name", "test", "--only", *cases]
     command += ["--precision", *precision]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
-    return done, json.loads((tmp_path / "out" / "gpu-test.json").read_text())
+    return done, json.loads((tmp_path / "out" / "gpu-test-dry-run.json").read_text())
 
 
 @pytest.mark.samples
@@ -67,7 +67,7 @@ def test_dry_run_measures_every_case_and_goes_on_where_it_ended(tmp_path):
     assert len(results["torch-dijiang tiny fp32"]["results"][0]["decode"]["latency"]["values"]) == 2
     assert results["text-parity tiny-python fp32"]["passed"]
     assert results["graphs tiny int8"]["different"] == 0
-    table = (tmp_path / "out" / "gpu-test.md").read_text()
+    table = (tmp_path / "out" / "gpu-test-dry-run.md").read_text()
     assert "no GPU: a dry run of the script" in table
     assert "| tiny fp32 | fp32 | tg4 @ d2048 |" in table
     assert "| tiny fp32 plain | fp32 | pp128 |" in table
@@ -82,7 +82,7 @@ def test_size_that_cannot_run_is_a_line_of_the_report(tmp_path):
     _, report = dry_run(tmp_path, "decode")
     assert set(report["results"]) == {"decode tiny fp32", "decode tiny int8"}
     assert "CheckpointError" in report["results"]["decode tiny fp32"]["error"]
-    assert "CheckpointError" in (tmp_path / "out" / "gpu-test.md").read_text()
+    assert "CheckpointError" in (tmp_path / "out" / "gpu-test-dry-run.md").read_text()
 
 
 def report(name, weights, seconds):

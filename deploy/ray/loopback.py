@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ray
 from ray import serve
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as built
 
 HERE = Path(__file__).parent
 
@@ -23,14 +24,15 @@ def on_loopback(seal_key: str, **arguments: object) -> Iterator[str]:
     before = dict(os.environ)
     os.environ.update(given)
     sys.path.insert(0, str(HERE))
-    from replicas import Arguments, application
+    from replicas import application
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     ray.init(num_cpus=4, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(application(Arguments.model_validate(arguments)))
+        # As `serve run` calls it, with texts.
+        serve.run(built(application, {name: str(value) for name, value in arguments.items()}))
         yield f"http://127.0.0.1:{port}/v1"
         serve.shutdown()
     finally:

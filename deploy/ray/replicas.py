@@ -1,12 +1,11 @@
 """`dijiang serve` as replicas of Ray Serve.
 
-    serve run --app-dir deploy/ray replicas:application bundle=/models/NAME replicas=2 most=8
+    export PYTHONPATH=$PWD/deploy/ray
+    serve run replicas:application bundle=/models/NAME replicas=2 most=8
 
 A conversation needs no replica of its own: its sealed state travels with the request. So every replica needs the
 same DIJIANG_SEAL_KEY in its environment, and DIJIANG_API_KEY where others can reach Ray's proxy.
 """
-
-from __future__ import annotations
 
 import os
 import socket

@@ -177,7 +177,7 @@ PROGRESS = click.option(
 TEXT = click.option(
     "--text",
     type=FILE,
-    help="Text to verify on, for perplexity; default: random token ids, or (int8, int4) text of its own.",
+    help="Text to verify on, for perplexity; default: random ids, or (int8, int4) text that the bundle generates.",
 )
 
 

@@ -24,7 +24,7 @@ SIZES = "A size, a list 0,2048 or a range 128-512+128, 1-16*2."
 @click.option("-d", "depths", default="0", show_default=True, help="Tokens already in the state.")
 @click.option("-b", "batches", default="1", show_default=True, help="Sequences side by side.")
 @click.option("-t", "threads", help="Threads. Default: all cores it may use.")
-@click.option("-r", "repetitions", type=int, default=10, show_default=True, help="At least.")
+@click.option("-r", "repetitions", type=int, default=10, show_default=True, help="Of each test, at least.")
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="At least, each test.")
 @click.option("--provider", default="auto", show_default=True)
 @click.option("--baseline", type=click.Choice(["transformer"]), help="Compare with one of the same shape.")

@@ -21,7 +21,7 @@ from .inspect import show_bundle
 @click.option(
     "--calibration-tokens",
     type=click.IntRange(0),
-    help="To round to int8 or int4 by; 0: nearest values. Default: what pays.",
+    help="Of the text that int8 and int4 are rounded by; 0: to the nearest. Default: by the size of the model.",
 )
 @click.option(
     "--calibration-text",

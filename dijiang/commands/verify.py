@@ -99,6 +99,10 @@ def _graph_rows(report: Parity) -> list[tuple[str, str]]:
     twin = report.rounded
     rows.append(("plain rounding itself", f"{twin.rms_relative_error:.2e} RMS-relative, KL {twin.kl:.2e} nats"))
     rows.append((f"one at a time, first {report.steps}", f"{report.step_error:.2e} max"))
+    if report.padded_error is not None:
+        rows.append(("two in a padded batch", f"{report.padded_error:.2e} max"))
+    if report.far_error is not None:
+        rows.append((f"from position {report.far_position:,} on", f"{report.far_error:.2e} RMS-relative"))
     rows += [
         (f"state after {e.length}", f"{e.rms_relative_error:.2e} RMS-relative, layer {e.layer}")
         for e in report.state_errors

@@ -30,7 +30,9 @@ MODULE_RAILS = (
 
 @dataclass(frozen=True)
 class Sensor:
-    """name: what is measured, as reported; read: joules since some moment, or watts of this moment.
+    """One that measures what no other sensor does, for a Meter adds all of them up.
+
+    name: what is measured, as reported; read: joules since some moment, or watts of this moment.
 
     modulus: joules at which a counter starts again from 0; None: it never does.
     """

@@ -27,7 +27,7 @@ class Comparison:
 
     source: what the windows of ids are.  twin: the rounded reference, see `sides.compare`.
     change: without trained tables against with them.  same_source: the checkpoint is the one that was exported.
-    is_text: the ids are of a text that was given.
+    is_text: the ids are of a text that was given.  far: see `sides.far_start`.
     """
 
     checkpoint: DijiangModel
@@ -38,6 +38,7 @@ class Comparison:
     change: Sums | None
     same_source: bool
     is_text: bool
+    far: int | None = None
 
     def report(self, graph: str, run: Run, side: Found) -> Parity:
         """Of one graph: what it computed, and how far that is from the reference."""
@@ -53,9 +54,16 @@ class Comparison:
             rounded_state=float(np.max(twin.states[max(twin.states)][:EARLY])),
             median_kl=float(np.median(side.sums.row_kl)),
             rounded_kl=float(np.median(twin.sums.row_kl)),
-            step_error=run.step_error,
-            step_rms=run.step_rms,
-            steps=run.steps,
+            step_error=run.stepped.max_error,
+            step_rms=run.stepped.rms,
+            steps=run.stepped.tokens,
+            padded_error=None if run.padded is None else run.padded.max_error,
+            column_error=side.sums.worst_column,
+            rounded_column=twin.sums.worst_column,
+            far_position=self.far,
+            far_error=None if self.far is None else side.far.result(is_text=False).rms_relative_error,
+            rounded_far=None if self.far is None else twin.far.result(is_text=False).rms_relative_error,
+            padded_rms=None if run.padded is None else run.padded.rms,
             state_errors=tuple(StateError(n, float(np.max(e)), int(np.argmax(e))) for n, e in states.items()),
             layer_errors=tuple(states[max(states)]),
             decay_change=None if self.change is None else self.change.result(is_text=self.is_text),

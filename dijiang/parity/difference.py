@@ -56,6 +56,8 @@ class Sums:
         self.losses = np.zeros(2)
         #: Of every row, in order: RMS error and KL.
         self.row_errors: list[float] = []
+        #: Of every token of the vocabulary: squared errors of its logit.
+        self.columns: np.ndarray | float = 0.0
         self.row_kl: list[float] = []
 
     def add(self, reference: np.ndarray, candidate: np.ndarray, ids: np.ndarray) -> None:
@@ -69,6 +71,7 @@ class Sums:
         squares = error**2
         self.max_error = float(np.maximum(self.max_error, np.abs(error).max()))  # keeps NaN
         self.squares += float(squares.sum())
+        self.columns = self.columns + squares.sum(0)
         self.row_errors += (squares.mean(-1) ** 0.5).tolist()
         self.reference_squares += float((reference**2).sum())
         expected, found = log_softmax(reference), log_softmax(candidate)
@@ -83,6 +86,11 @@ class Sums:
         at = np.arange(len(following)), following
         self.losses -= expected[at].sum(), found[at].sum()
         self.followed += len(following)
+
+    @property
+    def worst_column(self) -> float:
+        """RMS error of the logit that is furthest off, of those of the vocabulary."""
+        return float((np.max(self.columns) / max(self.rows, 1)) ** 0.5)
 
     def result(self, *, is_text: bool) -> Difference:
         """The Difference of everything added."""

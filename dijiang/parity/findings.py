@@ -59,7 +59,12 @@ class Parity:
     float32 loses.  rounded_state: the same of `early_state_error`.  median_kl, rounded_kl: of the middle token; the
     mean is often that of a few tokens.
     step_error, step_rms: largest and RMS difference between the logits of one-token-at-a-time decoding
-    and of the prefill, over the first `steps` tokens.  state_errors: on the way through the first window.
+    and of the prefill, over the first `steps` tokens.  padded_error, padded_rms: the same of two beginnings of the
+    first window as a padded batch, and of the token after each; None: an engine for one sequence.
+    column_error, rounded_column: RMS error of the vocabulary's token whose logits are furthest off, and the twin's.
+    far_position, far_error, rounded_far: RMS-relative error of the logits from that position on, and the twin's;
+    None: positions end before.
+    state_errors: on the way through the first window.
     layer_errors: each layer's at its end; what a layer adds to the residual shows in the next one's.
     decay_change: the reference without its trained D1/D2 against the one with them, for
     `--decay analytic` exports of trained tables.
@@ -78,6 +83,13 @@ class Parity:
     step_error: float
     step_rms: float
     steps: int
+    padded_error: float | None
+    padded_rms: float | None
+    column_error: float
+    rounded_column: float
+    far_position: int | None
+    far_error: float | None
+    rounded_far: float | None
     state_errors: tuple[StateError, ...]
     layer_errors: tuple[float, ...]
     decay_change: Difference | None
@@ -94,13 +106,26 @@ class Parity:
         """What gates are about; larger is worse. None: not measured."""
         d, judged, early = self.logits, self.judged, float(np.max(self.layer_errors[:EARLY]))
         over = self._over(d.rms_relative_error)
+        step = self._over(relative(self.step_rms, d.reference_rms))
+        padded = None if self.padded_rms is None else self._over(relative(self.padded_rms, d.reference_rms))
         middle = self.median_kl / max(self.rounded_kl, FLOAT32_EPSILON**2)  # KL is quadratic
+        column = relative(self.column_error, max(self.rounded_column, FLOAT32_EPSILON * d.reference_rms))
+        far = None
+        if self.far_error is not None and self.rounded_far is not None:
+            far = self.far_error / max(self.rounded_far, FLOAT32_EPSILON)
         return {
             "max_error": d.max_error,
             "step_error": self.step_error,
             "error_over_float32": over,
-            "step_over_float32": self._over(relative(self.step_rms, d.reference_rms)),
+            "step_over_float32": step,
+            "padded_over_float32": padded,
+            "far_over_float32": far,
+            "column_over_float32": column,
             "error_over_rounding": over,
+            "step_over_rounding": step,
+            "padded_over_rounding": padded,
+            "far_over_rounding": far,
+            "column_over_rounding": column,
             "state_over_rounding": early / max(self.rounded_state, FLOAT32_EPSILON),
             "kl_over_rounding": middle if self.learned and judged else None,
             "rms_relative_error": d.rms_relative_error,

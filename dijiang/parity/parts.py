@@ -31,24 +31,29 @@ UNNAMED = "unk__"
 
 @dataclass(frozen=True)
 class Call:
-    """Tokens that go through a model in one step: ids [1, T] int64, T at most PIECE.
+    """Tokens that go through a model in one step: ids [B, T] int64, T at most PIECE.
 
-    state: of one sequence; the next call with it goes on from there.
-    after: takes a copy of the state after the call, one [1, G, K, V] float32 a layer; None: no need.
+    state: of B sequences; the next call with it goes on from there.
+    after: takes a copy of the state after the call, one [B, G, K, V] float32 a layer; None: no need.
+    real: [B, T] int64, 0 where a token is padding on the left; None: none is, and every token's logits are wanted,
+        not the last one's alone.
     """
 
     ids: np.ndarray
     state: State
     after: list[np.ndarray] | None = None
+    real: np.ndarray | None = None
 
 
 def through(model: Model, calls: Iterable[Call]) -> Iterator[np.ndarray]:
-    """Logits [T, vocab] float32 of every call, in their order."""
+    """Logits [B, T or 1, vocab] float32 of every call, in their order."""
     if isinstance(model, PartedModel):
         yield from model.through(calls)
         return
     for call in calls:
-        yield model.forward(call.ids, call.state, all_logits=True)[0]
+        every = call.real is None
+        logits = model.forward(call.ids, call.state, mask=call.real, all_logits=every)
+        yield logits if every else logits[:, None]
         if call.after is not None:
             call.after.extend(call.state.clone().layers)
 
@@ -91,12 +96,13 @@ class PartedModel(Model):
         """See `through`: every part is loaded once for all calls."""
         steps = []
         for call in calls:
-            self.check(call.ids, call.state)
-            here = np.arange(call.ids.shape[1])[None]
-            step = Step.of(call.ids, call.state.position, here)
+            self.check(call.ids, call.state, call.real)
+            batch, length = call.ids.shape
+            here = np.tile(np.arange(length) if call.real is None else [length - 1], (batch, 1))
+            step = Step.of(call.ids, call.state.position, here, call.real)
             steps.append(Values.of(step, call.state, call.after))
             call.state.commit(call.state.after(step))
-        return (found[names.LOGITS][0] for found in self._parted.through(steps))
+        return (found[names.LOGITS] for found in self._parted.through(steps))
 
 
 class PartedSession:
@@ -110,7 +116,7 @@ class PartedSession:
         threads: of a session; None: as many as usable cores.
     """
 
-    longest, ragged, provider = PIECE, False, CPU_PROVIDER
+    longest, rows, ragged, provider = PIECE, None, False, CPU_PROVIDER
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ from .emulation import load_emulated
 from .findings import Parity
 from .parts import PartedModel
 from .rounded import Rounded
-from .sides import compare, decay_change, run_bundle
+from .sides import compare, decay_change, far_start, run_bundle
 from .windows import windows_of
 
 #: Positions a window has at most: perplexity is over non-overlapping windows.
@@ -114,13 +114,15 @@ def compare_bundle(
     count = count if tokens is None else tokens
     source, windows = windows_of(model, text, count, window, own=own, progress=progress)
     steps = _affordable(STEP_BUDGET, checkpoint.parameters, STEPS)
-    runs = [run_bundle(model, windows, steps)]
+    ends = [end for end in (manifest.positions_limit, checkpoint.positions_limit) if end is not None]
+    far = far_start(min(ends, default=None), max(map(len, windows)))
+    runs = [run_bundle(model, windows, steps, far)]
     for name in graphs[1:]:
         del model  # one session's weights at a time
         model = _load(opened, replace(loading, graph=name))
-        runs.append(run_bundle(model, windows, steps))
+        runs.append(run_bundle(model, windows, steps, far))
     del model
-    compared, twin = compare(checkpoint, windows, runs, Rounded(checkpoint, recipe), progress)
+    compared, twin = compare(checkpoint, windows, runs, Rounded(checkpoint, recipe), progress, far)
     common = Comparison(
         checkpoint,
         recipe,
@@ -130,6 +132,7 @@ def compare_bundle(
         change=_tables_dropped(checkpoint, against, windows) if manifest.decay == "analytic" else None,
         same_source=checkpoint.checkpoint.sha256() == manifest.source_sha256,
         is_text=text is not None,
+        far=far,
     )
     reports = [common.report(*each) for each in zip(graphs, runs, compared, strict=True)]
     return replace(reports[0], others=tuple(reports[1:]))

@@ -14,10 +14,19 @@ FLOAT32_FACTOR = 8.0
 #: can be (`parity.rounded`). Right graphs in 16 bits: states 0.4 to 3.9, logits 0.5 to 2.8; in blocks 0.1 to 2.0
 #: (ADR 0042).
 STATES_16_BITS, LOGITS_16_BITS, IN_BLOCKS = 8.0, 4.0, 3.0
+#: The same of what a graph says of the same tokens in other calls. Right graphs: 0 to 2.3 where each call rounds to
+#: 16 bits, else 0 to 0.1.
+CALLS_16_BITS, CALLS_IN_BLOCKS = 4.0, 0.5
+#: What is said of logits: of a window at once; of its tokens one at a time, and in a padded batch, beside that; of
+#: tokens far beyond it; of the worst token of the vocabulary. Right graphs that round: far 0.3 to 2.9, worst 0.2 to
+#: 3.7 (ADR 0042).
+LOGITS = ("error", "step", "padded", "far", "column")
 #: Input channels that share one scale, and that are mixed before they are rounded (ADR 0024). Bytes of a
 #: scale (ADR 0039).
 BLOCK, ROTATION, SCALE = 64, 64, 2
 BLOCKS = (16, 32, 64, 128, 256)
+#: That are packed, and that kernels read.
+BITS = (4, 8)
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,10 @@ class Blocks:
     rotation: int = 0
     scale_bytes: int = 4
 
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise ValueError(f"blocks of {self.bits} bits, expected {' or '.join(map(str, BITS))}")
+
     @property
     def weight_bytes(self) -> float:
         """Bytes of one weight, its share of the scale included."""
@@ -48,11 +61,15 @@ class Gate:
     bound: float
 
 
-def over_rounding(states: float, logits: float) -> tuple[Gate, ...]:
+def over_rounding(states: float, logits: float, calls: float) -> tuple[Gate, ...]:
     """What rounding may cost, in units of what it costs this model at its plainest; KL grows as the square."""
     return (
         Gate("state_over_rounding", states),
         Gate("error_over_rounding", logits),
+        Gate("step_over_rounding", calls),
+        Gate("padded_over_rounding", calls),
+        Gate("far_over_rounding", logits),
+        Gate("column_over_rounding", 2 * logits),
         Gate("kl_over_rounding", logits**2),
     )
 
@@ -85,20 +102,22 @@ class Precision:
         return TYPE_BYTES[self.type] if self.body is None else self.body.weight_bytes
 
 
+IN_16_BITS_GATES = over_rounding(STATES_16_BITS, LOGITS_16_BITS, CALLS_16_BITS)
+IN_BLOCKS_GATES = over_rounding(IN_BLOCKS, IN_BLOCKS, CALLS_IN_BLOCKS)
 PRECISIONS = {
     "fp32": Precision(
         "as exact as the checkpoint",
-        (Gate("error_over_float32", FLOAT32_FACTOR), Gate("step_over_float32", FLOAT32_FACTOR)),
+        tuple(Gate(f"{what}_over_float32", FLOAT32_FACTOR) for what in LOGITS),
     ),
     "fp16": Precision(
         "16-bit weights and activations, for GPUs",
-        over_rounding(STATES_16_BITS, LOGITS_16_BITS),
+        IN_16_BITS_GATES,
         type="fp16",
         turing=True,
     ),
     "bf16": Precision(
         "as fp16, with the range of float32",
-        over_rounding(STATES_16_BITS, LOGITS_16_BITS),
+        IN_16_BITS_GATES,
         type="bf16",
     ),
     # Gross errors, whatever the twin says: the states of the first two layers are 0.003 to 0.04 off (int8),
@@ -106,7 +125,7 @@ PRECISIONS = {
     # random weights: the logits of LLaMA2-7B in int4 are 1.07 off, and 1.4 means that nothing is left.
     "int8": Precision(
         "8-bit weights in blocks",
-        (*over_rounding(IN_BLOCKS, IN_BLOCKS), Gate("early_state_error", 0.1), Gate("rms_relative_error", 0.7)),
+        (*IN_BLOCKS_GATES, Gate("early_state_error", 0.1), Gate("rms_relative_error", 0.7)),
         body=Blocks(8, BLOCK, ROTATION, SCALE),
         head=Blocks(8, BLOCK, ROTATION, SCALE),
         embed=Blocks(8, BLOCK, 0, SCALE),
@@ -116,7 +135,7 @@ PRECISIONS = {
     # The head keeps 8 bits: rounding it changes the most likely token most (ADR 0009).
     "int4": Precision(
         "4-bit weights in blocks, the head in 8",
-        (*over_rounding(IN_BLOCKS, IN_BLOCKS), Gate("early_state_error", 0.6), Gate("rms_relative_error", 1.3)),
+        (*IN_BLOCKS_GATES, Gate("early_state_error", 0.6), Gate("rms_relative_error", 1.3)),
         body=Blocks(4, BLOCK, ROTATION, SCALE),
         head=Blocks(8, BLOCK, ROTATION, SCALE),
         embed=Blocks(4, BLOCK, 0, SCALE),
@@ -124,5 +143,5 @@ PRECISIONS = {
         seconds=40.0,
     ),
 }
-#: Precisions of the head -> bits; None: not in blocks.
-HEADS = {name: row.body.bits if row.body else None for name, row in PRECISIONS.items() if row.type == "fp32"}
+#: Precisions of the head -> its blocks; None: it has none.
+HEADS = {name: row.body for name, row in PRECISIONS.items() if row.type == "fp32"}

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import BundleError, ExportError
 from .backends import PROVIDERS
 from .forms import GRAPHS, SCHEMES
-from .precisions import BLOCK, BLOCKS, HEADS, PRECISIONS, ROTATION, SCALE, TYPE_BYTES, Blocks, Gate, Precision
+from .precisions import BLOCKS, HEADS, PRECISIONS, TYPE_BYTES, Blocks, Gate, Precision
 from .rows import require
 from .targets import TARGETS, Target
 
@@ -148,6 +148,8 @@ def resolve(
     require("graph", graph, (AUTO, *GRAPHS))
     row, goal = PRECISIONS[precision], TARGETS[target]
     choices = {name: _variant(row, goal, name) for name in _candidates(row, goal, graph, target)}
+    if not choices:
+        raise ExportError(f"no graph for target {target} has precision {precision}; choose another of either")
     first = next((name for name in choices if runs_here(name)), next(iter(choices)))
     scheme = _scheme(row, goal, first, precision)
     recipe = Recipe(
@@ -230,8 +232,8 @@ def _tuned(recipe: Recipe, head: str | None, block: int | None, tokens: int | No
         for blocks in (recipe.body, recipe.head, recipe.embed)
     )
     if head is not None:
-        bits = HEADS[head]
-        kept = None if bits is None else Blocks(bits, block or BLOCK, ROTATION, SCALE)
+        found = HEADS[head]
+        kept = None if found is None else replace(found, block=block or found.block)
     return replace(recipe, body=body, head=kept, embed=embed, calibration_tokens=tokens)
 
 

@@ -92,8 +92,7 @@ ALLOWED = {"int8": (1.5e-4, 0.015), "int4": (3.5e-3, 0.05)}
 #: What is judged where the model has learned something.
 JUDGED = {
     "state_over_rounding",
-    "error_over_rounding",
-    "kl_over_rounding",
+    *(f"{what}_over_rounding" for what in ("error", "step", "padded", "far", "column", "kl")),
     "early_state_error",
     "rms_relative_error",
 }

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dijiang.models.convert import convert
-from dijiang.models.load import load_checkpoint
+from dijiang.models.load import FAMILIES, load_checkpoint
 from dijiang.models.reference import Reference, rotate
 from tests.random_models import configs
 
@@ -101,6 +101,7 @@ def test_our_blocks_with_softmax_attention_are_those_of_transformers(name, tmp_p
 #: transformers has a padding id of 1 in every OPT vocabulary.
 DRAWN = configs().filter(lambda config: config["vocab_size"] > 1)
 CLASSES = {"gpt_neox": "GPTNeoX", "llama": "Llama", "opt": "OPT"}
+assert CLASSES.keys() == FAMILIES.keys(), "a family that is compared with no code of others"
 
 
 def check_drawn(config, seed):

@@ -31,12 +31,14 @@ class Output(Protocol):
 class Session(Protocol):
     """One graph of a bundle, loaded.
 
-    longest: tokens a step at most.  ragged: whether it takes `Step.ragged`.  provider: what runs it, in its own
-    words.  graph: its name.
+    longest: tokens a step at most.  rows: sequences, None: no end.  ragged: whether it takes `Step.ragged`.
+    provider: what runs it, in its own words.  graph: its name.
     """
 
     @property
     def longest(self) -> int: ...
+    @property
+    def rows(self) -> int | None: ...
     @property
     def ragged(self) -> bool: ...
     @property

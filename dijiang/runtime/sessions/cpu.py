@@ -68,7 +68,7 @@ class CpuSession:
         self._in_place = bundle.manifest.graphs[graph].in_place
         self._vocab = bundle.manifest.spec.vocab_size
         self._inputs = inputs_of(self._session)
-        self.ragged = names.SEQUENCE_STARTS in self._inputs
+        self.ragged, self.rows = names.SEQUENCE_STARTS in self._inputs, None
         self._kept: list[Binding] = []
 
     def step(self, state: State) -> Step:

@@ -41,7 +41,7 @@ class DeviceSession:
     difference an error.
     """
 
-    ragged = False
+    ragged, rows = False, None
 
     def __init__(
         self, bundle: Bundle, graph: str, row: Device, device: int = 0, *, cuda_graph: bool | None = None

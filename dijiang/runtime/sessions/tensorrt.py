@@ -53,7 +53,7 @@ class TensorRtSession:
         self._record.require(self._trt.__version__, self.cuda.gpu)
         self.spec = bundle.manifest.spec
         self.provider = f"{self._title} {self._trt.__version__}"
-        self.longest = self._record.longest
+        self.longest, self.rows = self._record.longest, self._record.batch
         self._load(bundle)
         self.stream = self.cuda.stream()
         self._slots: dict[int, _Slot] = {}
