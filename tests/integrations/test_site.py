@@ -64,8 +64,9 @@ def test_the_first_page_does_what_it_says(page):
 
 
 def said(picture):
-    """What an SVG says: nodes, tokens, names and ticks of axes."""
-    return [text.text for text in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
+    """What an SVG says: nodes, tokens, names and ticks of axes; and what it says when one points at it."""
+    kinds = {f"{{http://www.w3.org/2000/svg}}{kind}" for kind in ("text", "title")}
+    return [element.text for element in ElementTree.parse(picture).iter() if element.tag in kinds]
 
 
 def test_the_tour_makes_the_pictures_that_it_shows(page, tmp_path):
