@@ -92,8 +92,8 @@ class Model:
         Args:
             ids: [B, T] int64; T = 1 is the decode step, T > 1 prefill in pieces.
             state: of this model, batch B; advanced in place.
-            mask: [B, T], 0 where a token is padding (left, right or between); None: no padding. Each sequence's first
-                call has a token of it.
+            mask: [B, T], 0 where a token is padding (left, right or between); None: no padding. The first call of a
+                sequence has a token of it.
             all_logits: return every token's logits instead of each sequence's last.
 
         Returns:

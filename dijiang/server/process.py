@@ -139,7 +139,10 @@ def _raise_descriptors() -> None:
 
 
 class _Scarce(logging.Filter):
-    """One line in EVERY seconds where no descriptor is left: asyncio has a traceback for each try to accept."""
+    """One line in EVERY seconds where no descriptor is left: asyncio has a traceback for each try to accept.
+
+    After each it listens once more, a second later: that fails where the server ends meanwhile, and is no news.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +150,10 @@ class _Scarce(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is told."""
-        if "accept() out of system resource" not in record.getMessage():
+        text = record.getMessage()
+        if "_start_serving" in text:
+            return False
+        if "accept() out of system resource" not in text:
             return True
         now = time.monotonic()
         if now < self._said + EVERY:

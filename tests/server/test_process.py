@@ -115,6 +115,7 @@ def test_missing_extra_is_one_line_that_names_it(bundles):
 
 
 def test_more_connections_than_descriptors_are_one_line_and_clients_wait(bundles):
+    """While many tries to accept have failed, it ends, too: asyncio tries again on the closed socket."""
     with process_of(bundles / "tiny", "--patience", "1", descriptors=(64, 64)) as (process, client, _):
         place = client.base_url.host, client.base_url.port
         idle = [socket.create_connection(place) for _ in range(100)]
