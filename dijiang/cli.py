@@ -36,6 +36,7 @@ from .commands.upgrade import upgrade
 from .commands.verify import verify
 from .errors import DijiangError
 from .extras import extras
+from .files import FULL
 from .machine.memory import MORE, is_no_memory
 from .version import __version__
 
@@ -45,9 +46,7 @@ HANGUP = getattr(signal, "SIGHUP", None)
 SPACE = "free some space, or choose another file"
 #: What the system refuses -> what helps, of what no command has a line for.
 ADVICE = {
-    errno.ENOSPC: SPACE,
-    errno.EDQUOT: SPACE,
-    errno.EFBIG: SPACE,
+    **dict.fromkeys(FULL, SPACE),
     errno.ENOENT: "check that the working directory is still there",
     errno.EMFILE: "raise ulimit -n",
 }

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .kernel_files import text_of
 from .limits import available_bytes, physical_cores, total_bytes, usable_cores
 from .sensors import answered, handles, load_nvml
 
@@ -54,7 +55,7 @@ def describe_machine(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]
         "cpu": describe_cpu(root),
         "memory": {"total_bytes": total_bytes(), "available_bytes": available_bytes(root)},
         "gpus": describe_gpus(load_nvml() if nvml is None else nvml),
-        "cuda": _found(r'"cuda"[^}]*"version"\s*:\s*"([\d.]+)"', _text(root / "usr/local/cuda/version.json")),
+        "cuda": _found(r'"cuda"[^}]*"version"\s*:\s*"([\d.]+)"', text_of(root / "usr/local/cuda/version.json")),
         "jetson": describe_jetson(root),
         "temperatures": _temperatures(root),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -72,7 +73,7 @@ def installed(packages: tuple[str, ...]) -> dict[str, str]:
 
 def describe_cpu(root: Path) -> dict[str, Any]:
     """Model, cores, features, clock and governor."""
-    info, policy = _text(root / "proc/cpuinfo"), root / "sys/devices/system/cpu/cpu0/cpufreq"
+    info, policy = text_of(root / "proc/cpuinfo"), root / "sys/devices/system/cpu/cpu0/cpufreq"
     words = set((_found(r"^(?:flags|Features)\s*:\s*(.+)$", info) or "").split())
     clocks = [float(mhz) for mhz in re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", info, re.MULTILINE)]
     kilohertz = _number(policy / "scaling_cur_freq")
@@ -86,7 +87,7 @@ def describe_cpu(root: Path) -> dict[str, Any]:
         "usable_cores": usable_cores(root),
         "features": [name for name, word in CPU_FEATURES.items() if word in words],
         "mhz": max(clocks, default=kilohertz and kilohertz / 1e3),
-        "governor": _text(policy / "scaling_governor") or None,
+        "governor": text_of(policy / "scaling_governor") or None,
     }
 
 
@@ -112,13 +113,13 @@ def _describe_gpu(nvml: Any, handle: Any) -> dict[str, Any]:
 
 def describe_jetson(root: Path) -> dict[str, Any] | None:
     """Board, L4T, JetPack and power mode as nvpmodel has set it; None where this is no Jetson."""
-    model = _text(root / "proc/device-tree/model").strip("\0")
-    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release"))
+    model = text_of(root / "proc/device-tree/model").strip("\0")
+    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", text_of(root / "etc/nv_tegra_release"))
     if found is None and "Jetson" not in model:
         return None
     l4t = ".".join(found.groups()) if found else ""
-    mode = _found(r"pmode:0*(\d+)", _text(root / "var/lib/nvpmodel/status"))
-    name = _found(rf"POWER_MODEL\s+ID={mode}\s+NAME=(\S+)", _text(root / "etc/nvpmodel.conf"))
+    mode = _found(r"pmode:0*(\d+)", text_of(root / "var/lib/nvpmodel/status"))
+    name = _found(rf"POWER_MODEL\s+ID={mode}\s+NAME=(\S+)", text_of(root / "etc/nvpmodel.conf"))
     return {
         "model": model or None,
         "l4t": l4t or None,
@@ -131,7 +132,7 @@ def _temperatures(root: Path) -> dict[str, float]:
     """Degrees Celsius of each kind of thermal zone, of the hottest one."""
     zones = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
     found: dict[str, float] = {}
-    for name, milli in ((_text(zone / "type"), _number(zone / "temp")) for zone in zones):
+    for name, milli in ((text_of(zone / "type"), _number(zone / "temp")) for zone in zones):
         if name and milli is not None:  # processors with several packages have several zones of one name
             found[name] = max(found.get(name, milli / 1e3), milli / 1e3)
     return found
@@ -143,16 +144,8 @@ def _found(pattern: str, text: str) -> str | None:
     return match[1].strip() if match else None
 
 
-def _text(path: Path) -> str:
-    """What a file says; empty if it cannot be read."""
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
-
-
 def _number(path: Path) -> float | None:
     try:
-        return float(_text(path))
+        return float(text_of(path))
     except ValueError:
         return None

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from .kernel_files import text_of
+
 ROOT = Path("/")
 #: Bytes of a page of memory.
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -125,10 +127,7 @@ def _bytes_v1(group: Path) -> float:
 
 def _file_pages(group: Path, prefix: str) -> int:
     """Bytes of files in memory, which are dropped where memory is needed; 0 where the group does not say."""
-    try:
-        stat = (group / "memory.stat").read_text(errors="replace")
-    except OSError:
-        return 0
+    stat = text_of(group / "memory.stat")
     return sum(map(int, re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)))
 
 

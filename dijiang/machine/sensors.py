@@ -17,6 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from .kernel_files import text_of
+
 #: Seconds between two samples.
 INTERVAL = 0.05
 #: More than what a sensor measures takes, and seconds between two values of a counter, at most.
@@ -95,8 +97,8 @@ def _ina3221(root: Path) -> list[Sensor]:
     for label in sorted((root / "sys/class/hwmon").glob("hwmon*/in*_label")):
         channel = label.name.removeprefix("in").removesuffix("_label")
         volts, amperes = label.with_name(f"in{channel}_input"), label.with_name(f"curr{channel}_input")
-        if amperes.is_file() and _name(label.with_name("name")) == "ina3221":
-            rails[_name(label)] = (volts, amperes)
+        if amperes.is_file() and text_of(label.with_name("name")) == "ina3221":
+            rails[text_of(label)] = (volts, amperes)
     for names in MODULE_RAILS:
         if all(name in rails for name in names):
             watts = partial(_watts, [rails[name] for name in names])
@@ -107,20 +109,12 @@ def _ina3221(root: Path) -> list[Sensor]:
 def _rapl(root: Path) -> list[Sensor]:
     found = []
     for zone in sorted((root / "sys/class/powercap").glob("intel-rapl:*")):
-        name = _name(zone / "name")
+        name = text_of(zone / "name")
         if name.startswith("package") or name == "dram":
             with suppress(OSError, ValueError):
                 modulus = _joules(zone / "max_energy_range_uj")
                 found.append(Sensor(f"RAPL {name}", "energy", partial(_joules, zone / "energy_uj"), modulus))
     return found
-
-
-def _name(file: Path) -> str:
-    """What a file calls a chip, a rail or a zone; empty where it cannot be read."""
-    try:
-        return file.read_text(errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def _counted(nvml: Any, handle: Any) -> float:

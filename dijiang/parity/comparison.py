@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,10 +9,11 @@ import numpy as np
 from ..models.load import DijiangModel
 from ..recipe import Recipe
 from ..version import __version__
+from .asked import Asked, Run
 from .difference import Difference, Sums
 from .findings import EARLY, Detail, Parity, StateError
 from .gates import judge
-from .sides import Found, Run
+from .sides import Found
 from .windows import OWN, RANDOM
 
 #: exp(entropy) of a model's own next tokens, as a share of its vocabulary, below which it has learned
@@ -25,27 +25,30 @@ LEARNED = 0.1
 class Comparison:
     """What the reports of all graphs have in common.
 
-    source: what the windows of ids are.  twin: the rounded reference, see `sides.compare`.
+    source: what the windows of `asked` are.  twin: the rounded reference, see `sides.compare`.
     change: without trained tables against with them.  same_source: the checkpoint is the one that was exported.
-    is_text: the ids are of a text that was given.  far: see `sides.far_start`.
+    is_text: the ids are of a text that was given.
     """
 
     checkpoint: DijiangModel
     recipe: Recipe
     source: str
-    windows: Sequence[np.ndarray]
+    asked: Asked
     twin: Found
     change: Sums | None
     same_source: bool
     is_text: bool
-    far: int | None = None
 
     def report(self, graph: str, run: Run, side: Found) -> Parity:
         """Of one graph: what it computed, and how far that is from the reference."""
         found, states, twin = side.sums.result(is_text=self.is_text), side.states, self.twin
+        far, rounded_far = (
+            None if self.asked.far is None else each.far.result(is_text=False).rms_relative_error
+            for each in (side, twin)
+        )
         report = Parity(
-            tokens=sum(map(len, self.windows)),
-            positions=max(map(len, self.windows)),
+            tokens=sum(map(len, self.asked.windows)),
+            positions=max(map(len, self.asked.windows)),
             text=self.source,
             learned=_has_learned(self.source, found, self.checkpoint.spec.vocab_size),
             judged=not (self.recipe.in_blocks and self.checkpoint.untrained),
@@ -58,12 +61,12 @@ class Comparison:
             step_rms=run.stepped.rms,
             steps=run.stepped.tokens,
             padded_error=None if run.padded is None else run.padded.max_error,
+            padded_rms=None if run.padded is None else run.padded.rms,
             column_error=side.sums.worst_column,
             rounded_column=twin.sums.worst_column,
-            far_position=self.far,
-            far_error=None if self.far is None else side.far.result(is_text=False).rms_relative_error,
-            rounded_far=None if self.far is None else twin.far.result(is_text=False).rms_relative_error,
-            padded_rms=None if run.padded is None else run.padded.rms,
+            far_position=self.asked.far,
+            far_error=far,
+            rounded_far=rounded_far,
             state_errors=tuple(StateError(n, float(np.max(e)), int(np.argmax(e))) for n, e in states.items()),
             layer_errors=tuple(states[max(states)]),
             decay_change=None if self.change is None else self.change.result(is_text=self.is_text),
@@ -77,8 +80,8 @@ class Comparison:
 
     def _detail(self, side: Found) -> Detail:
         return Detail(
-            ids=tuple(int(token) for window in self.windows for token in window),
-            positions=tuple(position for window in self.windows for position in range(len(window))),
+            ids=tuple(int(token) for window in self.asked.windows for token in window),
+            positions=tuple(position for window in self.asked.windows for position in range(len(window))),
             errors=tuple(side.sums.row_errors),
             kl=tuple(side.sums.row_kl),
             states=side.states,

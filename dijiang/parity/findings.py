@@ -105,28 +105,24 @@ class Parity:
     def metrics(self) -> dict[str, float | None]:
         """What gates are about; larger is worse. None: not measured."""
         d, judged, early = self.logits, self.judged, float(np.max(self.layer_errors[:EARLY]))
-        over = self._over(d.rms_relative_error)
-        step = self._over(relative(self.step_rms, d.reference_rms))
-        padded = None if self.padded_rms is None else self._over(relative(self.padded_rms, d.reference_rms))
         middle = self.median_kl / max(self.rounded_kl, FLOAT32_EPSILON**2)  # KL is quadratic
-        column = relative(self.column_error, max(self.rounded_column, FLOAT32_EPSILON * d.reference_rms))
-        far = None
-        if self.far_error is not None and self.rounded_far is not None:
-            far = self.far_error / max(self.rounded_far, FLOAT32_EPSILON)
-        return {
+        plain = self.rounded.rms_relative_error
+        step, padded, column, rounded_column = (
+            None if error is None else relative(error, d.reference_rms)
+            for error in (self.step_rms, self.padded_rms, self.column_error, self.rounded_column)
+        )
+        over = {
+            "error": _over(d.rms_relative_error, plain),
+            "step": _over(step, plain),
+            "padded": _over(padded, plain),
+            "far": _over(self.far_error, self.rounded_far),
+            "column": _over(column, rounded_column),
+        }
+        units = {f"{what}_over_{unit}": times for unit in ("float32", "rounding") for what, times in over.items()}
+        return units | {
             "max_error": d.max_error,
             "step_error": self.step_error,
-            "error_over_float32": over,
-            "step_over_float32": step,
-            "padded_over_float32": padded,
-            "far_over_float32": far,
-            "column_over_float32": column,
-            "error_over_rounding": over,
-            "step_over_rounding": step,
-            "padded_over_rounding": padded,
-            "far_over_rounding": far,
-            "column_over_rounding": column,
-            "state_over_rounding": early / max(self.rounded_state, FLOAT32_EPSILON),
+            "state_over_rounding": _over(early, self.rounded_state),
             "kl_over_rounding": middle if self.learned and judged else None,
             "rms_relative_error": d.rms_relative_error,
             "kl": d.kl,
@@ -135,10 +131,6 @@ class Parity:
             "top1_disagreement": 1 - d.top1_agreement if judged and d.perplexity is not None else None,
             "perplexity_change": d.perplexity_change if judged else None,
         }
-
-    def _over(self, error: float) -> float:
-        """An error in units of what rounding costs; at least of the rounding of one number in float32."""
-        return error / max(self.rounded.rms_relative_error, FLOAT32_EPSILON)
 
     @property
     def worst_layer(self) -> int:
@@ -186,3 +178,8 @@ class Parity:
             raise ParityError(
                 f"the bundle differs from its checkpoint: {'; '.join(self.failures)}; {worst}; {beyond}{advice}"
             )
+
+
+def _over(error: float | None, rounding: float | None) -> float | None:
+    """An error in units of what rounding costs, at least of the rounding of one number in float32; None stays."""
+    return None if error is None or rounding is None else error / max(rounding, FLOAT32_EPSILON)

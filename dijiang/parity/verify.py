@@ -24,13 +24,14 @@ from ..runtime.model import Model
 from ..runtime.options import Loading
 from ..runtime.sessions.inference import why_not
 from ..runtime.sessions.providers import choose_graph, emulates, open_session, parse
+from .asked import Asked, far_start, run_bundle
 from .comparison import Comparison
 from .difference import Sums
 from .emulation import load_emulated
 from .findings import Parity
 from .parts import PartedModel
 from .rounded import Rounded
-from .sides import compare, decay_change, far_start, run_bundle
+from .sides import compare, decay_change
 from .windows import windows_of
 
 #: Positions a window has at most: perplexity is over non-overlapping windows.
@@ -114,25 +115,24 @@ def compare_bundle(
     count = count if tokens is None else tokens
     source, windows = windows_of(model, text, count, window, own=own, progress=progress)
     steps = _affordable(STEP_BUDGET, checkpoint.parameters, STEPS)
-    ends = [end for end in (manifest.positions_limit, checkpoint.positions_limit) if end is not None]
-    far = far_start(min(ends, default=None), max(map(len, windows)))
-    runs = [run_bundle(model, windows, steps, far)]
+    far = far_start((manifest.positions_limit, checkpoint.positions_limit), max(map(len, windows)))
+    asked = Asked(windows, steps, far)
+    runs = [run_bundle(model, asked)]
     for name in graphs[1:]:
         del model  # one session's weights at a time
         model = _load(opened, replace(loading, graph=name))
-        runs.append(run_bundle(model, windows, steps, far))
+        runs.append(run_bundle(model, asked))
     del model
-    compared, twin = compare(checkpoint, windows, runs, Rounded(checkpoint, recipe), progress, far)
+    compared, twin = compare(checkpoint, asked, runs, Rounded(checkpoint, recipe), progress)
     common = Comparison(
         checkpoint,
         recipe,
         source,
-        windows,
+        asked,
         twin,
         change=_tables_dropped(checkpoint, against, windows) if manifest.decay == "analytic" else None,
         same_source=checkpoint.checkpoint.sha256() == manifest.source_sha256,
         is_text=text is not None,
-        far=far,
     )
     reports = [common.report(*each) for each in zip(graphs, runs, compared, strict=True)]
     return replace(reports[0], others=tuple(reports[1:]))

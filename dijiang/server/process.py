@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import socket
 import sys
 import threading
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,14 +21,13 @@ from ..runtime.model import Model, load
 from ..runtime.sessions.providers import Say
 from .app import Server, log
 from .conversations import sealed_bytes
+from .descriptors import Scarce, raise_descriptors
 from .guards import patient_protocol
 from .hosted import Hosted
 from .settings import Serving
 
 #: Characters of a seal's key, at least.
 KEY_LENGTH = 32
-#: Descriptors taken, at most; seconds between two lines about a lack of them.
-DESCRIPTORS, EVERY = 1 << 16, 60
 
 
 def build(
@@ -82,10 +78,10 @@ def serve(
             f"a state has {one:,.1f} MB at any length; at most {settings.prefix_memory:,} MB of beginnings and "
             f"{settings.conversations * one:,.1f} MB of conversations beside"
         )
-    _raise_descriptors()
+    raise_descriptors()
     asyncios = logging.getLogger("asyncio")
     asyncios.setLevel(logging.ERROR)  # it warns of each client that went
-    asyncios.addFilter(_Scarce())
+    asyncios.addFilter(Scarce())
     if logs:
         log.addHandler(logging.StreamHandler(sys.stderr))
         log.setLevel(logging.INFO)
@@ -123,44 +119,6 @@ class _Ending(uvicorn.Server):
             threading.Thread(target=self._server.cancel, name="ending", daemon=True).start()
         else:
             self.force_exit = True
-
-
-def _raise_descriptors() -> None:
-    """Take as many descriptors as the system allows, DESCRIPTORS at most: each connection has one."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        with suppress(OSError, ValueError):  # macOS has a limit beside
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-class _Scarce(logging.Filter):
-    """One line in EVERY seconds where no descriptor is left: asyncio has a traceback for each try to accept.
-
-    After each it listens once more, a second later: that fails where the server ends meanwhile, and is no news.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._said = -math.inf
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is told."""
-        text = record.getMessage()
-        if "_start_serving" in text:
-            return False
-        if "accept() out of system resource" not in text:
-            return True
-        now = time.monotonic()
-        if now < self._said + EVERY:
-            return False
-        self._said, record.exc_info, record.args = now, None, ()
-        record.msg = "no descriptor is left for another connection, so clients wait; raise ulimit -n"
-        return True
 
 
 def _is_fault(record: logging.LogRecord) -> bool:

@@ -11,7 +11,7 @@ from dijiang.runtime.sessions.inference import NO_TELEMETRY
 
 @pytest.mark.parametrize("command", [["run", "-p", "def main(", "-n", "2"], ["inspect"], ["doctor"]], ids=" ".join)
 def test_home_and_the_folder_for_temporary_files_stay_empty(exported, tmp_path, command):
-    """onnxruntime 1.32 keeps a device's number in the one and a socket's lock in the other."""
+    """onnxruntime 1.32 keeps a device's number in the one and a file of its session in the other."""
     verb, *options = command
     places = {name: str(tmp_path / name) for name in ("HOME", "TMPDIR")}
     for place in places.values():
