@@ -1,7 +1,6 @@
 """The command line: the verbs of `commands`, and what is the same for all of them.
 
-Results go to stdout, progress and errors to stderr. Exit status: 0 success, 1 a DijiangError (one
-line), 2 wrong usage, 130 interrupted, 143 terminated.
+Results go to stdout, progress and errors to stderr.
 """
 
 from __future__ import annotations
@@ -41,6 +40,14 @@ from .machine.memory import MORE, is_no_memory
 from .version import __version__
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+#: What a command ends with.
+STATUSES = {
+    0: "All was done.",
+    1: "It was not: one line on stderr says why. Or what was compared differs.",
+    2: "The command is not written as it must be.",
+    INTERRUPTED: "Ctrl-C ended it.",
+    TERMINATED: "SIGTERM or SIGHUP ended it.",
+}
 #: What a terminal that is closed sends; not on Windows.
 HANGUP = getattr(signal, "SIGHUP", None)
 SPACE = "free some space, or choose another file"

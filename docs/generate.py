@@ -20,9 +20,10 @@ from measured.rounding import rounding
 from messages import messages
 
 import dijiang
-from dijiang.cli import main
+from dijiang.cli import STATUSES, main
 from dijiang.doctor.support import support
-from dijiang.recipe import AUTO, GRAPHS, PRECISIONS, PROVIDERS, SCHEMES, TARGETS, resolve
+from dijiang.environment import VARIABLES
+from dijiang.recipe import AUTO, GRAPHS, PRECISIONS, PROVIDERS, SCHEMES, TARGETS, by_target
 from dijiang.runtime.options import Generation, Loading
 
 HERE = Path(__file__).parent
@@ -70,11 +71,12 @@ def graphs() -> str:
 def bundles() -> str:
     """What a default export holds, and what runs it."""
     rows = []
+    recipes = [by_target(precision) for precision in PRECISIONS]
     for target in TARGETS:
-        for precision in PRECISIONS:
-            recipe = resolve(precision, target=target)
+        for recipe in (found[target] for found in recipes if target in found):
             runs = dict.fromkeys(p for graph in recipe.graphs for p in recipe.providers(graph))
-            rows.append([f"`{target}`", f"`{precision}`", words(recipe.graphs), f"`{recipe.scheme}`", words(runs)])
+            names = [f"`{name}`" for name in (target, recipe.precision)]
+            rows.append([*names, words(recipe.graphs), f"`{recipe.scheme}`", words(runs)])
     return table(["target", "precision", "graphs", "weights", "providers"], rows)
 
 
@@ -166,9 +168,12 @@ def commands(command: click.Command, name: str) -> Iterable[str]:
 
 
 def cli() -> str:
-    """Every command."""
+    """Every command, what it ends with, and what it reads of the environment."""
     head = "# Command line\n\nThis page is made from the commands by `make docs`. Do not edit it.\n\n"
-    return head + "\n".join(commands(main, "dijiang"))
+    status = table(["exit status", "when"], [[str(number), when] for number, when in STATUSES.items()])
+    variables = table(["variable", "what it does"], [[f"`{name}`", does] for name, does in VARIABLES.items()])
+    ends = f"## Exit status\n\n{status}\n\n## Environment\n\n{variables}\n"
+    return head + "\n".join(commands(main, "dijiang")) + "\n" + ends
 
 
 def described(name: str, found: Any) -> str:

@@ -7,10 +7,12 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
-from dijiang import errors
+from dijiang import environment, errors
 
 PACKAGE = Path(errors.__file__).parent
 CLASSES = {name: found for name, found in vars(errors).items() if inspect.isclass(found)}
+#: Names that a message writes out, as those of variables of the environment.
+NAMES = {name: value for name, value in vars(environment).items() if name.isupper() and isinstance(value, str)}
 ERRORS = """# Messages
 
 This page is made from the code by `make docs`. Do not edit it.
@@ -27,9 +29,10 @@ def template(node: ast.expr) -> str | None:
     match node:
         case ast.Constant(value=str(text)):
             return text
+        case ast.FormattedValue(value=ast.Name(id=name)) if name in NAMES:
+            return NAMES[name]
         case ast.JoinedStr(values=parts):
-            found = [template(part) if isinstance(part, ast.Constant) else "{...}" for part in parts]
-            return "".join(part or "" for part in found)
+            return "".join("{...}" if (text := template(part)) is None else text for part in parts)
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return f"{template(left) or '{...}'}{template(right) or '{...}'}"
         case ast.Call(args=[first, *_]):

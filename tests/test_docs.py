@@ -9,6 +9,7 @@ import pytest
 
 from dijiang.bundle.manifest import FORMAT_VERSION, Manifest
 from dijiang.cli import main
+from dijiang.environment import VARIABLES
 from dijiang.recipe import GRAPHS
 from dijiang.runtime.snapshot import FIXED, FORMAT, VERSION
 from dijiang.server.wanted import UNSERVED
@@ -49,6 +50,22 @@ def test_page_of_formats_is_of_these_formats():
     assert f"`{FORMAT}`, {VERSION}." in page
     named = set(re.findall(r"`([\w.]+)`", page))
     assert {row.file for row in GRAPHS.values()} | {one.name for one in fields(Manifest)} | FIXED.keys() <= named
+
+
+def test_page_of_the_architecture_names_every_room_once():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = page.split("## The rooms")[1].split("\n\n")[1].splitlines()[2:]
+    named = [name for row in rows for name in re.findall(r"`(\w+)/?`", row.split("|")[1])]
+    there = [
+        path for path in (ROOT / "dijiang").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    ]
+    assert sorted(named) == sorted(path.stem for path in there if not path.name.startswith("__"))
+
+
+def test_every_variable_of_the_environment_stands_in_its_table():
+    code = [*(ROOT / "dijiang").rglob("*.py"), *(ROOT / "native").glob("*.cc")]
+    read = {name for file in code for name in re.findall(r'"((?:DIJIANG|ORT)_[A-Z_]+)', file.read_text("utf-8"))}
+    assert read == VARIABLES.keys()
 
 
 def test_page_of_the_server_names_what_is_refused():

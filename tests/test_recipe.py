@@ -4,10 +4,12 @@ import json
 from dataclasses import replace
 from itertools import product
 
+import generate
 import numpy as np
 import pytest
 
 import dijiang
+from dijiang.doctor.support import support
 from dijiang.models import activations
 from dijiang.recipe import (
     BLOCK,
@@ -21,6 +23,7 @@ from dijiang.recipe import (
     Blocks,
     Provider,
     Recipe,
+    by_target,
     named,
     resolve,
 )
@@ -36,6 +39,13 @@ def test_every_precision_and_target_is_a_recipe_that_its_manifest_keeps(precisio
     for graph in recipe.graphs:
         assert set(recipe.providers(graph)) <= set(PROVIDERS)
         assert recipe.onnxruntime(graph) >= GRAPHS[graph].onnxruntime
+
+
+def test_a_target_need_not_have_a_graph_for_every_precision(monkeypatch):
+    monkeypatch.setitem(TARGETS, "new", replace(TARGETS["onnxruntime"], graphs=("native",)))
+    assert {"fp32", "int8", "int4"} == {name for name in PRECISIONS if "new" in by_target(name)}
+    assert len(list(support())) == len(PROVIDERS) * len(PRECISIONS)
+    assert "| `new` | `int8` | `native` |" in generate.bundles()
 
 
 def test_precisions_that_round_are_judged_by_what_rounding_costs():

@@ -18,7 +18,7 @@ MANIFEST = "dijiang.json"
 DATA = "model.onnx.data"
 PARITY = "parity.json"
 GENERATION = "generation_config.json"
-#: Defaults of a checkpoint's authors in it.
+#: What it says of draws, as transformers names it; all but the first are options of a generation, too.
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 #: Copied from the checkpoint where present, beside the tokenizer.
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION)

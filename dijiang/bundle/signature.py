@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
+from ..environment import SIGNERS, text_of
 from ..errors import BundleError, InputError
 from ..files import temporary_folder
 from ..reading import read_regular
 
-#: A file of public keys: with it every bundle that is opened must be signed by one of them.
-VARIABLE = "DIJIANG_REQUIRE_SIGNATURE"
 #: A signature for anything else is none for a bundle; the name that every key has in the question.
 NAMESPACE, SIGNER = "dijiang-bundle", "signer"
 #: How a public key begins.
@@ -22,7 +20,7 @@ PATIENCE = 60
 
 def required_signers() -> Path | None:
     """The public keys that this process asks for, whatever it opens."""
-    found = os.environ.get(VARIABLE)
+    found = text_of(SIGNERS)
     return Path(found) if found else None
 
 

@@ -61,7 +61,15 @@ def run(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Generate text from BUNDLE."""
+    """Generate text from BUNDLE.
+
+    A line of --jsonl is an object: `prompt`, as text or token ids, and options by their Python names, as
+    `max_tokens`. Its answer has `index`, `input` (a hash of the line), `text`, `finish_reason`, `prompt_tokens`
+    and `generated`; or `index`, `input` and `error`.
+
+    It ends by `stop` (an end token or a stop text), `limit` (--max-tokens) or `length` (the model has no more
+    positions).
+    """
     from ..runtime.model import load
     from ..runtime.snapshot import Snapshot
     from ..runtime.state import State

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..recipe import PRECISIONS, PROVIDERS, TARGETS, resolve
+from ..recipe import PRECISIONS, PROVIDERS, TARGETS, by_target
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,11 @@ def support() -> Iterator[Support]:
     """Every provider with every precision."""
     for provider, row in PROVIDERS.items():
         for precision, kind in PRECISIONS.items():
-            recipes = {target: resolve(precision, target=target) for target in TARGETS}
-            runs = {t: tuple(g for g in r.graphs if provider in r.providers(g)) for t, r in recipes.items()}
+            recipes = by_target(precision).items()
+            runs = {target: tuple(g for g in r.graphs if provider in r.providers(g)) for target, r in recipes}
             target = next((t for t, graphs in runs.items() if graphs), None)
             if target is None:
-                yield Support(provider, precision, None, why=row.refused[kind.type])
+                why = row.refused.get(kind.type, "no target has a graph for it")
+                yield Support(provider, precision, None, why=why)
             else:
                 yield Support(provider, precision, target, runs[target])

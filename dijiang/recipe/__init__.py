@@ -20,7 +20,7 @@ from .precisions import (
     Gate,
     Precision,
 )
-from .recipe import AUTO, Budget, Recipe, resolve, with_budget
+from .recipe import AUTO, Budget, Recipe, by_target, resolve, with_budget
 from .rows import named, require
 from .targets import TARGETS, Target
 
@@ -46,6 +46,7 @@ __all__ = [
     "Recipe",
     "Scheme",
     "Target",
+    "by_target",
     "named",
     "require",
     "resolve",

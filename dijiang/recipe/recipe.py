@@ -171,6 +171,13 @@ def resolve(
     return tuned if budget is None else with_budget(tuned, budget)
 
 
+def by_target(precision: str) -> dict[str, Recipe]:
+    """A precision's default recipe for each target that has a graph for it."""
+    type_ = PRECISIONS[precision].type
+    able = [name for name, goal in TARGETS.items() if any(type_ in GRAPHS[graph].types for graph in goal.graphs)]
+    return {name: resolve(precision, target=name) for name in able}
+
+
 def _candidates(row: Precision, goal: Target, graph: str, target: str) -> list[str]:
     """Graphs that may be written."""
     found = [name for name in goal.graphs if row.type in GRAPHS[name].types]

@@ -19,8 +19,6 @@ T = TypeVar("T", bound="Checked")
 MOST_TOKENS = 1 << 40
 #: Threads that a session may have.
 MOST_THREADS = 4096
-#: Options of a generation that leave tokens out of a draw.
-FILTERS = ("top_k", "top_p", "min_p")
 #: Kind of an option -> what a message calls it.
 KINDS: dict[type, str] = {Real: "a number", Integral: "a whole number", str: "text", bool: "yes or no"}
 
@@ -38,14 +36,16 @@ def option(
     high: float = math.inf,
     flags: tuple[str, ...] = (),
     choices: tuple[str, ...] = (),
+    filters: bool = False,
 ) -> Any:
     """A field of an options class.
 
     kind: of its value, or of each of several where the default is ().  low, high: its range.
     flags: on the command line; none: the field's name.  choices: values, where they are few.
+    filters: it leaves tokens out of a draw, so that it does nothing where none is drawn.
     """
     facts = {"kind": kind, "help": help, "low": low, "high": high, "flags": flags, "choices": choices}
-    return field(default=default, metadata=facts)
+    return field(default=default, metadata=facts | {"filters": filters})
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ class Generation(Checked):
     presence_penalty: float = option(0.0, Real, "0: off.", low=-2, high=2)
     frequency_penalty: float = option(0.0, Real, "0: off.", low=-2, high=2)
     temperature: float = option(0.0, Real, "0: the most likely token.", low=0, high=1e3)
-    top_k: int = option(0, Integral, "0: off.", low=0)
-    top_p: float = option(1.0, Real, "1: off.", low=1e-9, high=1)
-    min_p: float = option(0.0, Real, "0: off.", low=0, high=1)
+    top_k: int = option(0, Integral, "0: off.", low=0, filters=True)
+    top_p: float = option(1.0, Real, "1: off.", low=1e-9, high=1, filters=True)
+    min_p: float = option(0.0, Real, "0: off.", low=0, high=1, filters=True)
     seed: int | None = option(None, Integral, "Default: a new one each time.", low=0, high=2**64 - 1)
     stop: tuple[str, ...] | list[str] | str = option(
         (), str, "Text that ends the output; may be given several times."
@@ -177,6 +177,10 @@ class Generation(Checked):
     def stops(self) -> tuple[str, ...]:
         """The stop strings; a single one need not be in a list."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+#: Options of a generation that leave tokens out of a draw.
+FILTERS = tuple(one.name for one in fields(Generation) if one.metadata["filters"])
 
 
 def authors_choice(sampling: Mapping[str, Any], given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:

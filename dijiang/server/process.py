@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 
 from ..batching.slots import slot_bytes
+from ..environment import SEAL_KEY
 from ..errors import InputError
 from ..hub import name_of
 from ..runtime.model import Model, load
@@ -36,7 +37,7 @@ def build(
     """The server of loaded models, by name; InputError if it would not be safe."""
     settings.require_safe(api_key)
     if seal_key is not None and len(seal_key) < KEY_LENGTH:
-        raise InputError(f"DIJIANG_SEAL_KEY has {len(seal_key)} characters, expected {KEY_LENGTH} or more")
+        raise InputError(f"{SEAL_KEY} has {len(seal_key)} characters, expected {KEY_LENGTH} or more")
     largest = max(sealed_bytes(len(model.new_state().snapshot().dump())) for model in models.values())
     hosted = [Hosted(name, model, settings) for name, model in models.items()]
     seal = None if seal_key is None else seal_key.encode("utf-8", "surrogateescape")

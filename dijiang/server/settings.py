@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from numbers import Integral, Real
 
+from ..environment import API_KEY
 from ..errors import InputError
 from ..runtime.options import Checked, option
 
@@ -67,11 +68,11 @@ class Serving(Checked):
         """InputError if anybody on the network could use it, or nobody."""
         if api_key and not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip()):
             raise InputError(
-                "DIJIANG_API_KEY holds what no client can send in a header: blanks at an end, line ends or letters "
+                f"{API_KEY} holds what no client can send in a header: blanks at an end, line ends or letters "
                 "beyond ASCII; choose another key"
             )
         if not is_loopback(self.host) and not api_key:
             raise InputError(
-                f"host is {self.host}, which others can reach, and there is no API key; set DIJIANG_API_KEY, or "
+                f"host is {self.host}, which others can reach, and there is no API key; set {API_KEY}, or "
                 "listen on 127.0.0.1"
             )

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 import dijiang
 from dijiang.bundle.opened import open_bundle
-from dijiang.bundle.signature import VARIABLE
 from dijiang.cli import main
+from dijiang.environment import SIGNERS
 from dijiang.errors import BundleError, InputError
 from tests.conftest import GOLDEN, edit_manifest, signed
 from tests.kill import to_format_1
@@ -144,7 +144,7 @@ def test_export_signs_and_force_replaces_by_what_it_is_told(tmp_path, keys, monk
     options = {"graph": "primitive", "verify": False}
     dijiang.export(BASE, tmp_path / "b", sign=keys / "ours", **options)
     open_bundle(tmp_path / "b", require_signature=keys / "ours.pub")
-    monkeypatch.setenv(VARIABLE, str(keys / "ours.pub"))  # what is written here need not be signed
+    monkeypatch.setenv(SIGNERS, str(keys / "ours.pub"))  # what is written here need not be signed
     dijiang.export(BASE, tmp_path / "b", force=True, **options)
     refused(tmp_path / "b", keys, "not signed")
     with pytest.raises(InputError, match="nowhere: does not sign"):
@@ -164,7 +164,7 @@ def test_upgraded_bundle_is_not_signed(exported, copy_of, keys):
 
 
 def test_environment_asks_of_every_verb(bundle, keys, exported, monkeypatch, tmp_path):
-    monkeypatch.setenv(VARIABLE, str(keys / "ours.pub"))
+    monkeypatch.setenv(SIGNERS, str(keys / "ours.pub"))
     plain = str(exported("neox-base"))
     verbs = (
         ["inspect"],

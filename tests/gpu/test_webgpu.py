@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import dijiang
+from dijiang.environment import SOFTWARE_GPU
 from dijiang.recipe import GRAPHS, PROVIDERS
-from dijiang.runtime.sessions.webgpu import SOFTWARE, WEBGPU, adapter, is_software
+from dijiang.runtime.sessions.webgpu import WEBGPU, adapter, is_software
 from tests.conftest import EXAMPLES
 from tests.graph.test_families import NAMED
 from tests.random_models import write
@@ -66,7 +67,7 @@ def test_no_vulkan_driver_is_one_line(exported):
     path = exported("neox-base")
     environment = os.environ | {"VK_ICD_FILENAMES": "/nothing.json", "VK_DRIVER_FILES": "/nothing.json"}
     command = [sys.executable, "-m", "dijiang", "run", str(path), "-p", "x", "--provider", "webgpu"]
-    done = subprocess.run(command, env=environment | {SOFTWARE: "1"}, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment | {SOFTWARE_GPU: "1"}, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert [line for line in done.stderr.splitlines() if line.startswith("Error: ")] == [
         f"Error: {path / 'model.webgpu.onnx'}: {WEBGPU.name} cannot load it (Failed to get a WebGPU adapter: "

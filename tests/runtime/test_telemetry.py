@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dijiang.runtime.sessions.inference import NO_TELEMETRY
+from dijiang.environment import NO_TELEMETRY
 
 
 @pytest.mark.parametrize("command", [["run", "-p", "def main(", "-n", "2"], ["inspect"], ["doctor"]], ids=" ".join)
@@ -16,7 +16,7 @@ def test_home_and_the_folder_for_temporary_files_stay_empty(exported, tmp_path, 
     places = {name: str(tmp_path / name) for name in ("HOME", "TMPDIR")}
     for place in places.values():
         os.mkdir(place)
-    environment = {name: value for name, value in os.environ.items() if name != NO_TELEMETRY[0]} | places
+    environment = {name: value for name, value in os.environ.items() if name != NO_TELEMETRY} | places
     bundle = [str(exported("tiny-python"))] if verb != "doctor" else []
     done = subprocess.run(
         [sys.executable, "-m", "dijiang", verb, *bundle, *options], env=environment, capture_output=True, text=True

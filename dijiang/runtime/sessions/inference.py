@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ...environment import NO_TELEMETRY
 from ...errors import SessionError
 from ...machine.limits import usable_cores
 from ...machine.memory import MORE, is_no_memory
@@ -25,8 +26,6 @@ DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 BLOCK_BASE = ("session.dynamic_block_base", "4")
 #: What nodes unpack of weights is unpacked once, when a graph is opened: 4 bytes a weight.
 UNPACKED = ("session.disable_quant_qdq", "1")
-#: Without it onnxruntime 1.32 tells Microsoft of the machine, and keeps a device's number in HOME (ADR 0044).
-NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "1")
 #: The last onnxruntime for Python 3.10.
 LAST_FOR_3_10 = (1, 23)
 
@@ -34,9 +33,9 @@ LAST_FOR_3_10 = (1, 23)
 def import_onnxruntime() -> Any:
     """The onnxruntime module; SessionError where none is installed, or the one there is broken.
 
-    It sends no telemetry, unless the environment says so, or somebody else has imported it before.
+    It sends no telemetry (ADR 0044), unless the environment says so, or somebody else has imported it before.
     """
-    os.environ.setdefault(*NO_TELEMETRY)  # read once, at the import
+    os.environ.setdefault(NO_TELEMETRY, "1")  # read once, at the import
     try:
         import onnxruntime
     except ImportError as error:

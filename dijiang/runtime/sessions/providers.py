@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...bundle.opened import Bundle
-from ...errors import DijiangError, SessionError
+from ...errors import SessionError
 from ...machine.driver import Cuda
-from ...recipe import AUTO, GRAPHS, PRECISIONS, PROVIDERS, TARGETS, named, resolve
+from ...recipe import AUTO, GRAPHS, PRECISIONS, PROVIDERS, by_target, named
 from ..options import Loading
 from .base import Session
 from .device import Device
@@ -151,11 +151,7 @@ def _refusal(bundle: Bundle, graphs: list[str], provider: str) -> str:
 def _export_for(precision: str, provider: str) -> str:
     """How to export so that a provider runs the result."""
     for name in (precision, *PRECISIONS):
-        for target in TARGETS:
-            try:
-                recipe = resolve(name, target=target)
-            except DijiangError:
-                continue
+        for target, recipe in by_target(name).items():
             if any(provider in recipe.providers(graph) for graph in recipe.graphs):
                 options = f" --precision {name}" if name != precision else ""
                 return f"export again with --target {target}{options}"

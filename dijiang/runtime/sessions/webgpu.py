@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ...bundle.opened import Bundle
+from ...environment import SOFTWARE_GPU
 from ...errors import SessionError
 from ...machine.limits import available_bytes
 from .device import FATAL, Device
@@ -19,8 +20,6 @@ from .preflight import check_single_onnxruntime
 PACKAGE, MODULE = "onnxruntime-ep-webgpu", "onnxruntime_ep_webgpu"
 #: The oldest plug-in, and the oldest onnxruntime beside it.
 OLDEST, OLDEST_ONNXRUNTIME = (0, 4), (1, 30)
-#: In the environment, it lets a Vulkan driver in software take a GPU's place.
-SOFTWARE = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def adapter(name: str = WEBGPU.name) -> Any:
     if not found:
         raise SessionError(
             f"{name} finds no GPU here; install its Vulkan driver. A driver in software, or a GPU that "
-            f"onnxruntime does not see, is used with {SOFTWARE}=1 in the environment"
+            f"onnxruntime does not see, is used with {SOFTWARE_GPU}=1 in the environment"
         )
     return sorted(found, key=is_software)[0]
 
