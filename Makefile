@@ -259,8 +259,14 @@ web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 # Our kernels for browsers, with plain SIMD and with relaxed SIMD. Names and instructions that CMakeLists.txt gives them, too.
 CORE = native/isa/wasm.cc native/pack.cc $(wildcard native/wasm/*.cc)
 web/core-relaxed.wasm: SIMD = +relaxed_simd
-web/core.wasm web/core-relaxed.wasm: $(CORE) $(NATIVE) native/wasm/exported.h .ecosystem/browser/.made
-	.ecosystem/browser/bin/python -m ziglang c++ --target=wasm32-wasi -mcpu=generic+bulk_memory+simd128$(SIMD) \
+ZIG = ziglang==0.17.1
+.zig/.made:
+	$(PYTHON) -m venv .zig
+	.zig/bin/pip install -q $(ZIG)
+	touch $@
+
+web/core.wasm web/core-relaxed.wasm: $(CORE) $(NATIVE) native/wasm/exported.h .zig/.made
+	.zig/bin/python -m ziglang c++ --target=wasm32-wasi -mcpu=generic+bulk_memory+simd128$(SIMD) \
 	  -mexec-model=reactor -O3 -std=c++17 -Wall -Wextra -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-exceptions \
 	  -fno-rtti -fvisibility=hidden -s -Wl,--export-dynamic,--export=__heap_base,-z,stack-size=262144 -o $@ $(CORE)
 
@@ -283,4 +289,4 @@ $(VENV)/.demo $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* .aarch64 .ecosystem .load .clients .capacity .mutants .sanitize .soak .steps web/node_modules web/*.wasm .lavapipe .lavapipe.env .real demo build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-* .zig .aarch64 .ecosystem .load .clients .capacity .mutants .sanitize .soak .steps web/node_modules web/*.wasm .lavapipe .lavapipe.env .real demo build dist *.egg-info

@@ -12,7 +12,7 @@ from dijiang.cli import main
 from dijiang.environment import VARIABLES
 from dijiang.recipe import GRAPHS
 from dijiang.runtime.snapshot import FIXED, FORMAT, VERSION
-from dijiang.server.wanted import UNSERVED
+from dijiang.server.unserved import UNSERVED
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from .chat_template import ChatTemplate, Message
-from .grammar import COMPACT, require_small
+from .grammar import COMPACT, require_small, without_remarks
 from .text import TextTokenizer
 
 #: Stand for calls when a template is asked how it writes them. Some templates want an id of nine characters.
@@ -108,7 +108,9 @@ class Syntax:
                 "tools or response_format"
             )
         joint, opening = self.joint if several else None, json.dumps(self.opening)
-        said = "TEXT" if schema is None else f"%json {json.dumps(schema | {'x-guidance': COMPACT})}"
+        said = (
+            "TEXT" if schema is None else f"%json {json.dumps(without_remarks(schema) | {'x-guidance': COMPACT})}"
+        )
         spaced = {"whitespace_flexible": False, "item_separator": self.spacing[0], "key_separator": self.spacing[1]}
         more = "" if joint is None else f"({json.dumps(joint)} call)*"
         end = json.dumps(self.closing) if self.closing else ""
@@ -122,7 +124,8 @@ class Syntax:
         ]
         for at, tool in enumerate(tools):
             rules.append(f"call_{at}: {json.dumps(tool.name + self.between)} arguments_{at}")
-            rules.append(f"arguments_{at}: %json {json.dumps(tool.parameters | {'x-guidance': spaced})}")
+            arguments = without_remarks(tool.parameters) | {"x-guidance": spaced}
+            rules.append(f"arguments_{at}: %json {json.dumps(arguments)}")
         return "\n".join(rules)
 
     def reader(self, *, alone: bool = False) -> Reader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -75,15 +75,22 @@ class ChatTemplate:
         return cls(source, {name: text for name, text in tokens.items() if isinstance(text, str)})
 
     def render(
-        self, messages: Sequence[Message], *, answer: bool = True, tools: Sequence[dict[str, Any]] = ()
+        self,
+        messages: Sequence[Message],
+        *,
+        answer: bool = True,
+        tools: Sequence[dict[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The text of a conversation.
 
         answer: with the start of the assistant's answer.  tools: may be called; as OpenAI's API describes them.
+        variables: more that the template reads, by name.
 
         Raises:
             InputError: the template refuses the messages, or takes too long.
         """
+        known = dict(variables or {}) | self._tokens
         try:
             return patiently(
                 lambda: self._template.render(
@@ -91,9 +98,9 @@ class ChatTemplate:
                     add_generation_prompt=answer,
                     tools=list(tools) or None,
                     documents=None,
-                    **self._tokens,
+                    **known,
                 ),
-                sum(len(str(message)) for message in (*messages, *tools)),
+                sum(len(str(given)) for given in (*messages, *tools, variables)),
             )
         except self._failures as error:
             raise InputError(f"the chat template refuses the messages ({error}); change their roles") from error
@@ -105,16 +112,31 @@ class ChatTemplate:
         old = message.get("role") == "developer" and not self._developer
         return message | {"role": "system"} if old else message
 
-    def following(self, messages: Sequence[Message], *, tools: Sequence[dict[str, Any]] = ()) -> str:
+    def unfinished(self, messages: Sequence[Message], **how: Any) -> str:
+        """The text of a conversation up to the end of what its last message says, to be gone on with.
+
+        how: `tools` and `variables` of `render`.
+
+        Raises:
+            InputError: as `render`; or the template writes the last message otherwise than it is.
+        """
+        text, last = self.render(messages, answer=False, **how), str(messages[-1]["content"])
+        for said in (last, last.strip()):  # many templates trim what is said
+            at = text.rfind(said)
+            if said and at >= 0:
+                return text[: at + len(said)]
+        raise InputError("the chat template does not write the last message as it is; it cannot be continued")
+
+    def following(self, messages: Sequence[Message], **how: Any) -> str:
         """The text from the end of an answer on: what ends it, further messages, the start of the next answer.
 
-        So a conversation goes on from its state, without what was said before.
+        So a conversation goes on from its state, without what was said before.  how: as `render`.
 
         Raises:
             InputError: as `render`; or the template writes an earlier answer otherwise than a new one.
         """
         before: list[Message] = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}]
-        _, found, rest = self.render([*before, *messages], tools=tools).partition(ANSWERED)
+        _, found, rest = self.render([*before, *messages], **how).partition(ANSWERED)
         if not found:
             raise InputError(
                 "the chat template leaves out what was answered before; send the whole conversation instead"
@@ -128,18 +150,18 @@ def continued(
     state: State,
     ends: Collection[int],
     messages: Sequence[Message],
-    *,
-    tools: Sequence[dict[str, Any]] = (),
+    **how: Any,
 ) -> list[int]:
     """Token ids that continue a conversation from its state, which stands at the end of an answer.
 
     ends: end tokens of the model. The state's pending token is fed first. If it is one, or a special token that was
-    told to end the answer, it is not repeated, nor is the space that a template writes before it.
+    told to end the answer, it is not repeated, nor is the space that a template writes before it.  how: as
+    `ChatTemplate.render`.
 
     Raises:
         InputError: as `ChatTemplate.following`.
     """
-    text, seam = template.following(messages, tools=tools), state.seam()
+    text, seam = template.following(messages, **how), state.seam()
     if seam is None or not (seam.token in ends or seam.token in tokenizer.special):
         return tokenizer.encode(text, start=False)
     name, rest = tokenizer.name(seam.token), text.lstrip()

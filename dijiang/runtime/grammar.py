@@ -16,6 +16,13 @@ COMPACT: Any = {"whitespace_flexible": False}
 #: Compiling takes time by the square of how many properties, or forms, stand side by side: at most the sum of these
 #: squares. It is 2,000 properties of one object, which take a third of a second.
 MOST_WORK = 4_000_000
+#: Values of `format` that llguidance knows. JSON Schema lets the others say something to people only.
+FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
+#: Keys of a schema whose values are no schemas; and whose values are schemas by names that anybody may choose.
+VALUES = ("const", "enum", "default", "examples")
+NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+#: Schemas in schemas.
+DEEPEST = 100
 
 
 class GrammarTokenizer:
@@ -58,8 +65,9 @@ class Grammar:
             if isinstance(form, str):
                 grammar = LLMatcher.grammar_from_lark(form)
             else:
-                schema = json.dumps(form)
+                json.dumps(form)  # it holds what JSON can say, and not itself
                 require_small(form)
+                schema = json.dumps(without_remarks(form))
                 grammar = LLMatcher.grammar_from_json_schema(schema, overrides=COMPACT)
         except ValueError as error:
             raise InputError(f"the schema does not compile ({_line(error)}); change it") from error
@@ -86,6 +94,31 @@ def require_small(*forms: Any) -> None:
             "the schema has too many properties or forms side by side, expected at most "
             f"{isqrt(MOST_WORK):,} in one place; use a simpler one"
         )
+
+
+def without_remarks(schema: Any, depth: int = 0) -> Any:
+    """A JSON schema without what allows every text: formats that nobody checks, and `uniqueItems` of false.
+
+    Raises:
+        InputError: it is nested too deeply.
+    """
+    if depth > DEEPEST:
+        raise InputError(f"the schema has more than {DEEPEST} schemas in one another; use a simpler one")
+    if isinstance(schema, list):
+        return [without_remarks(each, depth + 1) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {}
+    for name, value in schema.items():
+        if name == "format" and isinstance(value, str) and value not in FORMATS:
+            continue
+        if name == "uniqueItems" and value is False:
+            continue
+        if name in NAMED and isinstance(value, dict):
+            found[name] = {key: without_remarks(each, depth + 1) for key, each in value.items()}
+        else:
+            found[name] = value if name in VALUES else without_remarks(value, depth + 1)
+    return found
 
 
 class Matcher:

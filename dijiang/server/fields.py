@@ -10,7 +10,7 @@ from typing import Any
 from ..runtime.options import ALONE, Generation
 from .failures import Refused
 
-MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS, MOST_BIAS, MOST_TOOLS = 16, 4, 20, 100.0, 128
+MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS, MOST_BIAS, MOST_TOOLS = 16, 64, 20, 100.0, 128
 Shape = dict[str, Any]
 TEXT: Shape = {"type": "string"}
 YES_OR_NO: Shape = {"type": "boolean"}
@@ -48,12 +48,18 @@ CHAT = COMMON | {
     "tools": {"type": "array", "items": OBJECT},
     "tool_choice": {"type": ["string", "object"]},
     "parallel_tool_calls": YES_OR_NO,
+    "add_generation_prompt": YES_OR_NO,
+    "continue_final_message": YES_OR_NO,
+    "chat_template_kwargs": OBJECT,
 }
 TOKENIZE: dict[str, Shape] = {"model": TEXT, "prompt": TEXT}
 #: Options of a generation that a request has.
 OPTIONS = [one for one in fields(Generation) if one.name not in ALONE]
 #: Fields that are options of a generation -> their names there.
-GENERATION = {one.name: one.name for one in OPTIONS} | {"max_completion_tokens": "max_tokens"}
+ALIASES = {"max_completion_tokens": "max_tokens", "stop_token_ids": "stop_tokens"}
+GENERATION = {one.name: one.name for one in OPTIONS} | ALIASES
+#: Seeds that are taken: OpenAI's have a sign.
+LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1
 
 #: Types of JSON Schema -> of Python, and what a message calls them.
 TYPES: dict[str, tuple[Any, str]] = {
@@ -100,6 +106,7 @@ def named(value: Any) -> str:
 def options() -> dict[str, Shape]:
     """The options of a generation, as the table above."""
     own = {one.name: _option(one) for one in OPTIONS}
+    own["seed"]["minimum"] = LEAST_SEED
     return own | {alias: own[name] for alias, name in GENERATION.items()}
 
 

@@ -33,6 +33,7 @@ from ..runtime.state import State
 from ..runtime.state_folder import StateFolder
 from .failures import Refused
 from .settings import Serving
+from .tools import Offer
 from .wanted import Wanted
 
 #: Threads that turn prompts into ids: more share the same cores.
@@ -193,6 +194,7 @@ class Hosted:
     def _turns(self, wanted: Wanted, state: State | None, posts: Sequence[Post]) -> list[Turn]:
         """One a choice; those of one prompt are forks of the first of them."""
         turns: list[Turn] = []
+        self._require_tokens(wanted)
         grammar = self._grammar(wanted)
         for given in [self._chat_ids(wanted, state)] if wanted.messages else wanted.prompts:
             prompt: str | Sequence[int] | np.ndarray = given
@@ -221,10 +223,11 @@ class Hosted:
             options = wanted.options.attempt(choice)
             plan = prepare(self.model, prompt, options, own, keeps=False, bias=dict(wanted.bias), grammar=grammar)
         except InputError as error:
-            raise Refused(str(error)) from None
+            raise Refused(str(error), param=wanted.asked) from None
         if len(plan.ids) > self.settings.max_prompt:
             raise Refused(
                 f"the prompt has {len(plan.ids)} tokens, expected at most {self.settings.max_prompt}; send less",
+                param=wanted.asked,
                 code="context_length_exceeded",
             )
         return Turn(
@@ -237,6 +240,13 @@ class Hosted:
             borders=NO_BORDERS if self._prefixes is None else self._prefixes.borders(own, plan.ids),
         )
 
+    def _require_tokens(self, wanted: Wanted) -> None:
+        """Refused for ids that the vocabulary does not have."""
+        end = self.model.spec.vocab_size
+        for name, tokens in (("logit_bias", dict(wanted.bias)), ("stop_tokens", wanted.options.stop_tokens)):
+            if unknown := [token for token in tokens if token >= end]:
+                raise Refused(f"{name} has the token {unknown[0]}, expected ids from 0 to {end - 1}", param=name)
+
     def _grammar(self, wanted: Wanted) -> Grammar | None:
         """What the answer has to look like; None: like anything."""
         form: dict[str, Any] | str | None = wanted.schema
@@ -247,16 +257,30 @@ class Hosted:
                 form = syntax.grammar(offer.tools, must=offer.must, several=offer.several, schema=schema)
             return None if form is None else self.model.grammar(form)
         except InputError as error:
+            if offer is not None:
+                self._require_compiled(offer)
             raise Refused(str(error), param="response_format" if offer is None else "tools") from None
+
+    def _require_compiled(self, offer: Offer) -> None:
+        """Refused for the first tool whose schema is to blame."""
+        for tool in offer.tools:
+            try:
+                self.model.grammar(tool.parameters)
+            except InputError as error:
+                raise Refused(f"the function {tool.name}: {error}", param="tools") from None
 
     def _chat_ids(self, wanted: Wanted, state: State | None) -> list[int]:
         """Token ids of a chat's messages, after what a state has seen."""
         tokenizer, offer = self.model.tokenizer, wanted.offer
         tools = [] if offer is None else [described(tool) for tool in offer.tools]
+        how: dict[str, Any] = {"tools": tools, "variables": wanted.variables}
+        if wanted.goes_on:
+            return tokenizer.as_it_stands(self.template.unfinished(wanted.messages, **how))
+        how["answer"] = wanted.answer
         if state is None:
-            return tokenizer.as_it_stands(self.template.render(wanted.messages, tools=tools))
+            return tokenizer.as_it_stands(self.template.render(wanted.messages, **how))
         ends = self.model.spec.eos_token_ids
-        return continued(self.template, tokenizer, state, ends, wanted.messages, tools=tools)
+        return continued(self.template, tokenizer, state, ends, wanted.messages, **how)
 
 
 class Job:
@@ -282,7 +306,9 @@ class Job:
     def late(self) -> Refused:
         """What is said after the deadline."""
         seconds = self._hosted.settings.timeout
-        return Refused(f"the request took more than {seconds:g} s; ask for fewer tokens", status=408)
+        # OpenAI's clients ask again after 408, which would take as long.
+        never = {"x-should-retry": "false"}
+        return Refused(f"the request took more than {seconds:g} s; ask for fewer tokens", status=408, headers=never)
 
     async def told(self) -> AsyncGenerator[Told, None]:
         """All tokens of all choices as they come.

@@ -80,18 +80,21 @@ def _chosen(choice: Any) -> str | None:
 
 
 def past_calls(calls: Any, where: str) -> list[dict[str, Any]]:
-    """`tool_calls` of a message, as templates get them: arguments are an object."""
+    """`tool_calls` of a message, as templates get them: arguments are an object.
+
+    Those that were cut, or are no JSON of an object, stay the text that they are.
+    """
     found = []
     for call in calls if isinstance(calls, list) else [{}]:
         function = _within(call, "function")
         name, text = function.get("name"), function.get("arguments") or "{}"  # "" where there are none
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise Refused(f"{where}.tool_calls are no functions with a name and arguments in text", param=where)
         try:
-            arguments = parse_json(text.encode()) if isinstance(text, str) else None
+            arguments = parse_json(text.encode(errors="surrogatepass"))
         except ValueError:
             arguments = None
-        if not isinstance(name, str) or not isinstance(arguments, dict):
-            raise Refused(f"{where}.tool_calls are no functions with a name and JSON arguments", param=where)
-        told = {"name": name, "arguments": arguments}
+        told = {"name": name, "arguments": arguments if isinstance(arguments, dict) else text}
         found.append({"id": call.get("id", ""), "type": "function", "function": told})
     return found
 

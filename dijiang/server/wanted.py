@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError
 from ..runtime.options import Generation
 from .failures import Refused
-from .fields import CHAT, COMPLETION, GENERATION, MOST_BIAS, MOST_CHOICES, MOST_STOPS, STREAM_OPTIONS, Fields, named
+from .fields import (
+    CHAT,
+    COMPLETION,
+    GENERATION,
+    LEAST_SEED,
+    MOST_BIAS,
+    MOST_CHOICES,
+    MOST_SEED,
+    MOST_STOPS,
+    STREAM_OPTIONS,
+    Fields,
+    named,
+)
 from .settings import Serving
 from .tools import Offer, offer, past_calls
+from .unserved import UNSERVED, UNSERVED_IN_MESSAGE, refuse_unserved
 
 #: What OpenAI's API takes where nothing is said.
 DEFAULTS = {"temperature": 1.0}
 #: Tokens of an answer where nothing is said: of a completion; a chat's end with its turn, or the server's limit.
 COMPLETION_TOKENS = 16
-#: Fields that would change the answer and cannot be served -> values that change nothing.
-UNSERVED: dict[str, tuple[Any, ...]] = {
-    "echo": (None, False),
-    "suffix": (None, ""),
-    "best_of": (None, 1),
-    "functions": (None, []),
-    "audio": (None,),
-    "modalities": (None, ["text"]),
-    "structured_outputs": (None,),  # of vLLM and llama.cpp: without them a text would not be what was asked for
-    "guided_json": (None,),
-    "guided_regex": (None,),
-    "guided_choice": (None,),
-    "guided_grammar": (None,),
-    "grammar": (None, ""),
-    "json_schema": (None,),
-}
+#: Keys of parts of a message that are text.
+TEXTS = ("text", "refusal")
+#: What a chat's template is given in any case.
+OF_TEMPLATES = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What a request asks for.
 
-    prompts: texts or ids, one or more; or `messages` of a chat.
+    prompts: texts or ids, one or more; or `messages` of a chat.  answer: the template writes how an answer begins.
+    goes_on: the last message is not at its end, and the answer continues it.  variables: of the template, by name.
     usage, usage_each: tell what it took, at the end; with each piece of a stream, too.
     logprobs: most likely tokens to name beside each; None: no log-probabilities.
     previous: id of the answer that is continued.  sealed: state that is continued.
@@ -50,6 +52,9 @@ class Wanted:
     options: Generation
     prompts: tuple[str | list[int], ...] = ()
     messages: tuple[dict[str, Any], ...] = ()
+    answer: bool = True
+    goes_on: bool = False
+    variables: dict[str, Any] = field(default_factory=dict)
     n: int = 1
     stream: bool = False
     usage: bool = False
@@ -63,6 +68,11 @@ class Wanted:
     sealed: str | None = None
     store: bool = False
     seal: bool = False
+
+    @property
+    def asked(self) -> str:
+        """The field that says what is asked."""
+        return "messages" if self.messages else "prompt"
 
     @property
     def choices(self) -> int:
@@ -80,10 +90,8 @@ def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) 
     """
     if not isinstance(body, dict):
         raise Refused(f"the body is {named(body)}, expected an object")
-    alike = UNSERVED | {"best_of": (*UNSERVED["best_of"], body.get("n"))}
-    for name, same in alike.items():
-        if body.get(name) not in same:
-            raise Refused(f"{name} is not served here; leave it out", param=name, code="unsupported_parameter")
+    alike = {"best_of": (*UNSERVED["best_of"], body.get("n")), "add_special_tokens": (None, not chat)}
+    refuse_unserved(body, UNSERVED | alike)
     given = Fields(body, CHAT if chat else COMPLETION)
     chosen = _chat(given) if chat else {"prompts": _prompts(given("prompt", needed=True))}
     previous, sealed = given("previous_response_id"), given("state")
@@ -109,31 +117,38 @@ def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) 
     )
     if wanted.choices > MOST_CHOICES:
         raise Refused(f"{wanted.choices} choices, expected at most {MOST_CHOICES}; send more requests", param="n")
+    if wanted.goes_on and (wanted.schema or wanted.offer or previous is not None or sealed is not None):
+        raise Refused(
+            "continue_final_message goes on within a message, and not with response_format, tools or a kept state; "
+            "leave it out",
+            param="continue_final_message",
+        )
     if wanted.choices > 1 and (wanted.store or wanted.seal or previous is not None or sealed is not None):
         raise Refused("a state is kept or continued by one choice alone; set n to 1 and give one prompt", param="n")
     return wanted
 
 
 def _options(body: dict[str, Any], settings: Serving, sampling: dict[str, Any], *, chat: bool) -> Generation:
-    given = {ours: body[name] for name, ours in GENERATION.items() if body.get(name) is not None}
+    names = {ours: name for name, ours in GENERATION.items() if body.get(name) is not None}
+    given = {ours: body[name] for ours, name in names.items()}
     stop = given.get("stop", ())
     if isinstance(stop, list) and len(stop) > MOST_STOPS:
         raise Refused(f"{len(stop)} stop strings, expected at most {MOST_STOPS}", param="stop")
     if "" in ([stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []):
         raise Refused("a stop string is empty, expected some text", param="stop")
-    if isinstance(seed := given.get("seed"), int) and -(2**63) <= seed < 0:  # OpenAI's seeds have a sign
-        given["seed"] = seed % 2**64
+    for ours, low, high in (("max_tokens", 1, settings.max_tokens), ("seed", LEAST_SEED, MOST_SEED)):
+        value = given.get(ours)
+        if type(value) is int and not low <= value <= high:
+            name = names[ours]
+            raise Refused(f"{name} is {value}, expected a whole number from {low} to {high}", param=name)
+    if type(given.get("seed")) is int:
+        given["seed"] %= 2**64
     given.setdefault("max_tokens", settings.max_tokens if chat else COMPLETION_TOKENS)
     try:
         options = Generation.of(DEFAULTS | sampling | given)
     except InputError as error:
-        name = str(error).split(" ", 1)[0]
-        raise Refused(str(error), param=name if name in GENERATION else None) from None
-    if options.max_tokens > settings.max_tokens:
-        raise Refused(
-            f"max_tokens is {options.max_tokens}, expected at most {settings.max_tokens}; ask for fewer",
-            param="max_tokens",
-        )
+        ours, _, rest = str(error).partition(" ")
+        raise Refused(f"{names.get(ours, ours)} {rest}", param=names.get(ours)) from None
     return options.seeded()
 
 
@@ -141,28 +156,56 @@ def _chat(given: Fields) -> dict[str, Any]:
     messages = given("messages", needed=True)
     if not messages:
         raise Refused("messages is empty, expected at least one", param="messages")
-    return {"messages": tuple(_message(message, at) for at, message in enumerate(messages)), "offer": offer(given)}
+    goes_on, begins = bool(given("continue_final_message")), given("add_generation_prompt")
+    if goes_on and begins:
+        raise Refused(
+            "both continue_final_message and add_generation_prompt are true; give one",
+            param="add_generation_prompt",
+        )
+    variables = given("chat_template_kwargs") or {}
+    if taken := [name for name in OF_TEMPLATES if name in variables]:
+        raise Refused(
+            f"chat_template_kwargs has {taken[0]}, which is a field of its own", param="chat_template_kwargs"
+        )
+    return {
+        "messages": tuple(_message(message, at) for at, message in enumerate(messages)),
+        "offer": offer(given),
+        "answer": begins is not False and not goes_on,
+        "goes_on": goes_on,
+        "variables": variables,
+    }
 
 
 def _message(message: Any, at: int) -> dict[str, Any]:
-    """Role, text and calls of tools; content in parts is joined, as long as they are text."""
+    """Role, text and calls of tools."""
     where = f"messages[{at}]"
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise Refused(f"{where} is {named(message)}, expected an object with a role", param=where)
+    refuse_unserved(message, UNSERVED_IN_MESSAGE, where)
     beside = {name: message[name] for name in ("name", "tool_call_id") if isinstance(message.get(name), str)}
-    content = message.get("content")
     if message.get("tool_calls"):
         beside["tool_calls"] = past_calls(message["tool_calls"], where)
-        content = content or ""
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        content = "".join(texts) if len(texts) == len(parts) else None
-    if content is None and message["role"] == "assistant" and "content" in message:
-        content = ""  # it said nothing
-    if not isinstance(content, str):
+    content = message.get("content")
+    if content is None and message["role"] == "assistant":
+        content = message.get("refusal")
+        if content is None and ("tool_calls" in beside or "content" in message):
+            content = ""  # it said nothing
+    return {"role": message["role"], "content": _text(content, where)} | beside
+
+
+def _text(content: Any, where: str) -> str:
+    """The content of a message. Parts are joined: each is text, or why an answer has none."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
         raise Refused(f"{where}.content is no text, expected text", param=where)
-    return {"role": message["role"], "content": content} | beside
+    texts = []
+    for at, part in enumerate(content):
+        text = next((part[kind] for kind in TEXTS if kind in part), None) if isinstance(part, dict) else None
+        if not isinstance(text, str):
+            raise Refused(f"{where}.content[{at}] is no text, expected text", param=where)
+        texts.append(text)
+    return "".join(texts)
 
 
 def _prompts(prompt: str | list[Any]) -> tuple[str | list[int], ...]:

@@ -120,6 +120,8 @@ def test_full_queue_is_429_and_time_is_408(models):
             thread.join()
         assert sorted(status for status, *_ in found) == [408, 408, 429, 429]
         refused = next(f for f in found if f[0] == 429)
+        late = next(f for f in found if f[0] == 408)
+        assert late[1]["x-should-retry"] == "false"  # it would take as long again: openai's client reads it
         assert (refused[1]["retry-after"], refused[2]["error"]["type"]) == ("1", "rate_limit_error")
         pieces = server.ask("/v1/completions", body | {"stream": True})[2]
         assert "took more than 1 s" in events(pieces)[-1]["error"]["message"]

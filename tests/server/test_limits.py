@@ -12,18 +12,19 @@ import pytest
 
 import dijiang
 from dijiang.server.settings import Serving
+from dijiang.server.unserved import UNSERVED
 from tests.server.serving import running
 
 REFUSED = {
     "no model": ({"prompt": "x"}, 400, "model"),
     "unknown model": ({"model": "none", "prompt": "x"}, 404, "model"),
     "no prompt": ({"model": "tiny"}, 400, "prompt"),
-    "empty prompt": ({"model": "tiny", "prompt": ""}, 400, None),
+    "empty prompt": ({"model": "tiny", "prompt": ""}, 400, "prompt"),
     "prompt of numbers": ({"model": "tiny", "prompt": [1.5]}, 400, "prompt"),
     "prompt of booleans": ({"model": "tiny", "prompt": [True]}, 400, "prompt"),
     "mixed prompt": ({"model": "tiny", "prompt": ["x", 3]}, 400, "prompt"),
-    "id out of range": ({"model": "tiny", "prompt": [10**6]}, 400, None),
-    "surrogate": ({"model": "tiny", "prompt": "\ud800"}, 400, None),
+    "id out of range": ({"model": "tiny", "prompt": [10**6]}, 400, "prompt"),
+    "surrogate": ({"model": "tiny", "prompt": "\ud800"}, 400, "prompt"),
     "surrogate in a name": ({"model": "\ud800", "prompt": "x"}, 404, "model"),
     "hot": ({"model": "tiny", "prompt": "x", "temperature": 1e9}, 400, "temperature"),
     "text for a number": ({"model": "tiny", "prompt": "x", "top_p": "x"}, 400, "top_p"),
@@ -33,13 +34,19 @@ REFUSED = {
     "bias beyond floats": ({"model": "tiny", "prompt": "x", "logit_bias": {"5": 10**400}}, 400, "logit_bias"),
     "bias that is no number": ({"model": "tiny", "prompt": "x", "logit_bias": {"5": "1"}}, 400, "logit_bias"),
     "many choices": ({"model": "tiny", "prompt": "x", "n": 99}, 400, "n"),
-    "five stops": ({"model": "tiny", "prompt": "x", "stop": list("abcde")}, 400, "stop"),
+    "no tokens by the other name": (
+        {"model": "tiny", "prompt": "x", "max_completion_tokens": 0},
+        400,
+        "max_completion_tokens",
+    ),
+    "many stops": ({"model": "tiny", "prompt": "x", "stop": list("abcde") * 13}, 400, "stop"),
+    "stop token of no token": ({"model": "tiny", "prompt": "x", "stop_token_ids": [99999]}, 400, "stop_tokens"),
     "empty stop": ({"model": "tiny", "prompt": "x", "stop": [""]}, 400, "stop"),
     "stop of numbers": ({"model": "tiny", "prompt": "x", "stop": [1]}, 400, "stop"),
     "seed": ({"model": "tiny", "prompt": "x", "seed": 2**64}, 400, "seed"),
     "bias of words": ({"model": "tiny", "prompt": "x", "logit_bias": {"a": 1}}, 400, "logit_bias"),
     "bias out of range": ({"model": "tiny", "prompt": "x", "logit_bias": {"1": 1e9}}, 400, "logit_bias"),
-    "bias of no token": ({"model": "tiny", "prompt": "x", "logit_bias": {"99999": 1}}, 400, None),
+    "bias of no token": ({"model": "tiny", "prompt": "x", "logit_bias": {"99999": 1}}, 400, "logit_bias"),
     "stream of text": ({"model": "tiny", "prompt": "x", "stream": "yes"}, 400, "stream"),
     "penalty": ({"model": "tiny", "prompt": "x", "presence_penalty": 2.5}, 400, "presence_penalty"),
     "format": (
@@ -95,6 +102,38 @@ def test_bad_request_is_one_error_of_the_apis_shape(served, case):
     assert found["error"]["type"] == "invalid_request_error"
     assert "\n" not in found["error"]["message"]
     assert served.idle()
+
+
+#: Values of fields that "something" would not change.
+OTHER = {"echo": True, "functions": [{}], "modalities": ["audio"], "best_of": 2, "add_special_tokens": False}
+
+
+@pytest.mark.parametrize("name", [*UNSERVED, "add_special_tokens"])
+def test_field_that_would_change_the_answer_is_refused_and_never_ignored(served, name):
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 1}
+    status, _, found = served.ask("/v1/completions", body | {name: OTHER.get(name, "something")})
+    assert (status, found["error"]["param"], found["error"]["code"]) == (400, name, "unsupported_parameter")
+    for same in UNSERVED.get(name, (None, True)):
+        assert served.ask("/v1/completions", body | {name: same})[0] == 200
+
+
+def test_bounds_that_are_told_are_the_servers(served):
+    for name, value, bounds in (
+        ("max_tokens", 10**9, "from 1 to 4096"),
+        ("max_completion_tokens", 0, "from 1 to 4096"),
+        ("seed", 2**64, f"from {-(2**63)} to {2**64 - 1}"),
+        ("seed", -(2**63) - 1, f"from {-(2**63)} to {2**64 - 1}"),
+    ):
+        _, _, found = served.ask("/v1/completions", {"model": "tiny", "prompt": "x", name: value})
+        assert found["error"]["message"] == f"{name} is {value}, expected a whole number {bounds}"
+
+
+def test_stops_of_evaluation_tasks_are_taken(served):
+    stops = [f"never {at}" for at in range(63)] + ["\n"]
+    body = {"model": "tiny", "prompt": "def main(", "max_tokens": 200, "temperature": 0, "stop": stops}
+    _, _, found = served.ask("/v1/completions", body)
+    assert found["choices"][0]["finish_reason"] == "stop"
+    assert "\n" not in found["choices"][0]["text"]
 
 
 def test_unknown_fields_are_ignored_and_null_is_nothing(served):

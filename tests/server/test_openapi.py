@@ -6,7 +6,7 @@ from malformed import measured
 
 from dijiang.server.fields import CHAT, COMPLETION, options
 from dijiang.server.openapi import document
-from dijiang.server.wanted import UNSERVED
+from dijiang.server.unserved import UNSERVED
 
 
 @pytest.mark.samples

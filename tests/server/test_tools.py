@@ -156,6 +156,44 @@ def test_call_of_before_without_arguments(client):
     assert len(counts) == 1
 
 
+def test_call_of_before_that_was_cut_is_shown_as_it_was(client, models):
+    """An agent sends it back with the tool's complaint, so that the model calls again."""
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ro'}}
+    messages = [
+        *ASKED,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "malformed"},
+    ]
+    found = client.chat.completions.create(**OPTIONS | {"messages": messages, "tools": [], "max_tokens": 1})
+    known = [*ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}, messages[2]]
+    text = ChatTemplate.of(models["tooled"].bundle).render(known)
+    assert r'(weather: "{\"city\": \"Ro")' in text
+    assert found.usage.prompt_tokens == len(models["tooled"].tokenizer.as_it_stands(text))
+
+
+def test_schema_that_does_not_compile_names_its_function(client):
+    bad = {"function": {"name": "second", "parameters": {"properties": {"x": {"type": "nope"}}}}}
+    with pytest.raises(openai.BadRequestError, match="the function second: the schema does not compile") as error:
+        client.chat.completions.create(**OPTIONS | {"tools": [TOOLS[1], bad]})
+    assert "clock" not in error.value.body["message"]
+
+
+def test_what_python_types_say_beside_is_no_hindrance(client):
+    """As pydantic writes paths, bytes and secrets: JSON Schema lets unknown formats say nothing."""
+    remarks = {"format": "path", "uniqueItems": False}
+    schema = {
+        "type": "object",
+        "properties": {"format": {"type": "string", "maxLength": 3} | remarks, "n": {"enum": [{"format": "path"}]}},
+        "required": ["format", "n"],
+        "additionalProperties": False,
+    }
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    found = client.chat.completions.create(**OPTIONS | {"tools": [tool], "tool_choice": "required"})
+    given = json.loads(found.choices[0].message.tool_calls[0].function.arguments)
+    assert given.keys() == {"format", "n"}
+    assert given["n"] == {"format": "path"}
+
+
 REFUSED = {
     "no function": ({"tools": [{"type": "retrieval"}]}, "tools[0]"),
     "bad name": ({"tools": [{"function": {"name": "a b"}}]}, "tools[0]"),
@@ -169,7 +207,7 @@ REFUSED = {
     "with a bad format": ({"response_format": {"type": "xml"}}, "response_format"),
     "past calls": ({"messages": [{"role": "assistant", "tool_calls": [3]}]}, "messages[0]"),
     "past arguments": (
-        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": 3}}]}]},
         "messages[0]",
     ),
     "template without tools": ({"model": "tiny"}, "tools"),
