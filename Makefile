@@ -100,7 +100,7 @@ mutants: $(VENV)/.dev
 lock: $(VENV)/.dev
 	$(BIN)/pip install -q pip-tools
 	$(BIN)/pip-compile -q --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --strip-extras \
-	  --allow-unsafe --extra cpu -o deploy/container/runtime.lock pyproject.toml
+	  --allow-unsafe --extra cpu --extra serve -o deploy/container/runtime.lock pyproject.toml
 
 # Known holes of what is installed, from PyPI's advisories.
 audit: $(VENV)/.dev

@@ -33,7 +33,8 @@ HEAVY = (
 def test_lock_of_the_container_has_a_hash_of_every_package_that_is_asked_for():
     tomllib = pytest.importorskip("tomllib")  # not in Python 3.10
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = [Requirement(one) for one in [*project["dependencies"], *project["optional-dependencies"]["cpu"]]]
+    extras = project["optional-dependencies"]
+    asked = [Requirement(one) for one in [*project["dependencies"], *extras["cpu"], *extras["serve"]]]
     lock = (ROOT / "deploy" / "container" / "runtime.lock").read_text()
     locked = dict(re.findall(r"^(\S+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", lock, re.MULTILINE))
     assert len(locked) == len(re.findall(r"^\S+==", lock, re.MULTILINE))

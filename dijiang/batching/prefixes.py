@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -58,7 +60,7 @@ class Prefixes:
         if name in self._kept:
             self._kept.move_to_end(name)
             return
-        kept = state.clone()
+        kept = packed(state)
         self._remember(name, kept)
         if self._folder is not None:
             self._folder.save_later(name, kept)
@@ -82,6 +84,31 @@ class Prefixes:
             return None
         self._remember(name, state)
         return state
+
+
+def packed(state: State) -> State:
+    """A copy in memory of its own: on the heap, copies that come and go would leave holes between them."""
+    kept = state.snapshot()
+    arrays = [*kept.layers, kept.seen]
+    memory = np.frombuffer(anonymous(sum(array.nbytes for array in arrays)), np.uint8)
+    copies, start = [], 0
+    for array in arrays:
+        copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        copy[...] = array
+        copies.append(copy)
+        start += array.nbytes
+    *layers, seen = copies
+    rest = {name: getattr(kept, name).copy() for name in ("position", "last", "history")}
+    return State.of(replace(kept, layers=layers, seen=seen, **rest))
+
+
+def anonymous(size: int) -> mmap.mmap | bytearray:
+    """Memory that goes back to the system when nobody has it any more; where there is none of that, of the heap."""
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    try:
+        return mmap.mmap(-1, size, **private)
+    except OSError:  # the system counts mappings
+        return bytearray(size)
 
 
 def worth_keeping(borders: Mapping[int, str]) -> frozenset[int]:

@@ -37,6 +37,15 @@ class Bundle:
         return self.manifest.files[DATA].bytes
 
     @property
+    def stamp(self) -> tuple[int, int, int, int] | None:
+        """Which file the weights are in, and its size and time: (device, inode, bytes, ns); None: it is away."""
+        try:
+            found = (self.path / DATA).stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    @property
     def nbytes(self) -> int:
         """Size of all files but reports, bytes."""
         listed = sum(record.bytes for record in self.manifest.files.values())

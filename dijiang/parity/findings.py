@@ -123,6 +123,8 @@ class Parity:
             "max_error": d.max_error,
             "step_error": self.step_error,
             "state_over_rounding": _over(early, self.rounded_state),
+            "state_beyond_rounding": early - self.rounded_state,
+            "error_beyond_rounding": d.rms_relative_error - plain,
             "kl_over_rounding": middle if self.learned and judged else None,
             "rms_relative_error": d.rms_relative_error,
             "kl": d.kl,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,8 +20,8 @@ from .state import State
 log = logging.getLogger("dijiang.states")
 #: Of files; and what a file notes, so that it is not taken for another.
 SUFFIX, NAME = ".state", "name"
-#: Names that are ours: no other name leads to a file.
-NAMES = re.compile(r"[a-z0-9-]{1,100}")
+#: Names that are ours, of answers and of beginnings: no other name leads to a file, and no other file is removed.
+NAMES = re.compile(r"(?:chat)?cmpl-[0-9a-f]{32}|[0-9a-f]{64}")
 #: Saves after which the files are listed again: other processes may write there.
 RELISTED = 100
 #: Files of which each is worth keeping.
@@ -54,15 +55,16 @@ class StateFolder:
         self._path, self._most = path, most
         self._writer = ThreadPoolExecutor(1, "states")
         self._waiting: dict[str, State] = {}
-        self._failed = False
+        #: What was said: that states cannot be written, that they cannot be removed.
+        self._failed = self._stuck = False
         #: Bytes of all files, and saves, since they were listed.
         self._bytes, self._saves = most, RELISTED
         #: States that could not be written.
         self.lost = 0
 
-    def save_later(self, name: str, state: State) -> bool:
-        """Write a state that nobody changes any more; False, and nothing is done, where too many wait."""
-        if len(self._waiting) >= MOST_WAITING:
+    def save_later(self, name: str, state: State, *, most: float = MOST_WAITING) -> bool:
+        """Write a state that nobody changes any more; False, and nothing is done, where so many wait."""
+        if len(self._waiting) >= most:
             return False
         self._waiting[name] = state
         self._writer.submit(self._save_next, name)
@@ -88,27 +90,36 @@ class StateFolder:
         return True
 
     def _make_room(self, new: Path) -> None:
-        """List the files; where they do not fit, remove the oldest, of many a tenth more, so that this is seldom.
+        """List our files; where they do not fit, remove the oldest, of many a tenth more, so that this is seldom.
 
         Of those of one age the new one is the last to go.
         """
-        files = []
+        files, stuck = [], None
         for one in self._path.glob(f"*{SUFFIX}"):
-            found = one.stat()
-            files.append((_age(found.st_mtime), one == new, found.st_size, one))
+            with suppress(OSError):  # another process has removed it
+                found = one.lstat()
+                if NAMES.fullmatch(one.stem) and stat.S_ISREG(found.st_mode):
+                    files.append((_age(found.st_mtime), one == new, found.st_size, one))
         total = sum(size for _, _, size, _ in files)
         goal = self._most if len(files) < FEW else self._most * 9 // 10
         for _, _, size, one in sorted(files) if total > self._most else ():
             if total <= goal:
                 break
-            one.unlink(missing_ok=True)
+            try:
+                one.unlink(missing_ok=True)
+            except OSError as error:
+                stuck = error
+                continue
             total -= size
         self._bytes, self._saves = total, 0
+        if stuck is not None and not self._stuck:
+            log.warning("%s: states cannot be removed (%s); they take more room than they may", self._path, stuck)
+        self._stuck = stuck is not None
 
     def load(self, name: str) -> State | None:
         """The state of a name, not to be changed; None: there is none.
 
-        A file that is damaged, or of another name, is removed. What another version of dijiang wrote stays for it.
+        A file that is damaged is removed. What has another name in it, or is of another version of dijiang, stays.
         """
         if (waiting := self._waiting.get(name)) is not None:
             return waiting
@@ -121,13 +132,13 @@ class StateFolder:
             return None
         try:
             kept = Snapshot.parse(data, str(path))
-            if kept.note.made != {NAME: name}:
-                raise InputError(f"{path}: a state of another name; remove it")
         except VersionError:
             return None
         except InputError:
             with suppress(OSError):
                 path.unlink()
+            return None
+        if kept.note.made != {NAME: name}:
             return None
         with suppress(OSError):
             path.touch()

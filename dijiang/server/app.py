@@ -7,8 +7,9 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -37,6 +38,7 @@ from .wanted import Wanted, read
 log = logging.getLogger("dijiang.server")
 #: Bytes of a request beside a sealed state.
 BODY = 1 << 20
+T = TypeVar("T")
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -57,6 +59,7 @@ class Server:
         place = settings.conversation_folder
         folder = None if place is None else StateFolder(Path(place), settings.conversation_disk << 20)
         self.conversations = Conversations(settings.conversations, seal_key, folder)
+        self._keeper = anyio.CapacityLimiter(1)
         self.metrics = Metrics(self.models, self.conversations)
         self._folders = {str(hosted.model.bundle.path): name for name, hosted in self.models.items()}
         self._most = settings.max_body or BODY + largest_state
@@ -95,7 +98,9 @@ class Server:
         ]
         handlers: dict[Any, Any] = {HTTPException: self._refused_route(routes), Exception: _broken}
         pages = [Middleware(LocalPages)]
-        return traced(Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers, middleware=pages))
+        made = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers, middleware=pages)
+        made.router.redirect_slashes = False  # behind a proxy it would lead elsewhere
+        return traced(made)
 
     def _route(self, method: str, path: str, handler: Handler, *, guarded: bool = True) -> Route:
         """A route whose errors have OpenAI's shape, and that is counted and logged. guarded: it needs the key."""
@@ -145,7 +150,7 @@ class Server:
     def _note(self, outcome: Outcome, status: int) -> None:
         """Count and log an answer, at its end."""
         outcome.status = status
-        self.metrics.answered(outcome.route, status)
+        self.metrics.answered(outcome.route, status, outcome.seconds)
         log.info(outcome.line())
 
     # What is asked for.
@@ -158,10 +163,10 @@ class Server:
 
     async def _generate(self, request: Request, *, chat: bool) -> Response:
         deadline = time.monotonic() + self.settings.timeout
-        body = await self._body(request)
+        body = await self._body(request, deadline)
         hosted = self._hosted(body)
         wanted = read(body, self.settings, hosted.sampling, chat=chat)
-        state = self._state(wanted)
+        state = await self._state(wanted)
         cached = 0 if state is None else int(state.position[0])
         job = await hosted.job(wanted, state, deadline)
         tokenizer = hosted.model.tokenizer if hosted.model.has_tokenizer else None
@@ -180,7 +185,7 @@ class Server:
             async with aclosing(told) as tokens:
                 async for token in tokens:
                     answer.take(token)
-            self._finish(job, wanted, answer, outcome)
+            await self._finish(job, wanted, answer, outcome)
             return _json(answer.whole(), headers=headers)
 
         try:
@@ -205,7 +210,7 @@ class Server:
             async with aclosing(told) as tokens:
                 async for token in tokens:
                     yield encoded(answer.take(token))
-            self._finish(job, wanted, answer, outcome)
+            await self._finish(job, wanted, answer, outcome)
             for piece in answer.closing():
                 yield encoded(piece)
         except DijiangError as error:
@@ -214,13 +219,17 @@ class Server:
             yield encoded(refused.body)
         yield b"[DONE]"
 
-    def _state(self, wanted: Wanted) -> State | None:
+    async def _state(self, wanted: Wanted) -> State | None:
         """What is continued."""
         if wanted.sealed is not None:
-            return self.conversations.open(wanted.sealed)
-        return None if wanted.previous is None else self.conversations.find(wanted.previous)
+            return await self._kept(self.conversations.open, wanted.sealed)
+        return None if wanted.previous is None else await self._kept(self.conversations.find, wanted.previous)
 
-    def _finish(self, job: Job, wanted: Wanted, answer: Answer, outcome: Outcome) -> None:
+    async def _kept(self, work: Callable[..., T], *given: Any) -> T:
+        """What conversations do, one after another, in a thread: a slow disk stops nobody else."""
+        return await anyio.to_thread.run_sync(work, *given, limiter=self._keeper)
+
+    async def _finish(self, job: Job, wanted: Wanted, answer: Answer, outcome: Outcome) -> None:
         """Keep the state, or give it to the client; say what was not fed."""
         answer.spared(sum(turn.reused for turn in job.turns))
         usage = answer.usage
@@ -233,12 +242,12 @@ class Server:
             }
         )
         if wanted.store:
-            self.conversations.store(answer.id, job.turns[0].state)
+            await self._kept(self.conversations.store, answer.id, job.turns[0].state)
         if wanted.seal:
-            answer.extend(state=self.conversations.seal(job.turns[0].state))
+            answer.extend(state=await self._kept(self.conversations.seal, job.turns[0].state))
 
     async def _tokenize(self, request: Request) -> Response:
-        body = await self._body(request)
+        body = await self._body(request, time.monotonic() + self.settings.timeout)
         hosted = self._hosted(body)
         text = body.get("prompt", body.get("text"))
         if not isinstance(text, str):
@@ -246,8 +255,8 @@ class Server:
         ids = await anyio.to_thread.run_sync(lambda: hosted.model.tokenizer.encode(text))
         return _json({"tokens": ids, "count": len(ids)})
 
-    async def _body(self, request: Request) -> Any:
-        return await read_body(request, self._most, self.settings.patience)
+    async def _body(self, request: Request, deadline: float) -> Any:
+        return await read_body(request, self._most, self.settings.patience, deadline)
 
     def _hosted(self, body: Any) -> Hosted:
         """The model that a body names."""
@@ -285,9 +294,8 @@ class Server:
         return _json({"status": "ok"})
 
     async def _ready(self, request: Request) -> Response:
-        dead = [name for name, hosted in self.models.items() if not hosted.alive]
-        if dead:
-            raise Refused(f"{', '.join(dead)} takes no steps; start the server again", status=503)
+        for hosted in self.models.values():
+            hosted.require_ready()
         return _json({"status": "ready"})
 
 

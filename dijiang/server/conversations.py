@@ -7,7 +7,9 @@ import binascii
 import hashlib
 import hmac
 import logging
+import math
 import secrets
+import threading
 from collections import OrderedDict
 
 from ..errors import InputError
@@ -26,6 +28,8 @@ SEAL_BYTES = 32
 class Conversations:
     """The last `most` states that were stored or continued. A state costs the same at any length.
 
+    One call at a time, but for `flush`.
+
     Args:
         folder: takes those that leave the memory; None: they are forgotten.
         key: seals states. Servers with one key take each other's; None: a new one.
@@ -35,35 +39,51 @@ class Conversations:
         self._folder = folder
         self._most, self._key = most, key or secrets.token_bytes(SEAL_BYTES)
         self._kept: OrderedDict[str, State] = OrderedDict()
+        self._lock = threading.Lock()
+        #: What `flush` gave to the folder.
+        self._flushed: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def store(self, name: str, state: State) -> None:
         """Keep a state; the one that was not used for longest makes room."""
-        self._kept[name] = state
-        while len(self._kept) > self._most:
-            oldest = self._kept.popitem(last=False)
-            if self._folder is not None and not self._folder.save_later(*oldest):
-                self._folder.save(*oldest)
+        oldest = []
+        with self._lock:
+            self._kept[name] = state
+            while len(self._kept) > self._most:
+                oldest.append(self._kept.popitem(last=False))
+        for each in oldest:
+            if self._folder is not None and not self._folder.save_later(*each):
+                self._folder.save(*each)
 
     @property
     def lost(self) -> int:
         """States that the folder could not take."""
         return 0 if self._folder is None else self._folder.lost
 
+    def flush(self) -> None:
+        """Put into the folder, if there is one, what is not there by now; a thread of the folder's writes it."""
+        if self._folder is None:
+            return
+        with self._lock:
+            new = {name: state for name, state in self._kept.items() if name not in self._flushed}
+            self._flushed |= new.keys()
+        for each in new.items():
+            self._folder.save_later(*each, most=math.inf)
+
     def close(self) -> None:
         """Put all of them into the folder, if there is one."""
+        self.flush()
         if self._folder is not None:
-            for name, state in self._kept.items():
-                self._folder.save(name, state)
             self._folder.close()
             if self.lost:
                 log.warning("%d conversations are lost: their folder could not take them", self.lost)
 
     def find(self, name: str) -> State:
         """A copy of a stored state, so that any answer can be continued more than once; Refused: not here."""
-        state = self._kept.pop(name, None)
+        with self._lock:
+            state = self._kept.pop(name, None)
         if state is None and self._folder is not None:
             state = self._folder.load(name)
         if state is None:

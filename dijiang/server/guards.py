@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -15,7 +15,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..reading import parse_json
 from .failures import Refused
@@ -26,50 +25,8 @@ T = TypeVar("T")
 GONE = 499
 #: Where the rest of a request is not read.
 CLOSE = {"Connection": "close"}
-
-
-def patient_protocol(seconds: float) -> type[H11Protocol]:
-    """HTTP that ends connections of clients that neither send nor read for that time."""
-
-    class Patient(H11Protocol):
-        _asks: asyncio.TimerHandle | None = None
-        _reads: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._expect_request()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._expect_request()
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._expect_request()
-
-        def _expect_request(self) -> None:
-            """From the first moment in which no request is answered, the head of one has to come in time."""
-            answers = self.cycle is not None and not self.cycle.response_complete
-            if answers and self._asks is not None:
-                self._asks.cancel()
-                self._asks = None
-            elif not answers and self._asks is None:
-                self._asks = self.loop.call_later(seconds, self.transport.abort)
-
-        def pause_writing(self) -> None:  # the client does not read as fast as we write
-            super().pause_writing()
-            self._reads = self.loop.call_later(seconds, self.transport.abort)
-
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            if self._reads is not None:
-                self._reads.cancel()
-
-        def timeout_keep_alive_handler(self) -> None:
-            super().timeout_keep_alive_handler()
-            self.loop.call_later(seconds, self.transport.abort)  # what it did not read keeps it open
-
-    return Patient
+#: Bytes a second that a body has at least, after the first seconds.
+LEAST_RATE = 10_000
 
 
 def require_own_name(request: Request) -> None:
@@ -120,8 +77,10 @@ def require_key(request: Request, key: str | None) -> None:
         )
 
 
-async def read_body(request: Request, most: int, seconds: float) -> Any:
+async def read_body(request: Request, most: int, seconds: float, deadline: float) -> Any:
     """The JSON of a request.
+
+    seconds: that it may take, and more for each LEAST_RATE bytes.  deadline: of `time.monotonic`, for all of it.
 
     Raises:
         Refused: compressed (415), more bytes than `most` (413), slower than `seconds` (408), not all of it (499),
@@ -136,17 +95,20 @@ async def read_body(request: Request, most: int, seconds: float) -> Any:
         )
     data = bytearray()
     try:
-        with anyio.fail_after(seconds):
+        started = anyio.current_time()
+        latest = started + max(0.0, deadline - time.monotonic())
+        with anyio.fail_after(min(started + seconds, latest) - started) as scope:
             async for piece in request.stream():
                 data += piece
+                scope.deadline = min(started + seconds + len(data) / LEAST_RATE, latest)
                 if len(data) > most:
                     raise Refused(f"the body has more than {most} bytes; send less", status=413, headers=CLOSE)
     except ClientDisconnect:
         raise Refused("the client left before its request was whole", status=GONE) from None
     except TimeoutError:
-        raise Refused(
-            f"the body did not come within {seconds:g} s; send it faster", status=408, headers=CLOSE
-        ) from None
+        took = anyio.current_time() - started
+        told = f"the body came too slowly, {len(data)} bytes in {took:.1f} s; send it faster"
+        raise Refused(told, status=408, headers=CLOSE) from None
     try:
         return parse_json(bytes(data))
     except ValueError as error:

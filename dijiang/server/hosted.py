@@ -109,6 +109,7 @@ class Hosted:
         self.sampling = authors_choice(model.bundle.sampling)
         self._thread = threading.Thread(target=self.batcher.run, name=f"steps of {name}", daemon=True)
         self.sizes = sizes(model.bundle)
+        self._stamp = model.bundle.stamp or (0, 0, 0, 0)
         self._template = _template(model.bundle)
         self._syntax: Syntax | None = None
         self._readers = anyio.CapacityLimiter(READERS)
@@ -128,6 +129,15 @@ class Hosted:
     def alive(self) -> bool:
         """Whether steps are run."""
         return self._thread.is_alive()
+
+    def require_ready(self) -> None:
+        """Refused where it takes no steps, or its weights were written over: of some the file is the memory."""
+        if not self.alive:
+            raise Refused(f"{self.name} takes no steps; start the server again", status=503)
+        # One that took its place, by its name, changes nothing here: the file that was opened stays.
+        stamp = self.model.bundle.stamp
+        if stamp != self._stamp and stamp is not None and stamp[:2] == self._stamp[:2]:
+            raise Refused(f"{self.name}: its bundle was written over; start the server again", status=503)
 
     @property
     def template(self) -> ChatTemplate:
@@ -161,8 +171,7 @@ class Hosted:
         Raises:
             InputError, Refused: the prompt or an option does not fit the model, or there is no place.
         """
-        if not self.alive:
-            raise Refused("the model takes no steps; start the server again", status=503)
+        self.require_ready()
         places = self.slots + self.settings.queue
         if wanted.choices > places:
             raise Refused(

@@ -24,9 +24,14 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
+    @property
+    def seconds(self) -> float:
+        """Since the request was asked."""
+        return time.perf_counter() - self.started
+
     def line(self) -> str:
         """JSON: when it ended, by UTC, how, and how long it took."""
+        milliseconds = round(1e3 * self.seconds, 1)
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        milliseconds = round(1e3 * (time.perf_counter() - self.started), 1)
         told = {"time": now, "route": self.shown or self.route, "status": self.status, "ms": milliseconds}
         return json.dumps(told | self.facts)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,10 +20,11 @@ from ..hub import name_of
 from ..runtime.model import Model, load
 from ..runtime.sessions.providers import Say
 from .app import Server, log
+from .connections import patient_protocol
 from .conversations import sealed_bytes
 from .descriptors import Scarce, raise_descriptors
-from .guards import patient_protocol
 from .hosted import Hosted
+from .logs import Lines
 from .settings import Serving
 
 #: Characters of a seal's key, at least.
@@ -65,9 +65,10 @@ def serve(
     say: Say,
     logs: bool,
 ) -> None:
-    """Load bundles and serve them until SIGTERM or Ctrl-C; answers that have begun are finished first.
+    """Load bundles and serve them until SIGTERM, SIGHUP or Ctrl-C; answers that have begun are finished first.
 
     Raises:
+        SystemExit: with 128 and the signal's number, where a second signal has cut answers.
         InputError: two bundles of one name, or the address cannot be used.
     """
     settings.require_safe(api_key)
@@ -83,9 +84,10 @@ def serve(
     asyncios = logging.getLogger("asyncio")
     asyncios.setLevel(logging.ERROR)  # it warns of each client that went
     asyncios.addFilter(Scarce())
-    if logs:
-        log.addHandler(logging.StreamHandler(sys.stderr))
-        log.setLevel(logging.INFO)
+    lines = Lines()
+    server.metrics.log_lines_lost = lambda: lines.lost
+    logging.getLogger().addHandler(lines)
+    log.setLevel(logging.INFO if logs else logging.WARNING)
     with _listening(settings) as listening:
         host, port = listening.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -93,15 +95,21 @@ def serve(
         say(f"listening on {address}/v1")
         config = uvicorn.Config(
             server.app(),
-            http=patient_protocol(settings.patience),
+            http=patient_protocol(settings.patience, server.metrics.ended),
+            timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]  # it need not be whole
             ws="none",
+            log_config=None,
             log_level="error",
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=int(settings.timeout) + 1,
         )
         logging.getLogger("uvicorn.error").addFilter(_is_fault)
-        _Ending(config, server).run(sockets=[listening])
+        ending = _Ending(config, server)
+        ending.run(sockets=[listening])
+    lines.drain()
+    if ending.cut is not None:
+        raise SystemExit(128 + ending.cut)
 
 
 class _Ending(uvicorn.Server):
@@ -110,16 +118,25 @@ class _Ending(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, server: Server) -> None:
         super().__init__(config)
         self._server, self._asked = server, 0
+        #: The signal that cut answers.
+        self.cut: int | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """See uvicorn, which takes a second Ctrl-C for the third, and a second SIGTERM for nothing."""
         self._asked += 1
         if self._asked == 1:
-            super().handle_exit(sig, frame)
-        elif self._asked == 2:  # in a thread: this one may hold the lock that it takes
-            threading.Thread(target=self._server.cancel, name="ending", daemon=True).start()
+            self.should_exit = True
+            # What is waited for may take longer than the system waits for us.
+            self._begin(self._server.conversations.flush)
+        elif self._asked == 2:
+            self.cut = sig
+            self._begin(self._server.cancel)
         else:
             self.force_exit = True
+
+    def _begin(self, work: Callable[[], None]) -> None:
+        """In a thread: this one may hold the lock that it takes."""
+        threading.Thread(target=work, name="ending", daemon=True).start()
 
 
 def _is_fault(record: logging.LogRecord) -> bool:
@@ -129,10 +146,12 @@ def _is_fault(record: logging.LogRecord) -> bool:
 
 
 def _listening(settings: Serving) -> socket.socket:
-    """A socket that listens; InputError if the address cannot be used."""
+    """A socket that listens; InputError if the address cannot be used. `::` is every address, of IPv4, too."""
+    host = settings.address
     try:
-        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((settings.host, settings.port), family=family, backlog=1024)
+        family = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server((host, settings.port), family=family, backlog=1024, dualstack_ipv6=both)
     except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host is so long
         reason = getattr(error, "strerror", None) or error
         raise InputError(

@@ -30,7 +30,9 @@ class Serving(Checked):
     max_prompt, max_tokens: tokens that a request may give and ask for.
     max_body: bytes of a request; None: 1 MiB and the largest sealed state.
     timeout: seconds that a request may take from its first byte to the end of its last generation.
-    patience: seconds that a client may take to send a request, or to read a piece of an answer.
+    patience: seconds for the head of a request, and for each look whether a client reads its answer. A body has
+        as many, and one more for each 10 kB of it.
+    keep_alive: seconds that a connection may rest between two requests. A proxy must let go of it earlier.
     conversations: states that are kept in memory for `previous_response_id`, the last ones used.
     conversation_folder, conversation_disk: where others go, and MB of them; None: they are forgotten.
     prefix_memory, prefix_disk: MB of states of prompts' beginnings, for each model; prefix_folder: where on
@@ -46,6 +48,7 @@ class Serving(Checked):
     max_body: int | None = option(None, Integral, "Bytes of a request at most.", low=1)
     timeout: float = option(600.0, Real, "Seconds of a request at most.", low=0.01, high=1e6)
     patience: float = option(20.0, Real, "Seconds that a client may be silent.", low=0.01, high=1e6)
+    keep_alive: float = option(75.0, Real, "Seconds that an idle connection stays open.", low=0.01, high=1e6)
     conversations: int = option(64, Integral, "States kept for previous_response_id.", low=0, high=1 << 20)
     conversation_folder: str | None = option(None, str, "Folder for conversations that leave the memory.")
     conversation_disk: int = option(4096, Integral, "MB of them on disk.", low=1)
@@ -64,6 +67,11 @@ class Serving(Checked):
                 "other; give two folders"
             )
 
+    @property
+    def address(self) -> str:
+        """The host, without the brackets that an address of IPv6 has in a URL."""
+        return self.host.removeprefix("[").removesuffix("]")
+
     def require_safe(self, api_key: str | None) -> None:
         """InputError if anybody on the network could use it, or nobody."""
         if api_key and not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip()):
@@ -71,7 +79,7 @@ class Serving(Checked):
                 f"{API_KEY} holds what no client can send in a header: blanks at an end, line ends or letters "
                 "beyond ASCII; choose another key"
             )
-        if not is_loopback(self.host) and not api_key:
+        if not is_loopback(self.address) and not api_key:
             raise InputError(
                 f"host is {self.host}, which others can reach, and there is no API key; set {API_KEY}, or "
                 "listen on 127.0.0.1"

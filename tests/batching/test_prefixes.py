@@ -1,6 +1,8 @@
 """What prompts share is fed once, and nothing else changes."""
 
 import errno
+import hashlib
+import mmap
 import os
 import time
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 import dijiang
 from dijiang.batching.batcher import Batcher
-from dijiang.batching.prefixes import CHUNK, Prefixes, worth_keeping
+from dijiang.batching.prefixes import CHUNK, Prefixes, packed, worth_keeping
 from dijiang.batching.turn import Turn
 from dijiang.errors import InputError
 from dijiang.hidden import hidden_name, locked
@@ -114,17 +116,22 @@ def test_memory_and_disk_are_bounded_and_the_last_used_stay(model, tmp_path):
     assert last.reused == CHUNK
 
 
+def named(word):
+    """A name as beginnings have one."""
+    return hashlib.sha256(word.encode()).hexdigest()
+
+
 def test_newest_of_one_moment_stays(model, tmp_path, monkeypatch):
     """The clocks of file systems have ticks of some ms."""
     monkeypatch.setattr(state_folder, "_age", lambda file: 0.0)
     folder, state = StateFolder(tmp_path, model.spec.state_bytes * 3 // 2), model.new_state()
-    for name in ("b", "a"):
-        folder.save(name, state)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.state"]
+    for word in ("b", "a"):
+        folder.save(named(word), state)
+    assert [file.stem for file in tmp_path.iterdir()] == [named("a")]
 
 
 def test_what_a_killed_process_had_not_finished_goes_at_the_next_start(model, tmp_path):
-    StateFolder(tmp_path, MB).save("whole", model.new_state())
+    StateFolder(tmp_path, MB).save(named("whole"), model.new_state())
     dead, mine = tmp_path / hidden_name("dead.state"), tmp_path / "notes.txt"
     dead.write_bytes(b"half")
     mine.write_bytes(b"mine")
@@ -132,8 +139,8 @@ def test_what_a_killed_process_had_not_finished_goes_at_the_next_start(model, tm
     writing.write_bytes(b"half")
     with locked(writing):
         folder = StateFolder(tmp_path, MB)
-        assert {file.name for file in tmp_path.iterdir()} == {"whole.state", "notes.txt", writing.name}
-    assert folder.load("whole") is not None
+        assert {file.name for file in tmp_path.iterdir()} == {f"{named('whole')}.state", "notes.txt", writing.name}
+    assert folder.load(named("whole")) is not None
 
 
 def test_folder_that_cannot_be_made_is_one_line(tmp_path):
@@ -153,8 +160,8 @@ def test_damaged_or_foreign_files_are_fed_again(model, exported, tmp_path):
     other = foreign.new_state()
     foreign.forward([[7] * CHUNK], other)
     elsewhere = StateFolder(tmp_path.parent / f"{tmp_path.name}-other", MB)
-    elsewhere.save("a-name", model.new_state())
-    renamed = (tmp_path.parent / f"{tmp_path.name}-other" / "a-name.state").read_bytes()
+    elsewhere.save(named("other"), model.new_state())
+    renamed = (tmp_path.parent / f"{tmp_path.name}-other" / f"{named('other')}.state").read_bytes()
     for damage in (data[:-7], data[:3000] + b"xyz" + data[3003:], b"", other.snapshot().dump(), renamed):
         file.write_bytes(damage)
         again = Prefixes(model, 64 * MB, StateFolder(tmp_path, 64 * MB))
@@ -180,39 +187,40 @@ def test_kept_borders_are_few_and_near_what_is_shared():
 def test_files_from_before_a_clock_went_back_make_room_first(model, tmp_path):
     state = model.new_state()
     folder, ahead = StateFolder(tmp_path, 64 * MB), time.time() + 3_600
-    for name in ("one", "two"):
-        folder.save(name, state)
-        os.utime(tmp_path / f"{name}.state", (ahead, ahead))
-    StateFolder(tmp_path, 2 * (tmp_path / "one.state").stat().st_size + 1_000).save("new", state)
-    assert folder.load("new") is not None
+    for word in ("one", "two"):
+        folder.save(named(word), state)
+        os.utime(tmp_path / f"{named(word)}.state", (ahead, ahead))
+    size = (tmp_path / f"{named('one')}.state").stat().st_size
+    StateFolder(tmp_path, 2 * size + 1_000).save(named("new"), state)
+    assert folder.load(named("new")) is not None
     assert len(list(tmp_path.glob("*.state"))) == 2
 
 
 def test_disk_that_is_away_for_a_while_loses_nothing(model, tmp_path, monkeypatch):
     folder = StateFolder(tmp_path, 64 * MB)
-    folder.save("kept", model.new_state())
+    folder.save(named("kept"), model.new_state())
 
     def away(path, **options):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "stat", away)
-        assert folder.load("kept") is None
-    assert folder.load("kept") is not None
+        assert folder.load(named("kept")) is None
+    assert folder.load(named("kept")) is not None
 
 
 def test_state_of_another_version_stays_for_it(model, tmp_path):
     folder = StateFolder(tmp_path, 64 * MB)
-    folder.save("kept", model.new_state())
+    folder.save(named("kept"), model.new_state())
     (file,) = tmp_path.iterdir()
     mine = file.read_bytes()
     file.write_bytes(mine.replace(b'"version":"3"', b'"version":"4"'))
     assert file.read_bytes() != mine
     newer = file.read_bytes()
-    assert folder.load("kept") is None
+    assert folder.load(named("kept")) is None
     assert file.read_bytes() == newer
     file.write_bytes(mine)
-    assert folder.load("kept") is not None
+    assert folder.load(named("kept")) is not None
 
 
 def test_what_cannot_be_written_is_said_once_and_counted(model, tmp_path, monkeypatch, caplog):
@@ -223,14 +231,14 @@ def test_what_cannot_be_written_is_said_once_and_counted(model, tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr("dijiang.runtime.snapshot.Snapshot.save", full)
-        assert [folder.save(name, state) for name in "abc"] == [False] * 3
+        assert [folder.save(named(word), state) for word in "abc"] == [False] * 3
     assert folder.lost == 3
     assert [record.message for record in caplog.records] == [
         f"{tmp_path / 'states'}: states cannot be kept (No space left on device); those are lost until they can be"
     ]
     (tmp_path / "states").rmdir()  # by somebody else: it is made again
-    assert folder.save("d", state)
-    assert folder.load("d") is not None
+    assert folder.save(named("d"), state)
+    assert folder.load(named("d")) is not None
     assert folder.lost == 3
 
 
@@ -241,22 +249,80 @@ def test_a_save_costs_the_same_whatever_the_folder_holds(model, tmp_path, monkey
         listed.append(path)
         return glob(path, pattern)
 
-    StateFolder(tmp_path, MB).save("size", state)
-    size = (tmp_path / "size.state").stat().st_size
+    StateFolder(tmp_path, MB).save(named("size"), state)
+    size = (tmp_path / f"{named('size')}.state").stat().st_size
     folder = StateFolder(tmp_path, 50 * size)
     monkeypatch.setattr(Path, "glob", counted)
     for number in range(250):
-        folder.save(f"s{number}", state)
+        folder.save(named(f"s{number}"), state)
         assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 50 * size
     assert len(listed) <= 250 / 4
-    assert folder.load("s249") is not None
+    assert folder.load(named("s249")) is not None
 
 
 def test_what_others_write_into_a_folder_counts(model, tmp_path):
     state = model.new_state()
-    StateFolder(tmp_path, MB).save("size", state)
-    size = (tmp_path / "size.state").stat().st_size
+    StateFolder(tmp_path, MB).save(named("size"), state)
+    size = (tmp_path / f"{named('size')}.state").stat().st_size
     folders = [StateFolder(tmp_path, 20 * size) for _ in range(3)]
     for number in range(3 * 2 * RELISTED):
-        folders[number % 3].save(f"s{number}", state)
+        folders[number % 3].save(named(f"s{number}"), state)
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 1.5 * 20 * size
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_packed_state_is_a_copy_in_memory_of_its_own(model, monkeypatch, full):
+    def none(*arguments, **options):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    if full:
+        monkeypatch.setattr(mmap, "mmap", none)
+    state, direct = model.new_state(), model.new_state()
+    for one in (state, direct):
+        model.forward([[5, 6, 7]], one)
+    copy = packed(state)
+    expected = model.forward([[8]], state)
+    for one in (copy.clone(), copy.clone()):  # nobody changes the copy
+        assert np.array_equal(model.forward([[8]], one), expected)
+    assert np.array_equal(copy.seen, direct.seen)
+    assert np.array_equal(copy.history, direct.history)
+    assert all(map(np.array_equal, copy.layers, direct.layers))
+
+
+def test_what_is_not_ours_in_a_folder_is_neither_counted_nor_removed(model, tmp_path):
+    """Somebody's own states, links and folders; their names may be asked for, too."""
+    state = model.new_state()
+    state.snapshot().save(tmp_path / "precious.state")
+    before = (tmp_path / "precious.state").read_bytes()
+    (tmp_path / "old.state").mkdir()
+    (tmp_path / "dangling.state").symlink_to(tmp_path / "nothing")
+    (tmp_path / f"{named('link')}.state").symlink_to(tmp_path / "nothing")
+    (tmp_path / f"{named('folder')}.state").mkdir()
+    renamed = tmp_path / f"{named('mine')}.state"
+    renamed.write_bytes(before)
+    folder = StateFolder(tmp_path, 4 * len(before))
+    assert [folder.load(name) for name in ("precious", "old", "dangling", named("mine"))] == [None] * 4
+    assert renamed.read_bytes() == before
+    for number in range(40):
+        assert folder.save(named(f"s{number}"), state)
+    others = {"precious.state", "old.state", "dangling.state", f"{named('link')}.state", f"{named('folder')}.state"}
+    left = {file.name: file for file in tmp_path.iterdir()}
+    assert others <= left.keys()
+    assert (tmp_path / "precious.state").read_bytes() == before
+    ours = [file.stat().st_size for name, file in left.items() if name not in others]
+    assert 1 <= len(ours) <= 4
+    assert sum(ours) <= 4 * len(before)
+
+
+def test_state_that_cannot_be_removed_is_said(model, tmp_path, monkeypatch, caplog):
+    state = model.new_state()
+    folder = StateFolder(tmp_path, 2 * model.spec.state_bytes)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    for number in range(4):
+        assert folder.save(named(f"s{number}"), state)
+    (said,) = [record.message for record in caplog.records]  # once
+    assert said.startswith(f"{tmp_path}: states cannot be removed ([Errno 1] Operation not permitted)")
+
+
+def refuse(path, **options):
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 
 import uvicorn
 
-from dijiang.server.guards import patient_protocol
+from dijiang.server.connections import patient_protocol
 from dijiang.server.process import build
 from dijiang.server.settings import Serving
 
@@ -89,7 +89,12 @@ def running(models, *, api_key=None, seal_key=None, buffer=None, **options):
     if buffer is not None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     config = uvicorn.Config(
-        server.app(), http=patient_protocol(settings.patience), ws="none", log_config=None, access_log=False
+        server.app(),
+        http=patient_protocol(settings.patience, server.metrics.ended),
+        timeout_keep_alive=settings.keep_alive,
+        ws="none",
+        log_config=None,
+        access_log=False,
     )
     process = uvicorn.Server(config)
     thread = threading.Thread(target=process.run, kwargs={"sockets": [listening]})

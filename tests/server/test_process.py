@@ -1,6 +1,8 @@
 """The server as a process: its start, its end, what it needs."""
 
 import json
+import logging
+import os
 import resource
 import signal
 import socket
@@ -8,11 +10,13 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from urllib.request import urlopen
 
 import openai
 import pytest
 
 from dijiang.errors import InputError
+from dijiang.server.logs import Lines
 from dijiang.server.process import _listening
 from dijiang.server.settings import Serving
 from tests.conftest import RUNNABLE
@@ -22,6 +26,14 @@ from tests.conftest import RUNNABLE
 def test_address_that_is_none_is_one_line(host):
     with pytest.raises(InputError, match="cannot be listened on"):
         _listening(Serving(host=host, port=0))
+
+
+@pytest.mark.parametrize(("host", "reached"), [("::", ("127.0.0.1", "::1")), ("[::1]", ("::1",))])
+def test_addresses_of_ipv6_are_taken(host, reached):
+    with _listening(Serving(host=host, port=0)) as listening:
+        for address in reached:
+            socket.create_connection((address, listening.getsockname()[1]), timeout=5).close()
+    Serving(host="[::1]").require_safe(None)
 
 
 @contextmanager
@@ -58,7 +70,7 @@ def test_sigterm_lets_answers_end(bundles):
         pieces += list(stream)
         assert len(pieces) == 4000  # some seconds
         assert pieces[-1].choices[0].finish_reason == "length"
-        assert process.wait(20) == 143
+        assert process.wait(20) == 0
         log = [json.loads(line) for line in process.stderr.read().splitlines()]
         assert (log[-1]["route"], log[-1]["status"]) == ("/v1/completions", 200)
 
@@ -70,7 +82,7 @@ def test_sighup_ends_it_as_sigterm_does(bundles, tmp_path):
     with process_of(bundles / "tiny", "--conversation-folder", tmp_path) as (process, client, _):
         answer = client.completions.create(model="tiny", prompt="x", max_tokens=2, extra_body=options)
         process.send_signal(signal.SIGHUP)
-        assert process.wait(20) == 143
+        assert process.wait(20) == 0
     assert [file.name for file in tmp_path.iterdir()] == [f"{answer.id}.state"]
 
 
@@ -133,3 +145,53 @@ def test_more_connections_than_descriptors_are_one_line_and_clients_wait(bundles
 def test_a_server_takes_the_descriptors_that_it_may_have(bundles):
     with process_of(bundles / "tiny", descriptors=(64, 512)) as (process, _, _):
         assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (512, 512)
+
+
+@pytest.mark.skipif("native" not in RUNNABLE, reason="no compiled operator")
+def test_conversations_are_written_before_answers_end(bundles, tmp_path):
+    """Who waits for the end of a server kills it after a while, and a long answer takes longer."""
+    long = {"model": "tiny", "prompt": "x", "max_tokens": 4096, "stream": True, "extra_body": {"ignore_eos": True}}
+    with process_of(bundles / "tiny", "--conversation-folder", tmp_path) as (process, client, _):
+        stored = {
+            client.completions.create(model="tiny", prompt="x", max_tokens=2, extra_body={"store": True}).id
+            for _ in range(5)
+        }
+        stream = iter(client.completions.create(**long))
+        next(stream)
+        process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + 10
+        while {file.stem for file in tmp_path.glob("cmpl-*.state")} != stored and time.monotonic() < end:
+            next(stream)
+        process.kill()
+    assert {file.stem for file in tmp_path.glob("cmpl-*.state")} == stored
+
+
+def test_reader_of_the_log_that_does_not_read_stops_nobody(bundles):
+    with process_of(bundles / "tiny") as (process, client, _):
+        for _ in range(1500):  # 90 bytes each: more than a pipe holds
+            client.models.list()
+        with urlopen(f"{str(client.base_url).removesuffix('v1/')}metrics") as found:
+            lost = found.read().decode()
+        assert "dijiang_log_lines_lost_total 0.0" in lost  # they wait
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def test_lines_that_nobody_reads_are_counted():
+    read, write = os.pipe()
+    lines = Lines(write, most=10)
+    log = logging.getLogger("dijiang.test-lines")
+    log.addHandler(lines)
+    for _ in range(1000):
+        log.warning("x" * 1000)
+    assert lines.lost >= 1000 - 65 - 11
+    lines.drain(0.01)
+    os.set_blocking(read, False)
+    assert os.read(read, 1001) == b"x" * 1000 + b"\n"
+    os.close(read)
+    end = time.monotonic() + 10
+    while lines._waiting.unfinished_tasks and time.monotonic() < end:
+        time.sleep(0.01)
+    assert lines.lost >= 1000 - 65 + 1  # what waited was for nobody
+    log.removeHandler(lines)
+    os.close(write)
