@@ -66,11 +66,10 @@ class Conversations:
         """Put into the folder, if there is one, what is not there by now; a thread of the folder's writes it."""
         if self._folder is None:
             return
-        with self._lock:
-            new = {name: state for name, state in self._kept.items() if name not in self._flushed}
-            self._flushed |= new.keys()
-        for each in new.items():
-            self._folder.save_later(*each, most=math.inf)
+        with self._lock:  # to the last: `close` may come meanwhile
+            for name in self._kept.keys() - self._flushed:
+                self._folder.save_later(name, self._kept[name], most=math.inf)
+            self._flushed |= self._kept.keys()
 
     def close(self) -> None:
         """Put all of them into the folder, if there is one."""

@@ -7,7 +7,8 @@ import os
 import queue
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 #: Lines that wait, at most; seconds that they have at the end.
 MOST, PATIENCE = 10_000, 1.0
@@ -50,3 +51,15 @@ class Lines(logging.Handler):
         end = time.monotonic() + seconds
         while self._waiting.unfinished_tasks and time.monotonic() < end:
             time.sleep(0.005)
+
+
+@contextmanager
+def logged() -> Iterator[Lines]:
+    """All loggers write to stderr this way, until the block ends."""
+    lines, root = Lines(), logging.getLogger()
+    root.addHandler(lines)
+    try:
+        yield lines
+    finally:
+        root.removeHandler(lines)
+        lines.drain()

@@ -24,7 +24,7 @@ from .connections import patient_protocol
 from .conversations import sealed_bytes
 from .descriptors import Scarce, raise_descriptors
 from .hosted import Hosted
-from .logs import Lines
+from .logs import logged
 from .settings import Serving
 
 #: Characters of a seal's key, at least.
@@ -84,11 +84,9 @@ def serve(
     asyncios = logging.getLogger("asyncio")
     asyncios.setLevel(logging.ERROR)  # it warns of each client that went
     asyncios.addFilter(Scarce())
-    lines = Lines()
-    server.metrics.log_lines_lost = lambda: lines.lost
-    logging.getLogger().addHandler(lines)
     log.setLevel(logging.INFO if logs else logging.WARNING)
-    with _listening(settings) as listening:
+    with _listening(settings) as listening, logged() as lines:
+        server.metrics.log_lines_lost = lambda: lines.lost
         host, port = listening.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         say(f"a page for browsers: {address}/")
@@ -107,7 +105,6 @@ def serve(
         logging.getLogger("uvicorn.error").addFilter(_is_fault)
         ending = _Ending(config, server)
         ending.run(sockets=[listening])
-    lines.drain()
     if ending.cut is not None:
         raise SystemExit(128 + ending.cut)
 

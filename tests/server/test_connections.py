@@ -5,11 +5,13 @@ import json
 import os
 import shutil
 import socket
+import threading
 import time
 
 import pytest
 
 import dijiang
+from dijiang.runtime.state_folder import StateFolder
 from dijiang.server.conversations import Conversations
 from tests.server.serving import PROMPT, running
 
@@ -158,9 +160,28 @@ def test_bundle_that_is_written_over_is_no_longer_served(bundles, tmp_path):
         assert server.ask("/healthz")[0] == 200
 
 
-def test_flush_writes_each_state_once(model, tmp_path):
-    from dijiang.runtime.state_folder import StateFolder
+def test_end_that_comes_while_states_are_written_loses_none(model, tmp_path):
+    folder = StateFolder(tmp_path, 1 << 30)
+    kept, names, later = Conversations(8, folder=folder), [f"cmpl-{n:032x}" for n in range(6)], folder.save_later
+    begun = threading.Event()
 
+    def slowly(name, state, **options):
+        begun.set()
+        time.sleep(0.05)
+        return later(name, state, **options)
+
+    folder.save_later = slowly
+    for name in names:
+        kept.store(name, model.new_state())
+    flushing = threading.Thread(target=kept.flush)
+    flushing.start()
+    begun.wait()
+    kept.close()
+    flushing.join()
+    assert sorted(file.stem for file in tmp_path.iterdir()) == names
+
+
+def test_flush_writes_each_state_once(model, tmp_path):
     folder = StateFolder(tmp_path, 1 << 30)
     kept, names = Conversations(8, folder=folder), [f"cmpl-{number:032x}" for number in range(8)]
     for name in names[:5]:
