@@ -90,8 +90,7 @@ def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) 
     """
     if not isinstance(body, dict):
         raise Refused(f"the body is {named(body)}, expected an object")
-    alike = {"best_of": (*UNSERVED["best_of"], body.get("n")), "add_special_tokens": (None, not chat)}
-    refuse_unserved(body, UNSERVED | alike)
+    refuse_unserved(body, UNSERVED | _alike(body, chat))
     given = Fields(body, CHAT if chat else COMPLETION)
     chosen = _chat(given) if chat else {"prompts": _prompts(given("prompt", needed=True))}
     previous, sealed = given("previous_response_id"), given("state")
@@ -126,6 +125,16 @@ def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) 
     if wanted.choices > 1 and (wanted.store or wanted.seal or previous is not None or sealed is not None):
         raise Refused("a state is kept or continued by one choice alone; set n to 1 and give one prompt", param="n")
     return wanted
+
+
+def _alike(body: dict[str, Any], chat: bool) -> dict[str, tuple[Any, ...]]:
+    """Values that change nothing beside what else a body says; see UNSERVED."""
+    found = {"best_of": (*UNSERVED["best_of"], body.get("n")), "add_special_tokens": (None, not chat)}
+    if body.get("ignore_eos") is True and not any(
+        body.get(name) for name in ("stop", "stop_tokens", "stop_token_ids")
+    ):
+        found["min_tokens"] = (body.get("min_tokens"),)  # it ends at max_tokens only
+    return found
 
 
 def _options(body: dict[str, Any], settings: Serving, sampling: dict[str, Any], *, chat: bool) -> Generation:

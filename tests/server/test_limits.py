@@ -117,6 +117,14 @@ def test_field_that_would_change_the_answer_is_refused_and_never_ignored(served,
         assert served.ask("/v1/completions", body | {name: same})[0] == 200
 
 
+def test_least_tokens_are_taken_where_nothing_ends_an_answer_earlier(served):
+    """As tools that measure send it."""
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 3, "min_tokens": 3}
+    assert served.ask("/v1/completions", body | {"ignore_eos": True})[0] == 200
+    for more in ({}, {"ignore_eos": True, "stop": "a"}, {"ignore_eos": True, "stop_token_ids": [5]}):
+        assert served.ask("/v1/completions", body | more)[0] == 400
+
+
 def test_bounds_that_are_told_are_the_servers(served):
     for name, value, bounds in (
         ("max_tokens", 10**9, "from 1 to 4096"),
