@@ -13,7 +13,7 @@ NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.c
 # What the page for browsers is made of, beside its own files.
 WEB := web/node_modules/.package-lock.json web/core.wasm web/core-relaxed.wasm
 
-.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load clients one-client malformed capacity simulation browser real tuned rounding budget steps speculation oldest lowest pythons ecosystem demo clean
+.PHONY: test samples lint docs soak timing gpu aarch64 sanitize mutants audit lock kill fuzz load clients one-client malformed capacity simulation browser real tuned rounding gates budget steps speculation oldest lowest pythons ecosystem demo clean
 
 # In two processes, each with cores of its own (tests/conftest.py).
 test: $(VENV)/.dev lint
@@ -163,6 +163,10 @@ rounding: $(VENV)/.dev
 	$(BIN)/pip install -q -c constraints.txt gguf accelerate
 	$(BIN)/python benchmarks/rounding.py .real -o benchmarks/results/rounding.json
 	$(BIN)/python docs/generate.py
+
+# How often the gates refuse a right export, and let a wrong one pass. 20 minutes.
+gates: $(VENV)/.dev
+	PYTHONPATH=. $(BIN)/python benchmarks/gates.py -o benchmarks/results/gates.json
 
 # What a size budget of int4 buys. 10 minutes.
 budget: $(VENV)/.dev
