@@ -1,7 +1,12 @@
 // Our kernels in WebAssembly: native/ as a module with plain functions on addresses of its memory (native/wasm/).
 
+/** Where each build is: written so that bundlers find the files. */
+const PLACES = {
+  "core-relaxed.wasm": new URL("./core-relaxed.wasm", import.meta.url),
+  "core.wasm": new URL("./core.wasm", import.meta.url),
+};
 /** The builds, the best first: with relaxed SIMD, where the browser has it and its multiply-add rounds once; with plain SIMD. */
-export const BUILDS = ["core-relaxed.wasm", "core.wasm"];
+export const BUILDS = Object.keys(PLACES);
 
 /**
  * The module.
@@ -23,7 +28,7 @@ export async function loadCore(builds = BUILDS, read = fetchedBeside) {
 }
 
 async function fetchedBeside(name) {
-  const response = await fetch(new URL(name, import.meta.url));
+  const response = await fetch(PLACES[name]);
   if (!response.ok) throw new Error(`${name}: ${response.status} ${response.statusText}; build it with make web/${name}`);
   return response.arrayBuffer();
 }

@@ -30,7 +30,7 @@ const BUSY = 30;
 
 /** Whether there is a GPU; one that software imitates counts if it was asked for. */
 async function hasGpu(asked) {
-  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  const adapter = await globalThis.navigator?.gpu?.requestAdapter().catch(() => null);
   return Boolean(adapter) && (asked || !(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter));
 }
 
@@ -98,6 +98,13 @@ export class State {
   }
 }
 
+/** A tokenizer.json that is read here as everywhere else; an error where it would give other ids. */
+function readable(tokenizer) {
+  const { type, byte_fallback: spells } = tokenizer.model ?? {};
+  if (type === "Unigram" && spells) throw new Error("the tokenizer spells unknown text in bytes (Unigram, byte_fallback), which is not done here: give token ids, and run the bundle elsewhere");
+  return tokenizer;
+}
+
 /** The shape of a layer of a state. */
 function shapeOf({ num_kv_heads: groups, hidden_size: width, num_heads: heads }) {
   return [1, groups, width / heads, width / heads];
@@ -110,6 +117,7 @@ export class Model {
    * @param {{provider?: string, threads?: number, builds?: string[], progress?: (done: number, total: number) => void}} options
    *   provider: a row of PROVIDERS; none: the first that works here. threads: onnxruntime-web's; they need a page that is
    *   cross-origin isolated. builds: those of our module that may run, of BUILDS in core.js.
+   * @returns {Promise<Model>} `provider` and `graph` run it; `failures`: why what is better does not.
    */
   static async load(url, { provider, threads, builds, progress = () => {} } = {}) {
     url = new URL(url, globalThis.location?.href).href; // as the browser's cache calls it
@@ -120,7 +128,7 @@ export class Model {
     const data = dataOf(manifest);
     const weights = await file(data, progress);
     const has = "tokenizer.json" in manifest.files;
-    const tokenizer = has ? new Tokenizer(await json("tokenizer.json"), await json("tokenizer_config.json")) : null;
+    const tokenizer = has ? new Tokenizer(readable(await json("tokenizer.json")), await json("tokenizer_config.json")) : null;
     const failures = [];
     for (const name of names) {
       const row = PROVIDERS[name];
@@ -137,7 +145,7 @@ export class Model {
         const source = new Uint8Array(await (await file(manifest.graphs[graph].file)).arrayBuffer());
         const { spec } = manifest;
         const parts = { provider: name, source, weights, data, spec, shape: shapeOf(spec), threads, builds, longest: PIECE };
-        return new Model({ session: await row.open(parts), manifest, provider: name, graph, tokenizer });
+        return new Model({ session: await row.open(parts), manifest, provider: name, graph, tokenizer, failures });
       } catch (error) {
         failures.push(`${name}: ${error.message}`);
       }
@@ -151,6 +159,14 @@ export class Model {
     this.limit = this.manifest.positions_limit ?? Infinity;
   }
 
+  /** Gives back what it has of memory; it is of no use then. */
+  async close() {
+    const { guest } = this.session;
+    if (guest) guest.layers = guest.layers.map((layer) => layer.slice());
+    await this.session.close?.();
+    this.session = null;
+  }
+
   /** The state before the first token. */
   newState() {
     const size = shapeOf(this.spec).reduce((a, b) => a * b);
@@ -161,20 +177,25 @@ export class Model {
   /**
    * Continue a prompt, or a state where its last generation stopped. The state is advanced.
    * @param {string | number[]} prompt text, or token ids; "" goes on. Without a tokenizer in the bundle, ids.
-   * @param {{state?: State, maxTokens?: number, onToken?: (id: number) => void}} options
+   * @param {{state?: State, maxTokens?: number, onToken?: (id: number) => void, signal?: AbortSignal}} options
+   *   signal: ends it; the state stands after the last token then.
    * @yields {string} text, whole characters.
    */
-  async *generate(prompt, { state = this.newState(), maxTokens = 128, onToken = () => {} } = {}) {
+  async *generate(prompt, { state = this.newState(), maxTokens = 128, onToken = () => {}, signal, ...others } = {}) {
+    const [unknown] = Object.keys(others);
+    if (unknown) throw new Error(`option ${unknown} is unknown, expected one of state, maxTokens, onToken, signal; the most likely token is always taken`);
+    if (!Number.isInteger(maxTokens) || maxTokens < 1) throw new Error(`maxTokens is ${maxTokens}, expected a whole number, 1 or more`);
+    if (!this.session) throw new Error("the model is closed: load it again");
     if (state.fingerprint !== this.manifest.fingerprint) throw new Error("the state is of another checkpoint");
     state.take();
     try {
-      yield* this.#generated(prompt, state, maxTokens, onToken);
+      yield* this.#generated(prompt, state, maxTokens, onToken, signal);
     } finally {
       state.leave();
     }
   }
 
-  async *#generated(prompt, state, maxTokens, onToken) {
+  async *#generated(prompt, state, maxTokens, onToken, signal) {
     const begins = state.position === 0;
     const given = typeof prompt === "string" ? this.read(prompt, begins) : prompt;
     let ids = [...(state.pending === null ? [] : [state.pending]), ...given];
@@ -185,6 +206,7 @@ export class Model {
     for (let made = 0; made < maxTokens; made++) {
       let token;
       for (let start = 0; start < ids.length; start += PIECE) {
+        signal?.throwIfAborted();
         token = await this.step(ids.slice(start, start + PIECE), state);
         if (performance.now() - began > BUSY) {
           await rest();

@@ -25,7 +25,8 @@ export async function manifestOf(url) {
   if (response?.ok) await keep(cache, name, response);
   const listed = Object.entries(manifest.files).map(([file, record]) => nameOf(url + file, record));
   for (const { url: kept } of (await cache?.keys()) ?? []) {
-    if (kept.startsWith(url) && kept.includes("?") && !listed.includes(kept)) await cache.delete(kept);
+    const [file, hash] = kept.startsWith(url) ? kept.slice(url.length).split("?") : [];
+    if (hash && !file.includes("/") && !listed.includes(kept)) await cache.delete(kept); // below lie other bundles
   }
   return manifest;
 }

@@ -13,6 +13,11 @@ export class OrtSession {
     Object.assign(this, { ort, session, shape });
   }
 
+  /** Gives its memory back. */
+  async close() {
+    await this.session.release();
+  }
+
   /** Advance a state over ids; the most likely next token. */
   async step(ids, state) {
     const { Tensor } = this.ort;

@@ -5,7 +5,6 @@ import * as store from "./store.js";
 
 const at = (name) => document.getElementById(name);
 const query = new URLSearchParams(location.search);
-const KEPT = "page";
 
 async function start() {
   navigator.serviceWorker?.register("worker.js").catch(() => {}); // a private window may refuse: the page works without
@@ -32,12 +31,12 @@ function notKept({ message }) {
 
 /** Show what was kept, and listen. */
 async function resume(model) {
-  const kept = await store.load(KEPT).catch(notKept);
+  const name = model.manifest.fingerprint; // pages of one address may have other models
+  const kept = await store.load(name).catch(notKept);
   let stamp = kept?.stamp;
-  const same = kept?.state.fingerprint === model.manifest.fingerprint;
-  let state = same ? State.from(kept.state) : model.newState();
-  at("text").textContent = same ? kept.text : "";
-  if (same) at("prompt").value = "";
+  let state = kept ? State.from(kept.state) : model.newState();
+  at("text").textContent = kept?.text ?? "";
+  if (kept) at("prompt").value = "";
   at("form").onsubmit = async (event) => {
     event.preventDefault();
     busy(true);
@@ -60,12 +59,12 @@ async function resume(model) {
   };
   const keep = async () => {
     const now = { state: state.toObject(), text: at("text").textContent, stamp: Math.random() };
-    if (!(await store.save(KEPT, now, stamp))) throw new Error("another tab has gone on with it; load the page again to see how");
+    if (!(await store.save(name, now, stamp))) throw new Error("another tab has gone on with it; load the page again to see how");
     stamp = now.stamp;
   };
   at("clear").onclick = async () => {
     busy(true);
-    await store.remove(KEPT).catch(notKept);
+    await store.remove(name).catch(notKept);
     stamp = undefined;
     state = model.newState();
     at("text").textContent = "";

@@ -58,7 +58,7 @@ class DijiangLM(TemplateLM):
             )
         self._prefix, self._end = known[0], known[-1]
         limit = model.manifest.positions_limit
-        longest = model.spec.max_positions if limit is None else limit - 1
+        longest = model.spec.max_positions if limit is None else limit
         self.max_length = min(model.spec.max_positions, longest) if max_length is None else max_length
         if limit is not None and self.max_length > longest:
             raise ValueError(
@@ -125,7 +125,7 @@ class DijiangLM(TemplateLM):
         ids, mask = _padded(texts)
         if ids.shape[1] < 2:  # nothing but empty continuations
             return [(0.0, True)] * len(texts)
-        nats, best = self.model.likelihood(ids, state, mask=mask)
+        nats, best = self.model.likelihood(ids, state, mask=mask, last=False)
         real = mask[:, 1:].astype(bool)
         return [(float(nats[row][real[row]].sum()), bool(best[row][real[row]].all())) for row in range(len(texts))]
 
@@ -158,9 +158,8 @@ class DijiangLM(TemplateLM):
         return texts
 
     def _room(self, count: int) -> int:
-        """Tokens of a context at most, so that a text of `count` tokens has its positions where they end."""
-        ends = self.model.manifest.positions_limit is not None
-        return max(1, self.max_length - count) if ends else self.max_length
+        """Tokens of a context at most: it and `count` tokens fit a window, as the harness cuts it."""
+        return max(1, self.max_length - count)
 
 
 def _cut(context: Ids, continuation: Ids, length: int) -> tuple[Ids, Ids]:

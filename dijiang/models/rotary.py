@@ -30,7 +30,7 @@ def read_rope(config: dict[str, Any], base: str, share: str | None = None) -> Ro
     rotates all channels) beside it.
 
     Raises:
-        CheckpointError: a value of the wrong kind, or angles that depend on the final length.
+        CheckpointError: a value of the wrong kind, or a scaling that is not supported.
     """
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(rope, dict):
@@ -46,8 +46,8 @@ def _read_scaling(config: dict[str, Any], rope: dict[str, Any]) -> RopeScaling |
         return None
     if kind not in ("linear", "llama3"):
         raise CheckpointError(
-            f"config.json: rope scaling {brief(kind)}, expected linear or llama3; angles that depend on the "
-            "final length have no exact recurrence: retrain with a position-independent scaling"
+            f"config.json: rope scaling {brief(kind)}, expected linear or llama3; retrain with one of them (angles "
+            "of dynamic depend on the final length, and have no exact recurrence)"
         )
     factor = _factor(rope, "factor")
     if kind == "linear":

@@ -202,7 +202,7 @@ def as_ids(ids: object) -> np.ndarray:
     """Ids as an array, of int64 if they are integers; InputError for rows of different lengths."""
     try:
         found = np.asarray(ids)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # torch has types that NumPy lacks
         raise InputError(f"ids are no array ({error}); give rows of one length, with a mask") from error
     if found.dtype == np.uint64:  # what int64 does not hold, no vocabulary has
         found = np.minimum(found, np.iinfo(np.int64).max)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..bundle.opened import Bundle, open_bundle
 from ..errors import BundleError, InputError
@@ -82,7 +83,7 @@ class Model:
         return State.empty(batch, self.spec, self.manifest.fingerprint)
 
     def forward(
-        self, ids: np.ndarray, state: State, *, mask: np.ndarray | None = None, all_logits: bool = False
+        self, ids: ArrayLike, state: State, *, mask: ArrayLike | None = None, all_logits: bool = False
     ) -> np.ndarray:
         """Advance the state over ids; any split of the same ids gives the same logits.
 
@@ -136,12 +137,12 @@ class Model:
                 result[inside] = output.logits[inside]
         return result if all_logits else result[:, 0]
 
-    def score(self, ids: np.ndarray, state: State | None = None) -> np.ndarray:
+    def score(self, ids: ArrayLike, state: State | None = None) -> np.ndarray:
         """Log-probabilities that the model gives to a text: the first result of `likelihood`."""
         return self.likelihood(ids, state)[0]
 
     def likelihood(
-        self, ids: np.ndarray, state: State | None = None, *, mask: np.ndarray | None = None
+        self, ids: ArrayLike, state: State | None = None, *, mask: ArrayLike | None = None, last: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """How likely texts are, token by token.
 
@@ -149,6 +150,7 @@ class Model:
             ids: [B, T] int64, T at least 2.
             state: to start from, batch B; advanced over ids. None: a new one.
             mask: [B, T], 0 where a token is padding on the right; None: no padding.
+            last: whether the state is advanced over the last of ids, too; nothing that is returned needs it.
 
         Returns:
             [B, T - 1] float64, nats: of ids[:, t + 1] after ids[:, : t + 1].
@@ -163,18 +165,24 @@ class Model:
             raise InputError(f"ids of shape {list(ids.shape)}, expected [batch, 2 or more tokens]")
         state = self.new_state(len(ids)) if state is None else as_state(state)
         real = None if mask is None else _as_mask(mask)
+        if real is not None and real.shape != ids.shape:
+            raise InputError(f"the mask is {list(real.shape)}, expected {list(ids.shape)}, as ids are; change it")
+        end = ids.shape[1] - (not last)
         with state.leased() as user:
-            self.check(ids, state, real, user)
-            return self._likelihood(ids, state, real)
+            self.check(ids[:, :end], state, None if real is None else real[:, :end], user)
+            self._require_known(ids if real is None else ids[real != 0])
+            return self._likelihood(ids, state, real, end)
 
-    def _likelihood(self, ids: np.ndarray, state: State, real: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """`likelihood` of what was checked, by who has the state's lease."""
+    def _likelihood(
+        self, ids: np.ndarray, state: State, real: np.ndarray | None, end: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`likelihood` of what was checked, by who has the state's lease; end: of what is fed."""
         if real is not None:
-            ids = np.where(real, ids, 0)
+            ids, real = np.where(real, ids, 0), real[:, :end]
         longest = max(1, min(self.session.longest, LOGITS // (len(ids) * self.spec.vocab_size)))
         found, best, fed = [], [], state.position.copy()
-        for start in range(0, ids.shape[1], longest):
-            piece, following = ids[:, start : start + longest], ids[:, start + 1 : start + longest + 1]
+        for start in range(0, end, longest):
+            piece, following = ids[:, start : min(start + longest, end)], ids[:, start + 1 : start + longest + 1]
             of_piece = None if real is None else real[:, start : start + longest]
             logits = self._forward(piece, state, of_piece, all_logits=True)[:, : following.shape[1]]
             read = slice(following.shape[1])
@@ -202,13 +210,7 @@ class Model:
                 f"{state.batch}, expected the same shape and batch; use new_state({len(ids)})"
             )
         state.check(self.spec, self.manifest.fingerprint, user)
-        seen = ids[real.astype(bool)]
-        if seen.size and (seen.min() < 0 or seen.max() >= self.spec.vocab_size):
-            bad = int(seen.min() if seen.min() < 0 else seen.max())
-            raise InputError(
-                f"token id {bad} is out of range, expected 0 to {self.spec.vocab_size - 1}; "
-                "use this bundle's tokenizer"
-            )
+        self._require_known(ids[real != 0])
         counts = real.sum(axis=1)
         empty = (counts == 0) & (state.position == 0)
         if empty.any():
@@ -217,6 +219,15 @@ class Model:
         if limit is not None and end > limit:
             raise InputError(
                 f"position {end} is past the limit {limit}: {self.manifest.limit_reason}; start a new state"
+            )
+
+    def _require_known(self, ids: np.ndarray) -> None:
+        """InputError unless the vocabulary has all of them."""
+        if ids.size and (ids.min() < 0 or ids.max() >= self.spec.vocab_size):
+            bad = int(ids.min() if ids.min() < 0 else ids.max())
+            raise InputError(
+                f"token id {bad} is out of range, expected 0 to {self.spec.vocab_size - 1}; "
+                "use this bundle's tokenizer"
             )
 
     def generate(
@@ -233,14 +244,17 @@ class Model:
 
 
 def _as_mask(mask: object) -> np.ndarray:
-    """A mask as int64 of 0 and 1; InputError for rows of different lengths, and for what is no number."""
+    """A mask as int64 of 0 and 1; InputError for rows of different lengths, and for other values."""
     try:
         found = np.asarray(mask)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # torch has types that NumPy lacks
         raise InputError(f"the mask is no array ({error}); give it the shape of the ids") from error
     if found.dtype.kind not in "biuf":
         raise InputError(f"the mask is {found.dtype}, expected numbers, 0 where a token is padding; change it")
-    return (found != 0).astype(np.int64)
+    other = found[(found != 0) & (found != 1)]
+    if other.size:
+        raise InputError(f"the mask holds {other[0]}, expected 1, or 0 where a token is padding; change it")
+    return found.astype(np.int64)
 
 
 def _read_tokenizer(bundle: Bundle) -> bytes | None:

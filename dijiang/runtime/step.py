@@ -22,6 +22,7 @@ class Step:
     tokens whose results are wanted.  starts: [S + 1] int64, where the tokens of each of S sequences begin, in
     the ids read row after row; a ragged step has one row for all of them, any other one a row for each.
     padded: whether any mask is 0.  reused: the arrays are memory of the session, which the next step overwrites.
+    All of them lie row after row: sessions read their memory.
     """
 
     ids: np.ndarray
@@ -35,11 +36,12 @@ class Step:
     @classmethod
     def of(cls, ids: np.ndarray, start: np.ndarray, kept: np.ndarray, mask: np.ndarray | None = None) -> Step:
         """A step of sequences that have `start` [B] tokens; mask None: no padding."""
-        ids = np.array(ids, np.int64)  # the caller may reuse its own
+        ids = np.array(ids, np.int64, order="C")  # the caller may reuse its own
         starts = even_starts(ids.shape)
         if mask is None:
             positions = start[:, None] + np.arange(ids.shape[1])
             return cls(ids, positions, np.ones_like(ids), kept, starts)
+        mask = np.ascontiguousarray(mask)
         positions = np.maximum(start[:, None] + np.cumsum(mask, axis=1) - 1, 0)
         return cls(ids, positions, mask, kept, starts, padded=not mask.all())
 

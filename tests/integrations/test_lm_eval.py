@@ -326,9 +326,10 @@ def test_a_window_past_the_positions_is_refused(exported):
 
     model = dijiang.load(exported("tiny-python-published"))
     with pytest.raises(
-        ValueError, match=r"max_length is 999, expected at most 511: the model's positions end there"
+        ValueError, match=r"max_length is 999, expected at most 512: the model's positions end there"
     ):
         DijiangLM(model, max_length=999)
+    assert DijiangLM(model).max_length == model.manifest.positions_limit == 512  # as the harness's own model has
     assert np.isfinite(
         DijiangLM(model).loglikelihood_rolling(requests("loglikelihood_rolling", (TEXT[:3000],)), True)
     )

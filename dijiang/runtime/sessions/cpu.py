@@ -137,7 +137,7 @@ class Binding:
         vocab: int,
     ) -> None:
         self.past, self.present = past, present
-        ids, positions, mask, kept = (np.zeros_like(array) for array in like.arrays.values())
+        ids, positions, mask, kept = (np.zeros(array.shape, array.dtype) for array in like.arrays.values())
         mask[...] = 1
         self.step = Step(ids, positions, mask, kept, like.starts.copy(), reused=True)
         shape = kept.shape[::-1] if like.is_ragged else kept.shape
@@ -147,6 +147,7 @@ class Binding:
         self._values: list[Any] = []
 
         def value(array: np.ndarray) -> Any:
+            assert array.flags.c_contiguous  # onnxruntime reads the memory, whatever the strides say
             self._values.append(ort.OrtValue.ortvalue_from_numpy(array))
             return self._values[-1]
 
