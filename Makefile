@@ -233,7 +233,7 @@ ecosystem: $(VENV)/.dev
 ecosystem-transformers-4 ecosystem-transformers-5: TESTS := test_transformers.py test_optimum.py
 
 ecosystem-harness ecosystem-harness-old: TESTS := test_lm_eval.py
-ecosystem-browser: TESTS := test_browser.py test_browser_conditions.py test_browser_native.py
+ecosystem-browser: TESTS := test_browser.py test_browser_conditions.py test_browser_embedded.py test_browser_native.py
 ecosystem-browser: $(WEB)
 ecosystem-genai ecosystem-genai-old: TESTS := test_genai.py
 ecosystem-site: TESTS := test_site.py
