@@ -14,7 +14,7 @@ import numpy as np
 from ..runtime.calls import Part, Reader, Syntax
 from ..runtime.sequence import Record
 from ..runtime.text import TextTokenizer
-from .hosted import Told
+from .relay import Told
 from .tools import Calls
 from .wanted import Wanted
 

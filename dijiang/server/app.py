@@ -27,10 +27,11 @@ from .conversations import Conversations
 from .failures import Refused, refusal
 from .front_page import FILES, page
 from .guards import GONE, EventStream, LocalPages, read_body, require_key, until_gone
-from .hosted import Hosted, Job, Told
+from .hosted import Hosted
 from .metrics import Metrics
 from .openapi import document
 from .outcome import Outcome
+from .relay import Job, Told
 from .settings import Serving
 from .spans import note, traced
 from .wanted import Wanted, read

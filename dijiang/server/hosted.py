@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -27,55 +26,16 @@ from ..runtime.generate import prepare
 from ..runtime.grammar import Grammar
 from ..runtime.model import Model
 from ..runtime.options import authors_choice
-from ..runtime.sampling import largest, log_softmax
-from ..runtime.sequence import Record
 from ..runtime.state import State
 from ..runtime.state_folder import StateFolder
 from .failures import Refused
+from .relay import Job, Post
 from .settings import Serving
 from .tools import Offer
 from .wanted import Wanted
 
 #: Threads that turn prompts into ids: more share the same cores.
 READERS = 2
-
-
-class Told(NamedTuple):
-    """A token of one of the choices.
-
-    nats: its log-probability by the model itself, then those of the most likely ones, by id; None: not asked for.
-    """
-
-    choice: int
-    record: Record
-    nats: tuple[tuple[int, float], ...] | None
-
-
-class Post:
-    """Hands what a turn is told in the steps' thread to the event loop; see `batching.turn.Listener`.
-
-    most: log-probabilities beside each token's own. Logits, of the vocabulary's size, do not wait for slow readers.
-    """
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[Told | DijiangError], choice: int, most: int
-    ) -> None:
-        self._loop, self._inbox, self._choice, self._most = loop, inbox, choice, most
-
-    def record(self, record: Record, logits: np.ndarray | None) -> None:
-        self._send(Told(self._choice, record, None if logits is None else self._nats(record.token, logits)))
-
-    def _nats(self, token: int, logits: np.ndarray) -> tuple[tuple[int, float], ...]:
-        nats = log_softmax(logits)
-        best = largest(logits, self._most).tolist() if self._most else []
-        return tuple((one, float(nats[one])) for one in (token, *best))
-
-    def failed(self, error: DijiangError) -> None:
-        self._send(error)
-
-    def _send(self, item: Told | DijiangError) -> None:
-        with suppress(RuntimeError):  # the loop was closed: nobody listens
-            self._loop.call_soon_threadsafe(self._inbox.put_nowait, item)
 
 
 def _prefixes(model: Model, settings: Serving) -> Prefixes | None:
@@ -186,7 +146,15 @@ class Hosted:
                 code="rate_limit_exceeded",
                 headers={"Retry-After": "1"},
             )
-        job = Job(self, wanted.choices, deadline, wanted.logprobs or 0)
+        job = Job(
+            self.batcher,
+            wanted.choices,
+            timeout=self.settings.timeout,
+            deadline=deadline,
+            most=wanted.logprobs or 0,
+            closed=partial(self._left, wanted.choices),
+        )
+        self.load += wanted.choices
         try:
             with anyio.fail_after(job.left):
                 job.turns = await anyio.to_thread.run_sync(
@@ -199,6 +167,9 @@ class Hosted:
             job.close()
             raise
         return job
+
+    def _left(self, choices: int) -> None:
+        self.load -= choices
 
     def _turns(self, wanted: Wanted, state: State | None, posts: Sequence[Post]) -> list[Turn]:
         """One a choice; those of one prompt are forks of the first of them."""
@@ -290,61 +261,3 @@ class Hosted:
             return tokenizer.as_it_stands(self.template.render(wanted.messages, **how))
         ends = self.model.spec.eos_token_ids
         return continued(self.template, tokenizer, state, ends, wanted.messages, **how)
-
-
-class Job:
-    """The turns of a request, one a choice. It counts as load until it is closed.
-
-    choices: how many.  deadline: of `time.monotonic`.  most: see `Post`.
-    """
-
-    def __init__(self, hosted: Hosted, choices: int, deadline: float, most: int) -> None:
-        self._hosted, self._choices, self._deadline = hosted, choices, deadline
-        self._inbox: asyncio.Queue[Told | DijiangError] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        self.posts = [Post(loop, self._inbox, choice, most) for choice in range(choices)]
-        self.turns: list[Turn] = []
-        hosted.load += choices
-
-    @property
-    def left(self) -> float:
-        """Seconds to the deadline."""
-        return max(0.0, self._deadline - time.monotonic())
-
-    @property
-    def late(self) -> Refused:
-        """What is said after the deadline."""
-        seconds = self._hosted.settings.timeout
-        # OpenAI's clients ask again after 408, which would take as long.
-        never = {"x-should-retry": "false"}
-        return Refused(f"the request took more than {seconds:g} s; ask for fewer tokens", status=408, headers=never)
-
-    async def told(self) -> AsyncGenerator[Told, None]:
-        """All tokens of all choices as they come.
-
-        Raises:
-            Refused: not all came before the deadline.
-            DijiangError: a step failed.
-        """
-        forks = {id(fork) for turn in self.turns for fork in turn.forks}
-        for turn in self.turns:
-            if id(turn) not in forks:
-                self._hosted.batcher.submit(turn)
-        timer = asyncio.get_running_loop().call_later(self.left, self._inbox.put_nowait, self.late)
-        ended = 0
-        try:
-            while ended < self._choices:
-                told = await self._inbox.get()
-                if isinstance(told, DijiangError):
-                    raise told
-                ended += told.record.finish_reason is not None
-                yield told
-        finally:
-            timer.cancel()
-
-    def close(self) -> None:
-        """End what goes on still: its slots are free within one step."""
-        for turn in self.turns:
-            self._hosted.batcher.cancel(turn)
-        self._hosted.load -= self._choices
-        self._choices = 0

@@ -9,7 +9,8 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from .conversations import Conversations
-from .hosted import Hosted, Told
+from .hosted import Hosted
+from .relay import Told
 
 #: Seconds, up to the longest request that is usual.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)

@@ -18,7 +18,7 @@ from load import slots_taken
 from dijiang.runtime.options import Generation
 from dijiang.runtime.sequence import Record
 from dijiang.server.answers import Answer
-from dijiang.server.hosted import Post, Told
+from dijiang.server.relay import Post, Told
 from dijiang.server.wanted import Wanted
 from tests.server.serving import events, running
 
