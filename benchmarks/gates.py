@@ -149,7 +149,7 @@ def measure(folder: Path, draw: random.Random, counts: dict[str, Counter[str]]) 
             others.append((wrong, "wrong"))
         for other, kind in others:
             report = dijiang.verify(bundle.path, other, tokens=TOKENS, store=False)
-            refused, by_absolute = verdicts(report, precision)
+            refused, by_absolute = map(int, verdicts(report, precision))
             found = {kind: 1, f"{kind}, refused": refused, f"{kind}, refused by absolute bounds": by_absolute}
             counts[precision].update(found)
 

@@ -240,20 +240,22 @@ class DijiangForCausalLM(PreTrainedModel, GenerationMixin):
         if unknown := [name for name in asked if name not in HARMLESS]:
             raise ValueError(f"{unknown[0]}: no argument of a bundle; use the checkpoint's PyTorch model")
         batch, length = input_ids.shape
-        given = past_key_values if cache is None else cache
-        kept = RecurrentCache(self.model.new_state(batch)) if given is None else given
+        before = past_key_values if cache is None else cache
+        kept = RecurrentCache(self.model.new_state(batch)) if before is None else before
         if not isinstance(kept, RecurrentCache):
             raise ValueError(f"a {type(kept).__name__}, expected a cache of this model; leave it out")
-        mask = None if attention_mask is None else (attention_mask[:, -length:] != 0).numpy()
+        given = None if attention_mask is None else attention_mask[:, -length:]
+        mask = None if given is None else (given != 0).numpy()
         if positions is not None:
             _require_running(positions, kept.state, np.ones((batch, length), bool) if mask is None else mask)
         # A graph can give the logits of each last token. Without padding on the right, these are the last column.
         one = isinstance(logits_to_keep, int) and logits_to_keep == 1 and (mask is None or bool(mask[:, -1].all()))
-        logits = self.model.forward(input_ids.numpy(), kept.state, mask=mask, all_logits=not one)
+        logits = self.model.forward(input_ids.numpy(), kept.state, mask=given, all_logits=not one)
         kept.length += length
         which = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         found = torch.from_numpy(logits[:, None]) if one else torch.from_numpy(logits)[:, which]
-        return CausalLMOutputWithPast(logits=found, **({} if use_cache is False else {CACHE: kept}))
+        result = CausalLMOutputWithPast(logits=found, **({} if use_cache is False else {CACHE: kept}))
+        return result.to_tuple() if kwargs.get("return_dict") is False else result
 
     def prepare_inputs_for_generation(
         self,
@@ -296,7 +298,9 @@ class DijiangForCausalLM(PreTrainedModel, GenerationMixin):
     generate_batch = continuous_batching_context_manager = init_continuous_batching
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """`GenerationMixin.generate`; where the model's positions end, so does the text."""
+        """`GenerationMixin.generate`; the text ends where the model's positions do. It takes no `position_ids`."""
+        if kwargs.get("position_ids") is not None:
+            raise ValueError("position_ids: other positions than the running ones; leave them out")
         limit = self.model.manifest.positions_limit
         if limit is not None:
             mask = kwargs.get("attention_mask")

@@ -35,13 +35,25 @@ COMMAND = (
 T = TypeVar("T")
 
 
+class TooSlow(Exception):
+    """A text took far more time than one of its length should; see `patiently`."""
+
+
+#: What tokenizers raises beside, and the reading of its file.
+RAISED = (TooSlow, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
+
+
 @contextmanager
 def reported(error_of: Callable[[BaseException], DijiangError]) -> Iterator[None]:
-    """What tokenizers raises, as our error: bare Exception, or a panic of Rust, which is a BaseException."""
+    """What tokenizers raises, as our error: bare Exception, or a panic of Rust, which is a BaseException.
+
+    What else comes, as of a signal's handler that ends a call, is not about the tokenizer.
+    """
     try:
         yield
     except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        bare = type(error) is Exception or type(error).__name__ == "PanicException"
+        if bare or isinstance(error, RAISED):
             raise error_of(error) from error
         raise
 
@@ -81,7 +93,7 @@ def _growth(part: Any) -> float:
 
 
 def patiently(work: Callable[[], T], characters: int) -> T:
-    """What `work` returns or raises; TimeoutError if a text of so many characters should take far less time.
+    """What `work` returns or raises; TooSlow if a text of so many characters should take far less time.
 
     It runs in a thread, which is stopped where Python runs in it, and else goes on: no library stops a regular
     expression. `work` must not hold the interpreter's lock.
@@ -103,7 +115,7 @@ def patiently(work: Callable[[], T], characters: int) -> T:
         raise errors[0]
     if not results:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
-        raise TimeoutError(f"it took more than {allowed:.0f} s")
+        raise TooSlow(f"it took more than {allowed:.0f} s")
     return results[0]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..bundle.opened import Bundle
 from ..errors import BundleError, InputError
-from ..models.tokenizer import patiently
+from ..models.tokenizer import TooSlow, patiently
 from ..reading import read_json, read_regular
 from .state import State
 from .text import TextTokenizer
@@ -104,7 +104,7 @@ class ChatTemplate:
             )
         except self._failures as error:
             raise InputError(f"the chat template refuses the messages ({error}); change their roles") from error
-        except TimeoutError as error:
+        except TooSlow as error:
             raise InputError(f"the chat template takes too long ({error}); use another one") from error
 
     def _known(self, message: Message) -> Message:

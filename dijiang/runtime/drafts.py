@@ -97,17 +97,18 @@ def decode_drafts(
                     yield record
                 if record.finish_reason:
                     return
-            if right is not None:
-                state.commit(right)
-                start, waiting = start + len(waiting) - 1, waiting[-1:]
-            room = LONGEST if limit is None else min(LONGEST, limit - start - len(waiting))
-            proposed = lookup.draft(room) if len(waiting) <= WAITING and room > 0 else []
-            before = state.point if proposed else None
-            output = _call(session, state, waiting, proposed)
-            chosen = _agreed(output, proposed, start + len(waiting))
-            right = state.point if len(chosen) > len(proposed) else None
-            if before is not None:
-                state.commit(before)
+            with state.guard:  # a copy of another thread sees what was told, and nothing of a draft
+                if right is not None:
+                    state.commit(right)
+                    start, waiting = start + len(waiting) - 1, waiting[-1:]
+                room = LONGEST if limit is None else min(LONGEST, limit - start - len(waiting))
+                proposed = lookup.draft(room) if len(waiting) <= WAITING and room > 0 else []
+                before = state.point if proposed else None
+                output = _call(session, state, waiting, proposed)
+                chosen = _agreed(output, proposed, start + len(waiting))
+                right = state.point if len(chosen) > len(proposed) else None
+                if before is not None:
+                    state.commit(before)
     finally:
         _settle(session, state, start, waiting, before)
 

@@ -133,6 +133,8 @@ def prepare(
     Raises:
         InputError: an option, the prompt or the state is out of range.
     """
+    if grammar is not None and prompt is None:
+        raise InputError("a grammar is of a whole text, and there is no prompt; give one, or leave the grammar out")
     if options.stops and not model.has_tokenizer:
         raise InputError("stop strings need a tokenizer and this bundle has none; use stop_tokens")
     StopStrings(options.stops)

@@ -98,7 +98,8 @@ class Model:
             all_logits: return every token's logits instead of each sequence's last.
 
         Returns:
-            [B, vocab] float32, or [B, T, vocab] if all_logits (rows of padding hold no meaning).
+            [B, vocab] float32, or [B, T, vocab] if all_logits. Rows of padding hold no meaning, nor does the one
+            row of a sequence that has no token in this call.
 
         Raises:
             InputError: ids, mask, state or positions that do not fit, or another thread advances the state; it is
@@ -167,6 +168,8 @@ class Model:
         real = None if mask is None else _as_mask(mask)
         if real is not None and real.shape != ids.shape:
             raise InputError(f"the mask is {list(real.shape)}, expected {list(ids.shape)}, as ids are; change it")
+        if real is not None and (np.diff(real, axis=1) > 0).any():
+            raise InputError("the mask has padding before a token, expected it on the right; shift the text")
         end = ids.shape[1] - (not last)
         with state.leased() as user:
             self.check(ids[:, :end], state, None if real is None else real[:, :end], user)

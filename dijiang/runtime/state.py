@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import InputError
+from ..files import write_file
 from ..models.spec import ModelSpec
 from .lease import Lease
 from .snapshot import HASH, LAST, NO_NOTE, NONE, Note, Seam, Snapshot, chained
@@ -49,6 +51,9 @@ class State:
     A session on the CPU updates the arrays in place. One on a GPU borrows them; the first look at
     `layers` after that copies the numbers back.
 
+    One user at a time advances it. Meanwhile other threads may look at it, copy it and save it: a copy waits for
+    the end of a step, and the next step for the copy.
+
     Args:
         layers, position: see `Point`.
         fingerprint: of the checkpoint, see `bundle.manifest.fingerprint_of`.
@@ -80,6 +85,8 @@ class State:
         self._seams: list[Seam | None] = [None] * batch if seams is None else seams
         self._keeper: Keeper | None = None
         self._lease = Lease()
+        #: Held for a step, and for a copy. Again by the same thread: a signal's handler may copy.
+        self.guard = threading.RLock()
         self._catch_up: Callable[[], None] | None = None
 
     @classmethod
@@ -97,13 +104,8 @@ class State:
     @property
     def point(self) -> Point:
         """Where it is now. A step that was interrupted counts if its session had ended it."""
-        expected = self._expected
-        if expected is not None:
-            point, written = expected
-            if written.flat[0] != NONE:
-                self._point = point
-            self._expected = None
-        return self._point
+        expected = self._expected  # whoever looks changes nothing: another thread may be in the middle of a step
+        return expected[0] if expected is not None and expected[1].flat[0] != NONE else self._point
 
     @property
     def position(self) -> np.ndarray:
@@ -154,14 +156,15 @@ class State:
 
     def _note(self) -> np.ndarray:
         """Count the tokens of the step that led here; the history."""
-        step, (noted, history) = self.point.fed, self._noted
-        if step is not None and step is not noted:
-            history = history.copy()
-            for row, fed in enumerate(step.fed()):
-                self._seen[row, fed] = True
-                history[row] = chained(history[row], fed)
-            self._noted = step, history
-        return history
+        with self.guard:
+            step, (noted, history) = self.point.fed, self._noted
+            if step is not None and step is not noted:
+                history = history.copy()
+                for row, fed in enumerate(step.fed()):
+                    self._seen[row, fed] = True
+                    history[row] = chained(history[row], fed)
+                self._noted = step, history
+            return history
 
     def seam(self, row: int = 0) -> Seam | None:
         """What the last generation left behind; None: nothing, or tokens were fed since."""
@@ -191,6 +194,11 @@ class State:
     def commit(self, point: Point) -> None:
         """The step has ended."""
         self._point = point
+        self._expected = None
+
+    def settle(self) -> None:
+        """A step that was interrupted is over: who advances the state says so before the next one."""
+        self.commit(self.point)
 
     def expect(self, point: Point, written: np.ndarray) -> None:
         """A step is about to update the layers in place; it has ended when `written` is not NONE."""
@@ -203,7 +211,8 @@ class State:
         try:
             yield
         finally:
-            self._catch_up = None
+            with self.guard:  # another thread's copy may be at it
+                self._catch_up = None
 
     def tear(self, reason: str) -> None:
         """A step failed in the middle: nothing may go on from here."""
@@ -241,21 +250,31 @@ class State:
     def lend(self, keeper: Keeper) -> None:
         """The keeper's first set holds the numbers from now on."""
         self.bring_home()
-        self._point = replace(self.point, side=0)
+        self.commit(replace(self.point, side=0))
         self._keeper = keeper
 
     def bring_home(self) -> None:
         """Copy the numbers back into the arrays, if a keeper holds them."""
         self._require_whole()
-        if self._keeper is not None:
-            self._keeper.give_back(self.point.layers, self.point.side)
-            self._keeper = None
+        with self.guard:
+            if self._keeper is not None:
+                self._keeper.give_back(self.point.layers, self.point.side)
+                self._keeper = None
 
     # Copies.
 
     def clone(self) -> State:
         """An independent copy: fork a sequence, or keep a point to come back to."""
         return self.take(range(self.batch))
+
+    def __copy__(self) -> State:
+        return self.clone()
+
+    def __deepcopy__(self, memo: object) -> State:
+        return self.clone()
+
+    def __reduce__(self) -> tuple[Callable[[Snapshot], State], tuple[Snapshot]]:
+        return State.of, (self.clone().snapshot(),)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> State:
         """A state of some of the sequences, independent of this one.
@@ -274,22 +293,24 @@ class State:
             )
         if chosen.min() < 0 or chosen.max() >= self.batch:
             raise InputError(f"rows from {chosen.min()} to {chosen.max()}, expected 0 to {self.batch - 1}")
-        kept = self.snapshot()
-        return State(
-            [layer[chosen] for layer in kept.layers],
-            kept.position[chosen],
-            kept.fingerprint,
-            kept.vocab_size,
-            last=kept.last[chosen],
-            seen=kept.seen[chosen],
-            history=kept.history[chosen],
-            seams=[kept.seams[row] for row in chosen],
-        )
+        with self.guard:
+            kept = self.snapshot()
+            return State(
+                [layer[chosen] for layer in kept.layers],
+                kept.position[chosen],
+                kept.fingerprint,
+                kept.vocab_size,
+                last=kept.last[chosen],
+                seen=kept.seen[chosen],
+                history=kept.history[chosen],
+                seams=[kept.seams[row] for row in chosen],
+            )
 
     def snapshot(self, note: Note = NO_NOTE) -> Snapshot:
         """All of it as it is now; shares its memory, so write it before the next step."""
-        if self._catch_up is not None:
-            self._catch_up()
+        with self.guard:
+            if self._catch_up is not None:
+                self._catch_up()
         seams = [self.seam(row) for row in range(self.batch)]
         return Snapshot(
             self.layers,
@@ -350,7 +371,9 @@ class State:
         Raises:
             InputError: it cannot be written; a file that was there is untouched.
         """
-        self.snapshot().save(Path(path))
+        with self.guard:
+            data = self.snapshot().dump()
+        write_file(Path(path), data, InputError)
 
     @classmethod
     def load(cls, path: str | Path) -> State:

@@ -80,6 +80,11 @@ class CpuSession:
 
     def run(self, step: Step, state: State) -> Binding:
         """See Session.run. The results' memory is reused by the next decode step of this state."""
+        with state.guard:
+            return self._run(step, state)
+
+    def _run(self, step: Step, state: State) -> Binding:
+        state.settle()
         state.bring_home()
         binding = self._found(state, step.shapes) or self._bound(state, step)
         if step is not binding.step:
@@ -97,8 +102,7 @@ class CpuSession:
             if shared:
                 state.tear(first_line(error)[:100])
             raise failed_step(step.ids.shape[1], error) from error
-        if not shared:
-            state.commit(point)
+        state.commit(point)
         return binding
 
     def _found(self, state: State, shapes: Shapes) -> Binding | None:

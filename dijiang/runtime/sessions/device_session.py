@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cached_property
 from typing import Any
 
@@ -47,6 +48,8 @@ class DeviceSession:
         self, bundle: Bundle, graph: str, row: Device, device: int = 0, *, cuda_graph: bool | None = None
     ) -> None:
         self.graph = graph
+        #: One step at a time: its states take turns in the device's buffers.
+        self._running = threading.RLock()
         self._bundle, self.row, self.index = bundle, row, device
         self.spec = bundle.manifest.spec
         self.ort = row.require(device)
@@ -109,6 +112,10 @@ class DeviceSession:
 
     def run(self, step: Step, state: State) -> DeviceOutput:
         """See Session.run. If it fails, the state is as it was before, or refused from then on."""
+        with self._running, state.guard:
+            return self._run(step, state)
+
+    def _run(self, step: Step, state: State) -> DeviceOutput:
         end = self.row.end
         if end is not None and step.positions.max() >= end:
             raise SessionError(

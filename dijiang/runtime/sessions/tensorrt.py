@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cached_property
 from mmap import ACCESS_READ, mmap
 from typing import Any
@@ -40,6 +41,8 @@ class TensorRtSession:
         self, bundle: Bundle, graph: str, backend: str, device: int = 0, *, cuda_graph: bool | None = None
     ) -> None:
         self.graph = graph
+        #: One step at a time: its states take turns in the device's buffers.
+        self._running = threading.RLock()
         engines = bundle.manifest.engines
         if backend not in engines:
             raise SessionError(
@@ -85,6 +88,10 @@ class TensorRtSession:
         return Step.single(state.batch)
 
     def run(self, step: Step, state: State) -> EngineOutput:
+        with self._running, state.guard:
+            return self._run(step, state)
+
+    def _run(self, step: Step, state: State) -> EngineOutput:
         batch, length = step.ids.shape
         if batch > self._record.batch:
             raise SessionError(
