@@ -48,6 +48,17 @@ def test_a_target_need_not_have_a_graph_for_every_precision(monkeypatch):
     assert "| `new` | `int8` | `native` |" in generate.bundles()
 
 
+def test_graph_of_another_target_is_said_to_be():
+    with pytest.raises(dijiang.ExportError, match="leave --graph out, or add --target cuda"):
+        resolve("int8", graph="cuda")
+
+
+@pytest.mark.parametrize("budget", [1e308, float("inf"), float("nan"), 0.0, -1.0])
+def test_budget_of_no_size_is_one_line(budget):
+    with pytest.raises(dijiang.ExportError, match="expected more than 0; give the MB"):
+        resolve("int4", budget=budget)
+
+
 def test_precisions_that_round_are_judged_by_what_rounding_costs():
     for row in PRECISIONS.values():
         bounds = {gate.metric: gate.bound for gate in row.gates}

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.manifest import DATA
 from ..errors import DijiangError, InputError
 from ..hidden import lock
 from ..reading import parse_json, read_regular
@@ -38,8 +39,8 @@ PREFIXES = 256 << 20
 class Answer:
     """The line of one prompt, while it is made; see `batching.turn.Listener`."""
 
-    def __init__(self, line: bytes, index: int) -> None:
-        self.head = head_of(line, index)
+    def __init__(self, head: dict[str, Any]) -> None:
+        self.head = head
         self.found: dict[str, Any] | None = None
         self._text: list[str] = []
 
@@ -64,14 +65,20 @@ class Answer:
         return json.dumps(self.head | (self.found or {})).encode() + b"\n"
 
 
-def head_of(line: bytes, index: int) -> dict[str, Any]:
+def head_of(line: bytes, index: int, job: str) -> dict[str, Any]:
     """What the answer to a line of the input begins with."""
-    return {"index": index, "input": named(line)}
+    return {"index": index, "input": named(line.strip()), "job": job}
 
 
-def named(line: bytes) -> str:
-    """What an answer calls its line of the input, so that it is known again."""
-    return hashlib.sha256(line.strip()).hexdigest()[:16]
+def job_of(model: Model, options: Generation) -> str:
+    """What answers call the weights and the options that they are made by: others go on in another file."""
+    weights = model.manifest.files[DATA].sha256
+    return named(json.dumps([model.manifest.fingerprint, weights, asdict(options)]).encode())
+
+
+def named(data: bytes) -> str:
+    """A short hash."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def answer_file(
@@ -86,8 +93,9 @@ def answer_file(
     """Answer every line of a file of JSON lines; the number of those that failed.
 
     Each line of the source is an object with `prompt` (text or token ids) and any options of a generation. Each
-    line of the target has `index`, `input` (a hash of the line), and `text`, `finish_reason`, `prompt_tokens` and
-    `generated`, or `error`. A target that is there is gone on with, after its last whole line.
+    line of the target has `index`, `input` (a hash of the line), `job` (a hash of weights and options), and `text`,
+    `finish_reason`, `prompt_tokens` and `generated`, or `error`. A target that is there is gone on with, after its
+    last whole line.
 
     Raises:
         InputError: a file cannot be read or written, the target has something else than answers to these lines, or
@@ -104,11 +112,13 @@ def answer_file(
                 raise OSError(errno.EINVAL, "not a regular file")
             if lock(out.fileno(), wait=False) is False:
                 raise InputError(f"{target}: another job writes it; wait for that one, or choose another file")
-            done, end, failed = _done(out.read(), lines, target)
+            job = job_of(model, options)
+            done, end, failed = _done(out.read(), lines, job, target)
             out.truncate(end)
             out.seek(end)
             progress(done, len(lines))
-            for answer in _answers(model, lines, done, options, slots or slots_that_fit(model)):
+            heads = [head_of(line, index, job) for index, line in enumerate(lines)]
+            for answer in _answers(model, lines, heads, done, options, slots or slots_that_fit(model)):
                 out.write(answer.line)
                 out.flush()
                 done += 1
@@ -120,20 +130,26 @@ def answer_file(
     return failed
 
 
-def _done(data: bytes, lines: Sequence[bytes], target: Path) -> tuple[int, int, int]:
+def _done(data: bytes, lines: Sequence[bytes], job: str, target: Path) -> tuple[int, int, int]:
     """Answers that are whole, where the last of them ends, and how many of them failed."""
     *whole, rest = data.split(b"\n")
     failed = 0
     for index, line in enumerate(whole):
         try:
             found = parse_json(line)
-            same = index < len(lines) and found["index"] == index and found["input"] == named(lines[index])
-        except (ValueError, TypeError, KeyError):
+            head = head_of(lines[index], index, job)
+            same = all(found[name] == head[name] for name in ("index", "input"))
+        except (ValueError, TypeError, KeyError, IndexError):
             same = False
         if not same:
             raise _foreign(target, index)
+        if found.get("job") != job:
+            raise InputError(
+                f"{target}: line {index + 1} was answered by another bundle or with other options; choose another "
+                "file, or remove it"
+            )
         failed += "error" in found
-    if rest and (len(whole) == len(lines) or not _begins(rest, head_of(lines[len(whole)], len(whole)))):
+    if rest and (len(whole) == len(lines) or not _begins(rest, head_of(lines[len(whole)], len(whole), job))):
         raise _foreign(target, len(whole))
     return len(whole), len(data) - len(rest), failed
 
@@ -148,14 +164,21 @@ def _foreign(target: Path, index: int) -> InputError:
     return InputError(f"{target}: line {index + 1} answers something else; choose another file, or remove it")
 
 
-def _answers(model: Model, lines: Sequence[bytes], start: int, options: Generation, slots: int) -> Iterator[Answer]:
+def _answers(
+    model: Model,
+    lines: Sequence[bytes],
+    heads: Sequence[dict[str, Any]],
+    start: int,
+    options: Generation,
+    slots: int,
+) -> Iterator[Answer]:
     """In the order of the lines; so many are begun ahead of the first that is not finished."""
     prefixes = Prefixes(model, PREFIXES)
     batcher, begun = Batcher(model, slots, prefixes=prefixes), OrderedDict[int, Answer]()
     upcoming = start
     while upcoming < len(lines) or begun:
         while upcoming < len(lines) and len(begun) < AHEAD * slots:
-            answer = begun[upcoming] = Answer(lines[upcoming], upcoming)
+            answer = begun[upcoming] = Answer(heads[upcoming])
             try:
                 batcher.submit(_turn(model, lines[upcoming], options, answer, prefixes))
             except InputError as error:

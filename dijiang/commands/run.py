@@ -64,8 +64,8 @@ def run(
     """Generate text from BUNDLE.
 
     A line of --jsonl is an object: `prompt`, as text or token ids, and options by their Python names, as
-    `max_tokens`. Its answer has `index`, `input` (a hash of the line), `text`, `finish_reason`, `prompt_tokens`
-    and `generated`; or `index`, `input` and `error`.
+    `max_tokens`. Its answer has `index`, `input` (a hash of the line), `job` (a hash of the weights and the other
+    options), `text`, `finish_reason`, `prompt_tokens` and `generated`; or `error` after the first three.
 
     It ends by `stop` (an end token or a stop text), `limit` (--max-tokens) or `length` (the model has no more
     positions).

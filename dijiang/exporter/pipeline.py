@@ -16,13 +16,9 @@ from ..graph.schemes import Rounder, scheme_of
 from ..graph.writer import write_graph
 from ..models.load import DijiangModel
 from ..progress import Progress, silent
-from ..recipe import GRAPHS, Graph, Recipe, resolve
+from ..recipe import EMBEDDING_SHARE, GRAPHS, Graph, Recipe, resolve
 from ..runtime.sessions.inference import runs_here
 from .calibration import LEAST, LENGTH, LayerMoments, batches_of, default_tokens, draw, feeds_of
-
-#: Share of the parameters from which on the embedding takes part in rounding to few bits. A step reads one
-#: row of it, so a smaller one costs no time and little space at 8 bits, and its rounding is felt.
-EMBEDDING_SHARE = 0.25
 
 
 def fitted(recipe: Recipe, model: DijiangModel, *, text: bool = False) -> Recipe:

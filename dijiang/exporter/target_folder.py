@@ -16,7 +16,8 @@ from ..hidden import sweep
 def check_target(folder: Path, inputs: Iterable[Path], *, force: bool) -> None:
     """ExportError if a folder may not be written: only a bundle is ever replaced, and only whole."""
     if not force:
-        check_new(folder, inputs, ExportError, "use --force or another folder")
+        either = "use --force or " if os.path.isfile(folder / MANIFEST) else "choose "
+        check_new(folder, inputs, ExportError, f"{either}another folder")
         return
     check_output(folder, inputs, ExportError)
     if os.path.lexists(folder):

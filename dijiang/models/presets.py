@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..recipe import PRECISIONS
-from .binding import shapes
+from ..recipe import EMBEDDING_SHARE, PRECISIONS, TYPE_BYTES, Blocks, Precision
+from .binding import Bindings, shapes
 from .load import FAMILIES
 from .weights import is_decay_table
 
@@ -89,9 +89,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Size:
     """What a preset weighs.
 
-    parameters: D1 and D2 left out.  state_bytes: of one sequence, at any length.  weight_bytes: of
-    all parameters, by precision; what `export` writes differs by graph, tokenizer and the tensors it
-    keeps at a higher precision.
+    parameters: D1 and D2 left out.  state_bytes: of one sequence, at any length.  weight_bytes: of all parameters
+    as `export` stores them, by precision, within some percent: tables, graphs and tokenizer are
+    not counted.
     """
 
     preset: str
@@ -104,7 +104,33 @@ def size(preset: str) -> Size:
     """Size of a preset, from its shapes alone."""
     family = FAMILIES[PRESETS[preset]["model_type"]]
     spec = family.spec(PRESETS[preset])
-    tensors = shapes(family.bindings(spec))
+    bindings = family.bindings(spec)
+    tensors = shapes(bindings)
     count = sum(math.prod(shape) for name, shape in tensors.items() if not is_decay_table(name))
-    weights = {precision: round(count * row.weight_bytes) for precision, row in PRECISIONS.items()}
+    weights = {name: round(_stored(bindings, row, count)) for name, row in PRECISIONS.items()}
     return Size(preset, count, spec.state_bytes, weights)
+
+
+def _stored(bindings: Bindings, row: Precision, count: int) -> float:
+    """Bytes of all weights of a model of `count` parameters, in one precision."""
+    embed, found = bindings["embed.weight"], 0.0
+    tied = bindings.get("head.weight", embed)[0].source == embed[0].source
+    for name, parts in bindings.items():
+        if name != "head.weight" or not tied:  # else it is the embedding
+            numbers = sum(math.prod(part.shape) for part in parts if not is_decay_table(part.source))
+            blocks = None if len(parts[0].shape) < 2 else _blocks(name, row, numbers / count, tied=tied)
+            found += numbers * (TYPE_BYTES[row.type] if blocks is None else blocks.weight_bytes)
+    return found
+
+
+def _blocks(name: str, row: Precision, share: float, *, tied: bool) -> Blocks | None:
+    """How a matrix is stored that has a share of all parameters; None: in the precision's type."""
+    if name.endswith(".proj.weight"):
+        return None
+    if name not in ("head.weight", "embed.weight"):
+        return row.body
+    if name == "head.weight" or tied:
+        return row.head
+    if row.embed is not None and share < EMBEDDING_SHARE:
+        return replace(row.embed, bits=8)
+    return row.embed

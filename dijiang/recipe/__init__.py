@@ -11,6 +11,7 @@ from .forms import GRAPHS, SCHEMES, Graph, Scheme
 from .precisions import (
     BLOCK,
     BLOCKS,
+    EMBEDDING_SHARE,
     FLOAT32_FACTOR,
     HEADS,
     PRECISIONS,
@@ -28,6 +29,7 @@ __all__ = [
     "AUTO",
     "BLOCK",
     "BLOCKS",
+    "EMBEDDING_SHARE",
     "FLOAT32_FACTOR",
     "GRAPHS",
     "HEADS",

@@ -29,6 +29,9 @@ ERROR_BEYOND = 0.1
 #: scale (ADR 0039).
 BLOCK, ROTATION, SCALE = 64, 64, 2
 BLOCKS = (16, 32, 64, 128, 256)
+#: Share of the parameters from which on the embedding takes part in rounding to few bits. A step reads one
+#: row of it, so a smaller one costs no time and little space at 8 bits, and its rounding is felt.
+EMBEDDING_SHARE = 0.25
 #: That are packed, and that kernels read.
 BITS = (4, 8)
 

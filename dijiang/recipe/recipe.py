@@ -207,9 +207,11 @@ def _scheme(row: Precision, goal: Target, graph: str, precision: str) -> str:
     if row.body is None:
         return "floats"
     if graph not in goal.blocks:
+        other = next((name for name, one in TARGETS.items() if graph in one.blocks), None)
+        advice = "export with --precision fp32" if other is None else f"add --target {other}"
         raise ExportError(
-            f"precision {precision} needs one of the graphs {', '.join(goal.blocks)}, not {graph}; "
-            "leave --graph out, or export with --precision fp32"
+            f"precision {precision} for this target needs one of the graphs {', '.join(goal.blocks)}, not {graph}; "
+            f"leave --graph out, or {advice}"
         )
     return goal.blocks[graph]
 
@@ -256,7 +258,7 @@ def with_budget(recipe: Recipe, megabytes: float) -> Recipe:
             f"a budget has no meaning in precision {recipe.precision} and the {recipe.graphs[0]} graph: "
             f"all weights of one kind are alike there; use --precision {able}, or leave --budget out"
         )
-    if not 0 < megabytes < math.inf:
+    if not 0 < megabytes * 1e6 < math.inf:
         raise ExportError(f"budget {megabytes!r} MB, expected more than 0; give the MB that the weights may have")
     blocks = replace(kept, block=recipe.body.block)
     return replace(recipe, budget=Budget(round(megabytes * 1e6), blocks))

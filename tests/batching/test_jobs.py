@@ -139,6 +139,27 @@ def test_output_of_other_prompts_is_refused_and_untouched(cli, source, tmp_path)
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("changed", [["--temperature", 1.5], ["--max-tokens", 3], ["--bundle"]])
+def test_answers_of_another_bundle_or_other_options_are_not_gone_on_with(cli, source, tmp_path, exported, changed):
+    """Half of a file by one model and half by another would be told by nobody."""
+    out = tmp_path / "out"
+    assert cli("--jsonl", source, "-o", out, "--max-tokens", 2).exit_code == 0
+    before = out.read_bytes()
+    cut = before[: before.index(b"\n") + 20]
+    for kept in (before, cut):
+        out.write_bytes(kept)
+        if changed == ["--bundle"]:
+            command = ["run", exported("tiny-python"), "--jsonl", source, "-o", out, "--max-tokens", 2]
+            done = CliRunner().invoke(main, list(map(str, command)))
+        else:
+            done = cli("--jsonl", source, "-o", out, "--max-tokens", 2, *changed)
+        assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+        assert "line 1 was answered by another bundle or with other options" in done.stderr
+        assert out.read_bytes() == kept
+    assert cli("--jsonl", source, "-o", out, "--max-tokens", 2).exit_code == 0
+    assert [line["text"] for line in lines(out)] == [json.loads(line)["text"] for line in before.splitlines()]
+
+
 @pytest.mark.parametrize("other", ['{"years": "of work"}', '{"index": 1', '{"index": 0, "input": "0"'])
 def test_file_without_a_line_end_is_no_answer_that_was_cut(cli, source, tmp_path, other):
     out = tmp_path / "out"

@@ -325,6 +325,22 @@ def test_preset_has_the_published_number_of_parameters(preset):
     assert found.weight_bytes["int4"] < found.weight_bytes["int8"] < found.weight_bytes["fp16"]
 
 
+@pytest.mark.parametrize("name", ["pythia-70m", "opt-350m", "llama2-7b"])
+def test_bytes_of_a_preset_are_those_that_export_writes(tmp_path, monkeypatch, name):
+    """The shares of the head, of the embedding and of the layers are those of small models."""
+    layers = {"pythia-70m": 3, "opt-350m": 8, "llama2-7b": 4}[name]
+    shape = {"hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": layers, "vocab_size": 8192}
+    shape |= {"num_key_value_heads": 8, "intermediate_size": 1408, "ffn_dim": 1408, "max_position_embeddings": 64}
+    kept = PRESETS[name] | {key: value for key, value in shape.items() if key in PRESETS[name]}
+    monkeypatch.setitem(PRESETS, name, kept)
+    init(name, tmp_path / "new", dtype="float16", seed=1)
+    for precision, told in size(name).weight_bytes.items():
+        options = {"calibration_tokens": 0} if precision.startswith("int") else {}
+        options |= {"precision": precision, "verify": False}
+        bundle = dijiang.export(tmp_path / "new", tmp_path / precision, **options)
+        assert bundle.data_bytes == pytest.approx(told, rel=0.08), precision
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_init_writes_a_checkpoint_that_loads(tmp_path, monkeypatch, dtype):
     tiny = PRESETS["tinyllama-1.1b"] | {"num_hidden_layers": 1, "vocab_size": 50, "hidden_size": 128}
