@@ -338,7 +338,8 @@ def test_bytes_of_a_preset_are_those_that_export_writes(tmp_path, monkeypatch, n
         options = {"calibration_tokens": 0} if precision.startswith("int") else {}
         options |= {"precision": precision, "verify": False}
         bundle = dijiang.export(tmp_path / "new", tmp_path / precision, **options)
-        assert bundle.data_bytes == pytest.approx(told, rel=0.08), precision
+        tables = bundle.data_bytes - told  # of the graphs: the same for models of any size
+        assert -0.01 * told < tables < 2.5e6, precision
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
