@@ -119,7 +119,8 @@ def _stored(bindings: Bindings, row: Precision, count: int) -> float:
         if name != "head.weight" or not tied:  # else it is the embedding
             numbers = sum(math.prod(part.shape) for part in parts if not is_decay_table(part.source))
             blocks = None if len(parts[0].shape) < 2 else _blocks(name, row, numbers / count, tied=tied)
-            found += numbers * (TYPE_BYTES[row.type] if blocks is None else blocks.weight_bytes)
+            copies = 2 if tied and name == "embed.weight" and blocks is None else 1  # rows and columns
+            found += copies * numbers * (TYPE_BYTES[row.type] if blocks is None else blocks.weight_bytes)
     return found
 
 
