@@ -244,7 +244,7 @@ class DijiangForCausalLM(PreTrainedModel, GenerationMixin):
         kept = RecurrentCache(self.model.new_state(batch)) if before is None else before
         if not isinstance(kept, RecurrentCache):
             raise ValueError(f"a {type(kept).__name__}, expected a cache of this model; leave it out")
-        given = None if attention_mask is None else attention_mask[:, -length:]
+        given = None if attention_mask is None else attention_mask[:, -length:].float()  # NumPy has no bfloat16
         mask = None if given is None else (given != 0).numpy()
         if positions is not None:
             _require_running(positions, kept.state, np.ones((batch, length), bool) if mask is None else mask)

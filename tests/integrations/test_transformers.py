@@ -18,6 +18,7 @@ from transformers import (
     pipeline,
 )
 
+from dijiang.errors import InputError
 from dijiang.integrations.transformers import CACHE, DijiangConfig, DijiangForCausalLM, RecurrentCache
 from dijiang.runtime.options import Generation
 from dijiang.runtime.sampling import candidates
@@ -151,6 +152,22 @@ def test_positions_and_arguments_that_a_graph_does_not_take_are_refused(exported
             model(ids, **{wrong: torch.zeros(2, 3)})
     with pytest.raises(ValueError, match="a DynamicCache, expected a cache of this model"):
         model(ids, **{CACHE: DynamicCache()})
+
+
+def test_ids_and_masks_of_any_layout_and_form(model):
+    ids = torch.tensor([[5, 6, 7, 8], [1, 2, 3, 4], [0, 0, 9, 9]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1]])
+    expected = model(ids, attention_mask=mask).logits
+    transposed = [tensor.t().contiguous().t() for tensor in (ids, mask)]
+    found = model(transposed[0], attention_mask=transposed[1].bool(), return_dict=False)
+    assert isinstance(found, tuple)
+    assert torch.equal(found[0][mask.bool()], expected[mask.bool()])
+    assert torch.equal(model(ids[:1].expand(3, -1)).logits, model(ids[:1]).logits.expand(3, -1, -1))
+    additive = torch.where(mask == 1, 0.0, -1e9)
+    with pytest.raises(InputError, match="expected 1, or 0 where a token is padding"):
+        model(ids, attention_mask=additive)
+    with pytest.raises(ValueError, match="position_ids: other positions than the running ones"):
+        model.generate(ids, attention_mask=mask, position_ids=torch.arange(4)[None] + 50, max_new_tokens=2)
 
 
 @pytest.mark.skipif(not hasattr(GenerationMixin, "generate_batch"), reason="transformers 4 has none")
