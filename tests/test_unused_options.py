@@ -162,9 +162,12 @@ def test_filters_without_a_temperature_are_said(cli):
 def test_answers_that_are_there_are_said(cli, tmp_path):
     (tmp_path / "in").write_text('{"prompt": "def main("}\n')
     assert cli("run {b} -n 4 --jsonl in -o out").stderr == ""
-    assert cli("run {b} -n 9 --jsonl in -o out").stderr == (
+    assert cli("run {b} -n 4 --jsonl in -o out").stderr == (
         "[out: 1 of 1 prompts are answered; remove it to answer them anew]\n"
     )
+    done = cli("run {b} -n 9 --jsonl in -o out")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "line 1 was answered by another bundle or with other options" in done.stderr
 
 
 def test_answers_go_into_files_only(cli, tmp_path):

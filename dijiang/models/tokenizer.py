@@ -40,7 +40,7 @@ class TooSlow(Exception):
 
 
 #: What tokenizers raises beside, and the reading of its file.
-RAISED = (TooSlow, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
+RAISED = (TooSlow, ImportError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
 
 
 @contextmanager
