@@ -3,6 +3,7 @@
 import copy
 import pickle
 import threading
+import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -36,9 +37,13 @@ def beside(work):
     assert errors == []
 
 
-def told(model, state, **options):
+def told(model, state, pace=0.0, **options):
     options = {"max_tokens": TOKENS, "ignore_eos": True} | options
-    return [record.token for record in model.generate("def main(", state=state, **options)]
+    found = []
+    for record in model.generate("def main(", state=state, **options):
+        found.append(record.token)
+        time.sleep(pace)  # the others have their turn
+    return found
 
 
 LOOKS = {
@@ -73,17 +78,21 @@ def test_copies_of_another_thread_are_of_one_moment(exported, precision, specula
     plain = model.new_state()
     tokens = told(model, plain)
     state, copies = model.new_state(), []
-    with beside(lambda: copies.append(state.clone()) if len(copies) < 300 else None):
-        assert told(model, state, speculate=speculate) == tokens
-    assert np.array_equal(state.history, plain.history)
     prompt = model.tokenizer.encode("def main(")
+
+    def clone():
+        if int(state.position[0]) >= len(prompt) and len(copies) < 2000:
+            copies.append(state.clone())
+
+    with beside(clone):
+        assert told(model, state, pace=0.001, speculate=speculate) == tokens
+    assert np.array_equal(state.history, plain.history)
     fed, right, at = prompt + tokens, {}, model.new_state()
     for position, token in enumerate(fed[:-1]):
         model.forward([[token]], at)
         right[position + 1] = at.clone()
-    known = [one for one in copies if int(one.position[0]) >= len(prompt)]
-    assert known
-    for one in known:
+    assert copies
+    for one in copies:
         same = right[int(one.position[0])]
         assert np.array_equal(one.history, same.history)
         assert max(np.abs(a - b).max() for a, b in zip(one.layers, same.layers, strict=True)) < 1e-4
