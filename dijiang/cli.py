@@ -45,8 +45,8 @@ STATUSES = {
     0: "All was done.",
     1: "It was not: one line on stderr says why. Or what was compared differs.",
     2: "The command is not written as it must be.",
-    INTERRUPTED: "Ctrl-C ended it.",
-    TERMINATED: "SIGTERM or SIGHUP ended it.",
+    INTERRUPTED: "Ctrl-C ended it. `serve` ends with 0 after the first one, when all is answered.",
+    TERMINATED: "SIGTERM or SIGHUP ended it. `serve` as above.",
 }
 #: What a terminal that is closed sends; not on Windows.
 HANGUP = getattr(signal, "SIGHUP", None)

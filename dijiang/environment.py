@@ -20,6 +20,6 @@ VARIABLES = {
 }
 
 
-def text_of(variable: str) -> str | None:
+def value_of(variable: str) -> str | None:
     """The value; None where it is empty or not set."""
     return os.environ.get(variable) or None

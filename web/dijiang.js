@@ -67,10 +67,14 @@ export class State {
     this.#layers = layers;
   }
 
+  /** Out of the memory of a session. */
+  leaveSession() {
+    this.layers = this.layers.map((layer) => layer.slice());
+  }
+
   /** Into the memory of a session, for good or until another state comes. */
   moveInto(session) {
-    const guest = session.guest;
-    if (guest) guest.layers = guest.layers.map((layer) => layer.slice());
+    session.guest?.leaveSession();
     const { layers } = this;
     session.layers.forEach((place, at) => place.set(layers[at]));
     this.layers = null;
@@ -161,8 +165,7 @@ export class Model {
 
   /** Gives back what it has of memory; it is of no use then. */
   async close() {
-    const { guest } = this.session;
-    if (guest) guest.layers = guest.layers.map((layer) => layer.slice());
+    this.session.guest?.leaveSession();
     await this.session.close?.();
     this.session = null;
   }

@@ -34,6 +34,8 @@ AHEAD = 4
 PROMPT = "prompt"
 #: Bytes of states of what prompts begin with.
 PREFIXES = 256 << 20
+#: Number of a line -> what its answer begins with.
+Head = Callable[[int], dict[str, Any]]
 
 
 class Answer:
@@ -63,11 +65,6 @@ class Answer:
     def line(self) -> bytes:
         """As it is written."""
         return json.dumps(self.head | (self.found or {})).encode() + b"\n"
-
-
-def head_of(line: bytes, index: int, job: str) -> dict[str, Any]:
-    """What the answer to a line of the input begins with."""
-    return {"index": index, "input": named(line.strip()), "job": job}
 
 
 def job_of(model: Model, options: Generation) -> str:
@@ -113,12 +110,16 @@ def answer_file(
             if lock(out.fileno(), wait=False) is False:
                 raise InputError(f"{target}: another job writes it; wait for that one, or choose another file")
             job = job_of(model, options)
-            done, end, failed = _done(out.read(), lines, job, target)
+
+            def head(index: int) -> dict[str, Any]:
+                """What the answer to a line begins with."""
+                return {"index": index, "input": named(lines[index].strip()), "job": job}
+
+            done, end, failed = _done(out.read(), len(lines), head, target)
             out.truncate(end)
             out.seek(end)
             progress(done, len(lines))
-            heads = [head_of(line, index, job) for index, line in enumerate(lines)]
-            for answer in _answers(model, lines, heads, done, options, slots or slots_that_fit(model)):
+            for answer in _answers(model, lines, head, done, options, slots or slots_that_fit(model)):
                 out.write(answer.line)
                 out.flush()
                 done += 1
@@ -130,26 +131,25 @@ def answer_file(
     return failed
 
 
-def _done(data: bytes, lines: Sequence[bytes], job: str, target: Path) -> tuple[int, int, int]:
-    """Answers that are whole, where the last of them ends, and how many of them failed."""
+def _done(data: bytes, count: int, head: Head, target: Path) -> tuple[int, int, int]:
+    """Answers of `count` lines that are whole, where the last of them ends, and how many of them failed."""
     *whole, rest = data.split(b"\n")
     failed = 0
     for index, line in enumerate(whole):
         try:
-            found = parse_json(line)
-            head = head_of(lines[index], index, job)
-            same = all(found[name] == head[name] for name in ("index", "input"))
+            found, expected = parse_json(line), head(index)
+            same = all(found[name] == expected[name] for name in ("index", "input"))
         except (ValueError, TypeError, KeyError, IndexError):
             same = False
         if not same:
             raise _foreign(target, index)
-        if found.get("job") != job:
+        if found.get("job") != expected["job"]:
             raise InputError(
                 f"{target}: line {index + 1} was answered by another bundle or with other options; choose another "
                 "file, or remove it"
             )
         failed += "error" in found
-    if rest and (len(whole) == len(lines) or not _begins(rest, head_of(lines[len(whole)], len(whole), job))):
+    if rest and (len(whole) == count or not _begins(rest, head(len(whole)))):
         raise _foreign(target, len(whole))
     return len(whole), len(data) - len(rest), failed
 
@@ -167,7 +167,7 @@ def _foreign(target: Path, index: int) -> InputError:
 def _answers(
     model: Model,
     lines: Sequence[bytes],
-    heads: Sequence[dict[str, Any]],
+    head: Head,
     start: int,
     options: Generation,
     slots: int,
@@ -178,7 +178,7 @@ def _answers(
     upcoming = start
     while upcoming < len(lines) or begun:
         while upcoming < len(lines) and len(begun) < AHEAD * slots:
-            answer = begun[upcoming] = Answer(heads[upcoming])
+            answer = begun[upcoming] = Answer(head(upcoming))
             try:
                 batcher.submit(_turn(model, lines[upcoming], options, answer, prefixes))
             except InputError as error:

@@ -7,7 +7,6 @@ import json
 import mmap
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -87,19 +86,9 @@ class Prefixes:
 
 
 def packed(state: State) -> State:
-    """A copy in memory of its own: on the heap, copies that come and go would leave holes between them."""
-    kept = state.snapshot()
-    arrays = [*kept.layers, kept.seen]
-    memory = np.frombuffer(anonymous(sum(array.nbytes for array in arrays)), np.uint8)
-    copies, start = [], 0
-    for array in arrays:
-        copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-        copy[...] = array
-        copies.append(copy)
-        start += array.nbytes
-    *layers, seen = copies
-    rest = {name: getattr(kept, name).copy() for name in ("position", "last", "history")}
-    return State.of(replace(kept, layers=layers, seen=seen, **rest))
+    """A copy of one sequence's state in memory of its own: on the heap, copies that come and go leave holes."""
+    memory = np.frombuffer(anonymous(state.nbytes), np.float32)
+    return State.gathered([(state, 0)], list(memory.reshape(-1, *state.shapes[0])))
 
 
 def anonymous(size: int) -> mmap.mmap | bytearray:

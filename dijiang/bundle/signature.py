@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from ..environment import SIGNERS, text_of
+from ..environment import SIGNERS, value_of
 from ..errors import BundleError, InputError
 from ..files import temporary_folder
 from ..reading import read_regular
@@ -20,7 +20,7 @@ PATIENCE = 60
 
 def required_signers() -> Path | None:
     """The public keys that this process asks for, whatever it opens."""
-    found = text_of(SIGNERS)
+    found = value_of(SIGNERS)
     return Path(found) if found else None
 
 

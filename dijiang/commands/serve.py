@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..environment import API_KEY, SEAL_KEY, text_of
+from ..environment import API_KEY, SEAL_KEY, value_of
 from ..runtime.options import Loading
 from ..server.settings import Serving
 from . import flag_of, model_folder, options_of, refuse_given, say, taken
@@ -32,8 +32,8 @@ def serve(bundles: tuple[Path, ...], json_logs: bool, **options: Any) -> None:
         bundles,
         Serving.of(options),
         loading,
-        api_key=text_of(API_KEY),
-        seal_key=text_of(SEAL_KEY),
+        api_key=value_of(API_KEY),
+        seal_key=value_of(SEAL_KEY),
         say=say,
         logs=json_logs,
     )

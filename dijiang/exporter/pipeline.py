@@ -16,17 +16,15 @@ from ..graph.schemes import Rounder, scheme_of
 from ..graph.writer import write_graph
 from ..models.load import DijiangModel
 from ..progress import Progress, silent
-from ..recipe import EMBEDDING_SHARE, GRAPHS, Graph, Recipe, resolve
+from ..recipe import GRAPHS, Graph, Recipe, embedding_blocks, resolve
 from ..runtime.sessions.inference import runs_here
 from .calibration import LEAST, LENGTH, LayerMoments, batches_of, default_tokens, draw, feeds_of
 
 
 def fitted(recipe: Recipe, model: DijiangModel, *, text: bool = False) -> Recipe:
     """The recipe with what depends on the model's shape decided, too; text: there is one to calibrate on."""
-    embed = scheme_of(recipe).recipe.embed
     rows, width = model.weights.shape("embed.weight")
-    if embed is not None and rows * width < EMBEDDING_SHARE * model.parameters:
-        embed = replace(embed, bits=8)
+    embed = embedding_blocks(scheme_of(recipe).recipe.embed, rows * width / model.parameters)
     return recipe.fitted(embed, calibration_tokens(recipe, model.parameters, text=text))
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from ..recipe import EMBEDDING_SHARE, PRECISIONS, TYPE_BYTES, Blocks, Precision
+from ..recipe import PRECISIONS, TYPE_BYTES, Blocks, Precision, embedding_blocks
 from .binding import Bindings, shapes
 from .load import FAMILIES
 from .weights import is_decay_table
@@ -132,6 +132,4 @@ def _blocks(name: str, row: Precision, share: float, *, tied: bool) -> Blocks | 
         return row.body
     if name == "head.weight" or tied:
         return row.head
-    if row.embed is not None and share < EMBEDDING_SHARE:
-        return replace(row.embed, bits=8)
-    return row.embed
+    return embedding_blocks(row.embed, share)

@@ -11,7 +11,6 @@ from .forms import GRAPHS, SCHEMES, Graph, Scheme
 from .precisions import (
     BLOCK,
     BLOCKS,
-    EMBEDDING_SHARE,
     FLOAT32_FACTOR,
     HEADS,
     PRECISIONS,
@@ -20,6 +19,7 @@ from .precisions import (
     Blocks,
     Gate,
     Precision,
+    embedding_blocks,
 )
 from .recipe import AUTO, Budget, Recipe, by_target, resolve, with_budget
 from .rows import named, require
@@ -29,7 +29,6 @@ __all__ = [
     "AUTO",
     "BLOCK",
     "BLOCKS",
-    "EMBEDDING_SHARE",
     "FLOAT32_FACTOR",
     "GRAPHS",
     "HEADS",
@@ -49,6 +48,7 @@ __all__ = [
     "Scheme",
     "Target",
     "by_target",
+    "embedding_blocks",
     "named",
     "require",
     "resolve",

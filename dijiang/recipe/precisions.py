@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 #: Bytes of a number of each floating-point type that weights and activations can have.
 TYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -58,6 +58,11 @@ class Blocks:
     def weight_bytes(self) -> float:
         """Bytes of one weight, its share of the scale included."""
         return self.bits / 8 + self.scale_bytes / self.block
+
+
+def embedding_blocks(blocks: Blocks | None, share: float) -> Blocks | None:
+    """Blocks of an embedding that has a share of a model's parameters; blocks: as the precision says."""
+    return replace(blocks, bits=8) if blocks is not None and share < EMBEDDING_SHARE else blocks
 
 
 @dataclass(frozen=True)

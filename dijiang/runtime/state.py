@@ -311,18 +311,17 @@ class State:
         with self.guard:
             if self._catch_up is not None:
                 self._catch_up()
-        seams = [self.seam(row) for row in range(self.batch)]
-        return Snapshot(
-            self.layers,
-            self.position,
-            self.last,
-            self.seen,
-            self.history,
-            seams,
-            self.fingerprint,
-            self.vocab_size,
-            note,
-        )
+            return Snapshot(
+                self.layers,
+                self.position,
+                self.last,
+                self.seen,
+                self.history,
+                [self.seam(row) for row in range(self.batch)],
+                self.fingerprint,
+                self.vocab_size,
+                note,
+            )
 
     @classmethod
     def gathered(cls, rows: Sequence[tuple[State, int]], memory: list[np.ndarray]) -> State:

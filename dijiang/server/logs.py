@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 #: Lines that wait, at most; seconds that they have at the end.
 MOST, PATIENCE = 10_000, 1.0
@@ -43,8 +43,7 @@ class Lines(logging.Handler):
                     data = data[os.write(self._descriptor, data) :]
             except OSError:  # a full disk, or nobody reads any more
                 self.lost += 1
-            with suppress(ValueError):
-                self._waiting.task_done()
+            self._waiting.task_done()
 
     def drain(self, seconds: float = PATIENCE) -> None:
         """Wait until all is written, but no longer."""
