@@ -129,12 +129,12 @@ def changed(
     return tensors | {name: np.ascontiguousarray(change(tensors[name].copy())) for name in names}
 
 
-def verdicts(report: Parity, precision: str) -> tuple[bool, bool]:
-    """Whether it is refused: by its gates, and with absolute bounds in place of those beyond rounding."""
+def verdicts(report: Parity, precision: str) -> tuple[set[str], bool]:
+    """The gates that refuse it; whether it is refused with absolute bounds in place of those beyond rounding."""
     failed = {verdict.metric for verdict in report.gates if not verdict.passed}
     metrics = report.metrics
     above = any(not (metrics[name] or 0) <= bound for name, bound in ABSOLUTE[precision].items())
-    return bool(failed), bool(failed - BEYOND) or above
+    return failed, bool(failed - BEYOND) or above
 
 
 def measure(folder: Path, draw: random.Random, counts: dict[str, Counter[str]]) -> None:
@@ -149,9 +149,11 @@ def measure(folder: Path, draw: random.Random, counts: dict[str, Counter[str]]) 
             others.append((wrong, "wrong"))
         for other, kind in others:
             report = dijiang.verify(bundle.path, other, tokens=TOKENS, store=False)
-            refused, by_absolute = map(int, verdicts(report, precision))
-            found = {kind: 1, f"{kind}, refused": refused, f"{kind}, refused by absolute bounds": by_absolute}
-            counts[precision].update(found)
+            failed, by_absolute = verdicts(report, precision)
+            found = {kind: 1, f"{kind}, refused": bool(failed), f"{kind}, refused by absolute bounds": by_absolute}
+            counts[precision].update({what: int(count) for what, count in found.items()})
+            if kind == "right":
+                counts[precision].update(f"right, {gate}" for gate in failed)
 
 
 def main() -> None:

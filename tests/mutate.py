@@ -40,13 +40,21 @@ class Mutation:
     new: str
     file: str
 
+    def text(self) -> str:
+        """The method's text after the mutation.
+
+        Raises:
+            AssertionError: The method no longer has `old` once.
+
+        """
+        text = textwrap.dedent(inspect.getsource(inspect.getattr_static(self.owner, self.method)))
+        assert text.count(self.old) == 1, (self.owner, self.method, text.count(self.old))
+        return text.replace(self.old, self.new)
+
     def apply(self) -> None:
         """Replace the method in this process."""
-        function = inspect.getattr_static(self.owner, self.method)
-        text = textwrap.dedent(inspect.getsource(function))
-        assert text.count(self.old) == 1, (self.method, text.count(self.old))
         module, made = sys.modules[self.owner.__module__], {}
-        exec(compile(text.replace(self.old, self.new), inspect.getfile(self.owner), "exec"), vars(module), made)
+        exec(compile(self.text(), inspect.getfile(self.owner), "exec"), vars(module), made)
         setattr(self.owner, self.method, made[self.method])
 
 
@@ -64,10 +72,10 @@ MUTATIONS = {
     "a download is not waited for": Mutation(Cuda, "download", "self.synchronize(stream)", "pass", TENSORRT),
     "a memset is not waited for": Mutation(Cuda, "allocate", "self.synchronize(LEGACY)", "pass", TENSORRT),
     "a download stays in its thread": Mutation(Cuda, "download", "self.activate()", "pass", TENSORRT),
-    "a step stays in its thread": Mutation(TRT, "run", "self.cuda.activate()", "pass", TENSORRT),
-    "the token is not copied": Mutation(TRT, "run", WRITE, f'name == "input_ids" or {WRITE}', TENSORRT),
-    "the position is not copied": Mutation(TRT, "run", WRITE, f'name == "position_ids" or {WRITE}', TENSORRT),
-    "no swap is committed": Mutation(TRT, "run", "swap=True", "swap=False", TENSORRT),
+    "a step stays in its thread": Mutation(TRT, "_run", "self.cuda.activate()", "pass", TENSORRT),
+    "the token is not copied": Mutation(TRT, "_run", WRITE, f'name == "input_ids" or {WRITE}', TENSORRT),
+    "the position is not copied": Mutation(TRT, "_run", WRITE, f'name == "position_ids" or {WRITE}', TENSORRT),
+    "no swap is committed": Mutation(TRT, "_run", "swap=True", "swap=False", TENSORRT),
     "nothing runs before a capture": Mutation(
         TRT,
         "_replay",
@@ -99,13 +107,13 @@ MUTATIONS = {
     ),
     "the tokens are not copied to the device": Mutation(
         ORT,
-        "run",
+        "_run",
         "buffer.update(np.ascontiguousarray(array, np.int64))",
         "array is step.ids or buffer.update(np.ascontiguousarray(array, np.int64))",
         DEVICE,
     ),
-    "what was fed is believed to be there": Mutation(ORT, "run", "binding.tokens.known = None", "pass", DEVICE),
-    "no swap is committed on the device": Mutation(ORT, "run", "swap=True", "swap=False", DEVICE),
+    "what was fed is believed to be there": Mutation(ORT, "_run", "binding.tokens.known = None", "pass", DEVICE),
+    "no swap is committed on the device": Mutation(ORT, "_run", "swap=True", "swap=False", DEVICE),
     "one binding for both sides": Mutation(
         SLOT, "binding", "key = (shape, kept, side)", "key = (shape, kept, 0)", DEVICE
     ),

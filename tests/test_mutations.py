@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import RUNNABLE
 from tests.mutants.__main__ import ROOT, SITE, annotated, in_function, places
+from tests.mutate import MUTATIONS
 
 
 @pytest.mark.samples
@@ -16,6 +17,12 @@ from tests.mutants.__main__ import ROOT, SITE, annotated, in_function, places
 def test_every_mutation_is_noticed_and_none_is_not():
     done = subprocess.run([sys.executable, "-m", "tests.mutate"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_what_is_broken_on_purpose_is_in_our_code(name):
+    """In every run of the tests: the mutations themselves run in `make samples`."""
+    MUTATIONS[name].text()
 
 
 def test_mutants_leave_annotations_alone():
@@ -49,6 +56,7 @@ def test_mutant_is_what_python_imports_and_the_file_stays(tmp_path):
 
 
 ATTEMPTS = """
+from tests.mutate import MUTATIONS
 from tests.mutants.__main__ import ROOT, attempt
 source = (ROOT / "dijiang/typed.py").read_text()
 for code in (source.replace("if not _fits(", "if _fits("), source + "# nothing"):
