@@ -218,5 +218,7 @@ def test_bundle_has_a_model_card_that_anyone_may_edit(exported, copy_of):
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: dijiang\n")
     assert f"| parameters | {manifest['parameters']:,} |" in card
+    assert "dijiang run THIS_FOLDER --jsonl" in card  # it has no tokenizer
+    assert 'dijiang run THIS_FOLDER -p "' in (exported("tiny-python") / "README.md").read_text()
     (folder / "README.md").write_text("mine")
     dijiang.load(folder)

@@ -216,6 +216,8 @@ def bundle_side(name: str, bundle: Bundle, loads: Load = load_bundle) -> Side:
         "precision": manifest.recipe.precision,
         "graph": ", ".join(manifest.graphs),
         "bytes": bundle.nbytes,
+        "weight_bytes": bundle.data_bytes,
+        "parameter_count": manifest.parameters,
         "spec": manifest.spec.to_dict(),
     }
     traffic = Traffic(reads["step"], reads["token"], manifest.spec.state_bytes)

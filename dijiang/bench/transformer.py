@@ -121,6 +121,8 @@ def build_transformer(name: str, bundle: Bundle, folder: Path, positions: int, *
         "precision": recipe.precision,
         "graph": f"GroupQueryAttention, {cache} keys and values",
         "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+        "weight_bytes": (folder / DATA).stat().st_size,
+        "parameter_count": bundle.manifest.parameters,
         "spec": spec.to_dict(),
     }
     return Side(f"Transformer of {name}", str(folder), CachedSubject, traffic, facts, baseline_of=name)

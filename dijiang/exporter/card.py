@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from ..bundle.manifest import MANIFEST, PARITY, Manifest
+from ..models.tokenizer import TOKENIZER
 
 CARD = "README.md"
+#: How a bundle is tried: with a tokenizer, and without.
+WITH_TEXT = 'dijiang run THIS_FOLDER -p "text to continue"'
+WITH_IDS = """echo '{"prompt": [1, 2, 3]}' > prompts.jsonl  # token ids: this bundle has no tokenizer
+    dijiang run THIS_FOLDER --jsonl prompts.jsonl -o answers.jsonl"""
 TEXT = """---
 library_name: dijiang
 pipeline_tag: text-generation
@@ -16,7 +21,7 @@ tags: [dijiang, linear-attention, onnx]
 Linear attention (arXiv 2403.19928): the memory of a text is {state} bytes, at any length.
 
     pip install 'dijiang[cpu]'
-    dijiang run THIS_FOLDER -p "text to continue"
+    {usage}
 
 With `dijiang[cpu,hub]`, the name of this folder's repository stands for the folder.
 
@@ -40,6 +45,7 @@ def model_card(manifest: Manifest) -> str:
     """The page, in Markdown with the metadata that the Hub reads."""
     spec = manifest.spec
     return TEXT.format(
+        usage=WITH_TEXT if TOKENIZER in manifest.files else WITH_IDS,
         family=spec.family,
         state=f"{spec.state_bytes:,}",
         layers=spec.num_layers,

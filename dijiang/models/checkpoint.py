@@ -186,8 +186,11 @@ class Checkpoint:
         return raw
 
     def sha256(self) -> str:
-        """Hash over config.json and `tensors_sha256`."""
-        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        """Hash over config.json and `tensors_sha256`; CheckpointError if that file is another one by now."""
+        config = self.path / "config.json"
+        if read_json(config) != self.config:
+            raise CheckpointError(f"{config}: it was written to while it was read; start again when that is done")
+        digest = hashlib.sha256(config.read_bytes())
         self._update(digest)
         return digest.hexdigest()
 

@@ -26,12 +26,16 @@ POWER = 4 * 2.0**-23
 
 @dataclass(frozen=True)
 class Decay:
-    """Decay of one layer. gamma [Hkv] float64; u, w [Hkv, positions] float64, None if analytic."""
+    """Decay of one layer. gamma [Hkv] float64; u, w [Hkv, positions] float64, None if analytic.
+
+    repaired: whether values that were lost became 1.
+    """
 
     gamma: Array
     u: Array | None
     w: Array | None
     notes: tuple[str, ...] = ()
+    repaired: bool = False
 
     @property
     def kind(self) -> str:
@@ -150,7 +154,7 @@ def _tabled(
             f"layer {layer}: D1 exceeds gamma^t by more than float32 can hold, so no bounded state "
             "is exact; shorten max_position_embeddings, or drop the tables with --decay analytic"
         )
-    return Decay(gamma, u, w, tuple(notes))
+    return Decay(gamma, u, w, tuple(notes), repaired=bool(lost.any()))
 
 
 def without_tables(d1: Array, d2: Array) -> Decay:

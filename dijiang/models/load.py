@@ -139,7 +139,8 @@ def load_checkpoint(path: str | Path, *, decay: DecayMode = "exact", repair_deca
         for layer in range(spec.num_layers)
         for d1, d2 in [(weights[f"layers.{layer}.D1"], weights[f"layers.{layer}.D2"])]
     )
-    return DijiangModel(Path(path), spec, weights, decays, "repaired" if repair_decay else decay, checkpoint)
+    mode = "repaired" if any(each.repaired for each in decays) else decay
+    return DijiangModel(Path(path), spec, weights, decays, mode, checkpoint)
 
 
 def family_of(checkpoint: Checkpoint) -> Family:

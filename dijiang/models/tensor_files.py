@@ -1,6 +1,6 @@
 """Files of tensors as people have them: shapes without data, and one tensor at a time.
 
-Nothing is mapped: a file that is cut while it is read gives an error, not SIGBUS.
+Nothing is mapped: a file that is cut while it is read gives an error, not SIGBUS. So does one that is written to.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TensorFile(ABC):
         found = os.fstat(self._descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise self._damaged("not a regular file")
-        self.size = found.st_size
+        self.size, self._written = found.st_size, found.st_mtime_ns
 
     @abstractmethod
     def raw(self, name: str) -> np.ndarray:
@@ -93,6 +93,10 @@ class TensorFile(ABC):
             if not read:
                 raise self._damaged(f"it was cut at byte {start + done} while it was read")
             done += read
+        if os.fstat(self._descriptor).st_mtime_ns != self._written:
+            raise CheckpointError(
+                f"{self.path}: it was written to while it was read; start again when that is done"
+            )
         return data
 
     def _damaged(self, reason: object) -> CheckpointError:

@@ -150,6 +150,9 @@ def test_bench_puts_the_measured_ratio_beside_the_predicted_one(exported, precis
     assert [
         row["n_batch"] for row in rows if row["n_prompt"] and row["model_type"] == report["models"][1]["name"]
     ] == [5, 5]
+    held = open_bundle(path)
+    assert {row["model_n_params"] for row in rows} == {held.manifest.parameters}
+    assert rows[0]["model_size"] == held.data_bytes
     bundle, transformer = (m["traffic"] for m in report["models"])
     assert report["models"][1]["baseline_of"] == report["models"][0]["name"]
     assert [r["test"] for r in report["ratios"]] == ["pp5", "pp5 @ d500", "tg4", "tg4 @ d500"]

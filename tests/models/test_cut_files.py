@@ -1,14 +1,16 @@
-"""A file that is cut while it is read: one line, never SIGBUS."""
+"""A file that is cut, or written to, while it is read: one line, never SIGBUS, and no weights of two files."""
 
+import json
 import os
 import shutil
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 import dijiang
+from dijiang.errors import CheckpointError
 from dijiang.models.binding import ADDED
 from dijiang.models.checkpoint import Checkpoint
 from dijiang.models.convert import convert
@@ -44,6 +46,34 @@ def test_file_that_is_cut_while_it_is_read_is_one_line(verb, file, request, tmp_
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "it was cut at byte" in lines[0]
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin", "config.json"])
+def test_checkpoint_that_is_written_over_while_it_is_read_is_refused(file, tmp_path, monkeypatch):
+    """By a training that saves to the same folder: the same shapes, so that nothing else shows it."""
+    folder = tmp_path / "copy"
+    shutil.copytree(GOLDEN["neox-base"], folder)
+    tensors = load_file(folder / "model.safetensors")
+    if file.endswith(".bin"):
+        (folder / "model.safetensors").unlink()
+        torch.save(as_torch(tensors), folder / file)
+    reads, read = [], Checkpoint.read
+
+    def write(self, name):
+        reads.append(name)
+        if len(reads) == READS and file == "config.json":
+            config = json.loads((folder / file).read_text())
+            (folder / file).write_text(json.dumps(config | {"layer_norm_eps": 0.5}))
+        elif len(reads) == READS and file == "model.safetensors":
+            (folder / file).write_bytes(save({name: 2 * tensor for name, tensor in tensors.items()}))
+        elif len(reads) == READS:
+            torch.save(as_torch({name: 2 * tensor for name, tensor in tensors.items()}), folder / file)
+        return read(self, name)
+
+    monkeypatch.setattr(Checkpoint, "read", write)
+    with pytest.raises(CheckpointError, match="it was written to while it was read; start again"):
+        dijiang.export(folder, tmp_path / "b", verify=False)
     assert not (tmp_path / "b").exists()
 
 

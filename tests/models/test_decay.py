@@ -158,6 +158,13 @@ def test_export_of_damaged_tables_says_how_to_go_on(edit_tensors, tmp_path):
     assert "key scales set to 1" in bundle.manifest.warnings[0]
 
 
+def test_leave_to_repair_changes_nothing_where_nothing_is_lost(tmp_path):
+    plain = dijiang.export(GOLDEN["neox-trained-decay"], tmp_path / "a", verify=False)
+    asked = dijiang.export(GOLDEN["neox-trained-decay"], tmp_path / "b", verify=False, repair_decay=True)
+    assert asked.manifest.decay == "exact"
+    assert asked.manifest.fingerprint == plain.manifest.fingerprint
+
+
 def test_half_precision_golden_case_says_what_was_recovered(exported):
     bundle = dijiang.load(exported("neox-fp16-bin")).bundle
     assert bundle.manifest.positions_limit is None
