@@ -71,10 +71,11 @@ aarch64-graphs:
 aarch64-jetson:
 	$(EMULATED) cortex-a76 -q tests/aarch64 -m emulated
 
-# The compiled operator under ASan, UBSan and TSan. 3 minutes.
+# The compiled operator and the kernels for GPUs under ASan, UBSan and TSan. 6 minutes.
 sanitize: $(VENV)/.dev
 	tests/native/sanitize.sh .sanitize $(BIN)/python tests/native/test_kernels.py tests/native/test_interface.py \
 	  tests/graph/test_native.py || test $$? = 75
+	tests/native/blocks.sh .sanitize $(BIN)/python every || test $$? = 75
 
 # What is left when a process that writes is killed, 500 times.
 kill: $(VENV)/.dev

@@ -9,6 +9,9 @@
 
 #include "norm_inputs.h"
 #include "step_inputs.h"
+#ifdef DIJIANG_CUDA_THREADS
+#include "cuda/threads.h"
+#endif
 
 namespace dijiang {
 namespace cuda {
@@ -62,6 +65,9 @@ struct Twin : OnCpu {
   template <class Arguments>
   static ort::Status* run(const ort::Api&, const ort::Context*, Kernel kernel, size_t type, Grid grid,
                           Arguments arguments) {
+#ifdef DIJIANG_CUDA_THREADS
+    launch_threads({grid.x, grid.y, grid.z}, grid.threads, grid.floats, [&] { call(kernel, type, arguments); });
+#else
     threads = grid.threads;
     for (int z = 0; z < grid.z; z++)
       for (int y = 0; y < grid.y; y++)
@@ -69,6 +75,7 @@ struct Twin : OnCpu {
           block = {x, y, z};
           call(kernel, type, arguments);
         }
+#endif
     return nullptr;
   }
   static void call(Kernel kernel, size_t type, const Step& s) { kStepTwins[kernel][type](s); }

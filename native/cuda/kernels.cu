@@ -1,12 +1,13 @@
 // The kernels of the operators in domain `dijiang.cuda`: a layer's recurrence, and a residual sum with its norm.
 //
 // Compiled twice: by NVRTC for the GPU at hand, and by the C++ compiler as their twin on the CPU, where one
-// thread does the work of a block. So they are written as loops over a block's work with barriers between them
+// thread does the work of a block (DIJIANG_CUDA_THREADS: as many as on a GPU, threads.h). So they are written as loops over a block's work with barriers between them
 // (SYNC). EACH: any number of items. ITEMS: one a thread, with numbers of its own that outlive the loop (OWN).
 // No header is included.
 // Equations: docs/adr/0010-native-operator.md.
 
-#ifdef __CUDACC_RTC__
+#if defined(__CUDACC_RTC__) || defined(DIJIANG_CUDA_THREADS)
+#define IN_THREADS
 #define DEVICE static __device__ __forceinline__
 #define KERNEL extern "C" __global__ void
 #define THREADS static_cast<int>(blockDim.x)
@@ -19,7 +20,9 @@
 #define MINE(name, o) name[0]
 #define SYNC() __syncthreads()
 #define UNROLL _Pragma("unroll")
+#ifdef __CUDACC_RTC__
 extern __shared__ float room[];
+#endif
 #else
 #define DEVICE static inline
 #define KERNEL static void
@@ -142,20 +145,20 @@ DEVICE float larger(float a, float b) { return a > b ? a : b; }
 
 // Of all lanes of a warp, in one order, for each of them.
 DEVICE float warp_sum(float x) {
-#ifdef __CUDACC_RTC__
+#ifdef IN_THREADS
   for (int far = 16; far; far /= 2) x += __shfl_xor_sync(0xffffffffu, x, far);
 #endif
   return x;
 }
 DEVICE float warp_max(float x) {
-#ifdef __CUDACC_RTC__
+#ifdef IN_THREADS
   for (int far = 16; far; far /= 2) x = larger(x, __shfl_xor_sync(0xffffffffu, x, far));
 #endif
   return x;
 }
 // Of all threads of a block, for each of them. `scratch` has 32 numbers that nothing else uses.
 DEVICE float block_sum(float x, float* scratch) {
-#ifdef __CUDACC_RTC__
+#ifdef IN_THREADS
   x = warp_sum(x);
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
   SYNC();
@@ -351,7 +354,6 @@ DEVICE void recur(const Step& s) {
     }
     SYNC();
     sum_slices(s, x, row, tokens, group * sharing, sharing, partial);
-    SYNC();
   }
   ITEMS(o, x.items) {
     for (int i = 0; i < kRows; i++)
@@ -400,7 +402,6 @@ DEVICE void decode(const Step& s) {
     }
     SYNC();
     sum_slices(s, x, row, 1, group * sharing + first + skip - 1, count - skip, partial);
-    SYNC();
   }
 }
 
