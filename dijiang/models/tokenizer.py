@@ -112,7 +112,7 @@ def patiently(work: Callable[[], T], characters: int) -> T:
     thread.start()
     thread.join(allowed)
     if errors:
-        raise errors[0]
+        raise errors.pop()
     if not results:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
         raise TooSlow(f"it took more than {allowed:.0f} s")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from ..bundle.opened import Bundle
 from ..errors import BundleError, InputError
-from ..models.tokenizer import TooSlow, patiently
 from ..reading import read_json, read_regular
+from .renderer import Broken, Refusal, Renderer
 from .state import State
 from .text import TextTokenizer
 
@@ -19,8 +17,6 @@ FILE, CONFIG, MAP = "chat_template.jinja", "tokenizer_config.json", "special_tok
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 #: Stand for a conversation before, when what follows it is rendered alone.
 ASKED, ANSWERED = "\u2402asked\u2403", "\u2402answered\u2403"
-#: What Python raises where a template of any origin asks for nonsense.
-FAILURES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 #: One message: `role` and `content`, text; with calls of tools also `tool_calls` or `tool_call_id`.
 Message = dict[str, Any]
 
@@ -29,21 +25,15 @@ class ChatTemplate:
     """A template and the special tokens that it may write.
 
     Args:
-        source: Jinja, of any origin: it is run in a sandbox and for some seconds at most.
+        source: Jinja, of any origin: it is run in a process of its own, which has bounds (ADR 0045).
         tokens: the values of `bos_token`, `eos_token` and so on.
     """
 
     def __init__(self, source: str, tokens: dict[str, str]) -> None:
-        try:
-            import jinja2
-        except ImportError:
-            raise InputError("a chat needs jinja2; pip install 'dijiang[chat]' or 'dijiang[serve]'") from None
         self._tokens, self._developer = tokens, "developer" in source
-        #: What a template of any origin can raise.
-        self._failures = (jinja2.TemplateError, *FAILURES)
         try:
-            self._template = _environment().from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
+            self._renderer = Renderer(source)
+        except Broken as error:
             raise BundleError(f"{FILE}: not a template ({error}); export again with another one") from error
 
     @classmethod
@@ -88,24 +78,23 @@ class ChatTemplate:
         variables: more that the template reads, by name.
 
         Raises:
-            InputError: the template refuses the messages, or takes too long.
+            InputError: the template refuses the messages, or takes too long, or too much memory.
         """
-        known = dict(variables or {}) | self._tokens
+        given = {
+            "messages": [self._known(message) for message in messages],
+            "add_generation_prompt": answer,
+            "tools": list(tools) or None,
+            "documents": None,
+        }
         try:
-            return patiently(
-                lambda: self._template.render(
-                    messages=[self._known(message) for message in messages],
-                    add_generation_prompt=answer,
-                    tools=list(tools) or None,
-                    documents=None,
-                    **known,
-                ),
+            return self._renderer.render(
+                dict(variables or {}) | self._tokens | given,
                 sum(len(str(given)) for given in (*messages, *tools, variables)),
             )
-        except self._failures as error:
-            raise InputError(f"the chat template refuses the messages ({error}); change their roles") from error
-        except TooSlow as error:
-            raise InputError(f"the chat template takes too long ({error}); use another one") from error
+        except Refusal as error:
+            raise InputError(
+                f"the chat template refuses the messages ({error}); change their roles, or use another template"
+            ) from error
 
     def _known(self, message: Message) -> Message:
         """A message as this template knows it: `developer` is what OpenAI's API calls `system` now."""
@@ -166,34 +155,3 @@ def continued(
         return tokenizer.encode(text, start=False)
     name, rest = tokenizer.name(seam.token), text.lstrip()
     return tokenizer.after(seam.token, rest.removeprefix(name) if rest.startswith(name) else text)
-
-
-def _environment() -> Any:
-    """Jinja as templates of transformers expect it."""
-    from jinja2 import TemplateError, nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}` marks what the assistant says, for training; here it is its contents."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **how)
-
-    made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    made.filters["tojson"] = tojson
-    made.globals["raise_exception"] = refuse
-    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return made

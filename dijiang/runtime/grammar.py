@@ -16,6 +16,8 @@ COMPACT: Any = {"whitespace_flexible": False}
 #: Compiling takes time by the square of how many properties, or forms, stand side by side: at most the sum of these
 #: squares. It is 2,000 properties of one object, which take a third of a second.
 MOST_WORK = 4_000_000
+#: Characters of a schema's JSON. The first token of one long word takes a second for each million.
+MOST_TEXT = 100_000
 #: Values of `format` that llguidance knows. JSON Schema lets the others say something to people only.
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
 #: Keys of a schema whose values are no schemas; and whose values are schemas by names that anybody may choose.
@@ -65,8 +67,7 @@ class Grammar:
             if isinstance(form, str):
                 grammar = LLMatcher.grammar_from_lark(form)
             else:
-                json.dumps(form)  # it holds what JSON can say, and not itself
-                require_small(form)
+                require_small(form)  # what JSON cannot say, or holds itself, is a ValueError
                 schema = json.dumps(without_remarks(form))
                 grammar = LLMatcher.grammar_from_json_schema(schema, overrides=COMPACT)
         except ValueError as error:
@@ -81,7 +82,10 @@ class Grammar:
 
 
 def require_small(*forms: Any) -> None:
-    """InputError for JSON schemas that together take too long to compile."""
+    """InputError for JSON schemas that together take too long to compile or to match."""
+    text = sum(len(json.dumps(form, ensure_ascii=False)) for form in forms)
+    if text > MOST_TEXT:
+        raise InputError(f"the schema has {text:,} characters, expected at most {MOST_TEXT:,}; use a simpler one")
     work, left = 0, list(forms)
     while left:
         each = left.pop()

@@ -133,7 +133,7 @@ async def until_gone(request: Request, work: Callable[[], Awaitable[T]]) -> T | 
             errors.append(error)
         group.cancel_scope.cancel()
     if errors:
-        raise errors[0]
+        raise errors.pop()  # no local name keeps it: it holds this frame, and so would all of the request be kept
     return found
 
 

@@ -111,7 +111,10 @@ class Job:
             while ended < self._choices:
                 told = await self._inbox.get()
                 if isinstance(told, DijiangError):
-                    raise told
+                    try:
+                        raise told
+                    finally:
+                        del told  # an error holds this frame, which must not hold the error
                 ended += told.record.finish_reason is not None
                 yield told
         finally:

@@ -1,15 +1,16 @@
 """Chat templates give what transformers makes of them; hostile ones give one line."""
 
 import json
+import os
 import shutil
-import threading
+import sys
 from types import SimpleNamespace
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import dijiang
-from dijiang.models import tokenizer
+from dijiang.runtime import renderer
 from dijiang.runtime.chat_template import ChatTemplate, continued
 from dijiang.runtime.snapshot import Seam
 from tests.conftest import EXAMPLES, TEMPLATE
@@ -99,21 +100,57 @@ REFUSED = {
         dijiang.InputError,
     ),
     "refuses": ("{{ raise_exception('no system') }}", dijiang.InputError),
+    "a number without end": ("{% set n = 8 + messages|length %}{{ n ** (9 ** n) }}", dijiang.InputError),
+    "such a number, compiled": ("{{ 9 ** (9 ** 9) }}", dijiang.BundleError),
+    "a text without end": ("{{ '%2000000000d' % messages|length }}", dijiang.InputError),
+    "a text that is too long": ("{{ 'x' * 20000000 }}", dijiang.InputError),
+    "a list in itself": (
+        "{% set n = namespace(l=[]) %}{% for i in range(40) %}{% set n.l = [n.l, n.l] %}{% endfor %}{{ n.l }}",
+        dijiang.InputError,
+    ),
     "calls itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", dijiang.InputError),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_hostile_template_is_one_error(case, monkeypatch):
-    monkeypatch.setattr(tokenizer, "PATIENCE", 0.3)
+    monkeypatch.setattr(renderer, "PATIENCE", 2.0)
     source, error = REFUSED[case]
     with pytest.raises(error, match=r"^(the chat template|chat_template\.jinja)[^\n]+; [^\n]+$"):
         ChatTemplate(source, TOKENS).render(TALKS["one"])
-    if case == "endless":  # and it does not go on beside all that follows
-        left = [thread for thread in threading.enumerate() if thread.name.endswith("(run)")]
-        for thread in left:
-            thread.join(5)
-        assert not any(thread.is_alive() for thread in left)
+
+
+def test_template_goes_on_after_its_process_was_ended_and_in_a_fork():
+    template = ChatTemplate("{{ messages[0].content }}", TOKENS)
+    process = template._renderer._process
+    process.kill()
+    process.wait()
+    assert template.render(TALKS["one"]) == "hi"
+    fork = os.fork()
+    if not fork:
+        os._exit(template.render(TALKS["one"]) != "hi")
+    assert os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) == 0
+    process = template._renderer._process
+    assert template.render(TALKS["one"]) == "hi"
+    assert template._renderer._process is process
+    del template
+    assert process.poll() is not None
+
+
+def test_program_that_is_no_python_renders_by_itself(monkeypatch):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    template = ChatTemplate("{{ messages[0].content }}", TOKENS)
+    assert (template.render(TALKS["one"]), template._renderer._process) == ("hi", None)
+
+
+def test_what_cannot_be_sent_to_it_or_started_is_one_line(monkeypatch):
+    template = ChatTemplate("{{ messages[0].content }}", TOKENS)
+    with pytest.raises(dijiang.InputError, match="they hold what JSON cannot say"):
+        template.render([{"role": "user", "content": object()}])
+    assert template.render([{"role": "user", "content": "x"}], variables={"self": 1}) == "x"
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(dijiang.InputError, match=r"a process of its own, which does not start \(No such file"):
+        ChatTemplate("x", TOKENS)
 
 
 def test_bundle_names_its_template_and_tokens(chatty, exported):

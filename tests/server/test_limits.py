@@ -1,6 +1,7 @@
 """What is refused: requests, pages, keys, addresses and sizes."""
 
 import codecs
+import gc
 import gzip
 import json
 import threading
@@ -11,6 +12,8 @@ import openai
 import pytest
 
 import dijiang
+from dijiang.batching.turn import Turn
+from dijiang.runtime.grammar import Matcher
 from dijiang.server.settings import Serving
 from dijiang.server.unserved import UNSERVED
 from tests.server.serving import running
@@ -301,6 +304,36 @@ def test_schema_that_fails_on_its_way_is_the_clients_error(models, stream):
         body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "response_format": form}
         found = json.dumps(server.ask("/v1/chat/completions", body | {"stream": stream, "max_tokens": 3})[2])
         assert "invalid_request_error" in found
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_refused_request_leaves_nothing_behind(models, stream):
+    """Without Python's collector of cycles, which comes seldom: a compiled schema may have many megabytes."""
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "response_format": form}
+
+    def alive():
+        return sum(isinstance(one, (Turn, Matcher)) for one in gc.get_objects())
+
+    with running(models, slots=2) as server:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                server.ask("/v1/chat/completions", body | {"stream": stream, "max_tokens": 3})
+            ends = time.monotonic() + 10
+            while alive() and time.monotonic() < ends:
+                time.sleep(0.05)
+            assert alive() == 0
+        finally:
+            gc.enable()
+
+
+def test_schema_has_a_size(served):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["x" * 100_000]}}}
+    body = {"model": "tiny", "prompt": "x", "response_format": form}
+    status, _, found = served.ask("/v1/completions", body)
+    assert (status, "characters, expected at most 100,000" in found["error"]["message"]) == (400, True)
 
 
 def test_random_requests_are_never_the_servers_fault(served):
