@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ from training import Objective, arguments, check, cross_entropy, in_one_line, lo
 from transformers.activations import ACT2FN
 
 from dijiang.models.binding import shapes
-from dijiang.models.load import FAMILIES, load_checkpoint
+from dijiang.models.checkpoint import UNTRAINED, Checkpoint
+from dijiang.models.load import FAMILIES, is_vanilla, load_checkpoint, named_as_in
 from dijiang.models.rotary import inverse_frequencies
 from dijiang.models.store import write_checkpoint
+from dijiang.models.tokenizer import find_tokenizer
 from dijiang.progress import silent
+from dijiang.runtime.text import TextTokenizer
 
 #: What training leaves alone, by the ends of the tensors' names.
 FROZEN = (".D1", ".D2", ".proj_matrix")
@@ -51,15 +55,25 @@ class Dijiang(nn.Module):
         self.recompute = recompute
         model = load_checkpoint(checkpoint)
         self.spec = spec = model.spec
-        self.bindings = FAMILIES[spec.family].bindings(spec)
+        family = FAMILIES[spec.family]
+        self.bindings = named_as_in(model.checkpoint, family, family.bindings(spec))
         self.parts = nn.ParameterDict()
         for name in shapes(self.bindings):
             values = torch.from_numpy(model.checkpoint.read(name).astype(np.float32))
             self.parts[name.replace(".", "/")] = nn.Parameter(values, not name.endswith(FROZEN))
-        frequencies = torch.from_numpy(inverse_frequencies(spec))
-        self.register_buffer("frequencies", frequencies, persistent=False)
-        gammas = np.stack([decay.gamma for decay in model.decays])
-        self.register_buffer("gammas", torch.from_numpy(gammas), persistent=False)
+        # No buffers: whoever casts a module to 16 bits, or shards it, casts its buffers.
+        self.frequencies = torch.from_numpy(inverse_frequencies(spec))
+        self.gammas = torch.from_numpy(np.stack([decay.gamma for decay in model.decays]))
+        #: D1 and D2 as they are saved, whatever the module is cast to. Those of 16 bits were rounded, and would be
+        #: read as trained in float32: they are made anew.
+        self.tables: dict[str, Tensor] = {}
+        powers = torch.arange(spec.max_positions, dtype=torch.float64)
+        for layer, (name, sign) in product(range(spec.num_layers), (("D1", 1), ("D2", -1))):
+            (part,) = self.bindings[f"layers.{layer}.{name}"]
+            table = self.parts[part.source.replace(".", "/")].detach().clone()
+            if model.checkpoint.dtype(part.source).itemsize < 4:
+                table = (self.gammas[layer][:, None] ** (sign * powers)).float()[None, ..., None]
+            self.tables[part.source] = table
         if any(decay.kind != "analytic" for decay in model.decays):
             raise SystemExit(f"{checkpoint}: D1 and D2 were trained; start from dijiang convert")
 
@@ -74,8 +88,9 @@ class Dijiang(nn.Module):
         return found
 
     def state(self) -> dict[str, Tensor]:
-        """The checkpoint's tensors by name."""
-        return {name.replace("/", "."): tensor.detach() for name, tensor in self.parts.items()}
+        """The checkpoint's tensors by name, in float32."""
+        found = {name.replace("/", "."): tensor.detach().float().cpu() for name, tensor in self.parts.items()}
+        return found | self.tables
 
     def forward(self, ids: Tensor) -> Tensor:
         spec, length = self.spec, ids.shape[1]
@@ -85,7 +100,7 @@ class Dijiang(nn.Module):
             x = linear(w, "embed_in", x)
         if spec.learned_positions:
             x = x + w["positions.weight"][:length]
-        turn = self.turn(length, x.dtype)
+        turn = self.turn(length, x)
         block = partial(recomputed, self.layer, use_reentrant=False) if self.recompute else self.layer
         for layer in range(spec.num_layers):
             x = block(layer, x, turn)
@@ -95,11 +110,11 @@ class Dijiang(nn.Module):
             x = linear(w, "embed_out", x)
         return linear(w, "head", x)
 
-    def turn(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cos and sin of the rotary angles, [T, 1, R/2] each."""
-        steps = torch.arange(length, dtype=self.frequencies.dtype, device=self.frequencies.device)
-        angles = torch.outer(steps, self.frequencies)
-        return angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None]
+    def turn(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cos and sin of the rotary angles, [T, 1, R/2] each, of the type and place of a tensor."""
+        frequencies = self.frequencies.to(like.device)
+        angles = torch.outer(torch.arange(length, dtype=frequencies.dtype, device=like.device), frequencies)
+        return angles.cos().to(like.dtype)[:, None], angles.sin().to(like.dtype)[:, None]
 
     def layer(self, layer: int, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
         w = self.weights(f"layers.{layer}.")
@@ -133,7 +148,7 @@ class Dijiang(nn.Module):
             q, k = ((rotate(z, turn) @ w["proj.weight"]).softmax(-1) for z in (q, k))
             steps = torch.arange(x.shape[1], device=x.device)
             distance = (steps[:, None] - steps).clamp(min=0).to(self.gammas.dtype)
-            decay = (self.gammas[layer][:, None, None] ** distance).tril().to(x.dtype)
+            decay = (self.gammas[layer].to(x.device)[:, None, None] ** distance).tril().to(x.dtype)
             scores = torch.einsum("bthk,bshk->bhts", q, k) * decay.repeat_interleave(heads // groups, dim=0)
             out = torch.einsum("bhts,bshv->bthv", scores, v).flatten(0, 1).flatten(1)
             norm = w["group_norm.weight"], w["group_norm.bias"]
@@ -160,7 +175,12 @@ class Teacher:
     def __init__(self, vanilla: Path, device: torch.device, dtype: torch.dtype) -> None:
         from transformers import AutoModelForCausalLM
 
+        if not is_vanilla(Checkpoint(vanilla)):
+            raise SystemExit(
+                f"--teacher {vanilla}: a DiJiang checkpoint, expected the vanilla one that it was made of"
+            )
         self.model = AutoModelForCausalLM.from_pretrained(vanilla, dtype=dtype).to(device).eval()
+        self.vocab_size = self.model.config.vocab_size
         self.seen: list[tuple[Tensor, Tensor]] = []
         known = re.compile(r"\.\d+\.(attention|self_attn|attn)$")
         found = [module for name, module in self.model.named_modules() if known.search(name)]
@@ -186,7 +206,7 @@ def attention_loss(model: Dijiang, teacher: Teacher, batch: Tensor) -> Tensor:
     losses = []
     for layer, (x, expected) in enumerate(teacher(batch[:, :-1])[1]):
         x, expected = x.float(), expected.float()
-        found = model.attention(layer, model.weights(f"layers.{layer}."), x, model.turn(x.shape[1], x.dtype))
+        found = model.attention(layer, model.weights(f"layers.{layer}."), x, model.turn(x.shape[1], x))
         losses.append((found.float() - expected).square().mean() / expected.square().mean())
     return torch.stack(losses).mean()
 
@@ -215,8 +235,9 @@ def objective(model: nn.Module, args: argparse.Namespace, teacher: Teacher | Non
 def save(model: Dijiang, source: Path, output: Path) -> None:
     """The trained tensors, in float32, as a checkpoint; everything else is the source's."""
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config.pop(UNTRAINED, None)
     config |= {name: "float32" for name in ("dtype", "torch_dtype") if name in config}
-    tensors = {name: tensor.cpu().numpy() for name, tensor in model.state().items()}
+    tensors = {name: tensor.numpy() for name, tensor in model.state().items()}
     files = [file for file in source.iterdir() if file.is_file() and not file.name.endswith(WEIGHTS)]
     total = sum(tensor.nbytes for tensor in tensors.values())
     write_checkpoint(output, config, tensors.items(), total, files=files, progress=silent)
@@ -236,6 +257,9 @@ def main() -> None:
 
 def finetune(args: argparse.Namespace) -> None:
     check(args)
+    for name in ("align", "teach"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise SystemExit(f"--{name} {getattr(args, name)}, expected a share: 0 to 1")
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
     device = torch.device(args.device)
@@ -245,7 +269,15 @@ def finetune(args: argparse.Namespace) -> None:
         raise SystemExit(f"--length {args.length}, expected at most the {room} positions of {args.checkpoint}")
     dtype = torch.bfloat16 if args.bfloat16 else torch.float32
     teacher = None if args.teacher is None else Teacher(args.teacher, device, dtype)
-    batches, held_out = read_text(args, args.checkpoint / "tokenizer.json")
+    if teacher is not None and teacher.vocab_size != model.spec.vocab_size:
+        raise SystemExit(
+            f"--teacher {args.teacher}: a vocabulary of {teacher.vocab_size}, that of {args.checkpoint} has "
+            f"{model.spec.vocab_size}; give the model that it was converted from"
+        )
+    tokenizer = find_tokenizer(args.checkpoint, model.spec.vocab_size)
+    if tokenizer is None:
+        raise SystemExit(f"{args.checkpoint}: no tokenizer to read text with; add that of the vanilla checkpoint")
+    batches, held_out = read_text(args, TextTokenizer(tokenizer, args.checkpoint).encode)
     run(model, batches, held_out, args, objective(model, args, teacher))
     save(model, args.checkpoint, args.output)
 

@@ -19,6 +19,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from dijiang.errors import InputError
 from dijiang.files import new_folder
+from dijiang.runtime.text import TextTokenizer
 
 SHAPE = Path(__file__).parent / "tiny-python"
 
@@ -51,7 +52,7 @@ def pretrain(args: argparse.Namespace) -> None:
         del config[key]
     sizes = {"num_hidden_layers": args.layers, "hidden_size": args.hidden, "intermediate_size": 4 * args.hidden}
     model = GPTNeoXForCausalLM(GPTNeoXConfig(**config | sizes))
-    batches, held_out = read_text(args, SHAPE / "tokenizer.json")
+    batches, held_out = read_text(args, TextTokenizer.read(SHAPE / "tokenizer.json").encode)
     logits = Logits(model).to(args.device)
     run(logits, batches, held_out, args, lambda step, batch: loss_of(logits, batch))
     with new_folder(args.output, InputError) as folder:

@@ -25,25 +25,20 @@ from dijiang.files import check_file, check_new, written_file
 #: Options that decide what a training is, where a script has them. One that diverged goes on with another --lr.
 DECIDING = ("steps", "batch", "accumulate", "length", "seed", "bfloat16", "align", "teach")
 Batches = Callable[[int], Iterator[Tensor]]
+#: Token ids of a text.
+Encode = Callable[[str], list[int]]
 #: (number of the step, batch [B, length + 1]) -> what is made small.
 Objective = Callable[[int, Tensor], Tensor]
 
 
-def read_ids(folder: Path, suffix: str, tokenizer: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_ids(folder: Path, suffix: str, encode: Encode) -> tuple[np.ndarray, np.ndarray]:
     """Token ids of every file of a folder, (training, held out): every 20th file is held out."""
-    encode = encoder(tokenizer)
     sets: tuple[list[int], list[int]] = ([], [])
     for index, file in enumerate(sorted(folder.rglob(f"*{suffix}"))):
         sets[index % 20 == 19].extend(encode(file.read_text(encoding="utf-8", errors="ignore")))
     if min(map(len, sets)) < 1000:
         raise SystemExit(f"{folder}: too little text in *{suffix} files, expected at least 20 files")
     return np.array(sets[0]), np.array(sets[1])
-
-
-def encoder(tokenizer: Path) -> Callable[[str], list[int]]:
-    from dijiang.runtime.text import TextTokenizer
-
-    return TextTokenizer.read(tokenizer).encode
 
 
 def windows(ids: np.ndarray, starts: np.ndarray, length: int) -> Tensor:
@@ -59,7 +54,7 @@ def drawn(ids: np.ndarray, args: argparse.Namespace, start: int) -> Iterator[Ten
         start += 1
 
 
-def packed(texts: Iterable[str], encode: Callable[[str], list[int]], batch: int, length: int) -> Iterator[Tensor]:
+def packed(texts: Iterable[str], encode: Encode, batch: int, length: int) -> Iterator[Tensor]:
     """Batches of windows of texts one after another, whatever iterable they come from."""
     kept: list[int] = []
     need = batch * (length + 1)
@@ -73,19 +68,34 @@ def packed(texts: Iterable[str], encode: Callable[[str], list[int]], batch: int,
 def lines_of(file: Path, held_out: bool) -> Iterator[str]:
     """The "text" of every line of a .jsonl file, again and again; of every 20th line: held out, once."""
     while True:
-        with file.open(encoding="utf-8") as stream:
-            yield from (json.loads(line)["text"] for n, line in enumerate(stream) if (n % 20 == 19) == held_out)
-        if held_out:
+        found = False
+        with file.open(encoding="utf-8", errors="replace") as stream:
+            for number, line in enumerate(stream):
+                if (number % 20 == 19) == held_out and line.strip():
+                    found = True
+                    yield text_of(line, f"{file}:{number + 1}")
+        if held_out or not found:
             return
 
 
-def read_text(args: argparse.Namespace, tokenizer: Path) -> tuple[Batches, np.ndarray]:
+def text_of(line: str, where: str) -> str:
+    """The "text" of a line; SystemExit if it has none."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise SystemExit(f"{where}: no JSON ({error}); expected an object with a text") from None
+    text = value.get("text") if isinstance(value, dict) else None
+    if not isinstance(text, str):
+        raise SystemExit(f'{where}: no "text" that is one, found {line.strip()[:60]}; write {{"text": "..."}}')
+    return text
+
+
+def read_text(args: argparse.Namespace, encode: Encode) -> tuple[Batches, np.ndarray]:
     """Batches from a number on, and the held-out ids."""
     if args.text.suffix != ".jsonl":
-        ids, held_out = read_ids(args.text, args.suffix, tokenizer)
+        ids, held_out = read_ids(args.text, args.suffix, encode)
         print(f"{len(ids):,} tokens to train on, {len(held_out):,} held out")
         return lambda start: drawn(ids, args, start), held_out
-    encode = encoder(tokenizer)
     held = [token for text in islice(lines_of(args.text, True), 1000) for token in encode(text)]
 
     def batches(start: int) -> Iterator[Tensor]:
@@ -222,6 +232,18 @@ def check(args: argparse.Namespace) -> None:
     for name in ("steps", "batch", "accumulate", "length", "report"):
         if getattr(args, name) < 1:
             raise SystemExit(f"--{name} {getattr(args, name)}, expected 1 or more")
+    if not 0 < args.lr < math.inf:
+        raise SystemExit(f"--lr {args.lr}, expected a number above 0")
+    if args.seed < 0:
+        raise SystemExit(f"--seed {args.seed}, expected 0 or more")
+    if not args.text.exists():
+        raise SystemExit(f"{args.text}: not found; give a folder of files, or a .jsonl file")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise SystemExit(
+            f"--device {args.device}: not usable ({str(error).splitlines()[0]}); give another"
+        ) from None
     check_new(args.output, [], InputError)
     for file in (args.log, args.state):
         if file is not None:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
 import dijiang
 from dijiang.models.convert import convert
@@ -28,6 +30,17 @@ sys.path.insert(0, str(EXAMPLES))  # the folder of a script is where it imports 
 finetune, training = map(importlib.import_module, ("finetune", "training"))
 
 
+def new(folder):
+    (folder / "c").mkdir()
+    return folder / "c"
+
+
+FAMILIES_OF_16 = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 300} | {
+    "intermediate_size": 48,
+    "max_position_embeddings": POSITIONS,
+}
+
+
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(config=configs(), seed=st.integers(0, 9), length=st.integers(1, POSITIONS))
 def test_module_has_the_logits_of_the_reference(config, seed, length):
@@ -39,6 +52,52 @@ def test_module_has_the_logits_of_the_reference(config, seed, length):
         with torch.no_grad():
             found = model(torch.from_numpy(ids)).numpy()
         np.testing.assert_allclose(found, reference.forward(ids), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
+def test_checkpoint_of_16_bits_is_saved_with_the_decay_that_was_trained_with(tmp_path, family, dtype):
+    """Also D1 and D2 were rounded. As float32 they would be read as trained, and positions would end."""
+    config = FAMILIES_OF_16 | {"model_type": family} | ({} if family == "gpt_neox" else {"num_key_value_heads": 1})
+    folder = write(new(tmp_path), config, seed=1)
+    tensors = {name: torch.from_numpy(value) for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(
+        {n: t.to(getattr(torch, dtype)).contiguous() for n, t in tensors.items()}, folder / "model.safetensors"
+    )
+    model = finetune.Dijiang(folder)
+    ids = np.random.default_rng(0).integers(0, 300, (2, POSITIONS))
+    with torch.no_grad():
+        trained = model.double()(torch.from_numpy(ids)).numpy()
+    finetune.save(model, folder, tmp_path / "out")
+    saved = load_checkpoint(tmp_path / "out")
+    assert saved.positions_limit is None
+    np.testing.assert_allclose(Reference(saved).forward(ids), trained, rtol=1e-6, atol=1e-6 * np.abs(trained).max())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_module_that_is_cast_keeps_its_decay_and_angles(tmp_path, dtype):
+    folder = write(new(tmp_path), FAMILIES_OF_16 | {"model_type": "llama", "num_key_value_heads": 2}, seed=1)
+    model = finetune.Dijiang(folder).to(dtype)
+    for tensor in (model.gammas, model.frequencies):
+        assert tensor.dtype == torch.float64
+    assert not list(model.buffers())
+    finetune.save(model, folder, tmp_path / "out")
+    assert load_checkpoint(tmp_path / "out").positions_limit is None
+
+
+def test_module_takes_names_that_an_export_takes(tmp_path):
+    """A base model without its prefix, and a tied head that has the table's place."""
+    config = FAMILIES_OF_16 | {"model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True}
+    folder = write(new(tmp_path), config, seed=1)
+    ids = torch.arange(20).view(2, 10)
+    expected, tensors = finetune.Dijiang(folder)(ids), load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+    headed = {("lm_head.weight" if n == "model.embed_tokens.weight" else n): t for n, t in tensors.items()}
+    for named in (bare, headed):
+        save_file({name: torch.from_numpy(tensor) for name, tensor in named.items()}, folder / "model.safetensors")
+        model = finetune.Dijiang(folder)
+        assert torch.equal(model(ids), expected)
+        finetune.save(model, folder, tmp_path / f"out{len(named)}{'lm_head.weight' in named}")
 
 
 def test_module_refuses_trained_decay():
@@ -71,6 +130,46 @@ def test_script_trains_and_writes_a_checkpoint_that_exports(tmp_path, monkeypatc
     assert {file.name for file in (tmp_path / "out").iterdir()} >= {"config.json", "tokenizer.json"}
     with pytest.raises(SystemExit, match="never overwritten"):
         finetune.main()
+
+
+def test_older_files_of_a_tokenizer_are_read(script, tmp_path):
+    """OPT's checkpoints have vocab.json and merges.txt."""
+    folder = tmp_path / "converted"
+    parts = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(parts["vocab"]))
+    merges = [m if isinstance(m, str) else " ".join(m) for m in parts["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    script("out")
+    (folder / "vocab.json").unlink()
+    with pytest.raises(SystemExit, match="no tokenizer to read text with; add"):
+        script("none")
+
+
+def test_teacher_is_vanilla_and_has_the_same_tokens(script, tmp_path):
+    with pytest.raises(SystemExit, match="converted: a DiJiang checkpoint, expected the vanilla one"):
+        script("out", "--teacher", tmp_path / "converted")
+    with pytest.raises(SystemExit, match="none: not a folder"):
+        script("out", "--teacher", "none")
+    wide = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**SMALL | {"vocab_size": 320}))
+    wide.save_pretrained(tmp_path / "wide")
+    with pytest.raises(SystemExit, match=r"a vocabulary of 320, that of .* has 300; give"):
+        script("out", "--teacher", tmp_path / "wide")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"content": "x"}', 'no "text" that is one, found {"content"'),
+        ('{"text": null}', 'no "text" that is one'),
+        ('["text"]', 'no "text" that is one'),
+        ("{text", "no JSON"),
+    ],
+)
+def test_line_without_a_text_is_one_line(script, tmp_path, line, reason):
+    (tmp_path / "text.jsonl").write_text("\n".join([line, *[json.dumps({"text": "x = 1\n" * 40})] * 30]))
+    with pytest.raises(SystemExit, match=f"text.jsonl:1: {re.escape(reason)}"):
+        script("out")
 
 
 SMALL = {"model_type": "gpt_neox", "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2} | {
@@ -169,6 +268,10 @@ def test_files_beside_a_state_are_left_alone(script, tmp_path):
     [
         (("--report", 0), "--report 0, expected 1 or more"),
         (("--steps", -1), "--steps -1, expected 1 or more"),
+        (("--lr", "nan"), "--lr nan, expected a number above 0"),
+        (("--seed", -1), "--seed -1, expected 0 or more"),
+        (("--device", "gpu"), "--device gpu: not usable"),
+        (("--align", 2), "--align 2.0, expected a share"),
         (("--log", "none/log.csv"), "none/log.csv: "),
         (("--state", "none/state.pt"), "none/state.pt: "),
         (("--checkpoint", "none"), "none: not a folder"),

@@ -33,6 +33,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 #: Ends of tensor names that only quantized checkpoints (GPTQ, AWQ, bitsandbytes, ...) have.
 PACKED = (".qweight", ".qzeros", ".weight_packed", ".weight.absmax", ".SCB")
+#: In config.json: the hash of the tensors that nobody has trained yet.
+UNTRAINED = "dijiang_untrained"
 #: Layouts in order of preference: (index of shards, single file, reader).
 LAYOUTS: tuple[tuple[str, str, type[TensorFile]], ...] = (
     ("model.safetensors.index.json", "model.safetensors", SafetensorsFile),
@@ -205,8 +207,19 @@ class Checkpoint:
         self._update(digest)
         return digest.hexdigest()
 
+    @property
+    def untrained(self) -> bool:
+        """Whether its tensors are those that `convert` or `init` wrote, who noted their hash in config.json."""
+        noted = self.config.get(UNTRAINED)
+        return noted is not None and noted == self.tensors_sha256()
+
     def _update(self, digest: Any) -> None:
         for name, shape in sorted(self.shapes.items()):
             if name not in self._hashes:
                 self._hashed(name)
-            digest.update(f"{self.prefix}{name} {list(shape)} {self._hashes[name].result()}\n".encode())
+            digest.update(hashed_line(self.prefix + name, shape, self._hashes[name].result()))
+
+
+def hashed_line(name: str, shape: Shape, data_sha256: str) -> bytes:
+    """What a tensor is in `Checkpoint.tensors_sha256`, in the order of the names."""
+    return f"{name} {list(shape)} {data_sha256}\n".encode()

@@ -95,6 +95,7 @@ def convert(vanilla: str | Path, output: str | Path, *, seed: int = 0, progress:
         _tensors(source, kept, first_values(added, dtype, seed)),
         sum(sizes) + nbytes(added, dtype),
         files=[source.path / name for name in CARRIED if (source.path / name).is_file()],
+        untrained=True,
         progress=progress,
     )
     return Conversion(

@@ -121,6 +121,7 @@ def write_random(
         {**config, "torch_dtype": dtype},
         first_values(wanted, kind, seed),
         nbytes(wanted, kind),
+        untrained=True,
         progress=progress,
     )
     return Path(output)

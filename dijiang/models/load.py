@@ -82,18 +82,6 @@ class DijiangModel:
         return sum(math.prod(self.weights.shape(name)) for name in names)
 
     @property
-    def untrained(self) -> bool:
-        """Whether what DiJiang adds is as `convert` makes it: every group norm has weight 1 and bias 0.
-
-        Such a model has not been fine-tuned, and its text makes no sense yet.
-        """
-        return all(
-            bool((self.weights[f"layers.{layer}.group_norm.{part}"] == value).all())
-            for layer in range(self.spec.num_layers)
-            for part, value in (("weight", 1), ("bias", 0))
-        )
-
-    @property
     def positions_limit(self) -> int | None:
         """Positions that can be decoded; None: no end."""
         learned = self.spec.max_positions if self.spec.learned_positions else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -15,6 +16,7 @@ from ..errors import CheckpointError
 from ..files import check_new, new_folder
 from ..progress import Progress
 from .binding import Shape
+from .checkpoint import UNTRAINED, hashed_line
 from .weights import is_decay_table
 
 Array = np.ndarray
@@ -49,6 +51,7 @@ def write_checkpoint(
     total: int,
     *,
     files: Sequence[Path] = (),
+    untrained: bool = False,
     progress: Progress,
 ) -> None:
     """Write a checkpoint folder.
@@ -59,6 +62,7 @@ def write_checkpoint(
         tensors: name and value of every tensor; each is dropped when its shard is written.
         total: bytes of all of them.
         files: to copy beside the weights.
+        untrained: note in config.json that nobody has trained these tensors yet.
         progress: told about bytes written.
 
     Raises:
@@ -68,9 +72,17 @@ def write_checkpoint(
     _check_room(target, total)
     with new_folder(target, CheckpointError) as folder:
         shards = _Shards(folder, total, progress)
+        lines = {}
         for name, tensor in tensors:
-            shards.add(name, np.ascontiguousarray(tensor))
+            ordered = np.ascontiguousarray(tensor)
+            if untrained:
+                sha256 = hashlib.sha256(ordered.reshape(-1).view(np.uint8).data).hexdigest()
+                lines[name] = hashed_line(name, ordered.shape, sha256)
+            shards.add(name, ordered)
         shards.close()
+        if untrained:
+            noted = hashlib.sha256(b"".join(lines[name] for name in sorted(lines)))
+            config = {**config, UNTRAINED: noted.hexdigest()}
         for file in files:
             shutil.copyfile(file, folder / file.name)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -51,7 +51,7 @@ class Comparison:
             positions=max(map(len, self.asked.windows)),
             text=self.source,
             learned=_has_learned(self.source, found, self.checkpoint.spec.vocab_size),
-            judged=not (self.recipe.in_blocks and self.checkpoint.untrained),
+            judged=not (self.recipe.in_blocks and self.checkpoint.checkpoint.untrained),
             logits=found,
             rounded=twin.sums.result(is_text=self.is_text),
             rounded_state=float(np.max(twin.states[max(twin.states)][:EARLY])),

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 
 import dijiang
 from dijiang.models.checkpoint import Checkpoint
+from dijiang.models.convert import convert
+from dijiang.models.initial import write_random
 from dijiang.models.load import load_checkpoint
 from tests.conftest import GOLDEN
 from tests.random_models import write
@@ -255,12 +259,23 @@ def test_path_that_is_no_checkpoint(tmp_path):
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("layers", [["0"], ["0", "1"]])
-def test_one_layer_that_was_fine_tuned_makes_a_model_trained(edit_tensors, layers):
-    def reset(tensors):
-        for name, tensor in tensors.items():
-            if name.endswith(("group_norm.weight", "group_norm.bias")) and name.split(".")[2] in layers:
-                tensor[:] = name.endswith("weight")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_converted_checkpoint_is_untrained_until_any_tensor_changes(vanilla, tmp_path, dtype):
+    """Also where group norms stay, as LoRA leaves them."""
+    convert(vanilla, tmp_path / "new")
+    assert Checkpoint(tmp_path / "new").untrained
+    file = tmp_path / "new" / "model.safetensors"
+    tensors = load_torch(file)
+    if dtype == "bfloat16":
+        tensors = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    name = next(name for name in tensors if "query_key_value.weight" in name)
+    tensors[name][0, 0] += 1
+    save_torch(tensors, file)
+    assert not Checkpoint(tmp_path / "new").untrained
 
-    model = load_checkpoint(edit_tensors("neox-base", reset))
-    assert model.untrained == (len(layers) == model.spec.num_layers)
+
+def test_random_checkpoint_is_untrained_and_one_of_others_is_not(tmp_path):
+    config = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config |= {"vocab_size": 100, "intermediate_size": 48, "max_position_embeddings": 16, "rms_norm_eps": 1e-5}
+    assert Checkpoint(write_random(config, tmp_path / "new")).untrained
+    assert not Checkpoint(GOLDEN["neox-base"]).untrained
