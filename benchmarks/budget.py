@@ -117,7 +117,7 @@ def example(tokens: int) -> Subject:
         return logits
 
     def moments() -> LayerMoments:
-        return pipeline.calibrate(model, with_budget(recipe, 1))
+        return pipeline.calibrate(model, with_budget(recipe, 1), pipeline.sequences(model, recipe))
 
     return Subject("tiny-python", recipe, pipeline.float_graph(model), moments, written, opened, ids[:tokens])
 

@@ -24,6 +24,7 @@ from dijiang.cli import STATUSES, main
 from dijiang.doctor.support import support
 from dijiang.environment import VARIABLES
 from dijiang.recipe import AUTO, GRAPHS, PRECISIONS, PROVIDERS, SCHEMES, TARGETS, by_target
+from dijiang.recipe.precisions import EMBEDDING_SHARE
 from dijiang.runtime.options import Generation, Loading
 
 HERE = Path(__file__).parent
@@ -48,7 +49,7 @@ def precisions() -> str:
         gates = ", ".join(f"{gate.metric} {gate.bound:g}" for gate in row.gates)
         size = f"{row.weight_bytes:.3g}"
         rows.append([f"`{name}`", row.help, row.type, blocks or "-", size, gates])
-    return table(["precision", "for", "type", "weights in blocks", "bytes a weight", "gates"], rows)
+    return table(["precision", "for", "type", "weights in blocks", "bytes a weight of a layer", "gates"], rows)
 
 
 def graphs() -> str:
@@ -101,6 +102,11 @@ def recipes() -> str:
         "## Precisions\n",
         precisions(),
         "\nA gate is the most that a metric may be. A metric that needs a text is not judged without one.\n",
+        f"An embedding of 4 bits has 8 where it is less than {EMBEDDING_SHARE:.0%} of the parameters.\n",
+        "\nThe same checkpoint and options give the same bytes on the same machine. Integers that were calibrated\n"
+        "are others on another processor or with another number of cores: GPTQ carries each rounding on, and the\n"
+        "sums of BLAS differ in their last bits. fp32, fp16, bf16, and integers of `--calibration-tokens 0`, do\n"
+        "not depend on the number of cores.\n",
         "## Graphs\n",
         graphs(),
         "\nEach provider has an order of its own: it takes the first of its graphs that the bundle holds.\n",

@@ -11,6 +11,7 @@ from ..errors import BundleError, CheckpointError
 from ..models.spec import ModelSpec
 from ..recipe import Recipe
 from ..typed import check_types
+from .calibrated import CalibrationText
 from .integrity import FileRecord
 
 FORMAT_VERSION = 2
@@ -66,6 +67,7 @@ class Manifest:
     reports: names of files that may be missing or change: parity, model card.
     engines: backend -> `sessions.engines.EngineRecord` of the TensorRT engine that `dijiang build` made.
     parameters: numbers in the checkpoint's weights, D1 and D2 left out; 0: not counted.
+    calibration: the text that integers were rounded by; None: by no file.
     signature: over `signed_part`, see `bundle.signature`; None: nobody signed it.
     """
 
@@ -83,6 +85,7 @@ class Manifest:
     reports: tuple[str, ...] = ()
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     parameters: int = 0
+    calibration: CalibrationText | None = None
     signature: str | None = None
     format_version: int = FORMAT_VERSION
 
@@ -98,6 +101,8 @@ class Manifest:
         """What a signature is over: all that this says, but for itself and for what `verify` notes later."""
         facts = asdict(self)
         del facts["signature"], facts["reports"]
+        if self.calibration is None:  # bundles of before do not have it
+            del facts["calibration"]
         for record in facts["graphs"].values():
             del record["passed"]
         return json.dumps(facts, sort_keys=True).encode()
@@ -139,6 +144,7 @@ def _typed(data: dict[str, Any]) -> dict[str, Any]:
         str(name): FileRecord(int(entry["bytes"]), tuple(map(str, entry["sha256"])))
         for name, entry in data["files"].items()
     }
+    calibration = data.get("calibration")
     signature = data.get("signature")
     if signature is not None and not (signature.isascii() and len(signature) <= SIGNATURE):
         raise ValueError("a signature that is none")
@@ -149,6 +155,7 @@ def _typed(data: dict[str, Any]) -> dict[str, Any]:
         "files": files,
         "positions_limit": None if limit is None else int(limit),
         "parameters": int(data["parameters"]),
+        "calibration": None if calibration is None else CalibrationText.from_dict(calibration),
         "versions": dict(data["versions"]),
         "engines": dict(data["engines"]),
         "warnings": tuple(map(str, data["warnings"])),

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ..bundle.manifest import Manifest
 from ..bundle.opened import Bundle, open_bundle
 from ..bundle.sizes import sizes
 from ..errors import InputError
@@ -119,6 +120,7 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
             ),
             ("positions", "no end" if limit is None else f"{limit}: {manifest.limit_reason}"),
             ("decay", manifest.decay),
+            *([("calibration", line)] if (line := _calibration_line(manifest)) else []),
             ("parity", _verdict(bundle, bundle.passed)),
             *([("from float64", cost_line(report))] if (report := bundle.parity) else []),
             ("signature", "none" if manifest.signature is None else "there: --require-signature checks it"),
@@ -130,6 +132,14 @@ def show_bundle(bundle: Bundle, as_json: bool) -> None:
             ("written by", ", ".join(f"{name} {v}" for name, v in manifest.versions.items())),
         ]
     )
+
+
+def _calibration_line(manifest: Manifest) -> str:
+    """What integers were rounded by; "": by nothing."""
+    tokens, text = manifest.recipe.calibration_tokens, manifest.calibration
+    if not tokens:
+        return ""
+    return f"on {tokens:,} tokens{'' if text is None else f' of {text.text}'}"
 
 
 def _sampling_line(found: dict[str, Any]) -> str:
@@ -147,9 +157,16 @@ def cost_line(report: Any) -> str:
         parts = [f"KL {found.kl:.1e} nats", f"top-1 agreement {found.top1_agreement:.2%}"]
         if found.perplexity_change is not None:
             parts.append(f"perplexity {found.perplexity_change:+.2%}")
-        return f"{', '.join(parts)}, on {report['tokens']} tokens ({report['text']})"
+        told = f"{', '.join(parts)}, on {report['tokens']} tokens ({report['text']})"
+        shared = report.get("calibrated_on", 0)
+        return f"{told}; {calibrated_on(shared)}" if shared else told
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return "the report is another dijiang's; dijiang verify writes one"
+
+
+def calibrated_on(tokens: int) -> str:
+    """That a figure is too good."""
+    return f"{tokens:,} tokens are of the text that it was calibrated on: elsewhere it is further off"
 
 
 def _graph_line(bundle: Bundle, name: str) -> str:

@@ -24,7 +24,7 @@ from . import (
     print_table,
     threads_option,
 )
-from .inspect import NOT_JUDGED, VERDICTS
+from .inspect import NOT_JUDGED, VERDICTS, calibrated_on
 
 if TYPE_CHECKING:
     from ..parity.difference import Difference
@@ -73,6 +73,8 @@ def verify(
     else:
         where = f"at positions 0 to {report.positions - 1}, {report.reference_dtype} reference"
         rows = [("tokens", f"{report.tokens} ({report.text}) {where}")]
+        if report.calibrated_on:
+            rows.append(("warning", f"{calibrated_on(report.calibrated_on)}; give another text"))
         for one in report.each:
             rows += _graph_rows(one)
         if report.decay_change is not None:

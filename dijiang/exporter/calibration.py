@@ -69,12 +69,12 @@ def draw(
         save_model(graph, folder / "model.onnx", "model.onnx.data")
         session = open_inference(folder / "model.onnx", operators=bool(row.operators))
         batch = batch_of(tokens)
-        rounds = max(1, round(tokens / (batch * length)))
+        rounds = max(1, -(-tokens // (batch * length)))
         drawn = np.empty((rounds, batch, length), np.int64)
         for seed, ids in enumerate(drawn):
             _draw(session, ids, vocab, np.random.default_rng(seed), in_place=row.in_place)
             progress("draw text", seed + 1, rounds)
-    return batches_of(drawn.ravel(), length)
+    return batches_of(drawn.ravel()[: max(tokens, 1)], length)
 
 
 def _draw(session: Any, ids: np.ndarray, vocab: int, random: np.random.Generator, *, in_place: bool) -> None:

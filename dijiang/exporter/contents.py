@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from ..bundle.calibrated import CalibrationText
 from ..bundle.integrity import record_file
 from ..bundle.manifest import TOKENIZER_FILES, GraphRecord, Manifest, fingerprint_of
 from ..bundle.opened import Bundle, open_any
@@ -32,6 +33,7 @@ def complete(
     recipe: Recipe,
     graphs: Mapping[str, ir.Model],
     key: str | Path | None,
+    calibration: CalibrationText | None,
 ) -> Bundle:
     """A folder of graphs as a bundle; key: of OpenSSH, to sign with."""
     if tokenizer is not None:
@@ -39,7 +41,7 @@ def complete(
     for name in TOKENIZER_FILES:
         if os.path.isfile(source := model.path / name):
             (folder / name).write_bytes(given(source, read_regular, CheckpointError, "make it readable"))
-    manifest = _manifest(model, folder, recipe, graphs)
+    manifest = replace(_manifest(model, folder, recipe, graphs), calibration=calibration)
     (folder / CARD).write_text(model_card(manifest), encoding="utf-8")
     if key is not None:
         manifest = replace(manifest, signature=make_signature(manifest.signed_part(), key))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import onnx_ir as ir
 
+from ..bundle.calibrated import CalibrationText
 from ..bundle.opened import Bundle, open_any
 from ..bundle.signature import sign as make_signature
 from ..errors import ExportError
@@ -123,10 +125,14 @@ def export(
     with new_folder(folder, ExportError, foreign=foreign if force else None) as partial, ExitStack() as written:
         plan = plan_export(model, graphs, recipe, verify=verify, text=text is not None)
         plan.require(partial)
+        calibration = None
         if recipe.calibration_tokens:
-            recipe, graphs = _calibrated(model, recipe, graphs, texts, written, progress)
+            batches = pipeline.sequences(model, recipe, texts.calibration_ids(recipe), progress)
+            if texts.calibration is not None:
+                calibration = CalibrationText.of(texts.calibration.name, batches)
+            recipe, graphs = _calibrated(model, recipe, graphs, batches, written, progress)
         _save(graphs, partial, plan, progress)
-        bundle = complete(partial, model, tokenizer, recipe, graphs, sign)
+        bundle = complete(partial, model, tokenizer, recipe, graphs, sign, calibration)
         del graphs
         if verify:
             report = compare_bundle(bundle, model.path, text=text, threads=threads, progress=progress)
@@ -150,18 +156,16 @@ def _calibrated(
     model: DijiangModel,
     recipe: Recipe,
     graphs: Mapping[str, ir.Model],
-    texts: Texts,
+    batches: Sequence[np.ndarray],
     written: ExitStack,
     progress: Progress,
 ) -> tuple[Recipe, dict[str, ir.Model]]:
     """The recipe with its budget spent, and graphs whose weights are rounded by their inputs.
 
-    graphs: the same to nearest values.  written: ends after they were saved.
+    graphs: the same to nearest values.  batches: `pipeline.sequences`.  written: ends after they were saved.
     """
-    ids = texts.calibration_ids(recipe)
-    if ids is not None:
-        recipe = recipe.fitted(recipe.embed, len(ids))  # a short text has fewer
-    moments = pipeline.calibrate(model, recipe, ids, progress)
+    recipe = recipe.fitted(recipe.embed, sum(ids.size for ids in batches))  # whole sequences only
+    moments = pipeline.calibrate(model, recipe, batches)
     rounder = calibrated(moments)
     if recipe.budget is not None:
         store, smallest = written.enter_context(temporary_folder()), data_bytes(graphs)

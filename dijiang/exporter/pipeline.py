@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -81,17 +82,20 @@ def drawing() -> Recipe:
     return resolve(runs_here=runs_here) if quick.type in TYPES else replace(quick, embed=None)
 
 
-def calibrate(
+def sequences(
     model: DijiangModel, recipe: Recipe, text: np.ndarray | None = None, progress: Progress = silent
-) -> LayerMoments:
-    """Second moments of projections' inputs, on token ids, or on text that the model draws."""
-    graph = float_graph(model)
+) -> list[np.ndarray]:
+    """What is calibrated on, [N, length] int64 each: of token ids, or of text that the model draws."""
     length = min(LENGTH, model.positions_limit or LENGTH)
-    if text is None:
-        quick, tokens = drawing(), recipe.calibration_tokens or 0
-        name = quick.graphs[0]
-        drawn = step_graph(model, name, quick)
-        batches = draw(drawn, GRAPHS[name], tokens, length, model.spec.vocab_size, progress)
-    else:
-        batches = batches_of(text, length)
+    if text is not None:
+        return batches_of(text, length)
+    quick, tokens = drawing(), recipe.calibration_tokens or 0
+    name = quick.graphs[0]
+    drawn = step_graph(model, name, quick)
+    return draw(drawn, GRAPHS[name], tokens, length, model.spec.vocab_size, progress)
+
+
+def calibrate(model: DijiangModel, recipe: Recipe, batches: Iterable[np.ndarray]) -> LayerMoments:
+    """Second moments of projections' inputs, on `sequences`."""
+    graph = float_graph(model)
     return LayerMoments(graph, feeds_of(graph, batches), replaceable=recipe.budget is not None)

@@ -31,6 +31,8 @@ OUTPUTS = 256
 #: Input channels that GPTQ corrects one by one; what they lost reaches those behind them in one product.
 STRIPE = 128
 
+#: Scales beyond which blocks are looked at in units of their own.
+LARGE = 1e12
 #: Added to the second moment's diagonal, in means of it: channels that were never seen stay solvable.
 DAMPING = 0.01
 
@@ -94,6 +96,10 @@ def best_scale(
     if bits > 4:
         start = stored_scale(start, scales)
         return codes_of(blocks, start, bits), start
+    whole, unit, large = blocks, np.float32(1), np.abs(start) > LARGE
+    if large.any():  # in units of a power of two, as exact: squares would be beyond float32
+        unit = np.where(large, np.exp2(np.floor(np.log2(np.abs(start)))), np.float32(1))
+        blocks, start = whole / unit, start / unit
     best_gain, best = np.full(start.shape, -np.inf, np.float32), start.copy()
     for factor in STARTS:
         codes = codes_of(blocks, start * np.float32(factor), bits)
@@ -105,9 +111,9 @@ def best_scale(
         refitted, gain = fit / norm, fit * fit / norm
         better = gain > best_gain
         np.copyto(best_gain, gain, where=better)
-        np.copyto(best, refitted, where=better & (np.abs(refitted) >= scales.least))
-    best = stored_scale(best, scales)
-    return codes_of(blocks, best, bits), best
+        np.copyto(best, refitted, where=better & (np.abs(refitted * unit) >= scales.least))
+    best = stored_scale(best * unit, scales)
+    return codes_of(whole, best, bits), best
 
 
 def by_blocks(weight: Array, block: int) -> Array:
@@ -260,10 +266,23 @@ def rotate(weight: Array, size: int) -> Array:
     """
     if size <= 1:
         return weight
-    mixed, matrix = np.empty(weight.shape, np.float32), hadamard(size)
-    for start in range(0, len(weight), size):  # no copy of the whole
-        np.matmul(matrix, weight[start : start + size], out=mixed[start : start + size])
+    mixed = np.array(weight, np.float32, order="C")
+    for start in range(0, len(mixed), size):
+        _mix(mixed[start : start + size])
     return mixed
+
+
+def _mix(rows: Array) -> None:
+    """`hadamard(size)` times [size, n], in place: sums and differences, whose bits no number of threads changes."""
+    size, half = len(rows), 1
+    while half < size:
+        pairs = rows.reshape(size // (2 * half), 2, half, -1)
+        first, second = pairs[:, 0], pairs[:, 1]
+        difference = first - second
+        first += second
+        second[:] = difference
+        half *= 2
+    rows *= np.float32(size**-0.5)
 
 
 def rotate_both(moment: Array, size: int) -> Array:

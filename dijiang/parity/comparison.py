@@ -27,7 +27,7 @@ class Comparison:
 
     source: what the windows of `asked` are.  twin: the rounded reference, see `sides.compare`.
     change: without trained tables against with them.  same_source: the checkpoint is the one that was exported.
-    is_text: the ids are of a text that was given.
+    is_text: the ids are of a text that was given.  calibrated_on: as many of them are of the calibration's.
     """
 
     checkpoint: DijiangModel
@@ -38,6 +38,7 @@ class Comparison:
     change: Sums | None
     same_source: bool
     is_text: bool
+    calibrated_on: int
 
     def report(self, graph: str, run: Run, side: Found) -> Parity:
         """Of one graph: what it computed, and how far that is from the reference."""
@@ -71,6 +72,7 @@ class Comparison:
             layer_errors=tuple(states[max(states)]),
             decay_change=None if self.change is None else self.change.result(is_text=self.is_text),
             same_source=self.same_source,
+            calibrated_on=self.calibrated_on,
             reference_dtype="float64",
             dijiang=__version__,
             graph=graph,

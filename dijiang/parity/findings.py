@@ -66,6 +66,7 @@ class Parity:
     None: positions end before.
     state_errors: on the way through the first window.
     layer_errors: each layer's at its end; what a layer adds to the residual shows in the next one's.
+    calibrated_on: tokens of the text that the bundle's integers were rounded by: it is nearer there than elsewhere.
     decay_change: the reference without its trained D1/D2 against the one with them, for
     `--decay analytic` exports of trained tables.
     """
@@ -97,6 +98,7 @@ class Parity:
     reference_dtype: str
     dijiang: str
     graph: str
+    calibrated_on: int = 0
     detail: Detail | None = field(default=None, compare=False, repr=False)
     gates: tuple[Verdict, ...] = ()
     others: tuple[Parity, ...] = ()

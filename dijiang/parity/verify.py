@@ -133,6 +133,7 @@ def compare_bundle(
         change=_tables_dropped(checkpoint, against, windows) if manifest.decay == "analytic" else None,
         same_source=checkpoint.checkpoint.sha256() == manifest.source_sha256,
         is_text=text is not None,
+        calibrated_on=0 if manifest.calibration is None else manifest.calibration.shared(np.concatenate(windows)),
     )
     reports = [common.report(*each) for each in zip(graphs, runs, compared, strict=True)]
     return replace(reports[0], others=tuple(reports[1:]))

@@ -15,6 +15,7 @@ import onnx
 import pytest
 
 import dijiang
+from dijiang.bundle.integrity import record_file
 from dijiang.errors import ExportError
 from dijiang.exporter import export as export_module
 from dijiang.exporter import plan as plan_module
@@ -94,16 +95,18 @@ def test_default_export_holds_every_graph_that_shares_its_weights(exported, prec
     whole, least = ((folder / "model.onnx.data").stat().st_size for folder in (bundle, alone))
     # In 16 bits the cuda graph has the weights of its norms in float32.
     assert least <= whole <= 1.001 * least
-    ids, logits = np.arange(30)[None], {}
+    ids, logits = np.random.default_rng(0).integers(0, 2048, (20, 30)), {}
     for graph in graphs:
         model = dijiang.load(bundle, graph=graph)
         assert model.graph == graph
-        logits[graph] = model.forward(ids, model.new_state())
+        logits[graph] = model.forward(ids, model.new_state(20))
     assert dijiang.load(bundle).graph == graphs[0]
     # Of integers one kind of graph rounds activations, the other does not.
     first, *others = [found for graph, found in logits.items() if precision == "fp32" or not GRAPHS[graph].exact]
     for other in others:
-        np.testing.assert_allclose(other, first, atol=1e-4 if precision == "fp32" else 0.05)
+        # Where two graphs round an activation to different integers is chance: a text says little, 20 say more.
+        worst = np.abs(other - first).max(-1)
+        assert worst.max() <= 1e-4 if precision == "fp32" else np.median(worst) <= 0.05
 
 
 def test_primitive_graph_uses_standard_nodes_of_opset_17(exported):
@@ -115,6 +118,20 @@ def test_primitive_graph_uses_standard_nodes_of_opset_17(exported):
 def test_exporting_twice_gives_the_same_bytes(tmp_path):
     first = dijiang.export(BASE, tmp_path / "a").manifest
     assert dijiang.export(BASE, tmp_path / "b").manifest == first
+
+
+def test_codes_to_nearest_do_not_depend_on_the_number_of_threads(tmp_path):
+    """Mixing channels was a product of OpenBLAS, whose sums do."""
+    code = (
+        "import sys, dijiang; dijiang.export(*sys.argv[1:], precision='int8', calibration_tokens=0, verify=False)"
+    )
+    hashes = set()
+    for threads in ("1", "2"):
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": threads}
+        call = [sys.executable, "-c", code, EXAMPLES / "tiny-python", tmp_path / threads]
+        subprocess.run(call, env=environment, check=True)
+        hashes.add(record_file(tmp_path / threads / "model.onnx.data"))
+    assert len(hashes) == 1
 
 
 def test_export_refuses_to_overwrite_without_force(tmp_path):

@@ -41,6 +41,20 @@ def test_search_never_loses_to_the_covering_scale():
     assert error.sum() < 0.95 * covering.sum()
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("large", [1e13, 1e20, 1e30, 6e36])
+def test_weights_of_any_size_are_rounded_alike(bits, large):
+    """Beside blocks of ordinary ones, and of zeros: no square is beyond float32."""
+    weight = np.random.default_rng(0).standard_normal((192, 5)).astype(np.float32)
+    weight[64:128] = 0
+    factors = np.repeat(np.exp2(np.round(np.log2([1, 1, large]))), 64).astype(np.float32)[:, None]
+    expected, scales = rounding.round_nearest(weight, bits, 64, rounding.BFLOAT16)
+    with np.errstate(over="raise", invalid="raise"):
+        codes, found = rounding.round_nearest(weight * factors, bits, 64, rounding.BFLOAT16)
+    assert np.array_equal(codes, expected)
+    assert np.array_equal(found, scales * factors[::64, 0])
+
+
 def test_weights_that_are_zero_stay_zero():
     codes, scales = round_nearest(np.zeros((32, 2), np.float32), 4, 16)
     assert (codes == 8).all()

@@ -175,7 +175,7 @@ class SetPrecision(InPlacePass):
                 data = source.astype(self.dtype.numpy())
             if not np.isfinite(data.astype(np.float32)).all():
                 raise ExportError(
-                    f"{value.name}: a weight of {np.abs(source).max():.3g} is beyond {self.dtype.name}; "
+                    f"{value.name}: a number of {np.abs(source).max():.3g} is beyond {self.dtype.name}; "
                     "export with --precision bf16 or fp32"
                 )
             return data

@@ -1,0 +1,47 @@
+"""Which text integers were rounded by: a verification on it tells too good a figure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+#: Characters of a sequence's hash.
+SHORT = 16
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """A file that was calibrated on. text: its name.  length: tokens of a sequence.  sequences: their hashes."""
+
+    text: str
+    length: int
+    sequences: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str, batches: Sequence[np.ndarray]) -> CalibrationText:
+        """Of sequences of ids, [N, length] int64 each."""
+        return cls(text, batches[0].shape[1], tuple(_hash(ids) for batch in batches for ids in batch))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> CalibrationText:
+        """Read what a manifest keeps; KeyError, TypeError or ValueError for anything else."""
+        found = cls(str(data["text"]), int(data["length"]), tuple(map(str, data["sequences"])))
+        if found.length < 1:
+            raise ValueError(f"calibration on sequences of {found.length} tokens")
+        return found
+
+    def shared(self, ids: np.ndarray) -> int:
+        """How many of these ids [N] are in one of its sequences, wherever it begins."""
+        known, within = set(self.sequences), np.zeros(len(ids), bool)
+        for start in range(len(ids) - self.length + 1):
+            if _hash(ids[start : start + self.length]) in known:
+                within[start : start + self.length] = True
+        return int(within.sum())
+
+
+def _hash(ids: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(ids, np.int64).data).hexdigest()[:SHORT]
