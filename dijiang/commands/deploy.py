@@ -11,6 +11,9 @@ import click
 from ..errors import ExportError
 from . import FILE, model_folder
 
+LINK = click.option(
+    "--link", is_flag=True, help="Weights as hard links: no second copy, which onnx refuses to read."
+)
 OUTPUT = click.option("-o", "--output", required=True, type=FILE, help="Folder to be written.")
 
 #: Of Triton's configuration, whose numbers have 32 bits.
@@ -25,9 +28,10 @@ def deploy() -> None:
 @deploy.command()
 @model_folder("bundle")
 @OUTPUT
-def genai(bundle: Path, output: Path) -> None:
+@LINK
+def genai(bundle: Path, output: Path, link: bool) -> None:
     """BUNDLE for the loop of onnxruntime-genai."""
-    written(bundle, output, "genai")
+    written(bundle, output, "genai", link=link)
 
 
 @deploy.command()
@@ -43,6 +47,7 @@ def genai(bundle: Path, output: Path) -> None:
     show_default=True,
     help="What runs it: Triton's onnxruntime, or dijiang in the server's Python.",
 )
+@LINK
 def triton(bundle: Path, output: Path, **options: Any) -> None:
     """BUNDLE as a model repository of Triton Inference Server."""
     written(bundle, output, "triton", **options)
@@ -57,5 +62,7 @@ def written(bundle: Path, output: Path, integration: str, **options: Any) -> Non
     opened = open_bundle(bundle)
     check_new(output, [bundle], ExportError)
     with new_folder(output, ExportError) as partial:
-        module.write(opened, partial, **options)
+        notes = module.write(opened, partial, **options)
+    for note in notes:
+        click.echo(note, err=True)
     click.echo(output)

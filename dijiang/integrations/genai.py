@@ -15,7 +15,7 @@ from typing import Any
 from onnx import GraphProto, TensorProto, ValueInfoProto, helper
 
 from .. import Bundle
-from .rewire import change, standalone, write_graph
+from .rewire import change, needs, on_gpu, standalone, write_graph
 
 PAST = "past_key_values.%d.{}_state"
 PRESENT = "present.%d.{}_state"
@@ -25,23 +25,27 @@ CONTEXT = 1 << 20
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def write(bundle: Bundle, folder: Path) -> None:
-    """Write a folder that onnxruntime-genai loads; the weights are linked where the disk can do that, else copied.
+def write(bundle: Bundle, folder: Path, *, link: bool = False) -> list[str]:
+    """Write a folder that onnxruntime-genai loads; what to know about it, a line each.
 
     Args:
         bundle: with a graph that needs no compiled operator.
         folder: exists and is empty.
+        link: the weights are hard links where the disk can do that, else copies.
 
     Raises:
         ExportError: the bundle has no such graph.
     """
     name = standalone(bundle)[0]
     file = bundle.graph_file(name).name
-    write_graph(bundle, name, folder / file, lambda graph: _adapt(graph, bundle.manifest.spec.num_layers))
+    write_graph(
+        bundle, name, folder / file, lambda graph: _adapt(graph, bundle.manifest.spec.num_layers), link=link
+    )
     for extra in (extra for extra in bundle.manifest.files if extra in TOKENIZER):
         shutil.copyfile(bundle.path / extra, folder / extra)
-    config = json.dumps(_config(bundle, file), indent=1) + "\n"
+    config = json.dumps(_config(bundle, name), indent=1) + "\n"
     (folder / "genai_config.json").write_text(config, encoding="utf-8")
+    return needs(bundle, name)
 
 
 def _adapt(graph: GraphProto, layers: int) -> None:
@@ -83,7 +87,7 @@ def _dimension(values: Iterable[ValueInfoProto], name: str) -> Any:
     return found
 
 
-def _config(bundle: Bundle, file: str) -> dict[str, Any]:
+def _config(bundle: Bundle, graph: str) -> dict[str, Any]:
     spec, limit = bundle.manifest.spec, bundle.manifest.positions_limit
     ends = list(spec.eos_token_ids)
     begins = spec.bos_token_id if spec.bos_token_id is not None else next(iter(ends), 0)
@@ -96,8 +100,8 @@ def _config(bundle: Bundle, file: str) -> dict[str, Any]:
             "eos_token_id": ends or [begins],
             "pad_token_id": next(iter(ends), begins),
             "decoder": {
-                "filename": file,
-                "session_options": {"provider_options": []},
+                "filename": bundle.graph_file(graph).name,
+                "session_options": {"provider_options": [{"cuda": {}}] if on_gpu(bundle, graph) else []},
                 "hidden_size": spec.hidden_size,
                 "head_size": spec.head_size,
                 "num_attention_heads": spec.num_heads,

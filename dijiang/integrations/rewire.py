@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import onnx
@@ -21,21 +22,48 @@ def standalone(bundle: Bundle) -> list[str]:
     return found
 
 
-def write_graph(bundle: Bundle, name: str, file: Path, adapt: Callable[[onnx.GraphProto], None]) -> None:
-    """Write one of a bundle's graphs after `adapt`; the weights beside it are linked where the disk can do that."""
+def needs(bundle: Bundle, name: str) -> list[str]:
+    """What another runtime has to know of a graph that was written for it, a line each."""
+    record = bundle.manifest.graphs[name]
+    return [
+        f"the {name} graph: it needs onnxruntime {record.onnxruntime} or newer, and graph optimizations that are on"
+    ]
+
+
+def on_gpu(bundle: Bundle, name: str) -> bool:
+    """Whether no CPU runs a graph."""
+    return "cpu" not in bundle.manifest.graphs[name].providers
+
+
+def write_graph(
+    bundle: Bundle, name: str, file: Path, adapt: Callable[[onnx.GraphProto], None], *, link: bool
+) -> None:
+    """Write one of a bundle's graphs after `adapt`, and the weights beside it: see `place`."""
     model = onnx.load(bundle.graph_file(name), load_external_data=False)
     adapt(model.graph)
     onnx.save(model, file)
     for data in (data for data in bundle.manifest.files if data.endswith(".data")):
-        link_or_copy(bundle.path / data, file.parent / data)
+        place(bundle.path / data, file.parent / data, link=link)
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """The same file under another name, or a copy where the disk cannot do that."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another disk, or one without links
-        shutil.copyfile(source, target)
+def place(source: Path, target: Path, *, link: bool) -> None:
+    """A copy, which shares its blocks where the file system can do that.
+
+    link: the same file under another name, where the disk can do that. onnx refuses to read such a file.
+    """
+    if link:
+        with suppress(OSError):  # another disk, or one without links
+            return os.link(source.resolve(), target)
+    with source.open("rb") as read, target.open("wb") as written:
+        left = os.fstat(read.fileno()).st_size
+        with suppress(OSError, AttributeError):  # between file systems that cannot, or no Linux
+            while left and (count := os.copy_file_range(read.fileno(), written.fileno(), left)):
+                left -= count
+        if left:
+            read.seek(0)
+            written.seek(0)
+            shutil.copyfileobj(read, written)
+    return None
 
 
 def change(

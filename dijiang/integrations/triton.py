@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from onnx import GraphProto, TensorProto, helper
 
 from .. import Bundle, ExportError
-from .rewire import change, link_or_copy, standalone, write_graph
+from .rewire import change, needs, on_gpu, place, standalone, write_graph
 
 NAME = re.compile(r"[\w][\w-]*", re.ASCII)
 #: What the graph makes itself.
@@ -36,8 +37,9 @@ def write(
     batch: int = 16,
     candidates: int = 256,
     backend: str = "onnxruntime",
-) -> None:
-    """Write REPOSITORY/NAME: config.pbtxt, and as version 1 the graph, or the bundle.
+    link: bool = False,
+) -> list[str]:
+    """Write REPOSITORY/NAME: config.pbtxt, and as version 1 the graph, or the bundle; what to know, a line each.
 
     The graph is the one that runs on the oldest onnxruntime, since containers have older ones.
 
@@ -48,6 +50,7 @@ def write(
         backend: a key of BACKENDS.
         batch: sequences a step at most.
         candidates: sequences whose states are kept at most.
+        link: the weights are hard links where the disk can do that, else copies.
 
     Raises:
         ExportError: the bundle has no such graph, or the name is none.
@@ -56,40 +59,49 @@ def write(
         raise ExportError(f"{name!r} is no name of a model, expected letters, digits, - and _; change --name")
     folder = repository / name
     (folder / "1").mkdir(parents=True)
-    sequences = BACKENDS[backend](bundle, folder / "1")
-    config = _config(bundle, name, backend, batch, candidates, sequences)
+    sequences, kind, notes = BACKENDS[backend](bundle, folder / "1", link)
+    config = _config(bundle, name, backend, batch, candidates, kind, sequences)
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
+    return notes
 
 
-def _for_onnxruntime(bundle: Bundle, version: Path) -> str:
+def _for_onnxruntime(bundle: Bundle, version: Path, link: bool) -> tuple[str, str, list[str]]:
     """Write the graph; how its states go from request to request."""
     records, spec = bundle.manifest.graphs, bundle.manifest.spec
     graph = min(standalone(bundle), key=lambda one: records[one].oldest)
-    write_graph(bundle, graph, version / "model.onnx", _adapt)
+    write_graph(bundle, graph, version / "model.onnx", partial(_adapt, vocab_size=spec.vocab_size), link=link)
     layers = [tuple(one.format(layer) for one in STATES) for layer in range(spec.num_layers)]
     states = [
         _state(POSITION, "TYPE_INT64", (1,)),
         *(_state(names, "TYPE_FP32", spec.state_shape) for names in layers),
     ]
-    return f"  state [\n{','.join(states)}\n  ]"
+    kind = "KIND_GPU" if on_gpu(bundle, graph) else "KIND_CPU"
+    return f"  state [\n{','.join(states)}\n  ]", kind, needs(bundle, graph)
 
 
-def _for_python(bundle: Bundle, version: Path) -> str:
+def _for_python(bundle: Bundle, version: Path, link: bool) -> tuple[str, str, list[str]]:
     """Write the bundle and what loads it; what it is told of each request."""
     (version / "model.py").write_text(MODEL, encoding="utf-8")
     (version / "bundle").mkdir()
     for file in ("dijiang.json", *bundle.manifest.files):
-        link_or_copy(bundle.path / file, version / "bundle" / file)
+        place(bundle.path / file, version / "bundle" / file, link=link)
     controls = ",".join(CONTROL.format(*control) for control in CONTROLS)
-    return f"  control_input [{controls}\n  ]"
+    return f"  control_input [{controls}\n  ]", "KIND_CPU", []
 
 
-#: What runs a repository -> writes its version; the rest of `sequence_batching`.
-BACKENDS: dict[str, Callable[[Bundle, Path], str]] = {"onnxruntime": _for_onnxruntime, "python": _for_python}
+#: What runs a repository -> writes its version; the rest of `sequence_batching`, the kind of its instances, notes.
+BACKENDS: dict[str, Callable[[Bundle, Path, bool], tuple[str, str, list[str]]]] = {
+    "onnxruntime": _for_onnxruntime,
+    "python": _for_python,
+}
 
 
-def _adapt(graph: GraphProto) -> None:
-    """Token ids and states in; the next token, its logits and states out."""
+def _adapt(graph: GraphProto, vocab_size: int) -> None:
+    """Token ids and states in; the next token, its logits and states out.
+
+    `triton_known` is 0 for every token: Gather refuses ids beyond the vocabulary, an embedding in blocks does not.
+    """
+    zero = helper.make_tensor("triton_nothing", TensorProto.INT64, [1], [0])
     past, present = POSITION
     first = [
         helper.make_node("Constant", [], ["triton_zero"], value_int=0),
@@ -98,7 +110,11 @@ def _adapt(graph: GraphProto) -> None:
         helper.make_node("Shape", ["input_ids"], ["triton_shape"]),
         helper.make_node("Gather", ["triton_shape", "triton_one"], ["triton_length"]),
         helper.make_node("Range", ["triton_zero", "triton_length", "triton_one"], ["triton_steps"]),
-        helper.make_node("Add", [past, "triton_steps"], ["position_ids"]),
+        helper.make_node("Constant", [], ["triton_vocabulary"], value_ints=[vocab_size]),
+        helper.make_node("ConstantOfShape", ["triton_vocabulary"], ["triton_tokens"], value=zero),
+        helper.make_node("Gather", ["triton_tokens", "input_ids"], ["triton_known"]),
+        helper.make_node("Add", [past, "triton_steps"], ["triton_positions"]),
+        helper.make_node("Add", ["triton_positions", "triton_known"], ["position_ids"]),
         helper.make_node("Add", [past, "triton_length"], [present]),
         helper.make_node("Expand", ["triton_column", "triton_shape"], ["attention_mask"]),
         helper.make_node("Sub", ["triton_length", "triton_one"], ["triton_last"]),
@@ -109,7 +125,7 @@ def _adapt(graph: GraphProto) -> None:
     change(graph, without=MADE, first=first, last=(), inputs=infos[:1], outputs=infos[1:])
 
 
-def _config(bundle: Bundle, name: str, backend: str, batch: int, candidates: int, sequences: str) -> str:
+def _config(bundle: Bundle, name: str, backend: str, batch: int, candidates: int, kind: str, sequences: str) -> str:
     """config.pbtxt; dimensions are without the batch."""
     return f"""name: "{name}"
 backend: "{backend}"
@@ -119,7 +135,7 @@ output [
   {{ name: "next_tokens" data_type: TYPE_INT64 dims: [ 1 ] }},
   {{ name: "logits" data_type: TYPE_FP32 dims: [ 1, {bundle.manifest.spec.vocab_size} ] }}
 ]
-instance_group [ {{ kind: KIND_CPU count: 1 }} ]
+instance_group [ {{ kind: {kind} count: 1 }} ]
 sequence_batching {{
   max_sequence_idle_microseconds: 600000000
   oldest {{ max_candidate_sequences: {candidates} }}

@@ -5,6 +5,7 @@ import os
 import sys
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -95,10 +96,26 @@ def test_beams_of_the_loop_lose_their_states(deployed, monkeypatch):
     assert beams(folder, PROMPTS[0], 12) == wrong
 
 
-def test_weights_are_not_copied(deployed):
+def test_weights_are_a_copy_and_other_tools_read_both(deployed):
+    """onnx takes a data file with two names for an attack."""
     model, folder = deployed("fp32")
-    assert os.path.samefile(folder / "model.onnx.data", model.bundle.path / "model.onnx.data")
+    assert (folder / "model.onnx.data").read_bytes() == (model.bundle.path / "model.onnx.data").read_bytes()
+    for file in (folder / "model.onnx", model.bundle.path / "model.onnx"):
+        onnx.load(file)
     assert sum(file.stat().st_size for file in folder.iterdir() if file.suffix != ".data") < 200_000
+
+
+def test_weights_are_linked_where_that_is_asked_for(deployed, tmp_path):
+    model, _ = deployed("fp32")
+    done = deploy(model.bundle.path, "-o", tmp_path / "linked", "--link")
+    assert (done.exit_code, done.stderr.count("onnxruntime 1.30 or newer")) == (0, 1)
+    assert os.path.samefile(tmp_path / "linked" / "model.onnx.data", model.bundle.path / "model.onnx.data")
+
+
+def test_bundle_that_no_cpu_runs_is_for_a_gpu(exported, tmp_path):
+    assert deploy(exported("neox-base", precision="bf16"), "-o", tmp_path / "b").exit_code == 0
+    config = json.loads((tmp_path / "b" / "genai_config.json").read_text())
+    assert config["model"]["decoder"]["session_options"]["provider_options"] == [{"cuda": {}}]
 
 
 def test_another_disk_gets_a_copy(deployed, monkeypatch, tmp_path):
@@ -106,8 +123,9 @@ def test_another_disk_gets_a_copy(deployed, monkeypatch, tmp_path):
         raise OSError(18, "Invalid cross-device link")
 
     model, folder = deployed("fp32")
-    monkeypatch.setattr(os, "link", refuse)
-    assert deploy(model.bundle.path, "-o", tmp_path / "copy").exit_code == 0
+    for name in ("link", "copy_file_range"):
+        monkeypatch.setattr(os, name, refuse)
+    assert deploy(model.bundle.path, "-o", tmp_path / "copy", "--link").exit_code == 0
     copied = tmp_path / "copy" / "model.onnx.data"
     assert copied.read_bytes() == (folder / "model.onnx.data").read_bytes()
     assert not copied.samefile(folder / "model.onnx.data")

@@ -127,6 +127,24 @@ def test_int8_is_written_too(exported, tmp_path):
     assert token == next(model.generate("x", max_tokens=1)).token
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_ids_beyond_the_vocabulary_are_refused(exported, tmp_path, precision):
+    """An embedding in blocks would give the numbers that lie behind it."""
+    bundle = exported("tiny-python", precision=precision)
+    done = deploy(bundle, "-o", tmp_path / "new")
+    assert "or newer, and graph optimizations that are on" in done.stderr
+    follower, vocab = Follower(tmp_path / "new" / "dijiang"), dijiang.load(bundle).spec.vocab_size
+    follower.infer({5: ([vocab - 1, 3], True)})
+    for wrong in (vocab, 10**9):
+        with pytest.raises(Exception, match="out of data bounds"):
+            follower.infer({5: ([wrong, 3], True)})
+
+
+def test_bundle_that_no_cpu_runs_has_instances_on_a_gpu(exported, tmp_path):
+    assert deploy(exported("neox-base", precision="bf16"), "-o", tmp_path / "new").exit_code == 0
+    assert "kind: KIND_GPU" in (tmp_path / "new" / "dijiang" / "config.pbtxt").read_text()
+
+
 def test_the_server_takes_the_configuration_and_lacks_only_the_backend(running, folder, tmp_path):
     with running(folder.parent, tmp_path) as client:
         (found,) = client.get_model_repository_index().models
