@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 
 from .. import Bundle, ExportError
-from ..recipe import GRAPHS
+from ..recipe import GRAPHS, PROVIDERS
 
 
 def standalone(bundle: Bundle) -> list[str]:
@@ -31,8 +31,8 @@ def needs(bundle: Bundle, name: str) -> list[str]:
 
 
 def on_gpu(bundle: Bundle, name: str) -> bool:
-    """Whether no CPU runs a graph."""
-    return "cpu" not in bundle.manifest.graphs[name].providers
+    """Whether no CPU runs a graph: whatever does has numbers, as GPUs have."""
+    return all(PROVIDERS[provider].numbered for provider in bundle.manifest.graphs[name].providers)
 
 
 def write_graph(
