@@ -60,6 +60,12 @@ def repository_of(folder: Path) -> Path | None:
     return found if folder.parent.name == "snapshots" and found.name.startswith(REPOSITORY) else None
 
 
+def is_own(file: Path) -> bool:
+    """Whether a file, where links lead, is of its folder, or of the repository in the Hub's cache that it is of."""
+    real = Path(os.path.realpath(file.parent))
+    return (repository_of(real) or real) in Path(os.path.realpath(file)).parents
+
+
 def _is_whole(folder: Path, ignored: Iterable[str], wanted: Iterable[str]) -> bool:
     """Whether a folder of the cache has the files that it names itself, but for ignored ones, and the wanted ones.
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import BundleError
 from ..files import write_file
 from ..hidden import locked, recover
-from ..hub import repository_of
+from ..hub import is_own
 from ..reading import given, read_json
 from .graphs import check_graphs
 from .integrity import check_file
@@ -189,9 +189,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _check_name(folder: Path, name: str, *, hashes: bool) -> None:
     """A plain name. It may be a link to a file of the folder, or of the Hub's cache; to any, where hashes vouch."""
-    real = Path(os.path.realpath(folder))
     plain = Path(name).name == name and name not in ("", "..") and name.isprintable()
-    if not plain or not (hashes or (repository_of(real) or real) in Path(os.path.realpath(folder / name)).parents):
+    if not plain or not (hashes or is_own(folder / name)):
         raise BundleError(
             f"{folder}: file name {name!r} leaves the bundle folder, expected a plain name; do not use this bundle"
         )

@@ -44,16 +44,31 @@ LAYOUTS: tuple[tuple[str, str, type[TensorFile]], ...] = (
 
 #: Quantization methods of transformers whose weights are saved as floats again.
 RESTORED = ("gguf",)
-#: What wrappers put before all names: torch.compile, DataParallel, PEFT, a model that is a field of another.
-PREFIXES = ("_orig_mod.", "module.", "base_model.model.", "model.")
+#: What wrappers put before all names: DataParallel, PEFT, a model that is a field of another.
+PREFIXES = ("module.", "base_model.model.", "model.")
+#: What others put wherever they wrap: torch.compile, FSDP, gradient checkpointing.
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+#: Beside the tensors of a moving average (torch.optim.swa_utils): how many models it is of.
+AVERAGED = "n_averaged"
+#: In names of an adapter's tensors, whatever PEFT calls it.
+ADAPTER = (".lora_A.", ".lora_B.", ".base_layer.", ".lora_magnitude_vector.")
+MERGE = "merge the adapter first: PEFT's merge_and_unload(), then save_pretrained"
 #: "model." is such a prefix where one of these follows; elsewhere it is part of the model's own names.
 INSIDE = ("model.", "gpt_neox.", "lm_head.", "embed_out.")
 #: Files of other formats -> what makes them usable.
 OTHERS = {
-    "adapter_config.json": "merge the adapter first: PEFT's merge_and_unload(), then save_pretrained",
+    "*.distcp": "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER pytorch_model.bin",
+    "*/*.distcp": "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER pytorch_model.bin",
+    "zero_to_fp32.py": "run it: python zero_to_fp32.py . .",
     "consolidated*.pth": "convert it with transformers' convert_llama_weights_to_hf.py",
     "weights*.npz": "start from the checkpoint that MLX converted",
 }
+
+
+def _without_wrappers(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
 
 
 def _common_prefix(names: list[str]) -> str:
@@ -83,6 +98,8 @@ class Checkpoint:
             )
         if not is_folder:
             raise CheckpointError(f"{path}: not a folder; give the folder of a checkpoint")
+        if self._has("adapter_config.json"):
+            raise CheckpointError(f"{path}: adapter_config.json, an adapter that would not be applied; {MERGE}")
         if not self._has("config.json"):
             self._refuse_others()
         self.config = read_json(self.path / "config.json")
@@ -100,15 +117,28 @@ class Checkpoint:
                 f"{path}: a quantized checkpoint ({packed or 'quantization_config in config.json'}), "
                 "expected float weights; start from the unquantized checkpoint"
             )
-        #: What every name in the files begins with beside the model's own names; tensors are named without.
-        self.prefix = _common_prefix(list(self._owner))
-        if self.prefix:
-            self.notes.append(f"every tensor's name begins with {self.prefix!r}, which is no part of it")
+        if adapter := next((name for name in self._owner if any(part in name for part in ADAPTER)), None):
+            raise CheckpointError(f"{path}: {adapter} is of an adapter; {MERGE}")
+        #: Name of a tensor -> its name in the files.
+        self._stored = self._names()
         self.shapes: dict[str, Shape] = {
-            name.removeprefix(self.prefix): file.shapes[name] for name, file in self._owner.items()
+            name: self._owner[stored].shapes[stored] for name, stored in self._stored.items()
         }
         self._hashes: dict[str, Future[str]] = {}
         self._hashing, self._registering = ThreadPoolExecutor(1), Lock()
+
+    def _names(self) -> dict[str, str]:
+        """What the model calls the tensors -> what the files call them, with what wrappers add."""
+        stored = [name for name in self._owner if name != AVERAGED]
+        names = {_without_wrappers(name): name for name in stored}
+        if len(names) < len(stored):
+            raise CheckpointError(f"{self.path}: two tensors of one name, but for wrappers'; save one model")
+        if any(name != was for name, was in names.items()):
+            words = " and ".join(repr(word) for word in WRAPPERS if any(word in name for name in stored))
+            self.notes.append(f"tensors' names hold {words}, which is no part of them")
+        if prefix := _common_prefix(list(names)):
+            self.notes.append(f"every tensor's name begins with {prefix!r}, which is no part of it")
+        return {name.removeprefix(prefix): was for name, was in names.items()}
 
     def _has(self, name: str) -> bool:
         """Whether there is such a file; False for a name that no file can have."""
@@ -123,17 +153,20 @@ class Checkpoint:
 
     def _owners(self) -> dict[str, TensorFile]:
         """Tensor -> the file that it is read from: where there is an index, the one that it names."""
-        for index, single, reader in LAYOUTS:
-            if self._has(single):
-                file = reader(self.path / single)
-                return dict.fromkeys(file.shapes, file)
-            if self._has(index):
-                return self._indexed(index, reader)
-        self._refuse_others()
-        raise CheckpointError(
-            f"{self.path}: no weights, expected model.safetensors or pytorch_model.bin "
-            "(or their index.json with shards)"
-        )
+        found = [(name, row) for row in LAYOUTS for name in (row[1], row[0]) if self._has(name)]
+        if not found:
+            self._refuse_others()
+            raise CheckpointError(
+                f"{self.path}: no weights, expected model.safetensors or pytorch_model.bin "
+                "(or their index.json with shards)"
+            )
+        name, (index, _, reader) = found[0]
+        if others := [other for other, _ in found[1:]]:
+            self.notes.append(f"{name} is read, and {' and '.join(others)} is not")
+        if name == index:
+            return self._indexed(index, reader)
+        file = reader(self.path / name)
+        return dict.fromkeys(file.shapes, file)
 
     def _refuse_others(self) -> None:
         """CheckpointError where there is a file of another format: what makes it usable."""
@@ -162,11 +195,13 @@ class Checkpoint:
 
     def require_float(self, name: str) -> None:
         """CheckpointError if a tensor has a dtype that no weight has; nothing is read."""
-        self._owner[self.prefix + name].require_float(self.prefix + name)
+        stored = self._stored[name]
+        self._owner[stored].require_float(stored)
 
     def dtype(self, name: str) -> np.dtype:
         """Of a tensor; CheckpointError if it is none of FLOATS. Nothing is read."""
-        return self._owner[self.prefix + name].numpy_dtype(self.prefix + name)
+        stored = self._stored[name]
+        return self._owner[stored].numpy_dtype(stored)
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in its stored dtype; KeyError for an unknown name is our own bug.
@@ -174,12 +209,13 @@ class Checkpoint:
         Raises:
             CheckpointError: its dtype is none of FLOATS.
         """
-        file = self._owner[self.prefix + name]
-        return file.typed(self.prefix + name, self._hashed(name))
+        stored = self._stored[name]
+        return self._owner[stored].typed(stored, self._hashed(name))
 
     def _hashed(self, name: str) -> np.ndarray:
         """The bytes of a tensor, which are hashed when they are first read."""
-        raw = self._owner[self.prefix + name].raw(self.prefix + name)
+        stored = self._stored[name]
+        raw = self._owner[stored].raw(stored)
         with self._registering:
             if name not in self._hashes:
                 if self._hashes:
@@ -217,7 +253,7 @@ class Checkpoint:
         for name, shape in sorted(self.shapes.items()):
             if name not in self._hashes:
                 self._hashed(name)
-            digest.update(hashed_line(self.prefix + name, shape, self._hashes[name].result()))
+            digest.update(hashed_line(self._stored[name], shape, self._hashes[name].result()))
 
 
 def hashed_line(name: str, shape: Shape, data_sha256: str) -> bytes:

@@ -93,7 +93,7 @@ class DijiangModel:
         limit = self.positions_limit
         if position_limit(self.decays) is not None:
             return (
-                f"D1 and D2 of this checkpoint were trained and stored for {limit} positions "
+                f"D1 and D2 of this checkpoint were trained, or rounded, and stored for {limit} positions "
                 "(an export with --decay analytic drops them)"
             )
         return None if limit is None else f"this model has learned embeddings for {limit} positions"

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..files import check_new, new_folder
+from ..hub import is_own
 from ..progress import Progress
 from .binding import Shape
 from .checkpoint import UNTRAINED, hashed_line
@@ -68,6 +69,8 @@ def write_checkpoint(
     Raises:
         CheckpointError: the target exists, cannot be written, or does not fit on the disk.
     """
+    for file in files:
+        require_own(file)
     check_new(target, [file.parent for file in files], CheckpointError)
     _check_room(target, total)
     with new_folder(target, CheckpointError) as folder:
@@ -86,6 +89,12 @@ def write_checkpoint(
         for file in files:
             shutil.copyfile(file, folder / file.name)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def require_own(file: Path) -> None:
+    """CheckpointError for a link to a file of others, which a stranger's checkpoint would have us publish."""
+    if not is_own(file):
+        raise CheckpointError(f"{file}: a link to a file outside of its folder; put the file itself there")
 
 
 def _check_room(target: Path, total: int) -> None:

@@ -12,7 +12,7 @@ import stat
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
@@ -20,7 +20,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 import numpy as np
 
 from ..errors import CheckpointError
-from ..reading import parse_json
+from ..reading import JSON_BYTES, parse_json
 from .binding import Shape
 
 #: NumPy names of what weights can be; others are refused when they are read as weights.
@@ -30,6 +30,10 @@ BFLOAT16 = "bfloat16"
 SAFETENSORS = {"F32": "float32", "F16": "float16", "BF16": BFLOAT16, "F64": "float64"}
 #: Bytes of a larger header of a safetensors file are none; safetensors has the same bound.
 HEADER_BYTES = 100_000_000
+#: No checkpoint holds one, and a few bytes of a pickle make one of any size.
+BOMB = b"bytearray"
+#: Bytes that the entries beside a zip's tensors and its pickle have at most: versions, the order of bytes.
+SMALL = 4096
 #: Bytes that the system gives at once; Linux gives 2 GiB at most.
 PIECE = 1 << 30
 
@@ -177,6 +181,8 @@ class TorchFile(TensorFile):
                 f"{path}: a PyTorch file needs torch; pip install 'dijiang[torch]', "
                 "or save the checkpoint as safetensors"
             ) from None
+        if bomb := _bomb(path):
+            raise CheckpointError(f"{path}: it holds {bomb}; save the checkpoint as safetensors")
         placed = hasattr(torch.UntypedStorage, "_checkpoint_offset") and _is_plain_zip(path)
         try:
             with warnings.catch_warnings(), FakeTensorMode() if placed else nullcontext():
@@ -234,13 +240,37 @@ class TorchFile(TensorFile):
         return np.ascontiguousarray(spread).reshape(-1).view(np.uint8)
 
 
+def _bomb(path: Path) -> str | None:
+    """What in a file would take any memory, or None: an entry of a zip that is no tensor and large, or BOMB.
+
+    Of a zip the pickle beside its tensors is looked at; another file torch reads whole anyway.
+    """
+    with suppress(BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError), ZipFile(path) as archive:
+        for entry in archive.infolist():
+            pickled = entry.filename.endswith("/data.pkl")
+            if "/data/" not in entry.filename and entry.file_size > (JSON_BYTES if pickled else SMALL):
+                return f"{entry.filename} of {entry.file_size} bytes"
+            if pickled and BOMB in archive.read(entry):
+                return "a bytearray"
+        return None
+    behind = b""
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 24):
+            if BOMB in behind + piece:
+                return "a bytearray"
+            behind = piece[-len(BOMB) :]
+    return None
+
+
 def _is_plain_zip(path: Path) -> bool:
     """Whether tensors lie in a zip as they are in memory: neither packed nor with the other order of bytes."""
     try:
         with ZipFile(path) as archive:
             entries = archive.infolist()
+            if any(entry.compress_type != ZIP_STORED for entry in entries):
+                return False
             orders = {archive.read(entry) for entry in entries if entry.filename.endswith("/byteorder")}
-            return orders <= {b"little"} and all(entry.compress_type == ZIP_STORED for entry in entries)
+            return orders <= {b"little"}
     except (BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError):
         return False  # torch says what is wrong with it
 

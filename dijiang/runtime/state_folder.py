@@ -28,6 +28,8 @@ RELISTED = 100
 FEW = 10
 #: States that wait to be written.
 MOST_WAITING = 8
+#: Of a new folder: states tell much of their texts.
+PRIVATE = 0o700
 
 
 class StateFolder:
@@ -46,7 +48,7 @@ class StateFolder:
 
     def __init__(self, path: Path, most: int) -> None:
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
             sweep(path)
             if not os.access(path, os.W_OK):
                 raise OSError("nothing can be written there")
@@ -73,7 +75,7 @@ class StateFolder:
     def save(self, name: str, state: State) -> bool:
         """Write a state; False: it could not be, and the log says why, once until one is written again."""
         try:
-            self._path.mkdir(parents=True, exist_ok=True)
+            self._path.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
             path = self._path / (name + SUFFIX)
             state.snapshot(Note({NAME: name})).save(path)
         except (InputError, OSError) as error:

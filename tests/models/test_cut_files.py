@@ -7,7 +7,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 import dijiang
 from dijiang.errors import CheckpointError
@@ -65,10 +65,9 @@ def test_checkpoint_that_is_written_over_while_it_is_read_is_refused(file, tmp_p
         if len(reads) == READS and file == "config.json":
             config = json.loads((folder / file).read_text())
             (folder / file).write_text(json.dumps(config | {"layer_norm_eps": 0.5}))
-        elif len(reads) == READS and file == "model.safetensors":
-            (folder / file).write_bytes(save({name: 2 * tensor for name, tensor in tensors.items()}))
         elif len(reads) == READS:
-            torch.save(as_torch({name: 2 * tensor for name, tensor in tensors.items()}), folder / file)
+            data = (folder / file).read_bytes()
+            (folder / file).write_bytes(data[:-2000] + bytes(2000))
         return read(self, name)
 
     monkeypatch.setattr(Checkpoint, "read", write)

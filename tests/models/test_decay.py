@@ -173,7 +173,7 @@ def test_half_precision_golden_case_says_what_was_recovered(exported):
 
 def test_why_positions_end(tmp_path):
     trained = load_checkpoint(GOLDEN["neox-trained-decay"])
-    assert f"trained and stored for {trained.positions_limit} positions" in trained.limit_reason
+    assert f"were trained, or rounded, and stored for {trained.positions_limit} positions" in trained.limit_reason
     free = load_checkpoint(GOLDEN["neox-trained-decay"], decay="analytic")
     assert (free.positions_limit, free.limit_reason) == (None, None)
     learned = load_checkpoint(write(tmp_path, NAMED["opt-350m-like"]))

@@ -2,6 +2,10 @@
 
 import codecs
 import json
+import re
+import shutil
+import tracemalloc
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 import pytest
@@ -10,10 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 import dijiang
 from dijiang.cli import main
+from dijiang.models import checkpoint
 from dijiang.models.checkpoint import Checkpoint
 from dijiang.models.convert import convert
 from dijiang.models.load import load_checkpoint
-from tests.conftest import GOLDEN
+from tests.conftest import EXAMPLES, GOLDEN
 from tests.models.test_checkpoint import as_torch, write_shards
 from tests.models.test_dtypes import in_bfloat16
 
@@ -66,7 +71,7 @@ def test_files_from_before_torch_1_6_are_read_without_a_warning(unsaved, recwarn
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["module.", "base_model.model.", "module.base_model.model."])
 def test_a_prefix_before_every_name_is_no_part_of_the_names(unsaved, prefix):
     folder, tensors = unsaved
     torch.save({prefix + n: t for n, t in tensors.items()}, folder / "pytorch_model.bin")
@@ -83,7 +88,110 @@ def test_model_inside_of_a_model_has_its_own_names_and_a_tied_one_keeps_its_pref
     same(folder)
     file, _ = tied(tmp_path)
     assert "model.embed_tokens.weight" in Checkpoint(file.parent).shapes
-    assert Checkpoint(file.parent).prefix == ""
+
+
+@pytest.mark.parametrize("wrapper", checkpoint.WRAPPERS)
+def test_what_wrappers_put_into_names_is_no_part_of_them(unsaved, wrapper):
+    """Of the whole, under DataParallel, and of each layer."""
+    folder, tensors = unsaved
+    of_layers = {re.sub(r"(layers\.\d+\.)", rf"\1{wrapper}", name): tensor for name, tensor in tensors.items()}
+    for named in (
+        {wrapper + n: t for n, t in tensors.items()},
+        of_layers,
+        {f"module.{n}": t for n, t in of_layers.items()},
+    ):
+        torch.save(named, folder / "pytorch_model.bin")
+        same(folder)
+        assert f"tensors' names hold {wrapper!r}, which is no part of them" in Checkpoint(folder).notes
+    torch.save(of_layers | tensors, folder / "pytorch_model.bin")
+    with pytest.raises(dijiang.CheckpointError, match="two tensors of one name"):
+        Checkpoint(folder)
+
+
+def test_moving_average_of_torch_is_read(unsaved):
+    folder, tensors = unsaved
+    averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 2)).state_dict()
+    count = {name: tensor for name, tensor in averaged.items() if name == "n_averaged"}
+    torch.save({f"module.{n}": t for n, t in tensors.items()} | count, folder / "pytorch_model.bin")
+    assert len(count) == 1
+    same(folder)
+
+
+@pytest.mark.parametrize("part", checkpoint.ADAPTER)
+def test_adapter_that_was_not_merged_is_named(unsaved, part):
+    folder, tensors = unsaved
+    name = next(name for name in tensors if name.endswith("query_key_value.weight"))
+    torch.save(tensors | {name.replace(".weight", f"{part}weight"): torch.ones(2)}, folder / "pytorch_model.bin")
+    with pytest.raises(dijiang.CheckpointError, match=r"is of an adapter; merge the adapter first"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize("verb", [dijiang.export, convert])
+def test_adapter_beside_its_base_is_refused(vanilla, tmp_path, verb):
+    (vanilla / "adapter_config.json").write_text("{}")
+    with pytest.raises(dijiang.CheckpointError, match=r"would not be applied; merge the adapter first"):
+        verb(vanilla, tmp_path / "b")
+
+
+def test_weights_that_are_not_read_are_noted(unsaved):
+    folder, tensors = unsaved
+    torch.save({name: tensor * 2 for name, tensor in tensors.items()}, folder / "pytorch_model.bin")
+    save_file({name: tensor.numpy() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    same(folder)
+    assert Checkpoint(folder).notes == ["model.safetensors is read, and pytorch_model.bin is not"]
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "special_tokens_map.json"])
+def test_link_out_of_a_checkpoint_copies_nothing(vanilla, tmp_path, file):
+    """A stranger's archive may hold one, to a file that would be published with the bundle."""
+    (tmp_path / "secret").write_bytes((EXAMPLES / "tiny-python" / "tokenizer.json").read_bytes())
+    (vanilla / file).unlink(missing_ok=True)
+    (vanilla / file).symlink_to(tmp_path / "secret")
+    with pytest.raises(dijiang.CheckpointError, match=f"{file}: a link to a file outside of its folder; put"):
+        convert(vanilla, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    folder = shutil.copytree(EXAMPLES / "tiny-python", tmp_path / "tiny")
+    (folder / "chat_template.jinja").symlink_to(tmp_path / "secret")
+    with pytest.raises(dijiang.CheckpointError, match="jinja: a link to a file outside of its folder; put"):
+        dijiang.export(folder, tmp_path / "b", verify=False)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "real").write_text("{{ messages }}")
+    (folder / "chat_template.jinja").symlink_to("real")
+    dijiang.export(folder, tmp_path / "b", verify=False)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickle_that_makes_bytes_of_any_size_is_not_opened(unsaved, zipped):
+    folder, tensors = unsaved
+    torch.save(tensors | {"x": bytearray(10)}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(dijiang.CheckpointError, match=r"holds a bytearray; save the checkpoint as safetensors"):
+        Checkpoint(folder)
+
+
+def test_order_of_bytes_that_is_none_is_not_read(unsaved):
+    """In a zip an entry of a few kilobytes may be gigabytes."""
+    folder, tensors = unsaved
+    torch.save(tensors, folder / "plain")
+    with ZipFile(folder / "plain") as plain, ZipFile(folder / "pytorch_model.bin", "w", ZIP_STORED) as packed:
+        for entry in plain.infolist():
+            bomb = entry.filename.endswith("/byteorder")
+            packed.writestr(
+                entry.filename, bytes(1 << 28) if bomb else plain.read(entry), ZIP_DEFLATED if bomb else ZIP_STORED
+            )
+    tracemalloc.start()
+    with pytest.raises(dijiang.CheckpointError, match=r"byteorder of 268435456 bytes; save"):
+        Checkpoint(folder)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 27
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", "pytorch_model_fsdp_0/__0_0.distcp", "zero_to_fp32.py"])
+def test_checkpoints_of_distributed_training_say_what_makes_them_usable(unsaved, file):
+    folder, _ = unsaved
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_bytes(b"")
+    with pytest.raises(dijiang.CheckpointError, match=r"dcp_to_torch FOLDER pytorch_model|python zero_to_fp32.py"):
+        Checkpoint(folder)
 
 
 def test_tensors_of_a_stale_shard_are_not_read(unsaved):
