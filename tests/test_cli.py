@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import dijiang
 from dijiang import files, hidden
 from dijiang.cli import main
-from dijiang.commands import chat
+from dijiang.commands import chat, spoken
 from dijiang.runtime import model
 from tests.conftest import EXAMPLES, GOLDEN
 
@@ -326,3 +326,10 @@ def test_name_that_is_no_unicode_is_one_line(tiny, copy_of, tmp_path, provider):
     folder = copy_of(tiny).rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
     with pytest.raises(dijiang.SessionError, match="whose name is no UTF-8; rename it"):
         dijiang.load(folder, provider=provider)
+
+
+def test_control_characters_of_a_model_do_not_command_a_terminal(monkeypatch):
+    text = "a\x1b]52;c;eA==\x07\r\x9b1m\tb\n\u200d\u00e9"
+    assert spoken(text) == text  # a pipe gets what the model said
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: True))
+    assert spoken(text) == "a\\x1b]52;c;eA==\\x07\\r\\x9b1m\tb\n\u200d\u00e9"

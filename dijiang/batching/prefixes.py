@@ -35,13 +35,15 @@ class Prefixes:
         self._kept: OrderedDict[str, State] = OrderedDict()
         self._size = model.spec.state_bytes + model.spec.vocab_size
 
-    def borders(self, state: State, ids: np.ndarray) -> dict[int, str]:
+    def borders(self, state: State, ids: np.ndarray, salt: str = "") -> dict[int, str]:
         """Counts of ids [T] after which a state may be kept -> its name; one id at least comes after each.
 
         A name is a hash of what was before (model, tokens of the state, ids), chained from chunk to chunk.
+        salt: states are found by the same one only.
         """
         data, found = ids.astype("<i8"), {}
-        name = hashlib.sha256(self._maker + state.history[0].tobytes()).digest()
+        before = self._maker + state.history[0].tobytes() + salt.encode("utf-8", "surrogatepass")
+        name = hashlib.sha256(before).digest()
         for border in range(CHUNK, len(ids), CHUNK):
             name = hashlib.sha256(name + data[border - CHUNK : border].tobytes()).digest()
             found[border] = name.hex()

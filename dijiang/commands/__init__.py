@@ -196,6 +196,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def spoken(text: str) -> str:
+    """A model's text for stdout: on a terminal its control characters, but line ends and tabs, are escapes."""
+    if not sys.stdout.isatty():
+        return text
+    return "".join(c if c in "\n\t" or c >= "\xa0" else printable(c) for c in text)
+
+
 def print_json(value: Any) -> None:
     """One line of JSON on stdout; null for a number that JSON cannot say."""
     click.echo(json.dumps(strict(value), allow_nan=False))

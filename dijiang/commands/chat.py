@@ -23,6 +23,7 @@ from . import (
     refuse_given,
     say,
     say_idle,
+    spoken,
     taken,
     tell,
 )
@@ -138,7 +139,7 @@ class Desk:
         """Print an answer as it comes; Ctrl-C ends it, and what was said stays in the state."""
         try:
             for self._last in records:
-                click.echo(self._last.text, nl=False)
+                click.echo(spoken(self._last.text), nl=False)
                 sys.stdout.flush()
         except KeyboardInterrupt:
             tell(" [stopped]", nl=False)

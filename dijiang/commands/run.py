@@ -24,6 +24,7 @@ from . import (
     refuse_given,
     say,
     say_idle,
+    spoken,
     taken,
 )
 
@@ -107,7 +108,7 @@ def run(
     for record in chain([first], records):
         text.append(record.text)
         if not as_json:
-            click.echo(record.text, nl=False)
+            click.echo(spoken(record.text), nl=False)
             sys.stdout.flush()
     if save_state is not None and state is not None:
         take(model, state, chosen).save(save_state)

@@ -35,6 +35,7 @@ COMMON: dict[str, Shape] = {
     "logit_bias": OBJECT | {"additionalProperties": BIAS},
     "response_format": OBJECT | {"properties": {"type": TEXT, "json_schema": OBJECT}},
     "priority": whole(-100, 100),
+    "cache_salt": TEXT,
     "previous_response_id": TEXT,
     "state": TEXT,
     "store": YES_OR_NO,

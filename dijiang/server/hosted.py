@@ -217,7 +217,7 @@ class Hosted:
             priority=wanted.priority,
             keeps=wanted.store or wanted.seal,
             wants_logits=wanted.logprobs is not None,
-            borders=NO_BORDERS if self._prefixes is None else self._prefixes.borders(own, plan.ids),
+            borders=NO_BORDERS if self._prefixes is None else self._prefixes.borders(own, plan.ids, wanted.salt),
         )
 
     def _require_tokens(self, wanted: Wanted) -> None:

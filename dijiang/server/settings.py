@@ -33,6 +33,7 @@ class Serving(Checked):
     patience: seconds for the head of a request, and for each look whether a client reads its answer. A body has
         as many, and one more for each 10 kB of it.
     keep_alive: seconds that a connection may rest between two requests. A proxy must let go of it earlier.
+    priorities: requests may have one. Whoever may ask is then before all who do not.
     conversations: states that are kept in memory for `previous_response_id`, the last ones used.
     conversation_folder, conversation_disk: where others go, and MB of them; None: they are forgotten.
     prefix_memory, prefix_disk: MB of states of prompts' beginnings, for each model; prefix_folder: where on
@@ -49,6 +50,7 @@ class Serving(Checked):
     timeout: float = option(600.0, Real, "Seconds of a request at most.", low=0.01, high=1e6)
     patience: float = option(20.0, Real, "Seconds that a client may be silent.", low=0.01, high=1e6)
     keep_alive: float = option(75.0, Real, "Seconds that an idle connection stays open.", low=0.01, high=1e6)
+    priorities: bool = option(False, bool, "Requests may give a priority: only for clients that trust each other.")
     conversations: int = option(64, Integral, "States kept for previous_response_id.", low=0, high=1 << 20)
     conversation_folder: str | None = option(None, str, "Folder for conversations that leave the memory.")
     conversation_disk: int = option(4096, Integral, "MB of them on disk.", low=1)

@@ -64,6 +64,7 @@ class Wanted:
     schema: dict[str, Any] | None = None
     offer: Offer | None = None
     priority: int = 0
+    salt: str = ""
     previous: str | None = None
     sealed: str | None = None
     store: bool = False
@@ -78,6 +79,15 @@ class Wanted:
     def choices(self) -> int:
         """Generations that it takes."""
         return self.n * max(1, len(self.prompts))
+
+
+def _priority(asked: int, settings: Serving) -> int:
+    """Refused where one client could go before the others."""
+    if asked and not settings.priorities:
+        raise Refused(
+            "priorities are not served here; leave priority out, or start serve --priorities", param="priority"
+        )
+    return asked
 
 
 def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) -> Wanted:
@@ -107,7 +117,8 @@ def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) 
         logprobs=_top_logprobs(given) if chat else given("logprobs"),
         bias=_bias(given("logit_bias") or {}),
         schema=_schema(given("response_format") or {"type": "text"}),
-        priority=given("priority") or 0,
+        priority=_priority(given("priority") or 0, settings),
+        salt=given("cache_salt") or "",
         previous=previous,
         sealed=sealed,
         store=bool(given("store")),

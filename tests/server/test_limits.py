@@ -329,6 +329,26 @@ def test_refused_request_leaves_nothing_behind(models, stream):
             gc.enable()
 
 
+def test_priority_is_for_clients_that_trust_each_other(served, models):
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 1}
+    status, _, found = served.ask("/v1/completions", body | {"priority": -1})
+    assert (status, found["error"]["param"]) == (400, "priority")
+    assert served.ask("/v1/completions", body | {"priority": 0})[0] == 200
+    with running(models, slots=1, priorities=True) as server:
+        assert server.ask("/v1/completions", body | {"priority": -1})[0] == 200
+
+
+def test_beginnings_of_another_salt_are_not_found(models):
+    def known(salt):
+        body = {"model": "tiny", "prompt": list(range(5, 205)), "max_tokens": 1} | salt
+        return server.ask("/v1/completions", body)[2]["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    with running(models, slots=1) as server:
+        salts = ({}, {"cache_salt": "a"}, {"cache_salt": "b"})
+        assert [known(salt) for salt in salts] == [0, 0, 0]
+        assert [known(salt) for salt in salts] == [192, 192, 192]
+
+
 def test_schema_has_a_size(served):
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["x" * 100_000]}}}
     body = {"model": "tiny", "prompt": "x", "response_format": form}
