@@ -100,6 +100,9 @@ class Renderer:
             reply = process.stdout.readline(LONGEST_ANSWER)
         except OSError:
             reply = b""  # it has ended
+        except BaseException:  # as Ctrl-C: the answer that comes still would be taken for the next one
+            self._end()
+            raise
         finally:
             timer.cancel()
         if reply.endswith(b"\n"):
@@ -137,10 +140,10 @@ def _nothing() -> None:
 
 
 def _stop(process: subprocess.Popen[bytes], owner: int) -> None:
-    if os.getpid() != owner:
-        return  # of a fork: it belongs to its parent
-    process.kill()
-    process.wait()
+    """End a process; in a fork of its owner, only leave it."""
+    if os.getpid() == owner:
+        process.kill()
+        process.wait()
     for stream in (process.stdin, process.stdout):
         if stream is not None:
             stream.close()

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -135,6 +136,28 @@ def test_template_goes_on_after_its_process_was_ended_and_in_a_fork():
     assert template._renderer._process is process
     del template
     assert process.poll() is not None
+
+
+def test_interrupt_while_a_text_is_made_leaves_no_answer_for_the_next():
+    """Ctrl-C in `dijiang chat`."""
+    template = ChatTemplate(
+        "{% for i in range(30000 if messages[0].content == 'slow' else 1) %}"
+        "{% for j in range(100) %}{% endfor %}{% endfor %}{{ messages[0].content }}",
+        TOKENS,
+    )
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            template.render([{"role": "user", "content": "slow"}])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert template.render([{"role": "user", "content": "fast"}]) == "fast"
 
 
 def test_program_that_is_no_python_renders_by_itself(monkeypatch):
