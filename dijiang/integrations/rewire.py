@@ -13,6 +13,9 @@ import onnx
 from .. import Bundle, ExportError
 from ..recipe import GRAPHS, PROVIDERS
 
+#: Bytes that the system is asked to copy at once.
+PIECE = 1 << 30
+
 
 def standalone(bundle: Bundle) -> list[str]:
     """The graphs of a bundle that need no compiled operator, the best first; ExportError if there is none."""
@@ -53,17 +56,13 @@ def place(source: Path, target: Path, *, link: bool) -> None:
     """
     if link:
         with suppress(OSError):  # another disk, or one without links
-            return os.link(source.resolve(), target)
+            os.link(source.resolve(), target)
+            return
     with source.open("rb") as read, target.open("wb") as written:
-        left = os.fstat(read.fileno()).st_size
-        with suppress(OSError, AttributeError):  # between file systems that cannot, or no Linux
-            while left and (count := os.copy_file_range(read.fileno(), written.fileno(), left)):
-                left -= count
-        if left:
-            read.seek(0)
-            written.seek(0)
-            shutil.copyfileobj(read, written)
-    return None
+        with suppress(OSError, AttributeError):  # file systems that cannot do that, or no Linux
+            while os.copy_file_range(read.fileno(), written.fileno(), PIECE):
+                pass
+        shutil.copyfileobj(read, written)  # the rest, from where both are
 
 
 def change(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -226,7 +227,7 @@ class Checkpoint:
     def sha256(self) -> str:
         """Hash over config.json and `tensors_sha256`; CheckpointError if that file is another one by now."""
         config = self.path / "config.json"
-        if read_json(config) != self.config:
+        if json.dumps(read_json(config)) != json.dumps(self.config):  # where a NaN is one, too
             raise CheckpointError(f"{config}: it was written to while it was read; start again when that is done")
         digest = hashlib.sha256(config.read_bytes())
         self._update(digest)

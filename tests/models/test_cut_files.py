@@ -76,6 +76,13 @@ def test_checkpoint_that_is_written_over_while_it_is_read_is_refused(file, tmp_p
     assert not (tmp_path / "b").exists()
 
 
+def test_config_that_holds_no_number_is_the_same_each_time(tmp_path):
+    folder = shutil.copytree(GOLDEN["neox-base"], tmp_path / "c")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"unknown": float("nan")}))
+    assert Checkpoint(folder).sha256()
+
+
 def test_parameters_of_a_vanilla_file_are_not_read_before_they_are_needed(vanilla, monkeypatch):
     """Shapes come without data, so a large file costs nothing to look at."""
     torch.save(as_torch(load_file(vanilla / "model.safetensors")), vanilla / "pytorch_model.bin")
