@@ -63,3 +63,8 @@ class BenchError(DijiangError):
 
 class EvalError(DijiangError):
     """Tasks that lm-evaluation-harness does not have, cannot load or cannot run; or it is not installed."""
+
+
+def reason(error: BaseException) -> str:
+    """What an error of Python's says about a file; a KeyError says the key only."""
+    return f"no {error}" if isinstance(error, KeyError) else str(error)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import BenchError
+from ..errors import BenchError, reason
 from ..reading import read_json
 from ..typed import check_types
 from .matrix import Test
@@ -47,7 +47,7 @@ def read_report(path: str | Path) -> Report:
     except (OSError, UnicodeDecodeError) as error:
         raise BenchError(f"{path}: cannot be read ({error}); {again}") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-        raise BenchError(f"{path}: not a report of dijiang bench ({error}); {again}") from error
+        raise BenchError(f"{path}: not a report of dijiang bench ({reason(error)}); {again}") from error
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..errors import BundleError, CheckpointError
+from ..errors import BundleError, CheckpointError, reason
 from ..models.spec import ModelSpec
 from ..recipe import Recipe
 from ..typed import check_types
@@ -113,7 +113,7 @@ class Manifest:
         try:
             version = data["format_version"]
         except (KeyError, TypeError) as error:
-            raise BundleError(f"{where}: unreadable ({error}); {AGAIN}") from error
+            raise BundleError(f"{where}: unreadable ({reason(error)}); {AGAIN}") from error
         if version == 1:
             raise BundleError(
                 f"{where}: bundle format 1, this dijiang reads {FORMAT_VERSION}; run dijiang upgrade on the bundle"
@@ -130,7 +130,7 @@ class Manifest:
                 raise ValueError("its contents are not what its digest says")
             return found
         except (*UNREADABLE, CheckpointError, BundleError) as error:
-            raise BundleError(f"{where}: not a whole manifest ({error}); {AGAIN}") from error
+            raise BundleError(f"{where}: not a whole manifest ({reason(error)}); {AGAIN}") from error
 
 
 def _typed(data: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import BundleError, DijiangError
+from ..errors import BundleError, DijiangError, reason
 from ..models.spec import ModelSpec
 from ..reading import read_json
 from ..recipe import Recipe, resolve
@@ -33,7 +33,7 @@ def upgrade(path: str | Path) -> Bundle:
         old = read_json(folder / MANIFEST)
         is_old = old["format_version"] == 1
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{folder / MANIFEST}: unreadable ({error}); export again") from error
+        raise BundleError(f"{folder / MANIFEST}: unreadable ({reason(error)}); export again") from error
     if not is_old:
         return open_bundle(folder)
     try:
@@ -41,7 +41,7 @@ def upgrade(path: str | Path) -> Bundle:
         manifest = _manifest(folder, old, recipe)
         check_graphs(folder, manifest)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, DijiangError) as error:
-        raise BundleError(f"{folder}: not a whole bundle of format 1 ({error}); export again") from error
+        raise BundleError(f"{folder}: not a whole bundle of format 1 ({reason(error)}); export again") from error
     return Bundle(folder, manifest).with_manifest(manifest)
 
 

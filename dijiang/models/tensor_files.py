@@ -19,7 +19,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, reason
 from ..reading import JSON_BYTES, parse_json
 from .binding import Shape
 
@@ -137,7 +137,7 @@ class SafetensorsFile(TensorFile):
             spans = {name: _shape(entry["data_offsets"]) for name, entry in header.items()}
             spans = {name: (begin, end) for name, (begin, end) in spans.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._damaged(f"its header: {error}") from error
+            raise self._damaged(f"its header: {reason(error)}") from error
         end = 0
         for begin, following in sorted(spans.values()):
             if begin != end or following < begin:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..errors import BundleError, ExportError
+from ..errors import BundleError, ExportError, reason
 from .backends import PROVIDERS
 from .forms import GRAPHS, SCHEMES
 from .precisions import BLOCKS, HEADS, PRECISIONS, TYPE_BYTES, Blocks, Gate, Precision
@@ -106,7 +106,7 @@ class Recipe:
             budget = None if spent is None else _budget(**spent)
             found = cls(**{**data, **blocks, "gates": gates, "graphs": graphs, "budget": budget})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BundleError(f"recipe: not a whole one ({error}); export the bundle again") from error
+            raise BundleError(f"recipe: not a whole one ({reason(error)}); export the bundle again") from error
         for what, value, rows in (
             ("graph", graphs, GRAPHS),
             ("scheme", (found.scheme,), SCHEMES),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, VersionError
+from ..errors import InputError, VersionError, reason
 from ..files import write_file
 from ..reading import read_regular
 
@@ -160,7 +160,7 @@ class Snapshot:
         try:
             data = read_regular(path, LARGEST)
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: not a saved state ({error}); save it again") from error
+            raise InputError(f"{path}: not a saved state ({reason(error)}); save it again") from error
         return cls.parse(data, str(path))
 
     @classmethod
@@ -185,7 +185,7 @@ class Snapshot:
                 raise ValueError("its contents are not what its digest says")
             return made
         except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
-            raise InputError(f"{where}: not a saved state ({error}); save it again") from error
+            raise InputError(f"{where}: not a saved state ({reason(error)}); save it again") from error
 
 
 def chained(history: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -221,7 +221,7 @@ def _read(data: bytes, where: str) -> tuple[dict[str, str], dict[str, np.ndarray
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         metadata = dict(header.get("__metadata__") or {})
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{where}: not a saved state ({error}); save it again") from error
+        raise InputError(f"{where}: not a saved state ({reason(error)}); save it again") from error
     kind, version = metadata.get("format", "no state"), metadata.get("version", "unknown")
     if kind != FORMAT:
         raise InputError(f"{where}: {kind}, expected {FORMAT} version {VERSION}; save it again with this dijiang")

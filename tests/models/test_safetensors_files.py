@@ -50,9 +50,9 @@ def test_what_the_library_writes_is_read(tmp_path):
 DAMAGED = {
     "no list of tensors": ([1], 0, "its header: "),
     "a tensor that is a number": ({"a": 1}, 0, "its header: "),
-    "no shape": ({"a": {"dtype": "F32", "data_offsets": [0, 8]}}, 8, "its header: 'shape'"),
-    "no place": ({"a": {"dtype": "F32", "shape": [2]}}, 8, "its header: 'data_offsets'"),
-    "no dtype": ({"a": {"shape": [2], "data_offsets": [0, 8]}}, 8, "its header: 'dtype'"),
+    "no shape": ({"a": {"dtype": "F32", "data_offsets": [0, 8]}}, 8, "its header: no 'shape'"),
+    "no place": ({"a": {"dtype": "F32", "shape": [2]}}, 8, "its header: no 'data_offsets'"),
+    "no dtype": ({"a": {"shape": [2], "data_offsets": [0, 8]}}, 8, "its header: no 'dtype'"),
     "one end": ({"a": entry(span=(8,))}, 8, "its header: not enough values"),
     "a shape that is a word": ({"a": entry() | {"shape": "2"}}, 8, "2, expected a list of counts"),
     "a negative size": ({"a": entry(shape=(-1, -2))}, 8, "expected a list of counts"),

@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...errors import BundleError, SessionError
+from ...errors import BundleError, SessionError, reason
 
 if TYPE_CHECKING:
     from ...machine.driver import Gpu
@@ -91,7 +91,7 @@ class EngineRecord:
         try:
             return cls(**{**data, "gpus": tuple(data["gpus"])})
         except (TypeError, KeyError) as error:
-            raise BundleError(f"engine: not a whole record ({error}); run dijiang build again") from error
+            raise BundleError(f"engine: not a whole record ({reason(error)}); run dijiang build again") from error
 
     def require(self, version: str, gpu: Gpu) -> None:
         """SessionError unless this library and GPU can run it."""
