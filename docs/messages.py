@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from dijiang import environment, errors
 
 PACKAGE = Path(errors.__file__).parent
+#: Sources of the compiled operators, and what they say.
+NATIVE, FAILED = PACKAGE.parent / "native", re.compile(r'api\.fail\("([^"]+)"\)')
 CLASSES = {name: found for name, found in vars(errors).items() if inspect.isclass(found)}
 #: Names that a message writes out, as those of variables of the environment.
 NAMES = {name: value for name, value in vars(environment).items() if name.isupper() and isinstance(value, str)}
@@ -51,6 +54,12 @@ def raised(tree: ast.AST) -> Iterator[tuple[str, str]]:
                     yield name, " ".join(text.split())
 
 
+def of_operators() -> str:
+    """What the compiled operators say of a graph or a step."""
+    sources = [file.read_text(encoding="utf-8") for file in sorted(NATIVE.glob("*.[ch]*"))]
+    return "\n".join(sorted({text for source in sources for text in FAILED.findall(source)}))
+
+
 def messages() -> str:
     """Every message, by its class and the room that says it."""
     found: dict[str, dict[str, set[str]]] = {name: {} for name in CLASSES}
@@ -65,4 +74,6 @@ def messages() -> str:
         for room, texts in sorted(rooms.items()):
             lines = "\n".join(sorted(texts, key=str.casefold))
             parts.append(f"In `dijiang.{room}`:\n\n```text\n{lines}\n```\n")
+    advice = "A `SessionError` says them; where there is no advice, export the bundle again."
+    parts.append(f"## Of the compiled operators\n\n{advice}\n\n```text\n{of_operators()}\n```\n")
     return "\n".join(parts)

@@ -177,10 +177,12 @@ DIJIANG_INLINE float error_function(float x) {
 }
 
 DIJIANG_INLINE float relu(float x) { return x < 0.0f ? 0.0f : x; }
-DIJIANG_INLINE float silu(float x) { return x / (1.0f + exponential(-x)); }
+// x / (1 + exp(y)). Beyond 88 `exponential` stays where it is, and the whole is 0.
+DIJIANG_INLINE float over_exponential(float x, float y) { return y > 88.0f ? x * 0.0f : x / (1.0f + exponential(y)); }
+DIJIANG_INLINE float silu(float x) { return over_exponential(x, -x); }
 DIJIANG_INLINE float gelu(float x) { return 0.5f * x * (1.0f + error_function(x * 0.707106781f)); }
 DIJIANG_INLINE float gelu_tanh(float x) {
-  return x / (1.0f + exponential(-1.595769122f * fused(0.044715f * x * x, x, x)));
+  return over_exponential(x, -1.595769122f * fused(0.044715f * x * x, x, x));
 }
 
 }  // namespace

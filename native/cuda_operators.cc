@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <memory>
 
 #include "norm_inputs.h"
 #include "step_inputs.h"
@@ -21,6 +22,8 @@ namespace {
 
 // Threads of a block; numbers that a block has room for, 48 KB, and those that a tile of `recur` should fill; tokens of a
 // tile at most.
+// A grid has no more blocks along its last axis.
+constexpr int kMostBatch = 65535;
 constexpr int kThreads = 256, kNormThreads = 1024, kMostRoom = 12288, kRoom = 11000, kTile = 16;
 
 enum Kernel { kFeatures, kRecur, kDecode, kMix, kAddNorm, kAngles, kKernels };
@@ -68,7 +71,8 @@ struct Twin : OnCpu {
 #ifdef DIJIANG_CUDA_THREADS
     launch_threads({grid.x, grid.y, grid.z}, grid.threads, grid.floats, [&] { call(kernel, type, arguments); });
 #else
-    threads = grid.threads;
+    static thread_local const std::unique_ptr<float[]> numbers(new float[1 << 14]);
+    threads = grid.threads, room = numbers.get();
     for (int z = 0; z < grid.z; z++)
       for (int y = 0; y < grid.y; y++)
         for (int x = 0; x < grid.x; x++) {
@@ -157,8 +161,9 @@ struct StepKernel : Place {
   }
 
   ort::Status* go(ort::Context* context, Kernel kernel, size_t type, Grid grid, const cuda::Step& s) const {
-    if (grid.floats > kMostRoom) return api.fail("RecurrentStep: more query heads than the kernels have room for");
-    return grid.x ? Place::template run<cuda::Step>(api, context, kernel, type, grid, s) : nullptr;
+    if (grid.floats > kMostRoom) return api.fail("RecurrentStep: more query heads than the kernels have room for; use another graph");
+    if (grid.z > kMostBatch) return api.fail("RecurrentStep: more than 65535 sequences; use a smaller batch");
+    return grid.x && grid.y && grid.z ? Place::template run<cuda::Step>(api, context, kernel, type, grid, s) : nullptr;
   }
 };
 
@@ -188,7 +193,7 @@ struct NormKernel : Place {
     n.a = data[0], n.b = data[1], n.weight = data[2], n.shift = data[3], n.bias = data[4];
     CHECK(result(api, context, 0, shape, 3, &n.output));
     CHECK(result(api, context, 1, shape, 3, &n.sum));
-    if (width > kChannels * kNormThreads) return api.fail("AddNorm: more channels than the kernels have room for");
+    if (width > kChannels * kNormThreads) return api.fail("AddNorm: more channels than the kernels have room for; use another graph");
     const int threads = std::min<int64_t>(kNormThreads, (width + 31) / 32 * 32);
     const Grid grid{static_cast<int>(rows), 1, 1, threads, 64};
     return rows ? Place::template run<cuda::Norm>(api, context, kAddNorm, type, grid, n) : nullptr;

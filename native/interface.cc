@@ -64,6 +64,8 @@ EXPORT int dijiang_gptq(float* left, const float* upper, const float* importance
                         float* scales, int64_t outputs, int64_t inputs, int64_t block, int64_t bits,
                         int64_t scale_type) {
   const dijiang::Kernels* kernels = dijiang::choice().kernels;
+  constexpr int64_t kMost = int64_t{1} << 40;
+  if (outputs < 1 || inputs < 1 || inputs > kMost) return -1;
   if (!kernels || block < 4 || block % 4 || inputs % block || bits < 2 || bits > 8 || scale_type < 0 || scale_type > 2) return -1;
   const auto type = static_cast<dijiang::ScaleType>(scale_type);
   const dijiang::Gptq g{outputs, inputs, block, bits, upper, importance, left, codes, scales, type};

@@ -36,7 +36,7 @@ struct MatMulKernel : OnCpu {
   const Kernels& kernels;
   Packed weights{};
   std::unique_ptr<uint8_t, Release> data;
-  const void* source = nullptr;  // what was packed
+  const void *source = nullptr, *scale_source = nullptr;  // what was packed
   std::atomic<bool> is_packed{false};
   std::mutex packing;
 
@@ -73,7 +73,7 @@ struct MatMulKernel : OnCpu {
         weights.scale_bytes = type == ort::kFloat ? 4 : 2;
         const size_t bytes = weights.tiles() * weights.tile_bytes();
         data.reset(static_cast<uint8_t*>(::operator new(bytes, kAligned, std::nothrow)));
-        if (!data) return api.fail("MatMul: no memory for the packed weights");
+        if (!data) return api.fail("MatMul: no memory for the packed weights; close something, or use a smaller model");
         weights.data = data.get();
         struct Work {
           const Packed& weights;
@@ -89,11 +89,12 @@ struct MatMulKernel : OnCpu {
             },
             weights.tiles(), 0, &work));
         if (work.failed) return api.fail("MatMul: a scale is 0 or no number; export the bundle again");
-        source = codes;
+        source = codes, scale_source = scales;
         is_packed.store(true, std::memory_order_release);
       }
     }
-    return source == codes ? nullptr : api.fail("MatMul: codes changed; they must be a constant of the graph");
+    if (source == codes && scale_source == scales) return nullptr;
+    return api.fail("MatMul: codes or scales changed; they must be constants of the graph");
   }
 
   ort::Status* run(ort::Context* context) {

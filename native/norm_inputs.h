@@ -20,6 +20,7 @@ inline ort::Status* read_norm_inputs(const ort::Api& api, const ort::Context* co
                                      int64_t shape[3]) {
   for (size_t i = 0; i < inputs; i++) CHECK(data_of(api, context, i, &data[i]));
   CHECK(dims_of(api, context, 0, shape, 3, "AddNorm: rank of the input, expected 3"));
+  if (shape[2] < 1) return api.fail("AddNorm: no channels");
   const int64_t width = shape[2], all = shape[0] * shape[1] * width;
   for (size_t i = 1; i < inputs; i++)
     if (i < 3 || data[i]) CHECK(expect_count(api, context, i, i == 1 ? all : width, "AddNorm: sizes of its inputs"));

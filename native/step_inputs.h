@@ -18,12 +18,14 @@ struct StepAttributes {
     CHECK(api.attribute(info, "kv_num_heads", &groups));
     CHECK(api.attribute(info, "activation", &activation));
     if (activation && !is_activation(activation))
-      return api.fail("RecurrentStep: unknown activation; this library is older than the graph");
+      return api.fail("RecurrentStep: unknown activation; this library is older than the graph; install a newer dijiang");
     if (groups < 1 || heads < groups || heads % groups)
       return api.fail("RecurrentStep: num_heads and kv_num_heads do not go together");
     return api.attribute(info, "epsilon", &epsilon);
   }
 };
+
+constexpr int64_t kMostChannels = int64_t{1} << 40;
 
 // The sizes of `step`, and `data` of `inputs` inputs, the first kCount of which are those of Input. A graph may come
 // from anybody: nothing outside of its tensors is read.
@@ -37,9 +39,11 @@ ort::Status* read_inputs(const ort::Api& api, const ort::Context* context, const
   CHECK(dims_of(api, context, kState, state, 4, kRank));
   if (data[kCos]) CHECK(dims_of(api, context, kCos, angles, 3, kRank));
   const int64_t heads = node.heads, groups = node.groups, size = state[2], rows = packed[0] * packed[1];
-  // No more heads than channels, and no larger ones than there is room for: then no product here overflows.
+  // No more heads than channels, neither of them beyond any memory, and no larger ones than there is room for: then no
+  // product here overflows.
   // Whether there is a state for each sequence, is for the caller to say.
-  if (heads > packed[2] || size < 1 || size > kLongestHead || state[1] != groups || state[3] != size)
+  if (heads > packed[2] || packed[2] > kMostChannels || size < 1 || size > kLongestHead || state[1] != groups ||
+      state[3] != size)
     return api.fail("RecurrentStep: shapes of packed and state");
   const int64_t mlp = packed[2] - (2 * heads + 2 * groups) * size;
   if (mlp < 0 || (mlp > 0 && !node.activation)) return api.fail("RecurrentStep: shapes of packed and state");

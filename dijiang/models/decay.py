@@ -92,11 +92,17 @@ def _fitted_gamma(bounds: Sequence[tuple[Array, Array]], exponents: Sequence[Arr
 
 
 def _head(d1: Array, d2: Array, gamma: float) -> tuple[float, bool]:
-    """(gamma, analytic) of one head: the published gamma if it fits, else a fitted one."""
+    """(gamma, analytic) of one head: the published gamma if it fits, no decay, or a fitted one.
+
+    A fitted one is a number that float32 has where that fits, too: graphs step with float32, and n tokens later
+    another one is n roundings off.
+    """
     t = np.arange(d1.shape[0], dtype=np.float64)
     bounds, exponents = [_between(d1), _between(d2)], [t, -t]
-    for candidate in (gamma, _fitted_gamma(bounds, exponents)):
-        if candidate is not None and 0 < candidate <= 1 and _is_power(bounds, exponents, candidate):
+    fitted = _fitted_gamma(bounds, exponents)
+    fits = () if fitted is None else (float(np.float32(fitted)), fitted)
+    for candidate in (gamma, 1.0, *fits):
+        if 0 < candidate <= 1 and _is_power(bounds, exponents, candidate):
             return candidate, True
     return gamma, False
 

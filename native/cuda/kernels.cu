@@ -32,13 +32,14 @@ extern __shared__ float room[];
 #define EACH_WARP(i, n) EACH(i, n)
 #define EACH_LANE(i, n) EACH(i, n)
 #define ITEMS(o, n) EACH(o, n)
-#define OWN(name, count) static thread_local float name[kMostThreads][count]
+#define OWN(name, count) \
+  static thread_local const std::unique_ptr<float[][count]> name(new float[kMostThreads][count])
 #define MINE(name, o) name[o]
 #define SYNC() static_cast<void>(0)
 #define UNROLL
 static thread_local struct { int x, y, z; } block;
 static thread_local int threads;
-static thread_local float room[1 << 14];
+static thread_local float* room;
 #endif
 
 typedef long long Long;
@@ -170,7 +171,7 @@ DEVICE float block_sum(float x, float* scratch) {
 #endif
 }
 
-DEVICE float relu(float x) { return larger(x, 0.0f); }
+DEVICE float relu(float x) { return x < 0.0f ? 0.0f : x; }  // NaN stays
 DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }
 DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 DEVICE float gelu_tanh(float x) {

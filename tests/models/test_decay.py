@@ -86,6 +86,23 @@ def test_u_and_w_with_gamma_give_back_trained_tables(seed, heads, positions):
     np.testing.assert_allclose(found.w * found.gamma[:, None] ** -t, d2, rtol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_tables_of_ones_are_no_decay(dtype):
+    """Any gamma near 1 fits, and would forget."""
+    found = analyse(np.ones((3, 512), dtype), np.ones((3, 512), dtype), layer=0)
+    assert found.kind == "analytic"
+    assert found.gamma.tolist() == [1.0] * 3
+
+
+def test_fitted_gamma_is_one_that_float32_has_where_the_tables_allow_it():
+    powers = 0.9987 ** np.arange(200.0)[None]
+    for dtype in (ml_dtypes.bfloat16, np.float16, np.float32):  # the last two know it better than that
+        found = analyse(powers.astype(dtype), (1 / powers).astype(dtype), layer=0)
+        assert found.kind == "analytic"
+        assert (found.gamma[0] == float(np.float32(found.gamma[0]))) == (dtype == ml_dtypes.bfloat16)
+        assert found.gamma[0] == pytest.approx(0.9987, rel=1e-4)
+
+
 def test_analytic_heads_of_a_mixed_layer_have_scales_of_one():
     d1, d2 = tables(4, 100)
     d1[2, 5] *= 1.5

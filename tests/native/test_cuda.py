@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from dijiang.nodes import CUDA_DOMAIN
+from dijiang.nodes import CUDA_DOMAIN, DOMAIN
 from dijiang.runtime import operators as native
 from tests.native import norms
 from tests.native.steps import CASES, EVEN, Case, inputs, node, oracle
@@ -188,3 +188,32 @@ def test_no_tokens_are_no_work(session_of):
     output, present = session_of(of_any_shape(node(case, CUDA_DOMAIN))).run(["output", "present"], feeds)
     assert output.shape == (1, 0, case.heads * case.size + case.mlp)
     assert np.array_equal(present, feeds["state"])
+
+
+def test_norm_of_no_channels_is_one_line(session_of):
+    """Of 2^62 rows of none a loop would not end, and Ctrl-C would not end it."""
+    feeds = {"a": np.zeros((1, 5, 0), np.float32), "b": np.zeros((1, 5, 0), np.float32)}
+    feeds |= {"weight": np.zeros(0, np.float32), "bias": np.zeros(0, np.float32)}
+    for domain in (CUDA_DOMAIN, DOMAIN):
+        one = session_of(of_any_shape(norms.model(norms.Case(16), domain)))
+        with pytest.raises(Exception, match="AddNorm: no channels"):
+            one.run(None, {value.name: feeds[value.name] for value in one.get_inputs()})
+
+
+@pytest.mark.parametrize("name", ["relu", "silu", "gelu_tanh"])
+def test_activations_of_numbers_of_any_size(session_of, name):
+    """As torch has them; the twin of the GPU, and the CPU's operator."""
+    import torch
+
+    given = np.array([np.nan, -np.inf, -3e38, -1e35, -1e20, -200, -90, -1, 0, 1, 1e20, 3e38, np.inf], np.float32)
+    known = {"relu": torch.relu, "silu": torch.nn.functional.silu}
+    function = known.get(name, lambda x: torch.nn.functional.gelu(x, approximate="tanh"))
+    expected = function(torch.from_numpy(given).double()).float().numpy()
+    if name != "relu":  # of -inf times 0 torch makes NaN, which is no better than 0
+        given, expected = np.delete(given, 1), np.delete(expected, 1)
+    case = Case(64, mlp=len(given), activation=name)
+    feeds = inputs(case)
+    feeds["packed"][..., -len(given) :] = given
+    for domain in (CUDA_DOMAIN, DOMAIN):
+        found = session_of(node(case, domain)).run(["output"], feeds)[0].reshape(-1)[-len(given) :]
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-30, err_msg=domain)

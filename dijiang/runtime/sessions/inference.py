@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ from ..operators import operator_library
 
 #: Packages whose module is MODULE.
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+#: What our operators say, and whether they say what to do.
+OURS = re.compile(r"(?:AddNorm|MatMul|RecurrentStep|RotaryAngles): [^;\n]+(; [^\n]+)?")
 MODULE, CPU_PROVIDER = "onnxruntime", "CPUExecutionProvider"
 #: Where a graph without a file of its own finds its data.
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -179,7 +182,9 @@ def step_of(tokens: int) -> Iterator[None]:
 
 
 def failed_step(tokens: int, error: Exception) -> SessionError:
-    """The error of a step that onnxruntime gave up."""
+    """The error of a step that onnxruntime gave up; what one of our operators says of its graph, says enough."""
+    if ours := OURS.search(str(error)):
+        return SessionError(ours[0] if ours[1] else f"{ours[0]}; export the bundle again")
     return SessionError(
         f"onnxruntime {import_onnxruntime().__version__} failed in a step of {tokens} tokens "
         f"({first_line(error)[:200]}); use a smaller batch, or upgrade onnxruntime"
