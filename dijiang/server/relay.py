@@ -91,7 +91,9 @@ class Job:
         # OpenAI's clients ask again after 408, which would take as long.
         never = {"x-should-retry": "false"}
         return Refused(
-            f"the request took more than {self._timeout:g} s; ask for fewer tokens", status=408, headers=never
+            f"the request took more than {self._timeout:g} s, its wait included; ask for fewer tokens, or later",
+            status=408,
+            headers=never,
         )
 
     async def told(self) -> AsyncGenerator[Told, None]:
