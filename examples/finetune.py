@@ -30,7 +30,7 @@ from dijiang.models.binding import shapes
 from dijiang.models.checkpoint import UNTRAINED, Checkpoint
 from dijiang.models.load import FAMILIES, is_vanilla, load_checkpoint, named_as_in
 from dijiang.models.rotary import inverse_frequencies
-from dijiang.models.store import write_checkpoint
+from dijiang.models.store import require_own, write_checkpoint
 from dijiang.models.tokenizer import find_tokenizer
 from dijiang.progress import silent
 from dijiang.runtime.text import TextTokenizer
@@ -232,15 +232,22 @@ def objective(model: nn.Module, args: argparse.Namespace, teacher: Teacher | Non
     return loss
 
 
+def carried(source: Path) -> list[Path]:
+    """Files of a checkpoint that stay as they are; CheckpointError for a link to a file outside of it."""
+    files = [file for file in source.iterdir() if file.is_file() and not file.name.endswith(WEIGHTS)]
+    for file in files:
+        require_own(file)
+    return files
+
+
 def save(model: Dijiang, source: Path, output: Path) -> None:
     """The trained tensors, in float32, as a checkpoint; everything else is the source's."""
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config.pop(UNTRAINED, None)
     config |= {name: "float32" for name in ("dtype", "torch_dtype") if name in config}
     tensors = {name: tensor.numpy() for name, tensor in model.state().items()}
-    files = [file for file in source.iterdir() if file.is_file() and not file.name.endswith(WEIGHTS)]
     total = sum(tensor.nbytes for tensor in tensors.values())
-    write_checkpoint(output, config, tensors.items(), total, files=files, progress=silent)
+    write_checkpoint(output, config, tensors.items(), total, files=carried(source), progress=silent)
 
 
 def main() -> None:
@@ -264,6 +271,7 @@ def finetune(args: argparse.Namespace) -> None:
     torch.set_float32_matmul_precision("high")
     device = torch.device(args.device)
     model = Dijiang(args.checkpoint, recompute=args.recompute).to(device)
+    carried(args.checkpoint)  # refused before hours of training, not after them
     room = model.spec.max_positions if model.spec.learned_positions else args.length
     if args.length > room:
         raise SystemExit(f"--length {args.length}, expected at most the {room} positions of {args.checkpoint}")

@@ -146,6 +146,13 @@ def test_older_files_of_a_tokenizer_are_read(script, tmp_path):
         script("none")
 
 
+def test_link_out_of_the_checkpoint_is_refused_before_the_training(script, tmp_path):
+    (tmp_path / "elsewhere.md").write_text("x")
+    (tmp_path / "converted" / "README.md").symlink_to(tmp_path / "elsewhere.md")
+    with pytest.raises(SystemExit, match=r"README.md: a link to a file outside of its folder"):
+        script("out", "--teacher", "none")  # whose error would come next
+
+
 def test_teacher_is_vanilla_and_has_the_same_tokens(script, tmp_path):
     with pytest.raises(SystemExit, match="converted: a DiJiang checkpoint, expected the vanilla one"):
         script("out", "--teacher", tmp_path / "converted")

@@ -9,34 +9,37 @@ from typing import Any
 
 import numpy as np
 
-#: Characters of a sequence's hash.
-SHORT = 16
+#: Characters of a hash, and tokens of a piece of text that has one.
+SHORT, PIECE = 16, 32
 
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """A file that was calibrated on. text: its name.  length: tokens of a sequence.  sequences: their hashes."""
+    """A file that was calibrated on. text: its name.  length: tokens of a piece.  pieces: their hashes."""
 
     text: str
     length: int
-    sequences: tuple[str, ...]
+    pieces: tuple[str, ...]
 
     @classmethod
     def of(cls, text: str, batches: Sequence[np.ndarray]) -> CalibrationText:
-        """Of sequences of ids, [N, length] int64 each."""
-        return cls(text, batches[0].shape[1], tuple(_hash(ids) for batch in batches for ids in batch))
+        """Of sequences of ids, [N, T] int64 each; of a sequence, a rest shorter than a piece is left out."""
+        length = min(PIECE, batches[0].shape[1])
+        starts = range(0, batches[0].shape[1] - length + 1, length)
+        rows = (ids for batch in batches for ids in batch)
+        return cls(text, length, tuple(_hash(ids[start : start + length]) for ids in rows for start in starts))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> CalibrationText:
         """Read what a manifest keeps; KeyError, TypeError or ValueError for anything else."""
-        found = cls(str(data["text"]), int(data["length"]), tuple(map(str, data["sequences"])))
+        found = cls(str(data["text"]), int(data["length"]), tuple(map(str, data["pieces"])))
         if found.length < 1:
-            raise ValueError(f"calibration on sequences of {found.length} tokens")
+            raise ValueError(f"calibration on pieces of {found.length} tokens")
         return found
 
     def shared(self, ids: np.ndarray) -> int:
-        """How many of these ids [N] are in one of its sequences, wherever it begins."""
-        known, within = set(self.sequences), np.zeros(len(ids), bool)
+        """How many of these ids [N] are in one of its pieces, wherever it begins."""
+        known, within = set(self.pieces), np.zeros(len(ids), bool)
         for start in range(len(ids) - self.length + 1):
             if _hash(ids[start : start + self.length]) in known:
                 within[start : start + self.length] = True

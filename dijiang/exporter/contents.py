@@ -19,7 +19,6 @@ from ..bundle.signature import sign as make_signature
 from ..errors import CheckpointError
 from ..graph.reads import parameter_reads
 from ..models.load import DijiangModel
-from ..models.store import require_own
 from ..models.tokenizer import TOKENIZER
 from ..reading import given, read_regular
 from ..recipe import GRAPHS, Recipe
@@ -41,7 +40,6 @@ def complete(
         (folder / TOKENIZER).write_bytes(tokenizer)
     for name in TOKENIZER_FILES:
         if os.path.isfile(source := model.path / name):
-            require_own(source)
             (folder / name).write_bytes(given(source, read_regular, CheckpointError, "make it readable"))
     manifest = replace(_manifest(model, folder, recipe, graphs), calibration=calibration)
     (folder / CARD).write_text(model_card(manifest), encoding="utf-8")

@@ -11,13 +11,15 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle.calibrated import CalibrationText
+from ..bundle.manifest import TOKENIZER_FILES
 from ..bundle.opened import Bundle, open_any
 from ..bundle.signature import sign as make_signature
 from ..errors import ExportError
 from ..files import new_folder, temporary_folder
 from ..graph.schemes.nbits import calibrated
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
-from ..models.tokenizer import find_tokenizer
+from ..models.store import require_own
+from ..models.tokenizer import TOKENIZER, find_tokenizer
 from ..parity.verify import compare_bundle, store_report
 from ..progress import Progress, silent
 from ..recipe import AUTO, Recipe, require, resolve
@@ -111,6 +113,8 @@ def export(
     if sign is not None:
         make_signature(b"", sign)  # before minutes are spent on the bundle
     model = load_checkpoint(checkpoint, decay=decay, repair_decay=repair_decay)
+    for name in (TOKENIZER, *TOKENIZER_FILES):
+        require_own(model.path / name)
     tokenizer = find_tokenizer(model.path, model.spec.vocab_size)
     if verify:
         _check_verifiable(recipe)

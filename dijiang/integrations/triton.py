@@ -112,7 +112,11 @@ def _adapt(graph: GraphProto, vocab_size: int) -> None:
         helper.make_node("Range", ["triton_zero", "triton_length", "triton_one"], ["triton_steps"]),
         helper.make_node("Constant", [], ["triton_vocabulary"], value_ints=[vocab_size]),
         helper.make_node("ConstantOfShape", ["triton_vocabulary"], ["triton_tokens"], value=zero),
-        helper.make_node("Gather", ["triton_tokens", "input_ids"], ["triton_known"]),
+        helper.make_node(
+            "Less", ["input_ids", "triton_zero"], ["triton_negative"]
+        ),  # Gather counts those from the end
+        helper.make_node("Where", ["triton_negative", "triton_vocabulary", "input_ids"], ["triton_ids"]),
+        helper.make_node("Gather", ["triton_tokens", "triton_ids"], ["triton_known"]),
         helper.make_node("Add", [past, "triton_steps"], ["triton_positions"]),
         helper.make_node("Add", ["triton_positions", "triton_known"], ["position_ids"]),
         helper.make_node("Add", [past, "triton_length"], [present]),

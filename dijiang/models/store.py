@@ -92,8 +92,11 @@ def write_checkpoint(
 
 
 def require_own(file: Path) -> None:
-    """CheckpointError for a link to a file of others, which a stranger's checkpoint would have us publish."""
-    if not is_own(file):
+    """CheckpointError for a link to a file of others, which a stranger's checkpoint would have us publish.
+
+    It need not be there.
+    """
+    if file.exists() and not is_own(file):
         raise CheckpointError(f"{file}: a link to a file outside of its folder; put the file itself there")
 
 

@@ -99,7 +99,7 @@ class Syntax:
             InputError: a call begins as JSON does, so that an answer in JSON could not be told from it; or the
                 schemas take too long to compile.
         """
-        require_small(schema, *(tool.parameters for tool in tools))
+        require_small(*map(without_remarks, (schema, *(tool.parameters for tool in tools))))
         if must:
             schema = None
         elif schema is not None and self.opening.lstrip()[:1] in ("{", "[", '"'):

@@ -87,13 +87,10 @@ class ChatTemplate:
             "documents": None,
         }
         try:
-            return self._renderer.render(
-                dict(variables or {}) | self._tokens | given,
-                sum(len(str(given)) for given in (*messages, *tools, variables)),
-            )
+            return self._renderer.render(dict(variables or {}) | self._tokens | given)
         except Refusal as error:
             raise InputError(
-                f"the chat template refuses the messages ({error}); change their roles, or use another template"
+                f"the chat template refuses the messages ({error}); change them, or use another template"
             ) from error
 
     def _known(self, message: Message) -> Message:

@@ -23,6 +23,7 @@ FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4",
 #: Keys of a schema whose values are no schemas; and whose values are schemas by names that anybody may choose.
 VALUES = ("const", "enum", "default", "examples")
 NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+FOR_PEOPLE = ("title", "description", "$comment")
 #: Schemas in schemas.
 DEEPEST = 100
 
@@ -67,9 +68,9 @@ class Grammar:
             if isinstance(form, str):
                 grammar = LLMatcher.grammar_from_lark(form)
             else:
-                require_small(form)  # what JSON cannot say, or holds itself, is a ValueError
-                schema = json.dumps(without_remarks(form))
-                grammar = LLMatcher.grammar_from_json_schema(schema, overrides=COMPACT)
+                schema = without_remarks(form)
+                require_small(schema)  # what JSON cannot say is a ValueError
+                grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT)
         except ValueError as error:
             raise InputError(f"the schema does not compile ({_line(error)}); change it") from error
         self._matcher = LLMatcher(tokenizer.inner, grammar, log_level=0)
@@ -85,7 +86,10 @@ def require_small(*forms: Any) -> None:
     """InputError for JSON schemas that together take too long to compile or to match."""
     text = sum(len(json.dumps(form, ensure_ascii=False)) for form in forms)
     if text > MOST_TEXT:
-        raise InputError(f"the schema has {text:,} characters, expected at most {MOST_TEXT:,}; use a simpler one")
+        raise InputError(
+            f"the schema, with those of tools, has {text:,} characters, expected at most {MOST_TEXT:,}; "
+            "use a simpler one"
+        )
     work, left = 0, list(forms)
     while left:
         each = left.pop()
@@ -101,7 +105,8 @@ def require_small(*forms: Any) -> None:
 
 
 def without_remarks(schema: Any, depth: int = 0) -> Any:
-    """A JSON schema without what allows every text: formats that nobody checks, and `uniqueItems` of false.
+    """A JSON schema without what allows every text: what is for people, formats that nobody checks, and
+    `uniqueItems` of false.
 
     Raises:
         InputError: it is nested too deeply.
@@ -116,7 +121,7 @@ def without_remarks(schema: Any, depth: int = 0) -> Any:
     for name, value in schema.items():
         if name == "format" and isinstance(value, str) and value not in FORMATS:
             continue
-        if name == "uniqueItems" and value is False:
+        if (name == "uniqueItems" and value is False) or (name in FOR_PEOPLE and isinstance(value, str)):
             continue
         if name in NAMED and isinstance(value, dict):
             found[name] = {key: without_remarks(each, depth + 1) for key, each in value.items()}

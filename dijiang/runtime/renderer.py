@@ -9,7 +9,9 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, LifoQueue
 from typing import Any
 
 from ..errors import InputError
@@ -17,6 +19,8 @@ from ..errors import InputError
 PROGRAM = Path(__file__).with_name("sandbox.py")
 #: Seconds that a text may take, and how many more for each character of what it is made of.
 PATIENCE, PER_CHARACTER = 10.0, 1e-5
+#: Texts that are made at once, each in a process of its own; further ones wait.
+TOGETHER = 4
 #: Bytes of an answer: each character as an escape of JSON.
 LONGEST_ANSWER = 12 << 24
 #: Runs the program with the modules of this process, and none that its folder or a variable name.
@@ -40,7 +44,7 @@ class Renderer:
 
     Raises:
         Broken: it does not compile.
-        InputError: jinja2 is missing, or the process does not start.
+        InputError: jinja2 is missing, or no process starts.
     """
 
     def __init__(self, source: str) -> None:
@@ -48,91 +52,116 @@ class Renderer:
             import jinja2  # noqa: F401 - the program needs it
         except ImportError:
             raise InputError("a chat needs jinja2; pip install 'dijiang[chat]' or 'dijiang[serve]'") from None
-        self._source, self._lock = source, threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0
-        self._end: Callable[[], object] = _nothing
-        self._ask({"source": source}, PATIENCE)
+        self._source = source
+        self._owner, self._free = 0, LifoQueue[_Process]()
+        self._ask({"source": source})
 
-    def render(self, variables: dict[str, Any], characters: int) -> str:
-        """The text; characters: of what it is made of.
+    def render(self, variables: dict[str, Any]) -> str:
+        """The text; Refusal by the template, or where it took too much time or memory."""
+        return self._ask({"source": self._source, "variables": variables})
 
-        Raises:
-            Refusal: by the template, or it took too much time or memory.
-        """
-        return self._ask({"source": self._source, "variables": variables}, PATIENCE + PER_CHARACTER * characters)
-
-    def _ask(self, request: dict[str, Any], seconds: float) -> str:
+    def _ask(self, request: dict[str, Any]) -> str:
         try:
-            line = json.dumps(request).encode() + b"\n"
+            line = json.dumps(request)
         except (TypeError, ValueError, RecursionError) as error:
             raise Refusal(f"they hold what JSON cannot say: {error}") from None
+        seconds = PATIENCE + PER_CHARACTER * len(line)
         if not sys.executable or getattr(sys, "frozen", False):
             from .sandbox import answer
 
-            found = answer(json.loads(line))
+            found: dict[str, str] | None = answer(json.loads(line))
         else:
-            with self._lock:
-                ended = "refused" if "variables" in request else "broken"
-                found = json.loads(self._reply(line, seconds, ended))
+            found = self._answer(line, seconds)
+        if found is None:
+            found = {
+                "refused" if "variables" in request else "broken": f"it took more than {seconds:.0f} s, or ended"
+            }
         if "broken" in found:
             raise Broken(found["broken"])
         if "refused" in found:
             raise Refusal(found["refused"])
         return str(found["text"])
 
-    def _reply(self, line: bytes, seconds: float, ended: str) -> bytes:
-        """What the process answers; that it `ended`, if it did."""
-        process, late = self._running(), threading.Event()
+    def _answer(self, line: str, seconds: float) -> dict[str, str] | None:
+        """Of a process that is free; None: it took too long, or ended."""
+        if self._owner != os.getpid():  # at first; and in a fork, whose processes are its parent's
+            self._owner, self._free = os.getpid(), LifoQueue[_Process]()
+            for _ in range(TOGETHER):
+                self._free.put(_Process())
+        free = self._free
+        try:
+            process = free.get(timeout=seconds)
+        except Empty:
+            raise Refusal(f"others have been made for {seconds:.0f} s; ask again later") from None
+        try:
+            reply = process.ask(line.encode() + b"\n", seconds)
+        finally:
+            free.put(process)
+        return json.loads(reply) if reply.endswith(b"\n") else None
 
-        def stop() -> None:
-            late.set()
-            process.kill()
 
-        timer = threading.Timer(seconds, stop)
-        timer.daemon = True
-        timer.start()
+class _Process:
+    """One that runs the program; it is started when it is needed, and anew after it has ended."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._end: Callable[[], object] = _nothing
+
+    def ask(self, line: bytes, seconds: float) -> bytes:
+        """The line of its answer; not a whole one where it ended, or was ended.
+
+        Raises:
+            InputError: it does not start.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        return self._exchange(line, seconds)
+
+    def _start(self) -> None:
+        self._end()
+        modules = [entry for entry in sys.path if isinstance(entry, str)]  # Python looks at no others
+        command = [sys.executable, "-I", "-S", "-c", START, json.dumps(modules), str(PROGRAM)]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for this process
+            )
+        except OSError as error:
+            raise InputError(
+                f"a chat template needs a process of its own, which does not start ({error.strerror}); allow it"
+            ) from error
+        self._end = weakref.finalize(self, _stop, self._process, os.getpid())
+        if self._exchange(b"", PATIENCE) != b"\n":
+            raise InputError(
+                f"a chat template needs a process of its own, and {sys.executable} runs none; use Python's own"
+            )
+
+    def _exchange(self, line: bytes, seconds: float) -> bytes:
+        """Send a line, get a line; the process is ended after so many seconds."""
+        process = self._process
+        assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
+        timer = threading.Timer(seconds, process.kill)
+        timer.daemon = True
+        timer.start()
+        reply = b""
         try:
-            process.stdin.write(line)
-            process.stdin.flush()
-            reply = process.stdout.readline(LONGEST_ANSWER)
-        except OSError:
-            reply = b""  # it has ended
+            with suppress(OSError):  # it has ended
+                process.stdin.write(line)
+                process.stdin.flush()
+                reply = process.stdout.readline(LONGEST_ANSWER)
         except BaseException:  # as Ctrl-C: the answer that comes still would be taken for the next one
             self._end()
             raise
         finally:
             timer.cancel()
-        if reply.endswith(b"\n"):
-            return reply
-        self._end()
-        return json.dumps(
-            {ended: f"it took more than {seconds:.0f} s" if late.is_set() else "its process ended"}
-        ).encode()
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        """The process, of this process and no fork of it; InputError if it does not start."""
-        if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
+        if not reply.endswith(b"\n"):
             self._end()
-            self._process = None
-            command = [sys.executable, "-I", "-S", "-c", START, json.dumps(sys.path), str(PROGRAM)]
-            try:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,  # Ctrl-C is for this process
-                )
-            except OSError as error:
-                raise InputError(
-                    f"a chat template needs a process of its own, which does not start ({error.strerror}); allow it"
-                ) from error
-            self._owner = os.getpid()
-            self._end = weakref.finalize(self, _stop, self._process, self._owner)
-        return self._process
+        return reply
 
 
 def _nothing() -> None:

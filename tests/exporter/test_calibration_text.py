@@ -27,7 +27,7 @@ def test_verification_on_the_calibration_text_says_so(halves, tmp_path):
     options = {"precision": "int4", "calibration_tokens": 1024, "calibration_text": halves / "first.txt"}
     bundle = dijiang.export(TINY, tmp_path / "b", text=halves / "first.txt", **options)
     known = bundle.manifest.calibration
-    assert (known.text, known.length, len(known.sequences)) == ("first.txt", 256, 4)
+    assert (known.text, known.length, len(known.pieces)) == ("first.txt", 32, 32)
     stored = json.loads((bundle.path / "parity.json").read_text())
     assert stored["calibrated_on"] == 1024
     shown = CliRunner().invoke(main, ["inspect", str(bundle.path)]).output
@@ -44,7 +44,8 @@ def test_text_of_a_file_is_found_wherever_it_begins():
     ids = np.random.default_rng(0).integers(0, 99, 2000)
     known = CalibrationText.of("x", [ids[100:612].reshape(2, 256)])
     assert known.shared(ids) == 512
-    assert known.shared(ids[105:]) == 256
+    assert known.shared(ids[105:]) == 512 - 32
+    assert known.shared(ids[100:150]) == 32
     assert known.shared(ids[:100]) == 0
     assert CalibrationText.of("x", [ids[None, :10]]).shared(ids[5:50]) == 0
 

@@ -135,7 +135,7 @@ def test_ids_beyond_the_vocabulary_are_refused(exported, tmp_path, precision):
     assert "or newer, and graph optimizations that are on" in done.stderr
     follower, vocab = Follower(tmp_path / "new" / "dijiang"), dijiang.load(bundle).spec.vocab_size
     follower.infer({5: ([vocab - 1, 3], True)})
-    for wrong in (vocab, 10**9):
+    for wrong in (vocab, 10**9, -1, -vocab, -(10**9)):
         with pytest.raises(Exception, match="out of data bounds"):
             follower.infer({5: ([wrong, 3], True)})
 

@@ -1,17 +1,21 @@
 """Chat templates give what transformers makes of them; hostile ones give one line."""
 
+import gc
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import dijiang
-from dijiang.runtime import renderer
+from dijiang.runtime import renderer, sandbox
 from dijiang.runtime.chat_template import ChatTemplate, continued
 from dijiang.runtime.snapshot import Seam
 from tests.conftest import EXAMPLES, TEMPLATE
@@ -121,30 +125,75 @@ def test_hostile_template_is_one_error(case, monkeypatch):
         ChatTemplate(source, TOKENS).render(TALKS["one"])
 
 
+def process_of(template):
+    """Of the one that made the last text."""
+    return template._renderer._free.queue[-1]._process
+
+
 def test_template_goes_on_after_its_process_was_ended_and_in_a_fork():
     template = ChatTemplate("{{ messages[0].content }}", TOKENS)
-    process = template._renderer._process
+    process = process_of(template)
     process.kill()
     process.wait()
     assert template.render(TALKS["one"]) == "hi"
+    process = process_of(template)
+    taken = [template._renderer._free.get() for _ in range(4)]  # by other threads, which a fork does not have
     fork = os.fork()
     if not fork:
         os._exit(template.render(TALKS["one"]) != "hi")
     assert os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) == 0
-    process = template._renderer._process
+    for one in reversed(taken):
+        template._renderer._free.put(one)
     assert template.render(TALKS["one"]) == "hi"
-    assert template._renderer._process is process
-    del template
+    assert process_of(template) is process
+    del template, taken, one
+    gc.collect()
     assert process.poll() is not None
+
+
+SLOW = (
+    "{% for i in range(30000 if messages[0].content == 'slow' else 1) %}"
+    "{% for j in range(100) %}{% endfor %}{% endfor %}{{ messages[0].content }}"
+)
+
+
+def test_slow_text_keeps_no_other_waiting():
+    template = ChatTemplate(SLOW, TOKENS)
+    slow = threading.Thread(target=template.render, args=[[{"role": "user", "content": "slow"}]])
+    slow.start()
+    try:
+        assert template.render([{"role": "user", "content": "fast"}]) == "fast"
+        assert slow.is_alive()
+    finally:
+        slow.join()
+
+
+def test_template_that_never_ends_ends_also_where_who_started_it_is_gone(monkeypatch):
+    code = (
+        "import os, sys, threading, time\nfrom dijiang.runtime import sandbox\nsandbox.LATEST = 1\nsandbox.main()\n"
+    )
+    made = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert made.stdout.readline() == b"\n"
+    line = json.dumps({"source": "{% set n = 9 %}{{ n ** (9 ** n) }}", "variables": {}}).encode()
+    made.stdin.write(line + b"\n")
+    made.stdin.close()
+    assert made.wait(20) == -signal.SIGALRM
+    made.stdout.close()
+
+
+def test_system_without_a_bound_of_memory_renders(monkeypatch):
+    """As macOS, which refuses it."""
+
+    def refuse(*_):
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr("resource.setrlimit", refuse)
+    sandbox.limit_memory()
 
 
 def test_interrupt_while_a_text_is_made_leaves_no_answer_for_the_next():
     """Ctrl-C in `dijiang chat`."""
-    template = ChatTemplate(
-        "{% for i in range(30000 if messages[0].content == 'slow' else 1) %}"
-        "{% for j in range(100) %}{% endfor %}{% endfor %}{{ messages[0].content }}",
-        TOKENS,
-    )
+    template = ChatTemplate(SLOW, TOKENS)
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -163,13 +212,24 @@ def test_interrupt_while_a_text_is_made_leaves_no_answer_for_the_next():
 def test_program_that_is_no_python_renders_by_itself(monkeypatch):
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     template = ChatTemplate("{{ messages[0].content }}", TOKENS)
-    assert (template.render(TALKS["one"]), template._renderer._process) == ("hi", None)
+    assert template.render(TALKS["one"]) == "hi"
+    assert template._renderer._free.empty()
 
 
 def test_what_cannot_be_sent_to_it_or_started_is_one_line(monkeypatch):
     template = ChatTemplate("{{ messages[0].content }}", TOKENS)
     with pytest.raises(dijiang.InputError, match="they hold what JSON cannot say"):
         template.render([{"role": "user", "content": object()}])
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(dijiang.InputError, match="they hold what JSON cannot say"):
+        template.render([{"role": "user", "content": deep}])
+    monkeypatch.setattr(sys, "path", [*sys.path, Path("/nowhere")])
+    ChatTemplate("x", TOKENS)
+    monkeypatch.setattr(sys, "executable", "/usr/bin/env")
+    with pytest.raises(dijiang.InputError, match=r"a process of its own, and /usr/bin/env runs none"):
+        ChatTemplate("x", TOKENS)
     assert template.render([{"role": "user", "content": "x"}], variables={"self": 1}) == "x"
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(dijiang.InputError, match=r"a process of its own, which does not start \(No such file"):
