@@ -91,7 +91,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """The file's text; its `digest` tells damage."""
-        return json.dumps(asdict(self) | {"digest": self.digest()}, indent=1) + "\n"
+        facts = asdict(self)
+        if self.calibration is None:  # so that a dijiang of before reads it
+            del facts["calibration"]
+        return json.dumps(facts | {"digest": self.digest()}, indent=1) + "\n"
 
     def digest(self) -> str:
         """SHA-256 of `signed_part`."""

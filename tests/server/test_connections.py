@@ -13,6 +13,8 @@ import pytest
 import dijiang
 from dijiang.runtime.state_folder import StateFolder
 from dijiang.server.conversations import Conversations
+from dijiang.server.process import _listening
+from dijiang.server.settings import Serving
 from tests.server.serving import PROMPT, running
 
 LONG = {"model": "tiny", "prompt": PROMPT, "max_tokens": 400, "n": 4, "logprobs": 20, "ignore_eos": True, "seed": 1}
@@ -195,3 +197,16 @@ def test_flush_writes_each_state_once(model, tmp_path):
     assert sorted(file.stem for file in tmp_path.iterdir()) == names
     assert set(names[5:]) <= set(saved)
     assert len(saved) <= 8
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
+def test_small_pieces_of_an_answer_do_not_wait_for_each_other(host):
+    """Nagle's algorithm, with a client that acknowledges late, took 40 ms of each request."""
+    if host != "127.0.0.1" and not socket.has_ipv6:
+        pytest.skip("no IPv6")
+    with (
+        _listening(Serving(host=host, port=0)) as listening,
+        socket.create_connection(("::1" if ":" in host else host, listening.getsockname()[1])),
+        listening.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
