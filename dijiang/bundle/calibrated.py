@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 #: Characters of a hash, and tokens of a piece of text that has one.
 SHORT, PIECE = 16, 32
@@ -39,12 +40,12 @@ class CalibrationText:
 
     def shared(self, ids: np.ndarray) -> int:
         """How many of these ids [N] are in one of its pieces, wherever it begins."""
-        known, within = set(self.pieces), np.zeros(len(ids), bool)
+        known, within = set(self.pieces), bytearray(len(ids))
         for start in range(len(ids) - self.length + 1):
             if _hash(ids[start : start + self.length]) in known:
-                within[start : start + self.length] = True
-        return int(within.sum())
+                within[start : start + self.length] = b"\1" * self.length
+        return sum(within)
 
 
 def _hash(ids: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(ids, np.int64).data).hexdigest()[:SHORT]
+    return hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()[:SHORT]

@@ -68,6 +68,7 @@ class Grammar:
             if isinstance(form, str):
                 grammar = LLMatcher.grammar_from_lark(form)
             else:
+                json.dumps(form)  # it does not hold itself
                 schema = without_remarks(form)
                 require_small(schema)  # what JSON cannot say is a ValueError
                 grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT)

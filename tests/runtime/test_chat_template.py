@@ -119,7 +119,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_hostile_template_is_one_error(case, monkeypatch):
-    monkeypatch.setattr(renderer, "PATIENCE", 2.0)
+    monkeypatch.setattr(renderer, "PATIENCE", 1.0)
     source, error = REFUSED[case]
     with pytest.raises(error, match=r"^(the chat template|chat_template\.jinja)[^\n]+; [^\n]+$"):
         ChatTemplate(source, TOKENS).render(TALKS["one"])
