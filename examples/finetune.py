@@ -28,7 +28,7 @@ from transformers.activations import ACT2FN
 
 from dijiang.models.binding import shapes
 from dijiang.models.checkpoint import UNTRAINED, Checkpoint
-from dijiang.models.load import FAMILIES, is_vanilla, load_checkpoint, named_as_in
+from dijiang.models.load import is_vanilla, load_checkpoint
 from dijiang.models.rotary import inverse_frequencies
 from dijiang.models.store import require_own, write_checkpoint
 from dijiang.models.tokenizer import find_tokenizer
@@ -55,8 +55,7 @@ class Dijiang(nn.Module):
         self.recompute = recompute
         model = load_checkpoint(checkpoint)
         self.spec = spec = model.spec
-        family = FAMILIES[spec.family]
-        self.bindings = named_as_in(model.checkpoint, family, family.bindings(spec))
+        self.bindings = model.weights.bindings
         self.parts = nn.ParameterDict()
         for name in shapes(self.bindings):
             values = torch.from_numpy(model.checkpoint.read(name).astype(np.float32))

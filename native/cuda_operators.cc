@@ -161,7 +161,8 @@ struct StepKernel : Place {
   }
 
   ort::Status* go(ort::Context* context, Kernel kernel, size_t type, Grid grid, const cuda::Step& s) const {
-    if (grid.floats > kMostRoom) return api.fail("RecurrentStep: more query heads than the kernels have room for; use another graph");
+    if (grid.floats > kMostRoom)
+      return api.fail("RecurrentStep: more query heads than the kernels have room for; use another graph");
     if (grid.z > kMostBatch) return api.fail("RecurrentStep: more than 65535 sequences; use a smaller batch");
     return grid.x && grid.y && grid.z ? Place::template run<cuda::Step>(api, context, kernel, type, grid, s) : nullptr;
   }
@@ -193,7 +194,8 @@ struct NormKernel : Place {
     n.a = data[0], n.b = data[1], n.weight = data[2], n.shift = data[3], n.bias = data[4];
     CHECK(result(api, context, 0, shape, 3, &n.output));
     CHECK(result(api, context, 1, shape, 3, &n.sum));
-    if (width > kChannels * kNormThreads) return api.fail("AddNorm: more channels than the kernels have room for; use another graph");
+    if (width > kChannels * kNormThreads)
+      return api.fail("AddNorm: more channels than the kernels have room for; use another graph");
     const int threads = std::min<int64_t>(kNormThreads, (width + 31) / 32 * 32);
     const Grid grid{static_cast<int>(rows), 1, 1, threads, 64};
     return rows ? Place::template run<cuda::Norm>(api, context, kAddNorm, type, grid, n) : nullptr;

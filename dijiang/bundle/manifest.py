@@ -91,10 +91,14 @@ class Manifest:
 
     def to_json(self) -> str:
         """The file's text; its `digest` tells damage."""
+        return json.dumps(self._facts() | {"digest": self.digest()}, indent=1) + "\n"
+
+    def _facts(self) -> dict[str, Any]:
+        """As JSON has them. Without a calibration as in bundles of before, which others still read."""
         facts = asdict(self)
-        if self.calibration is None:  # so that a dijiang of before reads it
+        if self.calibration is None:
             del facts["calibration"]
-        return json.dumps(facts | {"digest": self.digest()}, indent=1) + "\n"
+        return facts
 
     def digest(self) -> str:
         """SHA-256 of `signed_part`."""
@@ -102,10 +106,8 @@ class Manifest:
 
     def signed_part(self) -> bytes:
         """What a signature is over: all that this says, but for itself and for what `verify` notes later."""
-        facts = asdict(self)
+        facts = self._facts()
         del facts["signature"], facts["reports"]
-        if self.calibration is None:  # bundles of before do not have it
-            del facts["calibration"]
         for record in facts["graphs"].values():
             del record["passed"]
         return json.dumps(facts, sort_keys=True).encode()

@@ -30,6 +30,8 @@ BFLOAT16 = "bfloat16"
 SAFETENSORS = {"F32": "float32", "F16": "float16", "BF16": BFLOAT16, "F64": "float64"}
 #: Bytes of a larger header of a safetensors file are none; safetensors has the same bound.
 HEADER_BYTES = 100_000_000
+#: What Python raises for a zip that is none, or damaged, or of another kind.
+NO_ZIP = (BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError)
 #: No checkpoint holds one, and a few bytes of a pickle make one of any size.
 BOMB = b"bytearray"
 #: Bytes that the entries beside a zip's tensors and its pickle have at most: versions, the order of bytes.
@@ -245,7 +247,7 @@ def _bomb(path: Path) -> str | None:
 
     Of a zip the pickle beside its tensors is looked at; another file torch reads whole anyway.
     """
-    with suppress(BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError), ZipFile(path) as archive:
+    with suppress(*NO_ZIP), ZipFile(path) as archive:
         for entry in archive.infolist():
             pickled = entry.filename.endswith("/data.pkl")
             if "/data/" not in entry.filename and entry.file_size > (JSON_BYTES if pickled else SMALL):
@@ -271,7 +273,7 @@ def _is_plain_zip(path: Path) -> bool:
                 return False
             orders = {archive.read(entry) for entry in entries if entry.filename.endswith("/byteorder")}
             return orders <= {b"little"}
-    except (BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError):
+    except NO_ZIP:
         return False  # torch says what is wrong with it
 
 

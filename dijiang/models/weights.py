@@ -82,14 +82,16 @@ class Weights(Mapping[str, Array]):
 
     Nothing is cached: the peak memory of a pass over all weights is that of the largest tensor.
     Values keep the dtype of the file (float32, float16 or bfloat16).
+
+    bindings: which tensors they are made of, by their names in the checkpoint.
     """
 
     def __init__(self, checkpoint: Tensors, bindings: Bindings) -> None:
         self._checkpoint = checkpoint
-        self._bindings = bindings
+        self.bindings = bindings
 
     def __getitem__(self, name: str) -> Array:
-        parts = self._bindings[name]
+        parts = self.bindings[name]
         read = self._checkpoint.read if is_decay_table(name) else partial(read_finite, self._checkpoint)
         tensors = [part.to_canonical(read(part.source)) for part in parts]
         types = {tensor.dtype for tensor in tensors}
@@ -99,17 +101,17 @@ class Weights(Mapping[str, Array]):
         return tensors[0] if len(tensors) == 1 else np.concatenate(tensors, axis=-1)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._bindings  # Mapping's own would read the tensor
+        return name in self.bindings  # Mapping's own would read the tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._bindings)
+        return iter(self.bindings)
 
     def __len__(self) -> int:
-        return len(self._bindings)
+        return len(self.bindings)
 
     def shape(self, name: str) -> Shape:
         """Canonical shape, without reading the tensor's data."""
-        shapes = [p.to_canonical(np.broadcast_to(np.float32(0), p.shape)).shape for p in self._bindings[name]]
+        shapes = [p.to_canonical(np.broadcast_to(np.float32(0), p.shape)).shape for p in self.bindings[name]]
         return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
 
 

@@ -19,6 +19,8 @@ from ..errors import InputError
 PROGRAM = Path(__file__).with_name("sandbox.py")
 #: Seconds that a text may take, and how many more for each character of what it is made of.
 PATIENCE, PER_CHARACTER = 10.0, 1e-5
+#: Seconds later the process ends itself, where nobody did.
+GRACE = 5.0
 #: Texts that are made at once, each in a process of its own; further ones wait.
 TOGETHER = 4
 #: Bytes of an answer: each character as an escape of JSON.
@@ -85,16 +87,17 @@ class Renderer:
     def _answer(self, line: str, seconds: float) -> dict[str, str] | None:
         """Of a process that is free; None: it took too long, or ended."""
         if self._owner != os.getpid():  # at first; and in a fork, whose processes are its parent's
-            self._owner, self._free = os.getpid(), LifoQueue[_Process]()
+            made = LifoQueue[_Process]()
             for _ in range(TOGETHER):
-                self._free.put(_Process())
+                made.put(_Process())
+            self._free, self._owner = made, os.getpid()  # in this order: others look at the owner first
         free = self._free
         try:
             process = free.get(timeout=seconds)
         except Empty:
             raise Refusal(f"others have been made for {seconds:.0f} s; ask again later") from None
         try:
-            reply = process.ask(line.encode() + b"\n", seconds)
+            reply = process.ask(f"{seconds + GRACE} {line}\n".encode(), seconds)
         finally:
             free.put(process)
         return json.loads(reply) if reply.endswith(b"\n") else None

@@ -1,7 +1,8 @@
 """Renders chat templates of any origin: a program of its own, without dijiang; `renderer.Renderer` starts it.
 
-A request is a line of JSON: {"source", "variables"}; without variables the template is only compiled. Answers, too:
-{"text"}; {"broken": why}, the source is no template; {"refused": why}, by the template.
+A request is a line: the seconds that it may take, a space, and JSON: {"source", "variables"}; without variables the
+template is only compiled. An answer is a line of JSON: {"text"}; {"broken": why}, the source is no template;
+{"refused": why}, by the template.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 #: Bytes of memory that a template may take, with this program; characters that it may write.
 MEMORY, LONGEST = 1 << 30, 1 << 24
-#: Seconds after which it ends itself; who started it is quicker.
-LATEST = 15
 
 
 class Generation(Extension):
@@ -96,16 +95,18 @@ def limit_memory() -> None:
 def limit_seconds(seconds: float) -> None:
     """End this process then, whatever it does, also where who started it has ended; 0: no longer."""
     if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def main() -> None:
     limit_memory()
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # whatever who started it made of that
     say(b"")  # that it runs
     for line in sys.stdin.buffer:
-        limit_seconds(LATEST + len(line) * 1e-5)
-        made = json.dumps(answer(json.loads(line))).encode()
+        seconds, _, request = line.partition(b" ")
+        limit_seconds(float(seconds))
+        made = json.dumps(answer(json.loads(request))).encode()
         limit_seconds(0)
         say(made)
 

@@ -1,8 +1,9 @@
 // The kernels of the operators in domain `dijiang.cuda`: a layer's recurrence, and a residual sum with its norm.
 //
 // Compiled twice: by NVRTC for the GPU at hand, and by the C++ compiler as their twin on the CPU, where one
-// thread does the work of a block (DIJIANG_CUDA_THREADS: as many as on a GPU, threads.h). So they are written as loops over a block's work with barriers between them
-// (SYNC). EACH: any number of items. ITEMS: one a thread, with numbers of its own that outlive the loop (OWN).
+// thread does the work of a block (DIJIANG_CUDA_THREADS: as many as on a GPU, threads.h). So they are written as
+// loops over a block's work with barriers between them (SYNC). EACH: any number of items. ITEMS: one a thread,
+// with numbers of its own that outlive the loop (OWN).
 // No header is included.
 // Equations: docs/adr/0010-native-operator.md.
 

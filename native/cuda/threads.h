@@ -1,6 +1,6 @@
 // What cuda/kernels.cu expects of CUDA, made of threads of the CPU: those of a block run at once and meet at barriers.
-// For sanitizers, which then see what a GPU does not tell: a barrier that is missing, and more shared memory than a launch
-// gives. Blocks run one after the other.
+// For sanitizers, which then see what a GPU does not tell: a barrier that is missing, and more shared memory than a
+// launch gives. Blocks run one after the other.
 #include <pthread.h>
 
 #include <cmath>
