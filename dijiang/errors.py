@@ -6,7 +6,7 @@ DijiangError
 ├── ExportError        the output cannot be written, or the options do not fit the model
 ├── BundleError        a bundle that is damaged, incomplete or of another version
 ├── HubError           a model of the Hub that is not there or cannot be fetched
-├── SessionError       a backend or execution provider that is not to be had, or whose step fails or gives NaN
+├── SessionError       a backend, provider or process that is not to be had, or whose step fails or gives NaN
 ├── InputError         token ids, prompts, positions or sampling options out of range
 │   └── VersionError   a saved state that another version of dijiang reads
 ├── ParityError        a bundle that differs from its checkpoint by more than its gate
@@ -42,7 +42,7 @@ class HubError(DijiangError):
 
 
 class SessionError(DijiangError):
-    """A backend or execution provider that is missing or was not the one used, or a step of it that failed."""
+    """A backend, execution provider or process that is missing or was not the one used, or a step that failed."""
 
 
 class InputError(DijiangError):

@@ -136,8 +136,8 @@ class Batcher:
             self._slots.swap_out(turn)
         self._leave_slots()
         fed = scheduler.next_fed()
-        if fed is not None and scheduler.running and self._ragged:
-            begun = [turn for turn in scheduler.feeding if turn.fed or turn is fed]
+        if fed is not None and scheduler.running and self._ragged and fed.scored is None:
+            begun = [turn for turn in scheduler.feeding if turn.fed or turn is fed if turn.scored is None]
             with self._told([*begun, *scheduler.running]):
                 self._feed_and_decode(fed, begun)
         else:
@@ -174,8 +174,9 @@ class Batcher:
         budget = self._budget or (self._pace.budget if self.scheduler.running else longest)
         piece = self._next_piece(turn, min(budget, longest))
         started = time.perf_counter()
-        step = Step.of(piece[None], turn.state.position, np.array([[len(piece) - 1]]))
+        step = Step.of(piece[None], turn.state.position, turn.asked(len(piece)))
         output = self.model.session.run(step, turn.state)
+        turn.score(output, len(piece))
         turn.fed += len(piece)
         if turn.left and not self._ragged:
             self._pace.fed(len(piece), time.perf_counter() - started)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from types import MappingProxyType
 from typing import Protocol
@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import DijiangError
 from ..runtime.generate import Plan
 from ..runtime.model import Model
+from ..runtime.sampling import require_numbers
 from ..runtime.sequence import Record, Sequence
 from ..runtime.sessions.base import Output
 from ..runtime.state import State
@@ -45,6 +46,8 @@ class Turn:
         priority: lower goes first; among equals, who came first.
         keeps: whether the state is wanted at the end.
         wants_logits: whether the listener gets them.
+        scored: is given ids [T] of the prompt and the logits [T, vocab] float32 that each of them was to be
+            chosen from: of all but the first, piece by piece, in the thread that runs the steps.
         borders: counts of ids after which a state may be kept, see `prefixes`.
     """
 
@@ -57,11 +60,12 @@ class Turn:
         priority: int = 0,
         keeps: bool = False,
         wants_logits: bool = False,
+        scored: Callable[[np.ndarray, np.ndarray], None] | None = None,
         borders: Mapping[int, str] = NO_BORDERS,
     ) -> None:
         self.plan, self.state, self.listener, self.borders = plan, state, listener, borders
         self.kept = worth_keeping(borders)
-        self.keeps, self.wants_logits = keeps, wants_logits
+        self.keeps, self.wants_logits, self.scored = keeps, wants_logits, scored
         self.rank = (priority, next(_ORDER))
         #: Set from any thread: the turn ends at the next step, without a record.
         self.cancelled = False
@@ -81,6 +85,24 @@ class Turn:
     def left(self) -> int:
         """Ids of the prompt that were not fed yet."""
         return len(self.plan.ids) - self.fed
+
+    def asked(self, length: int) -> np.ndarray:
+        """Of the next so many ids of the prompt, whose results are wanted, [1, N]: the last one's come first."""
+        last = length - 1
+        return np.array([[last] if self.scored is None else [last, *range(last)]])
+
+    def score(self, output: Output, length: int) -> None:
+        """Tell of the next so many ids of the prompt, which were fed; see `scored`.
+
+        Raises:
+            SessionError: logits hold NaN.
+        """
+        if self.scored is None:
+            return
+        following = self.plan.ids[self.fed + 1 :][:length]
+        logits = np.roll(output.logits[0], -1, axis=0)[: len(following)]
+        require_numbers(logits, self.plan.position + self.fed + np.arange(len(following)))
+        self.scored(following, logits)
 
     def begin(self, model: Model, started: float | None = None) -> None:
         """The prompt was fed: tokens follow. started: of the turn that this one was forked from."""

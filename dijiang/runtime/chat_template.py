@@ -79,6 +79,7 @@ class ChatTemplate:
 
         Raises:
             InputError: the template refuses the messages, or takes too long, or too much memory.
+            SessionError: it cannot be run, or not now.
         """
         given = {
             "messages": [self._known(message) for message in messages],

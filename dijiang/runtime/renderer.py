@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, SessionError
 
 PROGRAM = Path(__file__).with_name("sandbox.py")
 #: Seconds that a text may take, and how many more for each character of what it is made of.
@@ -46,7 +46,8 @@ class Renderer:
 
     Raises:
         Broken: it does not compile.
-        InputError: jinja2 is missing, or no process starts.
+        InputError: jinja2 is missing.
+        SessionError: no process starts.
     """
 
     def __init__(self, source: str) -> None:
@@ -59,7 +60,11 @@ class Renderer:
         self._ask({"source": source})
 
     def render(self, variables: dict[str, Any]) -> str:
-        """The text; Refusal by the template, or where it took too much time or memory."""
+        """The text; Refusal by the template, or where it took too much time or memory.
+
+        Raises:
+            SessionError: no process starts, or none was free for as long as a text may take.
+        """
         return self._ask({"source": self._source, "variables": variables})
 
     def _ask(self, request: dict[str, Any]) -> str:
@@ -95,7 +100,9 @@ class Renderer:
         try:
             process = free.get(timeout=seconds)
         except Empty:
-            raise Refusal(f"others have been made for {seconds:.0f} s; ask again later") from None
+            raise SessionError(
+                f"all {TOGETHER} processes of the chat template have been busy for {seconds:.0f} s; ask again later"
+            ) from None
         try:
             reply = process.ask(f"{seconds + GRACE} {line}\n".encode(), seconds)
         finally:
@@ -114,7 +121,7 @@ class _Process:
         """The line of its answer; not a whole one where it ended, or was ended.
 
         Raises:
-            InputError: it does not start.
+            SessionError: it does not start.
         """
         if self._process is None or self._process.poll() is not None:
             self._start()
@@ -133,12 +140,12 @@ class _Process:
                 start_new_session=True,  # Ctrl-C is for this process
             )
         except OSError as error:
-            raise InputError(
+            raise SessionError(
                 f"a chat template needs a process of its own, which does not start ({error.strerror}); allow it"
             ) from error
         self._end = weakref.finalize(self, _stop, self._process, os.getpid())
         if self._exchange(b"", PATIENCE) != b"\n":
-            raise InputError(
+            raise SessionError(
                 f"a chat template needs a process of its own, and {sys.executable} runs none; use Python's own"
             )
 

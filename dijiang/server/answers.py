@@ -14,6 +14,7 @@ import numpy as np
 from ..runtime.calls import Part, Reader, Syntax
 from ..runtime.sequence import Record
 from ..runtime.text import TextTokenizer
+from .echo import Echo
 from .relay import Told
 from .tools import Calls
 from .wanted import Wanted
@@ -86,7 +87,7 @@ class Answer:
     """Takes in what is told, and gives the answer of `/v1/completions` or `/v1/chat/completions`.
 
     prompt_tokens: of all prompts.  cached: tokens of the state that was continued.
-    syntax: of calls of tools, where they are offered.
+    syntax: of calls of tools, where they are offered.  echoes: one a prompt, where they are asked for.
     """
 
     def __init__(
@@ -97,8 +98,9 @@ class Answer:
         prompt_tokens: int,
         cached: int = 0,
         syntax: Syntax | None = None,
+        echoes: Sequence[Echo] = (),
     ) -> None:
-        self._wanted, self._tokenizer = wanted, tokenizer
+        self._wanted, self._tokenizer, self._echoes = wanted, tokenizer, echoes
         self._chat = bool(wanted.messages)
         self._prompt_tokens, self._cached = prompt_tokens, cached
         self._created = int(time.time())
@@ -124,11 +126,13 @@ class Answer:
     def take(self, told: Told) -> dict[str, Any]:
         """Note a token; the piece of a stream that tells of it."""
         choice, record = self._choices[told.choice], told.record
+        if self._wanted.silent:
+            choice.reason = "length"
+            return {}
         delta = choice.take(record)
         logprobs = None
         if told.nats is not None:
-            own, *best = (self._named(*one) for one in told.nats)
-            entry = own | {"top_logprobs": best}
+            entry = self._entry(told.nats)
             if choice.keeps:
                 choice.logprobs.append(entry)
             logprobs = self._shaped([entry], choice.begun)
@@ -172,9 +176,22 @@ class Answer:
             said: dict[str, Any] = {"index": index, "finish_reason": choice.reason}
             said["logprobs"] = self._shaped(choice.logprobs) if self._wanted.logprobs is not None else None
             said |= {"message": choice.message} if self._chat else {"text": "".join(choice.text)}
-            choices.append(said | self._ids(choice.tokens))
+            said |= self._ids(choice.tokens)
+            choices.append(self._echoed(self._echoes[index // self._wanted.n], said) if self._echoes else said)
         kind = "chat.completion" if self._chat else "text_completion"
         return self._head(kind) | {"choices": choices, "usage": self.usage} | self._extra
+
+    def _echoed(self, echo: Echo, said: dict[str, Any]) -> dict[str, Any]:
+        """A choice of a completion with its prompt before it."""
+        logprobs = said["logprobs"]
+        if logprobs is not None:
+            first = self._entry([(echo.ids[0], None)]) | {"top_logprobs": None}
+            logprobs = echo.joined(self._shaped([first, *map(self._entry, echo.nats)]), logprobs)
+        return (
+            said
+            | {"text": echo.text + said["text"], "logprobs": logprobs}
+            | self._ids(echo.ids + said.get("token_ids", []))
+        )
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self._created, "model": self._wanted.model}
@@ -187,7 +204,12 @@ class Answer:
         """Ids where there is no tokenizer to make text of them."""
         return {} if self._tokenizer is not None else {"token_ids": tokens}
 
-    def _named(self, token: int, logprob: float) -> dict[str, Any]:
+    def _entry(self, nats: Sequence[tuple[int, float | None]]) -> dict[str, Any]:
+        """A token and the most likely ones, as the API of chats writes them."""
+        own, *best = (self._named(*one) for one in nats)
+        return own | {"top_logprobs": best}
+
+    def _named(self, token: int, logprob: float | None) -> dict[str, Any]:
         piece = str(token).encode() if self._tokenizer is None else self._tokenizer.piece(token)
         return {"token": readable(piece), "logprob": logprob, "bytes": list(piece)}
 
@@ -202,7 +224,10 @@ class Answer:
             "tokens": [entry["token"] for entry in entries],
             "token_logprobs": [entry["logprob"] for entry in entries],
             "top_logprobs": [  # with the token itself, as OpenAI's API has it
-                {one["token"]: one["logprob"] for one in (*entry["top_logprobs"], entry)} for entry in entries
+                None
+                if entry["top_logprobs"] is None
+                else {one["token"]: one["logprob"] for one in (*entry["top_logprobs"], entry)}
+                for entry in entries
             ],
             "text_offset": np.cumsum([start, *(_begun(entry["bytes"]) for entry in entries)])[:-1].tolist(),
         }

@@ -24,6 +24,7 @@ from ..runtime.state_folder import StateFolder
 from .about import about
 from .answers import Answer, encoded
 from .conversations import Conversations
+from .echo import echoed
 from .failures import Refused, refusal
 from .front_page import FILES, page
 from .guards import GONE, EventStream, LocalPages, read_body, require_key, until_gone
@@ -174,7 +175,8 @@ class Server:
         fed = sum(len(turn.plan.ids) for turn in job.turns) // wanted.n
         self.metrics.asked(hosted.name, fed)
         syntax = None if wanted.offer is None else hosted.syntax
-        answer = Answer(wanted, tokenizer, prompt_tokens=cached + fed, cached=cached, syntax=syntax)
+        echoes = echoed(wanted, job, tokenizer)
+        answer = Answer(wanted, tokenizer, prompt_tokens=cached + fed, cached=cached, syntax=syntax, echoes=echoes)
         outcome = request.state.outcome
         outcome.facts |= {"id": answer.id, "model": hosted.name}
         headers = {"X-Request-Id": answer.id}
@@ -187,7 +189,9 @@ class Server:
                 async for token in tokens:
                     answer.take(token)
             await self._finish(job, wanted, answer, outcome)
-            return _json(answer.whole(), headers=headers)
+            # Of long prompts it takes a while.
+            made = await anyio.to_thread.run_sync(answer.whole) if echoes else answer.whole()
+            return _json(made, headers=headers)
 
         try:
             return await until_gone(request, whole) or Response(status_code=GONE)

@@ -41,7 +41,11 @@ COMMON: dict[str, Shape] = {
     "store": YES_OR_NO,
     "return_state": YES_OR_NO,
 }
-COMPLETION = COMMON | {"prompt": {"type": ["string", "array"]}, "logprobs": whole(0, MOST_LOGPROBS)}
+COMPLETION = COMMON | {
+    "prompt": {"type": ["string", "array"]},
+    "logprobs": whole(0, MOST_LOGPROBS),
+    "echo": YES_OR_NO,
+}
 CHAT = COMMON | {
     "messages": {"type": "array", "items": OBJECT | {"properties": {"role": TEXT}, "required": ["role"]}},
     "logprobs": YES_OR_NO,

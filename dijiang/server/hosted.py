@@ -36,6 +36,8 @@ from .wanted import Wanted
 
 #: Threads that turn prompts into ids: more share the same cores.
 READERS = 2
+#: Tokens of a prompt that an answer names one by one, at most.
+MOST_SCORED = 1 << 14
 
 
 def _prefixes(model: Model, settings: Serving) -> Prefixes | None:
@@ -204,9 +206,11 @@ class Hosted:
             plan = prepare(self.model, prompt, options, own, keeps=False, bias=dict(wanted.bias), grammar=grammar)
         except InputError as error:
             raise Refused(str(error), param=wanted.asked) from None
-        if len(plan.ids) > self.settings.max_prompt:
+        most = min(self.settings.max_prompt, MOST_SCORED) if wanted.scores else self.settings.max_prompt
+        if len(plan.ids) > most:
+            why = " with echo and logprobs" if wanted.scores else ""
             raise Refused(
-                f"the prompt has {len(plan.ids)} tokens, expected at most {self.settings.max_prompt}; send less",
+                f"the prompt has {len(plan.ids)} tokens, expected at most {most}{why}; send less",
                 param=wanted.asked,
                 code="context_length_exceeded",
             )
@@ -217,7 +221,10 @@ class Hosted:
             priority=wanted.priority,
             keeps=wanted.store or wanted.seal,
             wants_logits=wanted.logprobs is not None,
-            borders=NO_BORDERS if self._prefixes is None else self._prefixes.borders(own, plan.ids, wanted.salt),
+            scored=post.scored if wanted.scores else None,
+            borders=NO_BORDERS
+            if self._prefixes is None or wanted.scores
+            else self._prefixes.borders(own, plan.ids, wanted.salt),
         )
 
     def _require_tokens(self, wanted: Wanted) -> None:

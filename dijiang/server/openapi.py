@@ -19,7 +19,7 @@ REFUSALS = {
     "413": "Too many bytes.",
     "415": "A compressed body.",
     "429": "Slots and queue are full.",
-    "503": "A step failed.",
+    "503": "A step failed, or the chat template is busy.",
 }
 ERROR: Shape = {
     "type": "object",

@@ -17,16 +17,16 @@ from ..runtime.sampling import largest, log_softmax
 from ..runtime.sequence import Record
 from .failures import Refused
 
+#: A token and its log-probability by the model itself, then the most likely tokens and theirs.
+Nats = tuple[tuple[int, float], ...]
+
 
 class Told(NamedTuple):
-    """A token of one of the choices.
-
-    nats: its log-probability by the model itself, then those of the most likely ones, by id; None: not asked for.
-    """
+    """A token of one of the choices; nats: None: not asked for."""
 
     choice: int
     record: Record
-    nats: tuple[tuple[int, float], ...] | None
+    nats: Nats | None
 
 
 class Post:
@@ -39,11 +39,17 @@ class Post:
         self, loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[Told | DijiangError], choice: int, most: int
     ) -> None:
         self._loop, self._inbox, self._choice, self._most = loop, inbox, choice, most
+        #: Of the prompt's ids but the first, where they are scored: whole when the first token is told.
+        self.scores: list[Nats] = []
 
     def record(self, record: Record, logits: np.ndarray | None) -> None:
         self._send(Told(self._choice, record, None if logits is None else self._nats(record.token, logits)))
 
-    def _nats(self, token: int, logits: np.ndarray) -> tuple[tuple[int, float], ...]:
+    def scored(self, ids: np.ndarray, logits: np.ndarray) -> None:
+        """See `batching.turn.Turn`."""
+        self.scores += map(self._nats, ids.tolist(), logits)
+
+    def _nats(self, token: int, logits: np.ndarray) -> Nats:
         nats = log_softmax(logits)
         best = largest(logits, self._most).tolist() if self._most else []
         return tuple((one, float(nats[one])) for one in (token, *best))

@@ -10,7 +10,6 @@ from .failures import Refused
 #: Field -> values that change nothing.
 UNSERVED: dict[str, tuple[Any, ...]] = {
     # OpenAI's.
-    "echo": (None, False),
     "suffix": (None, ""),
     "best_of": (None, 1),
     "functions": (None, []),
@@ -50,6 +49,8 @@ UNSERVED: dict[str, tuple[Any, ...]] = {
     "typical_p": (None, 1),
     "xtc_probability": (None, 0),
 }
+#: The same of chats alone.
+UNSERVED_IN_CHATS: dict[str, tuple[Any, ...]] = {"echo": (None, False)}
 #: The same of a message.
 UNSERVED_IN_MESSAGE: dict[str, tuple[Any, ...]] = {"audio": (None,), "function_call": (None,)}
 

@@ -23,7 +23,7 @@ from .fields import (
 )
 from .settings import Serving
 from .tools import Offer, offer, past_calls
-from .unserved import UNSERVED, UNSERVED_IN_MESSAGE, refuse_unserved
+from .unserved import UNSERVED, UNSERVED_IN_CHATS, UNSERVED_IN_MESSAGE, refuse_unserved
 
 #: What OpenAI's API takes where nothing is said.
 DEFAULTS = {"temperature": 1.0}
@@ -43,6 +43,7 @@ class Wanted:
     goes_on: the last message is not at its end, and the answer continues it.  variables: of the template, by name.
     usage, usage_each: tell what it took, at the end; with each piece of a stream, too.
     logprobs: most likely tokens to name beside each; None: no log-probabilities.
+    echo: the answer begins with the prompt.  silent: and ends with it.
     previous: id of the answer that is continued.  sealed: state that is continued.
     schema: of JSON that the text has to be, where no tool is called.  offer: tools that may be called.
     store, seal: keep the state, or give it back, at the end.
@@ -60,6 +61,8 @@ class Wanted:
     usage: bool = False
     usage_each: bool = False
     logprobs: int | None = None
+    echo: bool = False
+    silent: bool = False
     bias: tuple[tuple[int, float], ...] = ()
     schema: dict[str, Any] | None = None
     offer: Offer | None = None
@@ -74,6 +77,11 @@ class Wanted:
     def asked(self) -> str:
         """The field that says what is asked."""
         return "messages" if self.messages else "prompt"
+
+    @property
+    def scores(self) -> bool:
+        """Whether the answer has the log-probabilities of the prompt."""
+        return self.echo and self.logprobs is not None
 
     @property
     def choices(self) -> int:
@@ -100,12 +108,16 @@ def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) 
     """
     if not isinstance(body, dict):
         raise Refused(f"the body is {named(body)}, expected an object")
-    refuse_unserved(body, UNSERVED | _alike(body, chat))
+    refuse_unserved(body, UNSERVED | (UNSERVED_IN_CHATS if chat else {}) | _alike(body, chat))
     given = Fields(body, CHAT if chat else COMPLETION)
     chosen = _chat(given) if chat else {"prompts": _prompts(given("prompt", needed=True))}
     previous, sealed = given("previous_response_id"), given("state")
     if previous is not None and sealed is not None:
         raise Refused("both previous_response_id and state are given; give one", param="state")
+    echo = not chat and bool(given("echo"))
+    silent = echo and type(body.get("max_tokens")) is int and body["max_tokens"] == 0
+    if silent:  # the token that is made all the same is not told
+        body = body | {"max_tokens": 1}
     stream, stream_options = bool(given("stream")), Fields(given("stream_options") or {}, STREAM_OPTIONS)
     wanted = Wanted(
         model=given("model", needed=True),
@@ -115,6 +127,8 @@ def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) 
         usage=not stream or bool(stream_options("include_usage")),
         usage_each=bool(stream_options("continuous_usage_stats")),
         logprobs=_top_logprobs(given) if chat else given("logprobs"),
+        echo=echo,
+        silent=silent,
         bias=_bias(given("logit_bias") or {}),
         schema=_schema(given("response_format") or {"type": "text"}),
         priority=_priority(given("priority") or 0, settings),
@@ -132,6 +146,10 @@ def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) 
             "continue_final_message goes on within a message, and not with response_format, tools or a kept state; "
             "leave it out",
             param="continue_final_message",
+        )
+    if echo and (stream or wanted.store or wanted.seal or previous is not None or sealed is not None):
+        raise Refused(
+            "echo is of a whole prompt, in one piece; leave out stream and what keeps states", param="echo"
         )
     if wanted.choices > 1 and (wanted.store or wanted.seal or previous is not None or sealed is not None):
         raise Refused("a state is kept or continued by one choice alone; set n to 1 and give one prompt", param="n")

@@ -21,7 +21,7 @@ PLAIN: dict[str, Any] = {"model": "m", "max_tokens": 2, "temperature": 0.5, "top
 PLAIN |= {"stop": ["x"], "logit_bias": {"3": 1}, "stream": False, "user": "u"}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object", "properties": {}}}}
 BODIES: dict[str, dict[str, Any]] = {
-    "/v1/completions": PLAIN | {"prompt": "ab", "logprobs": 2, "echo": False},
+    "/v1/completions": PLAIN | {"prompt": "ab", "logprobs": 2, "echo": True},
     "/v1/chat/completions": PLAIN | {"messages": [{"role": "user", "content": "ab"}], "response_format": SCHEMA},
 }
 STREAM = {"stream": True, "stream_options": {"include_usage": True}, "n": 1}

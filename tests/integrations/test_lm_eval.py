@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import pytest
@@ -172,28 +174,54 @@ def test_a_context_goes_through_the_model_once(lm, monkeypatch):
     assert contexts == [(1, len(lm.tok_encode("a = b + c;" * 20)) - 1)]
 
 
-def test_the_harness_gets_the_same_results_by_its_own_batching(lm, tasks):
-    """Its class for transformers, around ours for transformers, which knows nothing of scores."""
+@pytest.fixture(scope="module")
+def results(lm, tasks):
+    """results(model): of all tasks, as the harness finds them; without a model, ours."""
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
+
+    @cache
+    def found(model=lm):
+        how = {"tasks": list(TASKS), "task_manager": TaskManager(include_path=str(tasks))}
+        return simple_evaluate(model=model, **how, bootstrap_iters=0, log_samples=False)["results"]
+
+    return found
+
+
+@contextmanager
+def own_batching(lm):
+    """The harness's class for transformers, around ours for transformers, which knows nothing of scores."""
+    from lm_eval.models.huggingface import HFLM
 
     from dijiang.integrations.transformers import DijiangForCausalLM
 
     wrapped = DijiangForCausalLM(lm.model)
-    theirs = HFLM(pretrained=wrapped, tokenizer=wrapped.tokenizer, max_length=lm.max_length, batch_size=4)
-    results = [
-        simple_evaluate(
-            model=one,
-            tasks=list(TASKS),
-            task_manager=TaskManager(include_path=str(tasks)),
-            bootstrap_iters=0,
-            log_samples=False,
-        )["results"]
-        for one in (lm, theirs)
-    ]
+    yield HFLM(pretrained=wrapped, tokenizer=wrapped.tokenizer, max_length=lm.max_length, batch_size=4)
+
+
+@contextmanager
+def client_of_a_server(lm):
+    """The harness's class for OpenAI's API, which has prompts echoed."""
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    from tests.server.serving import running
+
+    with running({"tiny": dijiang.load(lm.model.bundle.path)}, slots=4) as served:
+        yield LocalCompletionsAPI(
+            base_url=f"{served.url}/completions",
+            model="tiny",
+            tokenizer=str(lm.model.bundle.path),
+            max_length=lm.max_length,
+            batch_size=5,
+        )
+
+
+@pytest.mark.parametrize("way", [own_batching, client_of_a_server])
+def test_the_harness_gets_the_same_results_in_its_own_ways(lm, results, way):
+    with way(lm) as theirs:
+        both = results(), results(theirs)
     for name in TASKS:
-        ours, other = ({k: v for k, v in one[name].items() if isinstance(v, float)} for one in results)
+        ours, other = ({k: v for k, v in one[name].items() if isinstance(v, float)} for one in both)
         assert ours.keys() == other.keys()
         assert ours
         for metric, value in ours.items():

@@ -168,6 +168,17 @@ def test_slow_text_keeps_no_other_waiting():
         slow.join()
 
 
+def test_text_that_finds_no_process_free_is_told_to_ask_later(monkeypatch):
+    template = ChatTemplate(SLOW, TOKENS)
+    monkeypatch.setattr(renderer, "PATIENCE", 0.2)
+    taken = [template._renderer._free.get() for _ in range(renderer.TOGETHER)]
+    with pytest.raises(dijiang.SessionError, match="all 4 processes of the chat template have been busy for 0 s"):
+        template.render(TALKS["one"])
+    for one in taken:
+        template._renderer._free.put(one)
+    assert template.render(TALKS["one"]) == "hi"
+
+
 def test_template_that_never_ends_ends_also_where_who_started_it_is_gone():
     made = subprocess.Popen([sys.executable, renderer.PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert made.stdout.readline() == b"\n"
@@ -225,11 +236,11 @@ def test_what_cannot_be_sent_to_it_or_started_is_one_line(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, Path("/nowhere")])
     ChatTemplate("x", TOKENS)
     monkeypatch.setattr(sys, "executable", "/usr/bin/env")
-    with pytest.raises(dijiang.InputError, match=r"a process of its own, and /usr/bin/env runs none"):
+    with pytest.raises(dijiang.SessionError, match=r"a process of its own, and /usr/bin/env runs none"):
         ChatTemplate("x", TOKENS)
     assert template.render([{"role": "user", "content": "x"}], variables={"self": 1}) == "x"
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(dijiang.InputError, match=r"a process of its own, which does not start \(No such file"):
+    with pytest.raises(dijiang.SessionError, match=r"a process of its own, which does not start \(No such file"):
         ChatTemplate("x", TOKENS)
 
 

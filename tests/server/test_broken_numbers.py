@@ -33,3 +33,10 @@ def test_numbers_out_of_range_are_one_line_and_no_text(broken, options):
     streamed = events(broken.ask("/v1/completions", body | {"stream": True})[2])
     assert [set(one) for one in streamed] == [{"error"}]
     assert broken.ask("/readyz")[0] == 200  # another prompt may do
+
+
+def test_scores_of_a_prompt_are_none_either(broken):
+    body = {"model": "b", "prompt": [1, 2, 3], "echo": True, "logprobs": 0, "max_tokens": 0}
+    status, _, value = broken.ask("/v1/completions", body)
+    assert status == 503
+    assert "the logits at position 0 hold NaN or infinity" in value["error"]["message"]

@@ -108,7 +108,7 @@ def test_bad_request_is_one_error_of_the_apis_shape(served, case):
 
 
 #: Values of fields that "something" would not change.
-OTHER = {"echo": True, "functions": [{}], "modalities": ["audio"], "best_of": 2, "add_special_tokens": False}
+OTHER = {"functions": [{}], "modalities": ["audio"], "best_of": 2, "add_special_tokens": False}
 
 
 @pytest.mark.parametrize("name", [*UNSERVED, "add_special_tokens"])
