@@ -24,7 +24,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": PLAIN | {"prompt": "ab", "logprobs": 2, "echo": True},
     "/v1/chat/completions": PLAIN | {"messages": [{"role": "user", "content": "ab"}], "response_format": SCHEMA},
 }
-STREAM = {"stream": True, "stream_options": {"include_usage": True}, "n": 1}
+STREAM = {"stream": True, "stream_options": {"include_usage": True}, "n": 1, "echo": False}
 METHODS = ("POST", "GET", "PUT", "X" * 50, "")
 PATHS = ("/v1/models", "/", "/metrics", "/v1/completions", "/../x", "/v1/\x00", "/" + "a" * 9000, "*")
 
@@ -39,6 +39,7 @@ def server() -> Running:
     stack = ExitStack()
     atexit.register(stack.close)
     options: dict[str, Any] = {"slots": 2, "max_tokens": 8, "max_prompt": 100, "timeout": 4.0, "patience": 1.0}
+    options |= {"keep_alive": 1.0}  # some cases leave the connection open
     return stack.enter_context(running({"m": states.model()}, seal_key=KEY, **options))
 
 
