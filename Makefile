@@ -9,7 +9,7 @@ OLDEST ?= 1.15.0
 ECOSYSTEM := $(basename $(notdir $(wildcard tests/integrations/environments/*.txt)))
 
 # Compiled at installation.
-NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h)
+NATIVE := $(wildcard native/CMakeLists.txt native/*.cc native/*.h native/isa/*.cc native/lanes/*.h native/cuda/* native/exports.map)
 # What the page for browsers is made of, beside its own files.
 WEB := web/node_modules/.package-lock.json web/core.wasm web/core-relaxed.wasm
 

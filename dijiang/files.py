@@ -199,7 +199,12 @@ def exchange(hidden: Path, target: Path) -> None:
         return
     with locked(target, wait=False):  # so that nobody takes it for dead while it is aside
         aside = target.parent / hidden_name(target.name, REPLACED)
-        target.rename(aside)
+        try:
+            target.rename(aside)
+        except OSError as error:
+            if error.errno == errno.EXDEV:  # of an overlay, its lower layers stay as they are
+                raise OSError(error.errno, "a folder of a container's image cannot be replaced") from error
+            raise
         try:
             hidden.rename(target)
         finally:
@@ -260,20 +265,30 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 def _take_after(descriptor: int, name: str, folder: int) -> None:
-    """Give a new file the permissions of the one that it replaces.
+    """Give a new file the owner and the permissions of the one that it replaces.
 
-    OSError if that is a folder, a device or a pipe, or a link to one of these two, as /dev/stdout is.
+    OSError if that is a folder, a device or a pipe, or a link to one of these two or into /proc, as /dev/stdout is.
     """
     with suppress(FileNotFoundError):
-        old = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
-        if stat.S_ISREG(old):
-            _permit(descriptor, stat.S_IMODE(old))
+        old = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if stat.S_ISREG(old.st_mode):
+            _give(descriptor, old)
+            _permit(descriptor, stat.S_IMODE(old.st_mode))
             return
-        if stat.S_ISDIR(old):
+        if stat.S_ISDIR(old.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        opened = stat.S_ISLNK(old.st_mode) and os.readlink(name, dir_fd=folder).startswith("/proc/")
         found = os.stat(name, dir_fd=folder).st_mode
-        if not stat.S_ISREG(found) and not stat.S_ISDIR(found):
+        if opened or (not stat.S_ISREG(found) and not stat.S_ISDIR(found)):
             raise OSError(errno.EEXIST, "something stands there that is no file")
+
+
+def _give(descriptor: int, old: os.stat_result) -> None:
+    """Let a new file be of the owner of another one, where that is not so already, and may be."""
+    new = os.fstat(descriptor)
+    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        with suppress(OSError):  # nobody but root may
+            os.fchown(descriptor, old.st_uid, old.st_gid)
 
 
 def _settle_all(path: Path) -> None:

@@ -28,15 +28,17 @@ FUSED = _of("", "RotaryEmbedding") | _of(
 )
 #: Norms as basic nodes.
 PLAIN_NORMS = _of("", "Pow ReduceSum Sqrt")
-#: The recurrence as basic nodes. Bundles of format 1 have Mod, too.
-PLAIN_RECURRENCE = _of("", "CumSum Exp Less Mod Range Shape Softmax Squeeze Transpose")
+#: Positions in bundles of before.
+OLD_POSITIONS = _of("", "Mod")
+#: The recurrence as basic nodes.
+PLAIN_RECURRENCE = _of("", "CumSum Exp Less Range Shape Softmax Squeeze Transpose")
 
 BASE = COMMON | NORMS | ACTIVATIONS
 NATIVE = BASE | FUSED | _of(DOMAIN, "AddNorm MatMul RecurrentStep")
 CUDA = BASE | FUSED | _of(CUDA_DOMAIN, "AddNorm RecurrentStep RotaryAngles")
-ORT = BASE | FUSED | _of("", "Softmax") | _of(CONTRIB, "LinearAttention")
-WEBGPU = ORT | _of("", "ReduceMean")
-PRIMITIVE = BASE | PLAIN_NORMS | PLAIN_RECURRENCE
+ORT = BASE | FUSED | OLD_POSITIONS | _of("", "Softmax") | _of(CONTRIB, "LinearAttention")
+WEBGPU = ORT - OLD_POSITIONS | _of("", "ReduceMean")
+PRIMITIVE = BASE | PLAIN_NORMS | OLD_POSITIONS | PLAIN_RECURRENCE
 ONNX = BASE | PLAIN_NORMS | _of("", "LinearAttention Softmax")
 
 #: What ways to store weights add.

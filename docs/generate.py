@@ -14,7 +14,7 @@ from typing import Any
 import click
 from markdown_parts import table, words
 from measured.capacity import capacity, first_tokens, memories
-from measured.performance import gpus, performance
+from measured.performance import costs, gpus, performance
 from measured.real import real
 from measured.rounding import rounding
 from messages import messages
@@ -124,9 +124,13 @@ def recipes() -> str:
 
 
 #: Marks around the parts of gpu.md that are made.
-TABLES, REPORTS = (
+TABLES, REPORTS, COSTS = (
     f"<!-- From here to the next mark made from {source} by `make docs`. -->\n"
-    for source in ("dijiang/recipe/", "benchmarks/results/gpu-h200*.json")
+    for source in (
+        "dijiang/recipe/",
+        "benchmarks/results/gpu-h200*.json",
+        "benchmarks/results/precisions.json",
+    )
 )
 END = "<!-- end -->"
 
@@ -148,7 +152,7 @@ def gpu() -> str:
         rows.append([f"`{one.provider}`", f"`{one.precision}`", f"`{one.target}`" if one.target else "-", *said])
     made = table(["provider", "precision", "`--target`", "graphs", "state"], rows)
     page = between((HERE / "gpu.md").read_text(encoding="utf-8"), TABLES, made)
-    return between(page, REPORTS, gpus())
+    return between(between(page, REPORTS, gpus()), COSTS, costs())
 
 
 def option(one: click.Option) -> list[str]:

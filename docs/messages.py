@@ -21,8 +21,8 @@ ERRORS = """# Messages
 This page is made from the code by `make docs`. Do not edit it.
 
 Each error is one line: the fact, found against expected, and what to do next. A command ends with exit status 1,
-or with 2 where an option does not exist or does not go with another. In Python it is an exception of the class that
-is named here. `{...}` stands for what differs from case to case.
+or with 2 where the command line by itself shows it, as an option that does not exist. In Python it is an
+exception of the class that is named here. `{...}` stands for what differs from case to case.
 
 """
 

@@ -8,6 +8,7 @@ import json
 import math
 import pickle
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
@@ -22,6 +23,8 @@ from torch.nn import functional as F
 from dijiang.errors import DijiangError, InputError
 from dijiang.files import check_file, check_new, written_file
 
+#: What reading a file of another kind raises.
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError)
 #: Options that decide what a training is, where a script has them. One that diverged goes on with another --lr.
 DECIDING = ("steps", "batch", "accumulate", "length", "seed", "bfloat16", "align", "teach")
 Batches = Callable[[int], Iterator[Tensor]]
@@ -146,10 +149,16 @@ class Saved:
         if self.file is None or not self.file.exists():
             return 0
         try:
+            with zipfile.ZipFile(self.file) as archive:  # torch compares no checksums
+                if torn := archive.testzip():
+                    raise ValueError(f"{torn} is damaged")
             stored = torch.load(self.file, map_location=device, weights_only=True)
             other = [key for key, value in self.of.items() if stored["of"].get(key) != value]
-        except (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-            raise SystemExit(f"{self.file}: no state of a training ({type(error).__name__}); remove it") from error
+        except (*UNREADABLE, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            reason = " ".join(str(error).split())[:100] or type(error).__name__
+            raise SystemExit(
+                f"{self.file}: no whole state of a training ({reason}); restore it, or remove it to begin anew"
+            ) from error
         if other:
             found, expected = stored["of"].get(other[0]), self.of[other[0]]
             raise SystemExit(
@@ -259,6 +268,14 @@ def in_one_line() -> Iterator[None]:
         raise SystemExit(str(error)) from error
 
 
+def drop_rows(log: Path, step: int) -> None:
+    """Forget what a CSV file says of a step and later ones: a training that was killed goes on before them."""
+    head, *rows = log.read_text().splitlines(keepends=True)
+    kept = [row for row in rows if int(row.partition(",")[0]) < step]
+    if len(kept) < len(rows):
+        log.write_text("".join([head, *kept]))
+
+
 def run(
     model: nn.Module, batches: Batches, held_out: np.ndarray, args: argparse.Namespace, objective: Objective
 ) -> None:
@@ -278,6 +295,7 @@ def run(
         print(f"step {step} of {args.steps}, {tokens:,} tokens: loss {shown or '-'}, held out {held:.3f}, "
               f"{seconds:.0f} s{left}", flush=True)  # fmt: skip
         if args.log is not None:
+            drop_rows(args.log, step)
             with args.log.open("a") as log:
                 log.write(f"{step},{tokens},{shown},{held:.4f}\n")
 

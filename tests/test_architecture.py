@@ -12,6 +12,7 @@ from dijiang.cli import main
 from dijiang.models.load import FAMILIES
 from dijiang.recipe import GRAPHS, PRECISIONS, PROVIDERS, SCHEMES, TARGETS
 from dijiang.runtime.options import Generation, Loading
+from dijiang.server.fields import CHAT, COMPLETION, STREAM_OPTIONS, TOKENIZE
 
 PACKAGE = Path(__file__).parent.parent / "dijiang"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -156,3 +157,15 @@ def test_nothing_but_a_verb_imports_an_integration():
         importers = graph.find_modules_that_directly_import(module)
         allowed = ("dijiang.commands.", "dijiang.integrations.")
         assert all(name.startswith(allowed) for name in importers), importers
+
+
+def test_every_field_of_a_request_is_read():
+    """One that is only declared would be taken, and change nothing."""
+    named = set()
+    for file in (PACKAGE / "server").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                named.add(node.args[0].value)
+            elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+                named.add(node.slice.value)
+    assert (COMPLETION | CHAT | TOKENIZE | STREAM_OPTIONS).keys() <= named

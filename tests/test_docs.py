@@ -10,8 +10,10 @@ import pytest
 from dijiang.bundle.manifest import FORMAT_VERSION, Manifest
 from dijiang.cli import main
 from dijiang.environment import VARIABLES
+from dijiang.models.presets import size
 from dijiang.recipe import GRAPHS
 from dijiang.runtime.snapshot import FIXED, FORMAT, VERSION
+from dijiang.server.openapi import REFUSALS
 from dijiang.server.unserved import UNSERVED
 
 ROOT = Path(__file__).parent.parent
@@ -72,3 +74,23 @@ def test_page_of_the_server_names_what_is_refused():
     page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
     (row,) = re.findall(r"^\| refused \|(.*)\|$", page, re.MULTILINE)
     assert UNSERVED.keys() <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_budget_of_the_readme_is_one_of_its_model():
+    """Between every projection in 4 bits and in 8, with the head in 8."""
+    (megabytes,) = re.findall(
+        r"--precision int4 --budget (\d+) # MB, here of 410M", (ROOT / "README.md").read_text()
+    )
+    sizes = size("pythia-410m").weight_bytes
+    assert sizes["int4"] < int(megabytes) * 1e6 < sizes["int8"]
+
+
+def test_figures_of_the_server_have_the_names_that_it_tells():
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(dijiang_\w+)` \| (\w+) \|", page, re.MULTILINE)
+    assert all(name.endswith("_total") == (kind == "counter") for name, kind in rows)
+
+
+def test_statuses_of_the_server_stand_in_its_table():
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| (\d{3}) \|", page, re.MULTILINE)) == REFUSALS.keys()

@@ -76,6 +76,46 @@ def test_link_to_a_device_or_a_pipe_is_refused_and_stays(tmp_path):
     assert not any("partial" in path.name for path in tmp_path.iterdir())
 
 
+def test_link_to_an_open_file_is_refused_and_stays(tmp_path):
+    """As /dev/stdout is one where it goes to a file: root could replace it."""
+    link = tmp_path / "stdout"
+    with (tmp_path / "out").open("w") as out:
+        link.symlink_to(f"/proc/self/fd/{out.fileno()}")
+        with pytest.raises(Refused, match="something stands there that is no file"):
+            write_file(link, b"new", Refused)
+    assert link.is_symlink()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+def test_file_of_somebody_else_stays_theirs(tmp_path):
+    """`sudo dijiang sign` of a bundle that a service runs."""
+    file = tmp_path / "f"
+    file.write_bytes(b"old")
+    file.chmod(0o600)
+    os.chown(file, 12345, 54321)
+    write_file(file, b"new", Refused)
+    found = file.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (12345, 54321, 0o600)
+
+
+@pytest.mark.usefixtures("either")
+def test_folder_of_a_lower_layer_says_what_it_is(old, monkeypatch):
+    """Of an overlay, as a container has: it cannot be renamed."""
+    rename = Path.rename
+
+    def lower(path, target):
+        if path == old:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return rename(path, target)
+
+    monkeypatch.setattr(files, "_rename", lambda *_: False)
+    monkeypatch.setattr(Path, "rename", lower)
+    with pytest.raises(Refused, match="a folder of a container's image cannot be replaced"):
+        replace(old, "new")
+    assert (old / "file").read_text() == "old"
+    assert names(old.parent) == ["t"]
+
+
 def test_link_to_nowhere_makes_no_file_there(tmp_path):
     (tmp_path / "f").symlink_to(tmp_path / "nowhere")
     write_file(tmp_path / "f", b"new", Refused)

@@ -233,6 +233,22 @@ def test_training_that_was_interrupted_goes_on_as_if_it_was_not(script, tmp_path
     assert [row[:2] for row in rows] == [["step", "tokens"], ["0", "0"], ["2", "128"], ["4", "256"]]
 
 
+def test_training_that_was_killed_after_a_row_writes_it_once(script, tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    options = ("--state", tmp_path / "state.pt", "--log", tmp_path / "log.csv")
+    script("first", *options)
+    whole = (tmp_path / "log.csv").read_text()
+    (tmp_path / "state.pt").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Saved, "store", killed)
+        with pytest.raises(KeyboardInterrupt):
+            script("again", *options)
+    script("once more", *options)
+    assert (tmp_path / "log.csv").read_text() == whole
+
+
 @pytest.mark.parametrize(("options", "what"), [(("--seed", 5), "seed 0, expected 5"), (("--steps", 8), "steps 4")])
 def test_state_of_another_training_is_refused(script, tmp_path, options, what):
     state = tmp_path / "state.pt"
@@ -254,8 +270,13 @@ def test_state_of_another_checkpoint_or_a_torn_one_is_refused(script, tmp_path):
     convert(tmp_path / "vanilla", tmp_path / "converted", seed=1)
     with pytest.raises(SystemExit, match="of another training \\(checkpoint "):
         script("other", "--state", state)
+    flipped = bytearray(state.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    state.write_bytes(flipped)
+    with pytest.raises(SystemExit, match=r"state.pt: no whole state of a training \(archive/data/\d+ is damaged\)"):
+        script("other", "--state", state)
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(SystemExit, match=r"state.pt: no state of a training"):
+    with pytest.raises(SystemExit, match=r"state.pt: no whole state of a training"):
         script("other", "--state", state)
 
 

@@ -185,7 +185,7 @@ class Batcher:
     def _next_piece(self, turn: Turn, most: int) -> np.ndarray:
         """The ids [T] of a prompt to be fed now; the first time, what a kept state covers is left out."""
         if self._prefixes is not None and not turn.fed and (found := self._prefixes.find(turn.borders)):
-            (turn.fed, turn.state), turn.reused = found, found[0]
+            turn.begin_after(*found)
         border = min((at for at in turn.kept if at > turn.fed), default=len(turn.plan.ids))
         return turn.plan.ids[turn.fed : min(turn.fed + most, border)]
 

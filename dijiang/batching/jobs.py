@@ -18,7 +18,9 @@ import numpy as np
 
 from ..bundle.manifest import DATA
 from ..errors import DijiangError, InputError
+from ..files import FULL
 from ..hidden import lock
+from ..models.tokenizer import TOKENIZER
 from ..reading import parse_json, read_regular
 from ..runtime.generate import prepare
 from ..runtime.model import Model
@@ -68,9 +70,10 @@ class Answer:
 
 
 def job_of(model: Model, options: Generation) -> str:
-    """What answers call the weights and the options that they are made by: others go on in another file."""
-    weights = model.manifest.files[DATA].sha256
-    return named(json.dumps([model.manifest.fingerprint, weights, asdict(options)]).encode())
+    """What answers call the bundle and the options that they are made by: others go on in another file."""
+    files = model.manifest.files
+    deciding = [files[name].sha256 for name in (DATA, TOKENIZER) if name in files]
+    return named(json.dumps([model.manifest.fingerprint, *deciding, asdict(options)]).encode())
 
 
 def named(data: bytes) -> str:
@@ -127,13 +130,15 @@ def answer_file(
                 progress(done, len(lines))
             os.fsync(out.fileno())
     except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror or error}); choose another file") from error
+        advice = "free some space and run it again: it goes on" if error.errno in FULL else "choose another file"
+        raise InputError(f"{target}: cannot be written ({error.strerror or error}); {advice}") from error
     return failed
 
 
 def _done(data: bytes, count: int, head: Head, target: Path) -> tuple[int, int, int]:
     """Answers of `count` lines that are whole, where the last of them ends, and how many of them failed."""
-    *whole, rest = data.split(b"\n")
+    # After a loss of power a file system may leave zeros behind what was written.
+    *whole, rest = (data.rstrip(b"\0") if b"\n" in data else data).split(b"\n")
     failed = 0
     for index, line in enumerate(whole):
         try:
@@ -151,7 +156,7 @@ def _done(data: bytes, count: int, head: Head, target: Path) -> tuple[int, int, 
         failed += "error" in found
     if rest and (len(whole) == count or not _begins(rest, head(len(whole)))):
         raise _foreign(target, len(whole))
-    return len(whole), len(data) - len(rest), failed
+    return len(whole), sum(len(line) + 1 for line in whole), failed
 
 
 def _begins(rest: bytes, head: dict[str, Any]) -> bool:

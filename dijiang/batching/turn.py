@@ -86,6 +86,12 @@ class Turn:
         """Ids of the prompt that were not fed yet."""
         return len(self.plan.ids) - self.fed
 
+    def begin_after(self, fed: int, state: State) -> None:
+        """So many ids of the prompt are in this state already."""
+        state.vocabulary = self.state.vocabulary  # of prompts whose texts were others the ids may be the same
+        self.fed = self.reused = fed
+        self.state = state
+
     def asked(self, length: int) -> np.ndarray:
         """Of the next so many ids of the prompt, whose results are wanted, [1, N]: the last one's come first."""
         last = length - 1

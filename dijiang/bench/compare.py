@@ -8,7 +8,7 @@ from ..errors import BenchError
 from .matrix import Test
 from .render import rows_of, table
 from .report import Report, seconds_of, target
-from .statistics import ratio
+from .statistics import FEWEST, ratio
 
 
 def compare(before: Report, after: Report, *, threshold: float) -> dict[str, Any]:
@@ -64,12 +64,17 @@ def _row(name: str, before: Report, after: Report, threshold: float) -> dict[str
     }
 
 
+def _remark(row: dict[str, Any]) -> str:
+    if row["regressed"]:
+        return "REGRESSED"
+    if row["high"] is None:
+        return f"not judged: fewer than {FEWEST} repetitions"
+    return "noisy" if row["noisy"] else ""
+
+
 def to_markdown(comparison: dict[str, Any]) -> str:
     """The comparison for people."""
-    rows = [
-        row | {"remark": "REGRESSED" if row["regressed"] else "noisy" if row["noisy"] else ""}
-        for row in comparison["rows"]
-    ]
+    rows = [row | {"remark": _remark(row)} for row in comparison["rows"]]
     lines = [f"- only in the first report: {name}" for name in comparison["only_before"]]
     lines += [f"- only in the second report: {name}" for name in comparison["only_after"]]
     return "\n\n".join(part for part in (table(rows_of("compare", rows)), "\n".join(lines)) if part)

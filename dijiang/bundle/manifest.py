@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..errors import BundleError, CheckpointError, reason
@@ -128,6 +128,11 @@ class Manifest:
                 f"{where}: bundle format {version}, this dijiang reads {FORMAT_VERSION}; "
                 "upgrade dijiang, or export the checkpoint again"
             )
+        if (unknown := _unknown(data)) is not None:
+            by = data["versions"].get("dijiang") if isinstance(data.get("versions"), dict) else None
+            raise BundleError(
+                f"{where}: {unknown} is unknown to this dijiang, {by or 'another one'} wrote it; upgrade dijiang"
+            )
         try:
             found = cls(**_typed({name: value for name, value in data.items() if name != "digest"}))
             check_types(found)
@@ -136,6 +141,16 @@ class Manifest:
             return found
         except (*UNREADABLE, CheckpointError, BundleError) as error:
             raise BundleError(f"{where}: not a whole manifest ({reason(error)}); {AGAIN}") from error
+
+
+def _unknown(data: dict[str, Any]) -> str | None:
+    """A field that a later dijiang may have added, of the manifest or a part of it."""
+    parts: list[tuple[str, Any, type]] = [("", data, Manifest), ("recipe.", data.get("recipe"), Recipe)]
+    for where, part, kind in (*parts, ("spec.", data.get("spec"), ModelSpec)):
+        known = {one.name for one in fields(kind)} | ({"digest"} if part is data else set())
+        if isinstance(part, dict) and (more := sorted(part.keys() - known)):
+            return f"{where}{more[0]}"
+    return None
 
 
 def _typed(data: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import BundleError
+from ..errors import BundleError, DijiangError
 from ..files import write_file
 from ..hidden import locked, recover
 from ..hub import is_own
@@ -66,6 +66,14 @@ class Bundle:
             return {}
         found = given(self.path / GENERATION, read_json, BundleError, AGAIN)
         return {name: found[name] for name in SAMPLING if isinstance(found, dict) and name in found}
+
+    def require_graph(self, graph: str, error: type[DijiangError] = BundleError) -> None:
+        """Raises `error` unless it has a graph of this name."""
+        if graph not in self.manifest.graphs:
+            raise error(
+                f"{self.path} has no {graph} graph, it has {', '.join(self.manifest.graphs)}; choose one of them, "
+                f"or export with --graph {graph}"
+            )
 
     @property
     def passed(self) -> bool | None:

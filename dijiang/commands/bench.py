@@ -93,7 +93,8 @@ def bench(
         build = partial(build_transformer, cache=cache)
     options |= {"baseline": baseline, "cache": cache}
     report = run_bench(bundles, Options(**options), baseline=build, say=tell)
-    write(FORMATS[form](report), file)
+    if report["results"] or file is None:  # what stands there may be another day's
+        write(FORMATS[form](report), file)
     if plot is not None:
         save_plot(report, plot)
     require(report)

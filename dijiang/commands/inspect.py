@@ -16,7 +16,6 @@ from ..bundle.sizes import sizes
 from ..errors import InputError
 from ..files import write_file
 from ..models.config import brief
-from ..recipe import require
 from ..runtime.sessions.engines import EngineRecord
 from ..runtime.sessions.inference import why_not
 from ..typed import check_types
@@ -62,7 +61,7 @@ def draw_layer(bundle: Bundle, graph: str | None, layer: int, file: Path, checkp
     from ..parity.verify import checkpoint_of
 
     chosen = graph or next(iter(bundle.manifest.graphs))
-    require("graph", chosen, bundle.manifest.graphs)
+    bundle.require_graph(chosen)
     with reading(bundle.graph_file(chosen)):
         picture = draw(onnx_ir.load(bundle.graph_file(chosen)).graph, layer)
     if checkpoint is not None:

@@ -101,6 +101,8 @@ def run(
     if save_state is not None:
         chosen = chosen.seeded()
     state = State.of(kept) if kept is not None else model.new_state() if save_state is not None else None
+    if state is not None:
+        model.adopt(state)
     text = []
     with bars(counts=True) as progress:  # of a long prompt; text follows it
         records = model.generate(prompt, state=state, progress=progress, **vars(chosen))
@@ -110,6 +112,8 @@ def run(
         if not as_json:
             click.echo(spoken(record.text), nl=False)
             sys.stdout.flush()
+    if not as_json:
+        click.echo()  # what follows may be an error
     if save_state is not None and state is not None:
         take(model, state, chosen).save(save_state)
     if as_json:
@@ -117,7 +121,6 @@ def run(
         print_json({"text": "".join(text), **last})
         return
     detail = f" ({record.detail})" if record.detail else ""
-    click.echo()
     say(
         f"{record.prompt_tokens} + {record.generated} tokens, "
         f"prefill {record.prefill_rate:,.0f} tokens/s, decode {record.decode_rate:,.0f} tokens/s, "

@@ -25,8 +25,9 @@ from .calibration import LEAST, LENGTH, LayerMoments, batches_of, default_tokens
 def fitted(recipe: Recipe, model: DijiangModel, *, text: bool = False) -> Recipe:
     """The recipe with what depends on the model's shape decided, too; text: there is one to calibrate on."""
     rows, width = model.weights.shape("embed.weight")
-    embed = embedding_blocks(scheme_of(recipe).recipe.embed, rows * width / model.parameters)
-    return recipe.fitted(embed, calibration_tokens(recipe, model.parameters, text=text))
+    stored = scheme_of(recipe).recipe
+    embed = embedding_blocks(stored.embed, rows * width / model.parameters)
+    return stored.fitted(embed, calibration_tokens(recipe, model.parameters, text=text))
 
 
 def calibration_tokens(recipe: Recipe, parameters: int, *, text: bool = False) -> int:

@@ -70,10 +70,9 @@ class DijiangModel:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the weights, D1 and D2 left out; a tied head is counted once."""
-        shared = ("head.weight",) if self.spec.tied_embeddings else ()
-        names = (n for n in self.weights if n not in shared and not is_decay_table(n))
-        return sum(math.prod(self.weights.shape(name)) for name in names)
+        """Numbers in the weights, D1 and D2 left out; what makes two of them is counted once."""
+        found = shapes(self.weights.bindings)
+        return sum(math.prod(shape) for name, shape in found.items() if not is_decay_table(name))
 
     @property
     def layer_parameters(self) -> int:

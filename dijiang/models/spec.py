@@ -92,7 +92,7 @@ class ModelSpec:
         if self.rotary_dims % 2 or self.rotary_dims > self.head_size:
             raise CheckpointError(
                 f"config: {self.rotary_dims} rotary channels, expected an even number up to the "
-                f"head size {self.head_size}; fix rotary_pct in config.json"
+                f"head size {self.head_size}; fix the sizes or the rotated share in config.json"
             )
 
     @property

@@ -185,6 +185,8 @@ class TorchFile(TensorFile):
             ) from None
         if bomb := _bomb(path):
             raise CheckpointError(f"{path}: it holds {bomb}; save the checkpoint as safetensors")
+        if torn := _torn(path):
+            raise self._damaged(f"{torn} is not what was written")
         placed = hasattr(torch.UntypedStorage, "_checkpoint_offset") and _is_plain_zip(path)
         try:
             with warnings.catch_warnings(), FakeTensorMode() if placed else nullcontext():
@@ -242,12 +244,27 @@ class TorchFile(TensorFile):
         return np.ascontiguousarray(spread).reshape(-1).view(np.uint8)
 
 
+def _opened(path: Path) -> ZipFile:
+    """A zip whose entries are checked against their CRC when they are read; torch can be told to write 0 for it."""
+    archive = ZipFile(path)
+    for entry in archive.infolist():
+        entry.CRC = entry.CRC or None  # type: ignore[assignment]  # None: not checked
+    return archive
+
+
+def _torn(path: Path) -> str | None:
+    """The first entry of a zip that is not what was written; None: there is none, or it is no zip."""
+    with suppress(*NO_ZIP), _opened(path) as archive:
+        return archive.testzip()
+    return None
+
+
 def _bomb(path: Path) -> str | None:
     """What in a file would take any memory, or None: an entry of a zip that is no tensor and large, or BOMB.
 
     Of a zip the pickle beside its tensors is looked at; another file torch reads whole anyway.
     """
-    with suppress(*NO_ZIP), ZipFile(path) as archive:
+    with suppress(*NO_ZIP), _opened(path) as archive:
         for entry in archive.infolist():
             pickled = entry.filename.endswith("/data.pkl")
             if "/data/" not in entry.filename and entry.file_size > (JSON_BYTES if pickled else SMALL):
@@ -267,7 +284,7 @@ def _bomb(path: Path) -> str | None:
 def _is_plain_zip(path: Path) -> bool:
     """Whether tensors lie in a zip as they are in memory: neither packed nor with the other order of bytes."""
     try:
-        with ZipFile(path) as archive:
+        with _opened(path) as archive:
             entries = archive.infolist()
             if any(entry.compress_type != ZIP_STORED for entry in entries):
                 return False

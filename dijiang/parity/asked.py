@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -82,7 +82,8 @@ class Run:
 
     logits: [T, vocab] float32 a window.  states: by length of the first window, [1, G, K, V] a layer.
     stepped: the first tokens one at a time, against the window at once.  padded: two beginnings of it as one padded
-        batch, and the token after each; None: the session takes one sequence.
+        batch, and the token after each; None: the session takes one sequence. Where a step rounds other numbers
+        than a window, both are of the graph that rounds none, and the first logits are those of steps.
     far: [T, vocab], of the first tokens at a far position; None: there is none.
     """
 
@@ -94,21 +95,31 @@ class Run:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # no gate passes what comes of it
-def run_bundle(model: Model, asked: Asked) -> Run:
+def run_bundle(model: Model, asked: Asked, exact: Callable[[], Model] | None = None) -> Run:
     """What one graph of a bundle makes of what it is asked.
 
     All of it is one list of calls, for which a model in parts loads each part once.
+
+    exact: loads the graph with matmuls that do not round their inputs; None: a step rounds what a window rounds.
     """
     first = asked.first
     states: dict[int, list[np.ndarray]] = {cut: [] for cut in cuts(len(first))}
-    calls = _prefills(model, asked, states), _steps(model, asked), _batches(model, first), _fars(model, asked)
-    found = through(model, chain(*calls))
+    batches = [] if exact else _batches(model, first)
+    found = through(
+        model, chain(_prefills(model, asked, states), _steps(model, asked), batches, _fars(model, asked))
+    )
     logits = [np.concatenate([next(found)[0] for _ in cuts(len(ids))]) for ids in asked.windows]
-    stepped = Deviation.of((next(found)[0, 0], row) for row in logits[0][: asked.steps])
-    ends = [logits[0][[length - 1 for length in lengths]] for lengths in _lengths(first)]
-    padded = None
-    if _takes_two(model):
-        padded = Deviation.of(pair for rows in ends for pair in zip(next(found)[:, 0], rows, strict=True))
+    steps = [next(found)[0, 0] for _ in first[: asked.steps]]
+    if exact:
+        logits[0][: len(steps)] = steps
+        beginning = replace(asked, windows=[first[: max(asked.steps, PADDED + 1)]], far=None)
+        other = run_bundle(exact(), beginning)
+        stepped, padded = other.stepped, other.padded
+    else:
+        stepped, padded = Deviation.of(zip(steps, logits[0], strict=False)), None
+        if _takes_two(model):
+            ends = [logits[0][[length - 1 for length in lengths]] for lengths in _lengths(first)]
+            padded = Deviation.of(pair for rows in ends for pair in zip(next(found)[:, 0], rows, strict=True))
     return Run(logits, states, stepped, padded, None if asked.far is None else next(found)[0])
 
 

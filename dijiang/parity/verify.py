@@ -8,8 +8,9 @@ the logits compared.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ from ..errors import BundleError, ParityError
 from ..models.decay import position_limit
 from ..models.load import DecayMode, DijiangModel, load_checkpoint
 from ..progress import Progress, silent
-from ..recipe import require
 from ..runtime.model import Model
 from ..runtime.options import Loading
 from ..runtime.sessions.inference import why_not
@@ -27,7 +27,7 @@ from ..runtime.sessions.providers import choose_graph, emulates, open_session, p
 from .asked import Asked, far_start, run_bundle
 from .comparison import Comparison
 from .difference import Sums
-from .emulation import load_emulated
+from .emulation import load_emulated, rounds_inputs
 from .findings import Parity
 from .parts import PartedModel
 from .rounded import Rounded
@@ -117,11 +117,12 @@ def compare_bundle(
     steps = _affordable(STEP_BUDGET, checkpoint.parameters, STEPS)
     far = far_start((manifest.positions_limit, checkpoint.positions_limit), max(map(len, windows)))
     asked = Asked(windows, steps, far)
-    runs = [run_bundle(model, asked)]
-    for name in graphs[1:]:
-        del model  # one session's weights at a time
-        model = _load(opened, replace(loading, graph=name))
-        runs.append(run_bundle(model, asked))
+    runs = []
+    for name in graphs:
+        if name != graphs[0]:
+            del model  # one session's weights at a time
+            model = _load(opened, replace(loading, graph=name))
+        runs.append(run_bundle(model, asked, _exact(opened, name, loading)))
     del model
     compared, twin = compare(checkpoint, asked, runs, Rounded(checkpoint, recipe), progress)
     common = Comparison(
@@ -163,7 +164,7 @@ def _graphs(bundle: Bundle, provider: str, graph: str | None) -> list[str]:
     if not emulates(provider):
         return [choose_graph(bundle, parse(bundle, provider)[0], graph)]
     if graph is not None:
-        require("graph", graph, records)
+        bundle.require_graph(graph)
         return [graph]
     return [name for name, record in records.items() if not why_not(name, record.oldest)] or list(records)[:1]
 
@@ -173,6 +174,13 @@ def _load(bundle: Bundle, loading: Loading) -> Model:
         assert loading.graph is not None
         return load_emulated(bundle, loading.graph, threads=loading.threads)
     return Model(bundle, open_session(bundle, loading))
+
+
+def _exact(bundle: Bundle, graph: str, loading: Loading) -> Callable[[], Model] | None:
+    """See `run_bundle`."""
+    if emulates(loading.provider) and rounds_inputs(bundle.manifest.recipe, graph):
+        return partial(load_emulated, bundle, graph, threads=loading.threads, exact=True)
+    return None
 
 
 def checkpoint_of(bundle: Bundle, folder: str | Path) -> DijiangModel:

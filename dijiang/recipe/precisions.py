@@ -15,7 +15,7 @@ FLOAT32_FACTOR = 8.0
 #: (ADR 0042).
 STATES_16_BITS, LOGITS_16_BITS, IN_BLOCKS = 8.0, 4.0, 3.0
 #: The same of what a graph says of the same tokens in other calls. Right graphs: 0 to 2.3 where each call rounds to
-#: 16 bits, else 0 to 0.1.
+#: 16 bits, else 0 to 0.13.
 CALLS_16_BITS, CALLS_IN_BLOCKS = 4.0, 0.5
 #: What is said of logits: of a window at once; of its tokens one at a time, and in a padded batch, beside that; of
 #: tokens far beyond it; of the worst token of the vocabulary. Right graphs that round: far 0.3 to 2.9, worst 0.2 to

@@ -120,6 +120,7 @@ class Dialogue:
         """Go on from a file; InputError if it is none of this checkpoint: the conversation is as it was."""
         state = State.of(Snapshot.load(path))
         state.check(self.model.spec, self.model.manifest.fingerprint)
+        self.model.adopt(state)
         if state.batch != 1:
             raise InputError(f"{path}: a state of {state.batch} sequences, expected 1; give that of a conversation")
         self.state = state

@@ -82,6 +82,22 @@ class Model:
         """The state of `batch` sequences before their first token."""
         return State.empty(batch, self.spec, self.manifest.fingerprint)
 
+    def adopt(self, state: State) -> None:
+        """Note whose tokens a state's ids are, before it is kept, and after: other processes may have other files.
+
+        Raises:
+            InputError: they are another tokenizer's.
+        """
+        if not self.has_tokenizer:
+            return
+        here = self.tokenizer.vocabulary
+        if state.vocabulary not in ("", here):
+            raise InputError(
+                f"the state's token ids are of another vocabulary ({state.vocabulary}, expected {here}); use the "
+                "bundle that made it, or feed its text again"
+            )
+        state.vocabulary = here
+
     def forward(
         self, ids: ArrayLike, state: State, *, mask: ArrayLike | None = None, all_logits: bool = False
     ) -> np.ndarray:

@@ -33,18 +33,24 @@ def find_library() -> Path | None:
     return next((path for path in (Path(f, FILE) for f in folders or ()) if path.is_file()), None)
 
 
-def operator_library() -> Path:
-    """The compiled operator, ready to run here.
-
-    SessionError where the installation has none, where the processor cannot load it, and where
-    `DIJIANG_ISA` asks for an instruction set that cannot be had.
-    """
+def installed_library() -> Path:
+    """The compiled operator; SessionError where the installation has none, or the processor cannot load it."""
     found = find_library()
     if found is None:
         raise SessionError(
-            "the operator of the native graph was not compiled when dijiang was installed; install a "
-            "C++ compiler (g++ or clang++) and dijiang again, or export with --graph ort"
+            "the library of the native and cuda graphs was not compiled when dijiang was installed; install a C++ "
+            "compiler (g++ or clang++) and dijiang again, or use another graph"
         )
+    open_library(found)
+    return found
+
+
+def operator_library() -> Path:
+    """The compiled operator, ready to run here.
+
+    SessionError as `installed_library`, and where `DIJIANG_ISA` asks for an instruction set that cannot be had.
+    """
+    found = installed_library()
     error = open_library(found).dijiang_isa_error()
     if error is not None:
         raise SessionError(f"the operator of the native graph: {error.decode(errors='replace')}")
@@ -94,11 +100,12 @@ def isa_names() -> list[str]:
 
 
 def has_library() -> bool:
-    """Whether the library is there and runs here."""
+    """Whether the library is there and runs here; SessionError: `DIJIANG_ISA` asks for what cannot be had."""
     try:
-        operator_library()
+        installed_library()
     except SessionError:
         return False
+    operator_library()
     return True
 
 

@@ -109,6 +109,7 @@ class Snapshot:
     """All of a state, as a file holds it; see `state.State` and `state.Point`.
 
     seen: [B, vocab] bool.  history: [B, HASH] uint8, a hash over the tokens fed, see `chained`.
+    vocabulary: of the tokenizer that its ids are of, see `text.TextTokenizer`; empty: not known.
     """
 
     layers: list[np.ndarray]
@@ -120,6 +121,7 @@ class Snapshot:
     fingerprint: str
     vocab_size: int
     note: Note = NO_NOTE
+    vocabulary: str = ""
 
     def save(self, path: Path) -> None:
         """Write to exactly this path; InputError if it cannot be written, or holds what no state has."""
@@ -148,6 +150,7 @@ class Snapshot:
             "seams": json.dumps([None if s is None else list(s.plain().values()) for s in self.seams]),
             "note": json.dumps(asdict(self.note)),
         }
+        metadata |= {"vocabulary": self.vocabulary} if self.vocabulary else {}
         return save(tensors, metadata | {"digest": _digest(metadata, tensors)})
 
     @classmethod
@@ -180,6 +183,7 @@ class Snapshot:
                 metadata["fingerprint"],
                 vocab,
                 Note.read(metadata["note"]),
+                metadata.get("vocabulary", ""),
             )
             if _digest(metadata, tensors) != metadata["digest"]:
                 raise ValueError("its contents are not what its digest says")
@@ -227,8 +231,8 @@ def _read(data: bytes, where: str) -> tuple[dict[str, str], dict[str, np.ndarray
         raise InputError(f"{where}: {kind}, expected {FORMAT} version {VERSION}; save it again with this dijiang")
     if version != VERSION:
         raise VersionError(
-            f"{where}: {kind} version {version}, expected {FORMAT} version {VERSION}; save it "
-            "again with this dijiang, or upgrade dijiang"
+            f"{where}: {kind} version {version}, expected {FORMAT} version {VERSION}; feed its text again, or "
+            "use the dijiang that wrote it"
         )
     return metadata, tensors
 

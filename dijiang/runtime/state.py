@@ -75,6 +75,8 @@ class State:
         batch = len(position)
         last = np.full((batch, LAST), NONE, np.int64) if last is None else last
         self.fingerprint = fingerprint
+        #: Of the tokenizer that its ids are of, see `Model.adopt`; empty: not known.
+        self.vocabulary = ""
         self._point = Point(layers, position, last)
         self._expected: tuple[Point, np.ndarray] | None = None
         self._torn = ""
@@ -295,15 +297,16 @@ class State:
             raise InputError(f"rows from {chosen.min()} to {chosen.max()}, expected 0 to {self.batch - 1}")
         with self.guard:
             kept = self.snapshot()
-            return State(
-                [layer[chosen] for layer in kept.layers],
-                kept.position[chosen],
-                kept.fingerprint,
-                kept.vocab_size,
-                last=kept.last[chosen],
-                seen=kept.seen[chosen],
-                history=kept.history[chosen],
-                seams=[kept.seams[row] for row in chosen],
+            return State.of(
+                replace(
+                    kept,
+                    layers=[layer[chosen] for layer in kept.layers],
+                    position=kept.position[chosen],
+                    last=kept.last[chosen],
+                    seen=kept.seen[chosen],
+                    history=kept.history[chosen],
+                    seams=[kept.seams[row] for row in chosen],
+                )
             )
 
     def snapshot(self, note: Note = NO_NOTE) -> Snapshot:
@@ -321,6 +324,7 @@ class State:
                 self.fingerprint,
                 self.vocab_size,
                 note,
+                self.vocabulary,
             )
 
     @classmethod
@@ -339,21 +343,24 @@ class State:
             for layer, source in zip(layers, found, strict=True):
                 layer[at] = source[row]
         first = rows[0][0]
-        return cls(
-            layers,
-            np.array([state.position[row] for state, row in rows]),
-            first.fingerprint,
-            first.vocab_size,
-            last=np.stack([state.last[row] for state, row in rows]),
-            seen=np.stack([state.seen[row] for state, row in rows]),
-            history=np.stack([state.history[row] for state, row in rows]),
-            seams=[state.seam(row) for state, row in rows],
+        return cls.of(
+            Snapshot(
+                layers,
+                np.array([state.position[row] for state, row in rows]),
+                np.stack([state.last[row] for state, row in rows]),
+                np.stack([state.seen[row] for state, row in rows]),
+                np.stack([state.history[row] for state, row in rows]),
+                [state.seam(row) for state, row in rows],
+                first.fingerprint,
+                first.vocab_size,
+                vocabulary=first.vocabulary,
+            )
         )
 
     @classmethod
     def of(cls, kept: Snapshot) -> State:
         """From a snapshot, whose memory it takes over."""
-        return cls(
+        made = cls(
             kept.layers,
             kept.position,
             kept.fingerprint,
@@ -363,6 +370,8 @@ class State:
             history=kept.history,
             seams=kept.seams,
         )
+        made.vocabulary = kept.vocabulary
+        return made
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file (exactly this path), whole or not at all.

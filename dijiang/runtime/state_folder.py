@@ -121,7 +121,8 @@ class StateFolder:
     def load(self, name: str) -> State | None:
         """The state of a name, not to be changed; None: there is none.
 
-        A file that is damaged is removed. What has another name in it, or is of another version of dijiang, stays.
+        A file that is damaged stays, for it may be on its way here: the log says so. What has another name in it,
+        or is of another version of dijiang, stays, too.
         """
         if (waiting := self._waiting.get(name)) is not None:
             return waiting
@@ -136,9 +137,8 @@ class StateFolder:
             kept = Snapshot.parse(data, str(path))
         except VersionError:
             return None
-        except InputError:
-            with suppress(OSError):
-                path.unlink()
+        except InputError as error:
+            log.warning("%s; it is taken for none until it is restored", error)
             return None
         if kept.note.made != {NAME: name}:
             return None

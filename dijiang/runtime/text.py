@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -123,6 +124,13 @@ class TextTokenizer:
         """What a token is read after: at the start of a text it would lose its space. Ids, and their text."""
         ids = self._ids(ANCHORS[-1])
         return ids, self.decode(ids)
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """Names what each id means: a hash, which says nothing of how texts are split."""
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        names = "\0".join(f"{ids[name]} {name}" for name in sorted(ids))
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
 
     def stream(self, context: Sequence[int] = (), open: int | None = None) -> TextStream:
         """A decoder for what follows `context`; see TextStream."""

@@ -31,6 +31,7 @@ def made_by(model: Model) -> dict[str, str]:
 def take(model: Model, state: State, options: Generation) -> Snapshot:
     """The state of a generation as it is now, with a note; it is not advanced. See `State.snapshot`."""
     sampler = {name: value for name, value in asdict(options).items() if name in NOTED}
+    model.adopt(state)
     logits = _following(model, state)
     found = () if logits is None else tuple((int(t), float(logits[t])) for t in largest(logits, TOP))
     return state.snapshot(Note(made_by(model), sampler, found))
@@ -44,6 +45,7 @@ def verify(model: Model, kept: Snapshot) -> str:
     """
     state = State.of(kept)
     state.check(model.spec, model.manifest.fingerprint)
+    model.adopt(state)
     logits = _following(model, state)
     if logits is None or not kept.note.top:
         raise InputError("the state holds no pending token with its logits; save it with dijiang run --save-state")

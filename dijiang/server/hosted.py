@@ -202,6 +202,7 @@ class Hosted:
     ) -> Turn:
         own = self.model.new_state() if state is None else state
         try:
+            self.model.adopt(own)
             options = wanted.options.attempt(choice)
             plan = prepare(self.model, prompt, options, own, keeps=False, bias=dict(wanted.bias), grammar=grammar)
         except InputError as error:

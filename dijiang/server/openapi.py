@@ -15,6 +15,7 @@ REFUSALS = {
     "401": "No key, or a wrong one.",
     "403": "Another site asks.",
     "404": "No such model.",
+    "405": "Another method.",
     "408": "Too slow.",
     "413": "Too many bytes.",
     "415": "A compressed body.",

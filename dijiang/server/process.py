@@ -38,10 +38,11 @@ def build(
     settings.require_safe(api_key)
     if seal_key is not None and len(seal_key) < KEY_LENGTH:
         raise InputError(f"{SEAL_KEY} has {len(seal_key)} characters, expected {KEY_LENGTH} or more")
-    largest = max(sealed_bytes(len(model.new_state().snapshot().dump())) for model in models.values())
+    largest = max(len(model.new_state().snapshot().dump()) for model in models.values())
+    settings.require_room(largest)
     hosted = [Hosted(name, model, settings) for name, model in models.items()]
     seal = None if seal_key is None else seal_key.encode("utf-8", "surrogateescape")
-    return Server(hosted, settings, api_key=api_key, seal_key=seal, largest_state=2 * largest)
+    return Server(hosted, settings, api_key=api_key, seal_key=seal, largest_state=2 * sealed_bytes(largest))
 
 
 def loaded(bundles: Sequence[Path], loading: dict[str, Any], say: Say = lambda text: None) -> dict[str, Model]:
@@ -68,7 +69,7 @@ def serve(
     """Load bundles and serve them until SIGTERM, SIGHUP or Ctrl-C; answers that have begun are finished first.
 
     Raises:
-        SystemExit: with 128 and the signal's number, where a second signal has cut answers.
+        SystemExit: with 130 for Ctrl-C, else 143, where a second signal has cut answers.
         InputError: two bundles of one name, or the address cannot be used.
     """
     settings.require_safe(api_key)

@@ -74,6 +74,17 @@ class Serving(Checked):
         """The host, without the brackets that an address of IPv6 has in a URL."""
         return self.host.removeprefix("[").removesuffix("]")
 
+    def require_room(self, state: int) -> None:
+        """InputError if a folder has no room for one state of so many bytes."""
+        for folder, most, name in (
+            (self.prefix_folder, self.prefix_disk, "prefix_disk"),
+            (self.conversation_folder, self.conversation_disk, "conversation_disk"),
+        ):
+            if folder is not None and most << 20 < state:
+                raise InputError(
+                    f"{name} is {most} MB, and one state has {state / 2**20:.1f} MB; let {folder} take more"
+                )
+
     def require_safe(self, api_key: str | None) -> None:
         """InputError if anybody on the network could use it, or nobody."""
         if api_key and not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip()):

@@ -102,3 +102,22 @@ def gpus() -> str:
                 step = [one["model"], f"`{graph}`" if graph else "-", f"{one['depth']:,}", f"{milliseconds:.3f}"]
                 rows.append([*step, share, spread, report["gpu"]["name"]])
     return table(["model", "graph", "tokens before", "ms a token, p50", "of the bandwidth", "spread", "GPU"], rows)
+
+
+def costs() -> str:
+    """The table of `benchmarks/precisions.py`'s report: what each precision for GPUs costs the example."""
+    report = json.loads((REPORTS / "precisions.json").read_text(encoding="utf-8"))
+    rows = [
+        [
+            f"`{one['precision']} --target {one['target']}`",
+            f"`{one['graph']}`",
+            f"{one['rms_relative_error']:.1e}",
+            f"{one['kl']:.1e}",
+            f"{one['top1_agreement']:.2%}",
+            f"{one['perplexity'] / one['reference_perplexity'] - 1:+.3%}",
+        ]
+        for one in report["rows"]
+    ]
+    heads = ["export", "graph", "RMS-relative error", "KL, nats", "top-1 agreement", "perplexity"]
+    what = f"tiny-python, {report['tokens']:,} tokens of held-out text, against float64; {report['cpu']}.\n\n"
+    return what + table(heads, rows)

@@ -178,9 +178,13 @@ DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654
 DEVICE float gelu_tanh(float x) {
   return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
 }
-// By the number that graphs store: native/step.h.
+// By the number that graphs store: native/step.h. NaN for one that is missing here.
 DEVICE float activated(int which, float x) {
-  return which == 1 ? relu(x) : which == 2 ? silu(x) : which == 3 ? gelu(x) : gelu_tanh(x);
+  if (which == 1) return relu(x);
+  if (which == 2) return silu(x);
+  if (which == 3) return gelu(x);
+  if (which == 4) return gelu_tanh(x);
+  return (x - x) / (x - x);
 }
 
 DEVICE int width_of(const Step& s) { return (2 * s.heads + 2 * s.groups) * s.size + s.mlp; }

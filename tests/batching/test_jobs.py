@@ -213,3 +213,27 @@ def test_answers_are_on_the_disk_when_the_job_ends(exported, tmp_path, monkeypat
     assert answer_file(model, tmp_path / "in", tmp_path / "out", Generation(max_tokens=2)) == 0
     found = (tmp_path / "out").stat()
     assert (found.st_ino, found.st_size) in synced
+
+
+def test_zeros_that_a_loss_of_power_left_are_cut(cli, source, tmp_path):
+    out = tmp_path / "out"
+    assert cli("--jsonl", source, "-o", out).exit_code == 0
+    whole = out.read_bytes()
+    first = whole[: whole.index(b"\n") + 1]
+    for torn in (first + b"\0" * 500, first + whole[len(first) : len(first) + 30] + b"\0" * 4096):
+        out.write_bytes(torn)
+        assert cli("--jsonl", source, "-o", out).exit_code == 0
+        assert out.read_bytes() == whole
+    out.write_bytes(b"\0" * 500)  # nothing says that it is ours
+    assert "line 1 answers something else" in cli("--jsonl", source, "-o", out).stderr
+    assert out.read_bytes() == b"\0" * 500
+
+
+def test_full_disk_is_said_to_be_gone_on_from(cli, source, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    done = cli("--jsonl", source, "-o", tmp_path / "out")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.endswith("free some space and run it again: it goes on\n")

@@ -333,6 +333,17 @@ def test_what_was_measured_before_an_interruption_is_kept(exported, monkeypatch,
     validate(json.loads(json.dumps(report)))
 
 
+def test_report_of_nothing_replaces_none(exported, tmp_path):
+    """Ctrl-C in the first test would take the last good report away."""
+    file = tmp_path / "r.json"
+    file.write_text("last month's")
+    command = ["bench", exported("tiny-python"), "-p", "none", "-n", 1, "-b", 100_000_000, "-o", "json", "-f", file]
+    done = CliRunner().invoke(main, list(map(str, command)))
+    assert done.exit_code == 1
+    assert "0 tests were measured" in done.stderr
+    assert file.read_text() == "last month's"
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process")
 def test_a_process_bound_to_one_core_is_held_against_one_threads_bandwidth(exported):
     cores = os.sched_getaffinity(0)

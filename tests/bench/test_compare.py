@@ -60,6 +60,7 @@ def test_few_repetitions_have_no_interval_and_nothing_has_regressed(repetitions)
     (row,) = found["rows"]
     assert (row["low"], row["high"], row["noisy"], found["regressions"]) == (None, None, True, [])
     assert f"| {row['ratio']:.4g} |  |" in to_markdown(found)
+    assert "not judged: fewer than 5 repetitions" in to_markdown(found)
 
 
 def test_tests_of_one_side_only_are_listed():

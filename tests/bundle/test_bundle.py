@@ -155,7 +155,6 @@ def test_broken_manifest_is_one_error(bundle, case):
         ("files", []),
         ("files", None),
         ("files", {"model.onnx": "0" * 64}),
-        ("unknown", 1),
         ("recipe", {}),
         ("graphs", {}),
         ("graphs", {"native": {"file": "model.onnx"}}),
@@ -168,6 +167,16 @@ def test_broken_manifest_is_one_error(bundle, case):
 def test_manifest_with_a_wrong_entry_is_one_error(bundle, key, value):
     edit_manifest(bundle, lambda m: m.update({key: value}))
     with pytest.raises(dijiang.BundleError, match="not a whole manifest"):
+        dijiang.load(bundle)
+
+
+@pytest.mark.parametrize("part", [None, "spec", "recipe"])
+def test_manifest_of_a_later_dijiang_says_so(bundle, part):
+    edit_manifest(bundle, lambda m: (m if part is None else m[part]).update(later=1))
+    name = "later" if part is None else f"{part}.later"
+    with pytest.raises(
+        dijiang.BundleError, match=rf"{name} is unknown to this dijiang, .* wrote it; upgrade dijiang$"
+    ):
         dijiang.load(bundle)
 
 

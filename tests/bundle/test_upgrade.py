@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,3 +128,11 @@ def test_failed_verdict_of_format_1_stays_failed(exported, copy_of):
     old["files"]["parity.json"] = hashlib.sha256((folder / "parity.json").read_bytes()).hexdigest()
     (folder / "dijiang.json").write_text(json.dumps(old))
     assert upgrade(folder).passed is False
+
+
+def test_bundle_of_0_1_0_is_upgraded_and_passes(copy_of):
+    """As commit ac8b119 exported `neox-base` in int8: nothing in it is from a later dijiang."""
+    folder = copy_of(Path(__file__).parent / "of-0.1.0")
+    assert list(upgrade(folder).manifest.graphs) == ["ort"]
+    if "ort" in RUNNABLE:
+        assert dijiang.verify(folder, GOLDEN["neox-base"], tokens=20).passed

@@ -16,6 +16,7 @@ import pytest
 
 import dijiang
 from dijiang.bundle.integrity import record_file
+from dijiang.bundle.opened import open_bundle
 from dijiang.errors import ExportError
 from dijiang.exporter import export as export_module
 from dijiang.exporter import plan as plan_module
@@ -67,7 +68,7 @@ def test_graphs_are_those_that_the_installed_onnxruntime_runs(tmp_path, monkeypa
         ours or ["primitive"]
     )
     monkeypatch.setattr(inference, "version", lambda _: "1.30.0")
-    monkeypatch.setattr(inference, "operator_library", refuse)
+    monkeypatch.setattr(inference, "installed_library", refuse)
     assert list(dijiang.export(BASE, tmp_path / "new", verify=False).manifest.graphs) == [
         "ort",
         "webgpu",
@@ -357,3 +358,19 @@ def test_folder_with_the_name_of_a_file_is_not_lost(exported, copy_of):
     (bundle / "README.md" / "mine").write_text("x")
     with pytest.raises(ExportError, match=r"README\.md is no part of the bundle there"):
         check_target(bundle, [], force=True)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_recipe_of_tensorrt_names_the_blocks_of_the_graph(exported, precision):
+    bundle = exported("tiny-python", precision=precision, target="tensorrt")
+    recipe = open_bundle(bundle).manifest.recipe
+    graph = onnx.load(onnx_file(bundle), load_external_data=False).graph
+    types = {value.name: value.data_type for value in graph.initializer}
+    found = {
+        (types[node.input[0]], next(a.i for a in node.attribute if a.name == "block_size"))
+        for node in graph.node
+        if node.op_type == "DequantizeLinear"
+    }
+    kinds = {8: onnx.TensorProto.INT8, 4: onnx.TensorProto.INT4}
+    assert found == {(kinds[blocks.bits], blocks.block) for blocks in (recipe.body, recipe.head)}
+    assert (recipe.body.rotation, recipe.head.rotation, recipe.embed) == (0, 0, None)

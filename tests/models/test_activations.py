@@ -33,10 +33,18 @@ def test_function_is_that_of_transformers(name):
     assert np.isfinite(single).all()
 
 
+#: Where the activation is in nodes of its own, and where it may be in the node of a layer's step.
+MODELS = {
+    "gated": {"model_type": "llama", "num_key_value_heads": 2},
+    "parallel": {"model_type": "gpt_neox", "rotary_pct": 0.5, "use_parallel_residual": True},
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", sorted(ROWS.values()))
-def test_every_graph_computes_it(name, tmp_path):
-    config = {"model_type": "llama", "hidden_size": 48, "vocab_size": 61, "num_hidden_layers": 2}
-    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 37}
+def test_every_graph_computes_it(name, model, tmp_path):
+    config = MODELS[model] | {"hidden_size": 48, "vocab_size": 61, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": 4, "intermediate_size": 37}
     write(tmp_path, config | {"max_position_embeddings": 40, "hidden_act": name})
     assert json.loads((tmp_path / "config.json").read_text())["hidden_act"] == name
     bundle = dijiang.export(tmp_path, tmp_path / "b")

@@ -17,7 +17,7 @@ from dijiang.models.binding import ADDED
 from dijiang.models.convert import convert
 from dijiang.models.decay import initial_gamma
 from dijiang.models.initial import init, projection
-from dijiang.models.load import load_checkpoint
+from dijiang.models.load import FAMILIES, load_checkpoint
 from dijiang.models.presets import PRESETS, size
 from tests.conftest import GOLDEN
 from tests.random_models import write
@@ -321,7 +321,8 @@ def test_preset_has_the_published_number_of_parameters(preset):
     assert found.parameters - added == PUBLISHED[preset]
     kv_heads = config.get("num_key_value_heads", config["num_attention_heads"])
     assert found.state_bytes == config["num_hidden_layers"] * kv_heads * head * head * 4
-    tied = config["vocab_size"] * config["word_embed_proj_dim"] if preset == "opt-350m" else 0
+    width = config.get("word_embed_proj_dim", d)
+    tied = config["vocab_size"] * width if FAMILIES[config["model_type"]].spec(config).tied_embeddings else 0
     assert found.weight_bytes["fp16"] == 2 * (found.parameters + tied)  # a graph reads it in two ways
     assert found.weight_bytes["int4"] < found.weight_bytes["int8"] < found.weight_bytes["fp16"]
 

@@ -14,6 +14,7 @@ from dijiang.errors import CheckpointError
 from dijiang.models.binding import ADDED
 from dijiang.models.checkpoint import Checkpoint
 from dijiang.models.convert import convert
+from dijiang.models.tensor_files import TorchFile
 from tests.conftest import GOLDEN
 from tests.kill import child
 from tests.models.test_checkpoint import as_torch
@@ -120,3 +121,21 @@ def test_zip_that_another_tool_packed_is_read_by_torch(tmp_path):
             packed.writestr(entry.filename, plain.read(entry))
     (tmp_path / "config.json").write_text("{}")
     assert Checkpoint(tmp_path).read("weight").tolist() == tensors["weight"].tolist()
+
+
+def test_flipped_bit_in_a_pytorch_file_is_one_error(vanilla, tmp_path):
+    """Its zip has checksums, which torch does not compare, and can be told not to write."""
+    tensors = as_torch(load_file(vanilla / "model.safetensors"))
+    for sums in (True, False):
+        torch.serialization.set_crc32_options(sums)
+        try:
+            torch.save(tensors, tmp_path / "pytorch_model.bin")
+        finally:
+            torch.serialization.set_crc32_options(True)
+        assert TorchFile(tmp_path / "pytorch_model.bin").shapes.keys() == tensors.keys()
+        data = bytearray((tmp_path / "pytorch_model.bin").read_bytes())
+        data[len(data) // 2] ^= 1
+        (tmp_path / "pytorch_model.bin").write_bytes(data)
+        if sums:
+            with pytest.raises(dijiang.CheckpointError, match=r"pytorch_model/data/\d+ is not what was written"):
+                TorchFile(tmp_path / "pytorch_model.bin")

@@ -104,6 +104,47 @@ CLASSES = {"gpt_neox": "GPTNeoX", "llama": "Llama", "opt": "OPT"}
 assert CLASSES.keys() == FAMILIES.keys(), "a family that is compared with no code of others"
 
 
+#: What a spec has beside what logits show -> names of it in transformers' configs.
+FACTS = {
+    "tied_embeddings": ("tie_word_embeddings",),
+    "norm_eps": ("layer_norm_eps", "rms_norm_eps"),
+    "activation": ("hidden_act", "activation_function"),
+    "parallel_residual": ("use_parallel_residual",),
+    "attention_bias": ("attention_bias", "enable_bias"),
+    "mlp_bias": ("mlp_bias", "enable_bias"),
+    "norm_first": ("do_layer_norm_before",),
+    "num_kv_heads": ("num_key_value_heads",),
+    "max_positions": ("max_position_embeddings",),
+}
+
+
+def require_facts(spec, family, theirs):
+    """A spec says what a config of transformers does, where that has such a key."""
+    assert spec.family == family
+    for ours, names in FACTS.items():
+        for name in names:
+            if hasattr(theirs, name):
+                assert getattr(spec, ours) == getattr(theirs, name), name
+    rope = getattr(theirs, "rope_parameters", None)
+    if rope is not None:
+        assert spec.rotary_base == rope["rope_theta"]
+        assert spec.rotary_dims == int(spec.head_size * rope.get("partial_rotary_factor", 1.0))
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_what_a_config_leaves_out_is_what_transformers_takes(family):
+    """But for token ids: transformers takes 2 for the end where nothing is said, which no tokenizer need have."""
+    sizes = SMALL | {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 37, "ffn_dim": 31}
+    require_facts(FAMILIES[family].spec(sizes), family, getattr(transformers, f"{CLASSES[family]}Config")(**sizes))
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_token_ids_of_a_config_are_read(family):
+    sizes = SMALL | {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 37, "ffn_dim": 31}
+    spec = FAMILIES[family].spec(sizes | {"bos_token_id": 5, "eos_token_id": [7, 9]})
+    assert (spec.bos_token_id, spec.eos_token_ids) == (5, (7, 9))
+
+
 def check_drawn(config, seed):
     """Spec and logits of a config, as transformers' own model has them, in float64."""
     options = {key: value for key, value in config.items() if key != "model_type"}
@@ -116,6 +157,7 @@ def check_drawn(config, seed):
             expected = model.double()(torch.from_numpy(ids)).logits.numpy()
         checkpoint = load_checkpoint(folder / "converted")
         found = WithSoftmax(checkpoint).forward(ids)
+    require_facts(checkpoint.spec, config["model_type"], model.config)
     # transformers' angles are float32
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     theirs = model.config

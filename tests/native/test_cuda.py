@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 
 from dijiang.nodes import CUDA_DOMAIN, DOMAIN
 from dijiang.runtime import operators as native
+from dijiang.runtime.operators import ACTIVATION_NUMBERS
 from tests.native import norms
 from tests.native.steps import CASES, EVEN, Case, inputs, node, oracle
 from tests.native.test_kernels import of_any_shape
@@ -200,15 +201,16 @@ def test_norm_of_no_channels_is_one_line(session_of):
             one.run(None, {value.name: feeds[value.name] for value in one.get_inputs()})
 
 
-@pytest.mark.parametrize("name", ["relu", "silu", "gelu_tanh"])
+@pytest.mark.parametrize("name", ACTIVATION_NUMBERS)
 def test_activations_of_numbers_of_any_size(session_of, name):
     """As torch has them; the twin of the GPU, and the CPU's operator."""
     import torch
 
     given = np.array([np.nan, -np.inf, -3e38, -1e35, -1e20, -200, -90, -1, 0, 1, 1e20, 3e38, np.inf], np.float32)
-    known = {"relu": torch.relu, "silu": torch.nn.functional.silu}
-    function = known.get(name, lambda x: torch.nn.functional.gelu(x, approximate="tanh"))
-    expected = function(torch.from_numpy(given).double()).float().numpy()
+    gelu = torch.nn.functional.gelu
+    known = {"relu": torch.relu, "silu": torch.nn.functional.silu, "gelu": gelu}
+    function = known | {"gelu_tanh": lambda x: gelu(x, approximate="tanh")}
+    expected = function[name](torch.from_numpy(given).double()).float().numpy()
     if name != "relu":  # of -inf times 0 torch makes NaN, which is no better than 0
         given, expected = np.delete(given, 1), np.delete(expected, 1)
     case = Case(64, mlp=len(given), activation=name)

@@ -8,6 +8,8 @@ import pytest
 
 import dijiang
 from dijiang.runtime.chat_template import ChatTemplate
+from dijiang.server.process import build
+from dijiang.server.settings import Serving
 from tests.server.serving import KEY, PROMPT, running, text_of
 
 
@@ -183,3 +185,28 @@ def test_conversations_in_memory_outlive_the_server(models, tmp_path):
         assert not list(tmp_path.iterdir())
     with running(models, slots=2, conversation_folder=str(tmp_path)) as server:
         assert server.ask("/v1/completions", body | {"previous_response_id": name})[0] == 200
+
+
+def test_damaged_file_stays_and_is_found_when_it_is_restored(models, tmp_path, caplog):
+    """As one that is being copied back while clients ask for it."""
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 3, "seed": 1}
+    with running(models, slots=2, conversation_folder=str(tmp_path)) as server:
+        name = server.ask("/v1/completions", body | {"store": True})[2]["id"]
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with running(models, slots=2, conversation_folder=str(tmp_path)) as server:
+        assert server.ask("/v1/completions", body | {"previous_response_id": name})[0] == 400
+        (said,) = [record.getMessage() for record in caplog.records if record.name == "dijiang.states"]
+        assert "not a saved state" in said
+        assert said.endswith("; it is taken for none until it is restored")
+        file.write_bytes(whole)
+        assert server.ask("/v1/completions", body | {"previous_response_id": name})[0] == 200
+
+
+@pytest.mark.parametrize("kind", ["conversation", "prefix"])
+def test_folder_without_room_for_one_state_is_refused_at_the_start(models, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("dijiang.runtime.snapshot.Snapshot.dump", lambda self: b"x" * (3 << 20))
+    options = {f"{kind}_folder": str(tmp_path), f"{kind}_disk": 2}
+    with pytest.raises(dijiang.InputError, match=rf"{kind}_disk is 2 MB, and one state has 3.0 MB"):
+        build(models, Serving.of(options))

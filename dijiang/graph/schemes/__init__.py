@@ -21,7 +21,10 @@ Rounder = Callable[[str, Callable[[], np.ndarray], Blocks, ScaleType], tuple[np.
 
 
 class Scheme(Protocol):
-    """One way to store the projections, the head and the embedding; made as `scheme(recipe)`."""
+    """One way to store the projections, the head and the embedding; made as `scheme(recipe)`.
+
+    recipe: with the blocks that it really stores.
+    """
 
     recipe: Recipe
 

@@ -5,13 +5,13 @@ They take no zero points, no 8-bit activations from DynamicQuantizeLinear, and o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
-from ...recipe import Graph, Recipe
+from ...recipe import Blocks, Graph, Recipe
 from ..builder import ir_version
 from ..passes.linear import Linear, Shared, array_of, drop_unused_initializers, linears, require_float32, stored
 from ..roles import ROUNDED, Role
@@ -38,12 +38,13 @@ class Codes:
 CODES = {8: Codes(ir.DataType.INT8, 8, (64, 32, 16)), 4: Codes(ir.DataType.INT4, 4, (32, 16))}
 
 
-@dataclass
 class Dequantize:
-    """See `graph.schemes.Scheme`: rounded to the nearest, in blocks that TensorRT reads."""
+    """See `graph.schemes.Scheme`: rounded to the nearest, in blocks that TensorRT reads; the embedding is not."""
 
-    recipe: Recipe
     calibrates = False
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = replace(recipe, body=_whole(recipe.body), head=_whole(recipe.head), embed=None)
 
     def passes(self, row: Graph, *, tied: bool = False, rounder: Rounder | None = None) -> list[InPlacePass]:
         return [DequantizeWeights(self.recipe)]
@@ -84,6 +85,11 @@ class DequantizeWeights(InPlacePass):
         return [
             linear for linear in linears(graph) if linear.role in ROUNDED and block_of(linear.shape[0], CODES[4])
         ]
+
+
+def _whole(blocks: Blocks | None) -> Blocks | None:
+    """The blocks that stand for these where they divide the input channels."""
+    return None if blocks is None else replace(blocks, block=CODES[blocks.bits].blocks[0], rotation=0)
 
 
 def block_of(rows: int, codes: Codes) -> int:

@@ -16,7 +16,7 @@ from ...errors import SessionError
 from ...machine.limits import usable_cores
 from ...machine.memory import MORE, is_no_memory
 from ...recipe import GRAPHS
-from ..operators import operator_library
+from ..operators import installed_library, operator_library
 
 #: Packages whose module is MODULE.
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")
@@ -74,13 +74,17 @@ def why_not(graph: str, oldest: tuple[int, int] | None = None) -> str:
     """Why this machine does not run a graph, and what to do; empty: it does, or could.
 
     oldest: version of onnxruntime that it needs; None: as the graph's row says.
+
+    Raises:
+        SessionError: `DIJIANG_ISA` asks for what cannot be had: no other graph is taken instead.
     """
     row = GRAPHS[graph]
     if row.operators:
         try:
-            operator_library()
+            installed_library()
         except SessionError as error:
             return str(error)
+        operator_library()
     oldest, found = oldest or row.onnxruntime, onnxruntime_version()
     if found is not None and found < oldest:
         needed, here = (".".join(map(str, v)) for v in (oldest, found))

@@ -112,11 +112,8 @@ def emulates(provider: str) -> bool:
 def choose_graph(bundle: Bundle, provider: str, graph: str | None = None) -> str:
     """The graph that a provider runs here: the one asked for, else the first that it can."""
     records = bundle.manifest.graphs
-    if graph is not None and graph not in records:
-        raise SessionError(
-            f"{bundle.path} has no {graph} graph, it has {', '.join(records)}; choose one of them, or "
-            f"export with --graph {graph}"
-        )
+    if graph is not None:
+        bundle.require_graph(graph, SessionError)
     wanted = [graph] if graph is not None else list(records)
     able = [name for name in PROVIDERS[provider].graphs if name in wanted and provider in records[name].providers]
     if not able:
