@@ -277,9 +277,9 @@ def _take_after(descriptor: int, name: str, folder: int) -> None:
             return
         if stat.S_ISDIR(old.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        opened = stat.S_ISLNK(old.st_mode) and os.readlink(name, dir_fd=folder).startswith("/proc/")
+        of_a_process = stat.S_ISLNK(old.st_mode) and os.readlink(name, dir_fd=folder).startswith("/proc/")
         found = os.stat(name, dir_fd=folder).st_mode
-        if opened or (not stat.S_ISREG(found) and not stat.S_ISDIR(found)):
+        if of_a_process or (not stat.S_ISREG(found) and not stat.S_ISDIR(found)):
             raise OSError(errno.EEXIST, "something stands there that is no file")
 
 

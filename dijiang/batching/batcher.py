@@ -137,7 +137,7 @@ class Batcher:
         self._leave_slots()
         fed = scheduler.next_fed()
         if fed is not None and scheduler.running and self._ragged and fed.scored is None:
-            begun = [turn for turn in scheduler.feeding if turn.fed or turn is fed if turn.scored is None]
+            begun = [turn for turn in scheduler.feeding if (turn.fed or turn is fed) and turn.scored is None]
             with self._told([*begun, *scheduler.running]):
                 self._feed_and_decode(fed, begun)
         else:

@@ -110,17 +110,16 @@ def run_bundle(model: Model, asked: Asked, exact: Callable[[], Model] | None = N
     )
     logits = [np.concatenate([next(found)[0] for _ in cuts(len(ids))]) for ids in asked.windows]
     steps = [next(found)[0, 0] for _ in first[: asked.steps]]
-    if exact:
+    stepped, padded = Deviation.of(zip(steps, logits[0], strict=False)), None
+    if exact is None and _takes_two(model):
+        ends = [logits[0][[length - 1 for length in lengths]] for lengths in _lengths(first)]
+        padded = Deviation.of(pair for rows in ends for pair in zip(next(found)[:, 0], rows, strict=True))
+    far = None if asked.far is None else next(found)[0]
+    if exact is not None:
         logits[0][: len(steps)] = steps
-        beginning = replace(asked, windows=[first[: max(asked.steps, PADDED + 1)]], far=None)
-        other = run_bundle(exact(), beginning)
+        other = run_bundle(exact(), replace(asked, windows=[first[: max(asked.steps, PADDED + 1)]], far=None))
         stepped, padded = other.stepped, other.padded
-    else:
-        stepped, padded = Deviation.of(zip(steps, logits[0], strict=False)), None
-        if _takes_two(model):
-            ends = [logits[0][[length - 1 for length in lengths]] for lengths in _lengths(first)]
-            padded = Deviation.of(pair for rows in ends for pair in zip(next(found)[:, 0], rows, strict=True))
-    return Run(logits, states, stepped, padded, None if asked.far is None else next(found)[0])
+    return Run(logits, states, stepped, padded, far)
 
 
 def _prefills(model: Model, asked: Asked, states: dict[int, list[np.ndarray]]) -> Iterator[Call]:

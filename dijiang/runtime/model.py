@@ -83,7 +83,7 @@ class Model:
         return State.empty(batch, self.spec, self.manifest.fingerprint)
 
     def adopt(self, state: State) -> None:
-        """Note whose tokens a state's ids are, before it is kept, and after: other processes may have other files.
+        """Have a state know the vocabulary of its ids: who keeps a state, and who goes on from one, calls it.
 
         Raises:
             InputError: they are another tokenizer's.

@@ -71,12 +71,13 @@ class State:
         seen: np.ndarray | None = None,
         history: np.ndarray | None = None,
         seams: list[Seam | None] | None = None,
+        vocabulary: str = "",
     ) -> None:
         batch = len(position)
         last = np.full((batch, LAST), NONE, np.int64) if last is None else last
         self.fingerprint = fingerprint
         #: Of the tokenizer that its ids are of, see `Model.adopt`; empty: not known.
-        self.vocabulary = ""
+        self.vocabulary = vocabulary
         self._point = Point(layers, position, last)
         self._expected: tuple[Point, np.ndarray] | None = None
         self._torn = ""
@@ -343,24 +344,22 @@ class State:
             for layer, source in zip(layers, found, strict=True):
                 layer[at] = source[row]
         first = rows[0][0]
-        return cls.of(
-            Snapshot(
-                layers,
-                np.array([state.position[row] for state, row in rows]),
-                np.stack([state.last[row] for state, row in rows]),
-                np.stack([state.seen[row] for state, row in rows]),
-                np.stack([state.history[row] for state, row in rows]),
-                [state.seam(row) for state, row in rows],
-                first.fingerprint,
-                first.vocab_size,
-                vocabulary=first.vocabulary,
-            )
+        return cls(
+            layers,
+            np.array([state.position[row] for state, row in rows]),
+            first.fingerprint,
+            first.vocab_size,
+            last=np.stack([state.last[row] for state, row in rows]),
+            seen=np.stack([state.seen[row] for state, row in rows]),
+            history=np.stack([state.history[row] for state, row in rows]),
+            seams=[state.seam(row) for state, row in rows],
+            vocabulary=first.vocabulary,
         )
 
     @classmethod
     def of(cls, kept: Snapshot) -> State:
         """From a snapshot, whose memory it takes over."""
-        made = cls(
+        return cls(
             kept.layers,
             kept.position,
             kept.fingerprint,
@@ -369,9 +368,8 @@ class State:
             seen=kept.seen,
             history=kept.history,
             seams=kept.seams,
+            vocabulary=kept.vocabulary,
         )
-        made.vocabulary = kept.vocabulary
-        return made
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file (exactly this path), whole or not at all.

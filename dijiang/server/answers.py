@@ -132,7 +132,8 @@ class Answer:
         delta = choice.take(record)
         logprobs = None
         if told.nats is not None:
-            entry = self._entry(told.nats)
+            own, *best = (self._named(*one) for one in told.nats)
+            entry = own | {"top_logprobs": best}
             if choice.keeps:
                 choice.logprobs.append(entry)
             logprobs = self._shaped([entry], choice.begun)
@@ -185,13 +186,9 @@ class Answer:
         """A choice of a completion with its prompt before it."""
         logprobs = said["logprobs"]
         if logprobs is not None:
-            first = self._entry([(echo.ids[0], None)]) | {"top_logprobs": None}
-            logprobs = echo.joined(self._shaped([first, *map(self._entry, echo.nats)]), logprobs)
-        return (
-            said
-            | {"text": echo.text + said["text"], "logprobs": logprobs}
-            | self._ids(echo.ids + said.get("token_ids", []))
-        )
+            logprobs = echo.logprobs(lambda token: readable(self._bytes(token)), logprobs)
+        ids = self._ids(echo.ids + said.get("token_ids", []))
+        return said | {"text": echo.text + said["text"], "logprobs": logprobs} | ids
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self._created, "model": self._wanted.model}
@@ -204,13 +201,11 @@ class Answer:
         """Ids where there is no tokenizer to make text of them."""
         return {} if self._tokenizer is not None else {"token_ids": tokens}
 
-    def _entry(self, nats: Sequence[tuple[int, float | None]]) -> dict[str, Any]:
-        """A token and the most likely ones, as the API of chats writes them."""
-        own, *best = (self._named(*one) for one in nats)
-        return own | {"top_logprobs": best}
+    def _bytes(self, token: int) -> bytes:
+        return str(token).encode() if self._tokenizer is None else self._tokenizer.piece(token)
 
-    def _named(self, token: int, logprob: float | None) -> dict[str, Any]:
-        piece = str(token).encode() if self._tokenizer is None else self._tokenizer.piece(token)
+    def _named(self, token: int, logprob: float) -> dict[str, Any]:
+        piece = self._bytes(token)
         return {"token": readable(piece), "logprob": logprob, "bytes": list(piece)}
 
     def _shaped(self, entries: list[dict[str, Any]], start: int = 0) -> dict[str, Any]:
@@ -224,10 +219,7 @@ class Answer:
             "tokens": [entry["token"] for entry in entries],
             "token_logprobs": [entry["logprob"] for entry in entries],
             "top_logprobs": [  # with the token itself, as OpenAI's API has it
-                None
-                if entry["top_logprobs"] is None
-                else {one["token"]: one["logprob"] for one in (*entry["top_logprobs"], entry)}
-                for entry in entries
+                {one["token"]: one["logprob"] for one in (*entry["top_logprobs"], entry)} for entry in entries
             ],
             "text_offset": np.cumsum([start, *(_begun(entry["bytes"]) for entry in entries)])[:-1].tolist(),
         }

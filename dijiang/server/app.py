@@ -189,9 +189,11 @@ class Server:
                 async for token in tokens:
                     answer.take(token)
             await self._finish(job, wanted, answer, outcome)
-            # Of long prompts it takes a while.
-            made = await anyio.to_thread.run_sync(answer.whole) if echoes else answer.whole()
-            return _json(made, headers=headers)
+
+            def made() -> Response:
+                return _json(answer.whole(), headers=headers)
+
+            return await anyio.to_thread.run_sync(made) if echoes else made()
 
         try:
             return await until_gone(request, whole) or Response(status_code=GONE)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
 from typing import Any
 
 from ..runtime.text import TextTokenizer
@@ -11,7 +12,7 @@ from .wanted import Wanted
 
 
 class Echo:
-    """What an answer of `/v1/completions` repeats.
+    """What an answer of `/v1/completions` repeats; worked out when it is asked for, which takes a while.
 
     Args:
         ids: of the prompt, as they were fed.
@@ -23,24 +24,42 @@ class Echo:
     def __init__(
         self, ids: Sequence[int], nats: Sequence[Nats], given: str | None, tokenizer: TextTokenizer | None
     ) -> None:
-        self.ids, self.nats = list(ids), nats
-        #: Where each token begins in the text; those of one character begin together.
-        self.offsets: list[int] = []
-        decoded = ""
-        if tokenizer is not None:
-            stream, pieces, at = tokenizer.stream(), [], 0
-            for token in self.ids:
-                self.offsets.append(at)
-                pieces.append(stream.push(token))
-                at += len(pieces[-1])
-            decoded = "".join([*pieces, stream.flush()])
-        self.text = decoded if given is None else given
+        self.ids, self._nats, self._given, self._tokenizer = list(ids), nats, given, tokenizer
 
-    def joined(self, own: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-        """The log-probabilities of the prompt and of the answer, each in the shape of the API of completions."""
+    @cached_property
+    def text(self) -> str:
+        """The prompt."""
+        if self._given is None and self._tokenizer is not None:
+            return self._tokenizer.decode(self.ids)
+        return self._given or ""
+
+    @property
+    def offsets(self) -> list[int]:
+        """Where each token begins in the text; those of one character begin together."""
+        found, at = [], 0
+        stream = None if self._tokenizer is None else self._tokenizer.stream()
+        for token in self.ids:
+            found.append(at)
+            at += 0 if stream is None else len(stream.push(token))
+        return found
+
+    def logprobs(self, named: Callable[[int], str], answer: dict[str, Any]) -> dict[str, Any]:
+        """What is told of the tokens of the prompt, and then of the answer's, as the API of completions has it.
+
+        named: how a token is written.
+        """
+        name = cache(named)
+        own: dict[str, list[Any]] = {
+            "tokens": [name(token) for token in self.ids],
+            "token_logprobs": [None, *(nats for (_, nats), *_ in self._nats)],
+            "top_logprobs": [
+                None,
+                *({name(token): nats for token, nats in (*best, one)} for one, *best in self._nats),
+            ],
+            "text_offset": self.offsets,
+        }
         moved = {"text_offset": [len(self.text) + at for at in answer["text_offset"]]}
-        placed = {"text_offset": self.offsets or [0] * len(self.ids)}
-        return {name: (own | placed)[name] + (answer | moved)[name] for name in answer}
+        return {key: own[key] + (answer | moved)[key] for key in own}
 
 
 def echoed(wanted: Wanted, job: Job, tokenizer: TextTokenizer | None) -> list[Echo]:

@@ -36,7 +36,7 @@ from .wanted import Wanted
 
 #: Threads that turn prompts into ids: more share the same cores.
 READERS = 2
-#: Tokens of a prompt that an answer names one by one, at most.
+#: Tokens of prompts that an answer names one by one, at most.
 MOST_SCORED = 1 << 14
 
 
@@ -189,6 +189,12 @@ class Hosted:
                 forks.append(turn)
             forks[0].forks = forks[1:]
             turns += forks
+        if wanted.scores and (told := sum(len(turn.plan.ids) for turn in turns[:: wanted.n])) > MOST_SCORED:
+            raise Refused(
+                f"the prompts have {told} tokens, expected at most {MOST_SCORED} with echo and logprobs; send less",
+                param=wanted.asked,
+                code="context_length_exceeded",
+            )
         return turns
 
     def _turn(
@@ -207,11 +213,9 @@ class Hosted:
             plan = prepare(self.model, prompt, options, own, keeps=False, bias=dict(wanted.bias), grammar=grammar)
         except InputError as error:
             raise Refused(str(error), param=wanted.asked) from None
-        most = min(self.settings.max_prompt, MOST_SCORED) if wanted.scores else self.settings.max_prompt
-        if len(plan.ids) > most:
-            why = " with echo and logprobs" if wanted.scores else ""
+        if len(plan.ids) > self.settings.max_prompt:
             raise Refused(
-                f"the prompt has {len(plan.ids)} tokens, expected at most {most}{why}; send less",
+                f"the prompt has {len(plan.ids)} tokens, expected at most {self.settings.max_prompt}; send less",
                 param=wanted.asked,
                 code="context_length_exceeded",
             )

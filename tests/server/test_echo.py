@@ -93,12 +93,12 @@ def test_what_it_does_not_go_with_is_one_line(served, beside):
 def test_chats_have_none_and_other_prompts_are_bounded(served, monkeypatch):
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "echo": True}
     assert served.ask("/v1/chat/completions", chat)[2]["error"]["code"] == "unsupported_parameter"
-    body = {"model": "tiny", "prompt": [5] * 9, "echo": True, "max_tokens": 1}
+    body = {"model": "tiny", "prompt": [[5] * 4, [6] * 5], "echo": True, "max_tokens": 1}
     monkeypatch.setattr(hosted, "MOST_SCORED", 8)
     assert served.ask("/v1/completions", body)[0] == 200
     status, _, found = served.ask("/v1/completions", body | {"logprobs": 0})
     assert (status, found["error"]["param"]) == (400, "prompt")
-    assert "has 9 tokens, expected at most 8 with echo and logprobs" in found["error"]["message"]
+    assert "have 9 tokens, expected at most 8 with echo and logprobs" in found["error"]["message"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,8 +107,9 @@ def test_tokens_stand_where_their_text_does(kind):
     text, tokens = "the main 漢 thing", tokenizer(kind)
     ids = [*tokens.special, *tokens.encode(text)]
     echo = Echo(ids, [], None, tokens)
-    assert echo.offsets == sorted(echo.offsets)
-    pieces = [echo.text[at:end] for at, end in zip(echo.offsets, [*echo.offsets[1:], None], strict=True)]
+    offsets = echo.offsets
+    assert offsets == sorted(offsets)
+    pieces = [echo.text[at:end] for at, end in zip(offsets, [*offsets[1:], None], strict=True)]
     assert "".join(pieces) == echo.text == tokens.decode(ids)
     for token, piece in zip(ids, pieces, strict=True):
         own = tokens.piece(token).decode(errors="ignore").strip()
