@@ -39,7 +39,7 @@ def installed_library() -> Path:
     if found is None:
         raise SessionError(
             "the library of the native and cuda graphs was not compiled when dijiang was installed; install a C++ "
-            "compiler (g++ or clang++) and dijiang again, or use another graph"
+            "compiler (g++ or clang++) and dijiang again, or choose --graph ort"
         )
     open_library(found)
     return found
