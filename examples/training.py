@@ -271,7 +271,8 @@ def in_one_line() -> Iterator[None]:
 def drop_rows(log: Path, step: int) -> None:
     """Forget what a CSV file says of a step and later ones: a training that was killed goes on before them."""
     head, *rows = log.read_text().splitlines(keepends=True)
-    kept = [row for row in rows if int(row.partition(",")[0]) < step]
+    steps = [row.partition(",")[0] for row in rows]
+    kept = [row for row, at in zip(rows, steps, strict=True) if at.isdecimal() and int(at) < step]
     if len(kept) < len(rows):
         log.write_text("".join([head, *kept]))
 
@@ -284,7 +285,8 @@ def run(
         raise SystemExit(
             f"{len(held_out)} tokens are held out, expected more than --length {args.length}; give more text"
         )
-    if args.log is not None and not (args.state is not None and args.state.exists()):
+    goes_on = args.state is not None and args.state.exists()
+    if args.log is not None and not (goes_on and args.log.exists() and args.log.stat().st_size):
         args.log.write_text("step,tokens,loss,held_out_loss\n")
     started, first = time.perf_counter(), None
     for step, loss, held in train(model, batches, held_out, args, objective):

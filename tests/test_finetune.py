@@ -247,6 +247,9 @@ def test_training_that_was_killed_after_a_row_writes_it_once(script, tmp_path, m
             script("again", *options)
     script("once more", *options)
     assert (tmp_path / "log.csv").read_text() == whole
+    (tmp_path / "log.csv").unlink()  # one that is away begins anew
+    script("longer", *options, "--lr", 1e-4)
+    assert (tmp_path / "log.csv").read_text().startswith("step,tokens")
 
 
 @pytest.mark.parametrize(("options", "what"), [(("--seed", 5), "seed 0, expected 5"), (("--steps", 8), "steps 4")])
