@@ -23,6 +23,8 @@ from .hidden import REPLACED, hidden_folder, hidden_name, locked, new_file, reco
 
 #: renameat2 of Linux: both names exchange what they stand for; nothing is replaced.
 AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE = -100, 2, 1
+#: Links that one may lead through, as the system has it.
+LINKS = 40
 #: What the system says of a disk, or a user's part of it, that is full; and what helps.
 FULL, SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or choose a folder that is yours"
 #: What it says where a file system has no permissions to give: of Windows, of a network, of a card.
@@ -277,10 +279,23 @@ def _take_after(descriptor: int, name: str, folder: int) -> None:
             return
         if stat.S_ISDIR(old.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        of_a_process = stat.S_ISLNK(old.st_mode) and os.readlink(name, dir_fd=folder).startswith("/proc/")
         found = os.stat(name, dir_fd=folder).st_mode
-        if of_a_process or (not stat.S_ISREG(found) and not stat.S_ISDIR(found)):
+        if _leads_to_open(name, folder) or (not stat.S_ISREG(found) and not stat.S_ISDIR(found)):
             raise OSError(errno.EEXIST, "something stands there that is no file")
+
+
+def _leads_to_open(name: str, folder: int) -> bool:
+    """Whether a link leads through /proc: to what a process has open."""
+    where = name
+    for _ in range(LINKS):
+        try:
+            link = os.readlink(where, dir_fd=folder)
+        except OSError:  # it is none
+            return False
+        where = os.path.join(os.path.dirname(where), link)
+        if where.startswith("/proc/"):
+            return True
+    return False
 
 
 def _give(descriptor: int, old: os.stat_result) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dijiang.errors import DijiangError, InputError
-from dijiang.files import check_file, check_new, written_file
+from dijiang.files import check_file, check_new, write_file, written_file
 
 #: What reading a file of another kind raises.
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError)
@@ -270,11 +270,11 @@ def in_one_line() -> Iterator[None]:
 
 def drop_rows(log: Path, step: int) -> None:
     """Forget what a CSV file says of a step and later ones: a training that was killed goes on before them."""
-    head, *rows = log.read_text().splitlines(keepends=True)
-    steps = [row.partition(",")[0] for row in rows]
-    kept = [row for row, at in zip(rows, steps, strict=True) if at.isdecimal() and int(at) < step]
+    head, *rows = log.read_bytes().splitlines(keepends=True)
+    steps = [row.partition(b",")[0] if row.endswith(b"\n") else b"" for row in rows]
+    kept = [row for row, at in zip(rows, steps, strict=True) if at.isdigit() and int(at) < step]
     if len(kept) < len(rows):
-        log.write_text("".join([head, *kept]))
+        write_file(log, b"".join([head, *kept]), InputError)
 
 
 def run(

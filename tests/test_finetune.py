@@ -247,6 +247,13 @@ def test_training_that_was_killed_after_a_row_writes_it_once(script, tmp_path, m
             script("again", *options)
     script("once more", *options)
     assert (tmp_path / "log.csv").read_text() == whole
+    torn = whole.splitlines(keepends=True)
+    for kept in ("".join(torn[:2]) + torn[2][:1], "".join(torn[:3]) + "\0\0\0", "".join(torn[:2]) + "\n"):
+        (tmp_path / "log.csv").write_text(kept)
+        training.drop_rows(tmp_path / "log.csv", 4)
+        left = (tmp_path / "log.csv").read_text()
+        assert left.endswith("\n")
+        assert whole.startswith(left)
     (tmp_path / "log.csv").unlink()  # one that is away begins anew
     script("longer", *options, "--lr", 1e-4)
     assert (tmp_path / "log.csv").read_text().startswith("step,tokens")

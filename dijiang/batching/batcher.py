@@ -84,8 +84,9 @@ class Batcher:
         self.scheduler = Scheduler(slots)
         self._slots = Slots(model, slots)
         longest, self._ragged = model.session.longest, model.session.ragged
-        room = max(longest - slots, LEAST_TOGETHER)
-        self._pace = Pace(room, LEAST_TOGETHER, LONGER) if self._ragged else Pace(longest)
+        #: Of pieces in steps of their own, and of those in one step with running turns.
+        self._alone = Pace(longest)
+        self._together = Pace(max(longest - slots, LEAST_TOGETHER), LEAST_TOGETHER, LONGER)
         self._budget, self._prefixes = budget, prefixes
         self._inbox: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
         self._closed = self._ended = False
@@ -171,15 +172,15 @@ class Batcher:
     def _feed(self, turn: Turn) -> None:
         """One piece of a prompt; after the last one, the first token."""
         longest = self.model.session.longest
-        budget = self._budget or (self._pace.budget if self.scheduler.running else longest)
+        budget = self._budget or (self._alone.budget if self.scheduler.running else longest)
         piece = self._next_piece(turn, min(budget, longest))
         started = time.perf_counter()
         step = Step.of(piece[None], turn.state.position, turn.asked(len(piece)))
         output = self.model.session.run(step, turn.state)
         turn.score(output, len(piece))
         turn.fed += len(piece)
-        if turn.left and not self._ragged:
-            self._pace.fed(len(piece), time.perf_counter() - started)
+        if turn.left:
+            self._alone.fed(len(piece), time.perf_counter() - started)
         self._after_piece(turn, output, 0, turn.state, 0)
 
     def _next_piece(self, turn: Turn, most: int) -> np.ndarray:
@@ -212,7 +213,7 @@ class Batcher:
         begun: whose prompts lie in the slots from then on; all but one wait.
         """
         running = self.scheduler.running
-        piece = self._next_piece(fed, self._budget or self._pace.budget)
+        piece = self._next_piece(fed, self._budget or self._together.budget)
         state = self._slots.arrange([*running, *begun])
         turns = list(self._slots.turns)
         pieces = [piece if turn is fed else [] if turn.left else [turn.token] for turn in turns]
@@ -220,7 +221,7 @@ class Batcher:
         wanted = [row for row, turn in enumerate(turns) if not turn.left or (turn is fed and ends)]
         started = time.perf_counter()
         output = self.model.session.run(Step.ragged(pieces, state.position, wanted), state)
-        self._pace.stepped_and_fed(len(piece), time.perf_counter() - started)
+        self._together.stepped_and_fed(len(piece), time.perf_counter() - started)
         for at, row in enumerate(wanted):
             if turns[row] is not fed:
                 self._choose(turns[row], output, at, state, row)
@@ -238,7 +239,9 @@ class Batcher:
         step.ids[:, 0] = [turn.token for turn in turns]
         step.positions[:, 0] = state.position
         output = session.run(step, state)
-        self._pace.stepped(time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._alone.stepped(seconds)
+        self._together.stepped(seconds)
         for row, turn in enumerate(turns):
             self._choose(turn, output, row, state, row)
 

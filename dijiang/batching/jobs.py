@@ -138,7 +138,7 @@ def answer_file(
 def _done(data: bytes, count: int, head: Head, target: Path) -> tuple[int, int, int]:
     """Answers of `count` lines that are whole, where the last of them ends, and how many of them failed."""
     # After a loss of power a file system may leave zeros behind what was written.
-    *whole, rest = (data.rstrip(b"\0") if b"\n" in data else data).split(b"\n")
+    *whole, rest = (data.rstrip(b"\0") or data).split(b"\n")
     failed = 0
     for index, line in enumerate(whole):
         try:

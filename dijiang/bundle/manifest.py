@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..errors import BundleError, CheckpointError, reason
 from ..models.spec import ModelSpec
-from ..recipe import Recipe
+from ..recipe import Blocks, Recipe
 from ..typed import check_types
 from .calibrated import CalibrationText
 from .integrity import FileRecord
@@ -145,8 +146,18 @@ class Manifest:
 
 def _unknown(data: dict[str, Any]) -> str | None:
     """A field that a later dijiang may have added, of the manifest or a part of it."""
-    parts: list[tuple[str, Any, type]] = [("", data, Manifest), ("recipe.", data.get("recipe"), Recipe)]
-    for where, part, kind in (*parts, ("spec.", data.get("spec"), ModelSpec)):
+
+    def parts() -> Iterator[tuple[str, Any, type]]:
+        recipe = data.get("recipe")
+        yield from (("", data, Manifest), ("recipe.", recipe, Recipe), ("spec.", data.get("spec"), ModelSpec))
+        for name in ("body", "head", "embed"):
+            yield f"recipe.{name}.", recipe.get(name) if isinstance(recipe, dict) else None, Blocks
+        for name, kind in (("graphs", GraphRecord), ("files", FileRecord)):
+            found = data.get(name)
+            for key, value in found.items() if isinstance(found, dict) else ():
+                yield f"{name}.{key}.", value, kind
+
+    for where, part, kind in parts():
         known = {one.name for one in fields(kind)} | ({"digest"} if part is data else set())
         if isinstance(part, dict) and (more := sorted(part.keys() - known)):
             return f"{where}{more[0]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -95,31 +95,36 @@ class Run:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # no gate passes what comes of it
-def run_bundle(model: Model, asked: Asked, exact: Callable[[], Model] | None = None) -> Run:
+def run_bundle(model: Model, asked: Asked, *, exact: bool = True) -> Run:
     """What one graph of a bundle makes of what it is asked.
 
     All of it is one list of calls, for which a model in parts loads each part once.
 
-    exact: loads the graph with matmuls that do not round their inputs; None: a step rounds what a window rounds.
+    exact: a step rounds what a window rounds. Else the first logits are those of steps, and `with_calls` follows.
     """
     first = asked.first
     states: dict[int, list[np.ndarray]] = {cut: [] for cut in cuts(len(first))}
-    batches = [] if exact else _batches(model, first)
+    batches = _batches(model, first) if exact else []
     found = through(
         model, chain(_prefills(model, asked, states), _steps(model, asked), batches, _fars(model, asked))
     )
     logits = [np.concatenate([next(found)[0] for _ in cuts(len(ids))]) for ids in asked.windows]
     steps = [next(found)[0, 0] for _ in first[: asked.steps]]
     stepped, padded = Deviation.of(zip(steps, logits[0], strict=False)), None
-    if exact is None and _takes_two(model):
+    if exact and _takes_two(model):
         ends = [logits[0][[length - 1 for length in lengths]] for lengths in _lengths(first)]
         padded = Deviation.of(pair for rows in ends for pair in zip(next(found)[:, 0], rows, strict=True))
     far = None if asked.far is None else next(found)[0]
-    if exact is not None:
+    if not exact:
         logits[0][: len(steps)] = steps
-        other = run_bundle(exact(), replace(asked, windows=[first[: max(asked.steps, PADDED + 1)]], far=None))
-        stepped, padded = other.stepped, other.padded
     return Run(logits, states, stepped, padded, far)
+
+
+def with_calls(run: Run, model: Model, asked: Asked) -> Run:
+    """A run with the steps and batches of another model: its graph, whose matmuls do not round their inputs."""
+    beginning = asked.first[: max(asked.steps, PADDED + 1)]
+    other = run_bundle(model, replace(asked, windows=[beginning], far=None))
+    return replace(run, stepped=other.stepped, padded=other.padded)
 
 
 def _prefills(model: Model, asked: Asked, states: dict[int, list[np.ndarray]]) -> Iterator[Call]:

@@ -8,9 +8,8 @@ the logits compared.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from ..runtime.model import Model
 from ..runtime.options import Loading
 from ..runtime.sessions.inference import why_not
 from ..runtime.sessions.providers import choose_graph, emulates, open_session, parse
-from .asked import Asked, far_start, run_bundle
+from .asked import Asked, far_start, run_bundle, with_calls
 from .comparison import Comparison
 from .difference import Sums
 from .emulation import load_emulated, rounds_inputs
@@ -120,10 +119,13 @@ def compare_bundle(
     runs = []
     for name in graphs:
         if name != graphs[0]:
-            del model  # one session's weights at a time
             model = _load(opened, replace(loading, graph=name))
-        runs.append(run_bundle(model, asked, _exact(opened, name, loading)))
-    del model
+        exact = not (emulates(provider) and rounds_inputs(recipe, name))
+        run = run_bundle(model, asked, exact=exact)
+        del model  # one session's weights at a time
+        if not exact:
+            run = with_calls(run, load_emulated(opened, name, threads=threads, exact=True), asked)
+        runs.append(run)
     compared, twin = compare(checkpoint, asked, runs, Rounded(checkpoint, recipe), progress)
     common = Comparison(
         checkpoint,
@@ -174,13 +176,6 @@ def _load(bundle: Bundle, loading: Loading) -> Model:
         assert loading.graph is not None
         return load_emulated(bundle, loading.graph, threads=loading.threads)
     return Model(bundle, open_session(bundle, loading))
-
-
-def _exact(bundle: Bundle, graph: str, loading: Loading) -> Callable[[], Model] | None:
-    """See `run_bundle`."""
-    if emulates(loading.provider) and rounds_inputs(bundle.manifest.recipe, graph):
-        return partial(load_emulated, bundle, graph, threads=loading.threads, exact=True)
-    return None
 
 
 def checkpoint_of(bundle: Bundle, folder: str | Path) -> DijiangModel:

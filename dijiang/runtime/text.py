@@ -69,6 +69,12 @@ class TextTokenizer:
                 return both[len(before) :]
         return self._ids(text)
 
+    def places(self, text: str) -> list[int]:
+        """Where each token of a text begins in it; what the tokenizer puts before it begins with it."""
+        require_unicode(text, "the text")
+        (found,) = self._tokenizer.encode_batch([text], add_special_tokens=True)
+        return [first for first, _ in found.offsets]
+
     def after(self, token: int, text: str) -> list[int]:
         """Token ids of a text that stands after a token which is never part of others, as in the whole text.
 

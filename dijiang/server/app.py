@@ -180,7 +180,7 @@ class Server:
         outcome = request.state.outcome
         outcome.facts |= {"id": answer.id, "model": hosted.name}
         headers = {"X-Request-Id": answer.id}
-        told = self._told(hosted, job)
+        told = self._told(hosted, job, counted=not wanted.silent)
         if wanted.stream:
             return EventStream(self._events(told, job, wanted, answer, outcome), headers, job.close)
 
@@ -200,11 +200,12 @@ class Server:
         finally:
             job.close()
 
-    async def _told(self, hosted: Hosted, job: Job) -> AsyncGenerator[Told, None]:
-        """All tokens, counted."""
+    async def _told(self, hosted: Hosted, job: Job, *, counted: bool) -> AsyncGenerator[Told, None]:
+        """All tokens."""
         async with aclosing(job.told()) as tokens:
             async for told in tokens:
-                self.metrics.told(hosted.name, told)
+                if counted:
+                    self.metrics.told(hosted.name, told)
                 yield told
 
     async def _events(

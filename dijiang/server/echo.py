@@ -36,11 +36,14 @@ class Echo:
     @property
     def offsets(self) -> list[int]:
         """Where each token begins in the text; those of one character begin together."""
-        found, at = [], 0
-        stream = None if self._tokenizer is None else self._tokenizer.stream()
+        if self._tokenizer is None:
+            return [0] * len(self.ids)
+        if self._given is not None:
+            return self._tokenizer.places(self._given)
+        found, at, stream = [], 0, self._tokenizer.stream()
         for token in self.ids:
             found.append(at)
-            at += 0 if stream is None else len(stream.push(token))
+            at += len(stream.push(token))
         return found
 
     def logprobs(self, named: Callable[[int], str], answer: dict[str, Any]) -> dict[str, Any]:

@@ -115,7 +115,8 @@ def read(body: Any, settings: Serving, sampling: dict[str, Any], *, chat: bool) 
     if previous is not None and sealed is not None:
         raise Refused("both previous_response_id and state are given; give one", param="state")
     echo = not chat and bool(given("echo"))
-    silent = echo and type(body.get("max_tokens")) is int and body["max_tokens"] == 0
+    alone = body.get("max_completion_tokens") is None
+    silent = echo and alone and type(body.get("max_tokens")) is int and body["max_tokens"] == 0
     if silent:  # the token that is made all the same is not told
         body = body | {"max_tokens": 1}
     stream, stream_options = bool(given("stream")), Fields(given("stream_options") or {}, STREAM_OPTIONS)

@@ -357,3 +357,29 @@ def test_turn_that_comes_after_the_end_is_told_so_at_once(model):
     for turn in (early, late):
         (error,) = turn.listener.errors
         assert "closed before the end" in str(error)
+
+
+def test_scored_prompt_goes_in_pieces_of_its_own_pace(exact, monkeypatch):
+    """Beside running turns; a piece that joins their step is shorter."""
+    heard, pieces, run_step = [], [], type(exact.session).run
+
+    def noted(session, step, state):
+        pieces.append(step.ids.shape[1])
+        return run_step(session, step, state)
+
+    monkeypatch.setattr(type(exact.session), "run", noted)
+    batcher = Batcher(exact, 2)
+    running = turn_of(exact, [5, 6], max_tokens=200, ignore_eos=True)
+    batcher.submit(running)
+    while not running.listener.records:
+        batcher.step()
+    ids = [7 * at % 2000 for at in range(300)]
+    scored = turn_of(exact, ids, max_tokens=1)
+    scored.scored = lambda following, logits: heard.extend(following.tolist())
+    batcher.submit(scored)
+    pieces.clear()
+    while not scored.listener.records:
+        batcher.step()
+    assert heard == ids[1:]
+    assert min(length for length in pieces if length > 1) >= 12  # the last one is what is left
+    assert len(running.listener.records) > 1

@@ -220,7 +220,8 @@ def test_zeros_that_a_loss_of_power_left_are_cut(cli, source, tmp_path):
     assert cli("--jsonl", source, "-o", out).exit_code == 0
     whole = out.read_bytes()
     first = whole[: whole.index(b"\n") + 1]
-    for torn in (first + b"\0" * 500, first + whole[len(first) : len(first) + 30] + b"\0" * 4096):
+    second = whole[len(first) : len(first) + 30]
+    for torn in (first + b"\0" * 500, first + second + b"\0" * 4096, first[:40] + b"\0" * 9):
         out.write_bytes(torn)
         assert cli("--jsonl", source, "-o", out).exit_code == 0
         assert out.read_bytes() == whole

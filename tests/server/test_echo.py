@@ -101,6 +101,27 @@ def test_chats_have_none_and_other_prompts_are_bounded(served, monkeypatch):
     assert "have 9 tokens, expected at most 8 with echo and logprobs" in found["error"]["message"]
 
 
+@pytest.mark.parametrize("text", ["the main thing", "  the main", "the main e\u0301 漢"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_stand_in_the_text_that_was_given(kind, text):
+    """Whatever the tokenizer drops of it, or puts before it."""
+    tokens = tokenizer(kind)
+    echo = Echo(tokens.encode(text), [], text, tokens)
+    assert (echo.text, len(echo.offsets)) == (text, len(echo.ids))
+    for token, at in zip(echo.ids, echo.offsets, strict=True):
+        own = tokens.piece(token).decode(errors="ignore").strip()
+        assert own == "<unk>" or not own.isascii() or text[at:].strip().startswith(own)
+
+
+def test_special_tokens_in_a_prompt_take_room(client):
+    prompt = "def f<|endoftext|>x = 1"
+    found = client.completions.create(model="tiny", prompt=prompt, echo=True, logprobs=0, max_tokens=0)
+    log = found.choices[0].logprobs
+    assert [prompt[at:].startswith(token) for token, at in zip(log.tokens, log.text_offset, strict=True)] == [
+        True
+    ] * 6
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_stand_where_their_text_does(kind):
     """Some tokenizers drop the space of the first word, or begin texts with a token that is no text."""
