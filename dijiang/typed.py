@@ -50,6 +50,26 @@ def _fits(value: Any, declared: Any, where: str) -> bool:
     return isinstance(value, declared)
 
 
+def unknown_field(data: Any, declared: Any, where: str = "") -> str | None:
+    """Where JSON that is to become a dataclass has a field that this, or one inside of it, does not declare."""
+    origin, inner = get_origin(declared), get_args(declared)
+    parts: list[tuple[str, Any, Any]] = []
+    if origin in (Union, UnionType):
+        parts = [(where, data, one) for one in inner]
+    elif origin is dict and isinstance(data, dict):
+        parts = [(f"{where}{key}.", value, inner[1]) for key, value in data.items()]
+    elif origin is tuple and isinstance(data, list):
+        parts = [(f"{where}{at}.", value, inner[0]) for at, value in enumerate(data)]
+    elif is_dataclass(declared) and isinstance(data, dict):
+        of: Any = declared
+        known = _declared(of)
+        if more := sorted(data.keys() - known):
+            return f"{where}{more[0]}"
+        parts = [(f"{where}{name}.", value, known[name]) for name, value in data.items()]
+    found = (unknown_field(value, kind, place) for place, value, kind in parts)
+    return next((one for one in found if one is not None), None)
+
+
 def _named(declared: Any) -> str:
     return declared.__name__ if isinstance(declared, type) else str(declared)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import BundleError, CheckpointError, reason
 from ..models.spec import ModelSpec
-from ..recipe import Blocks, Recipe
-from ..typed import check_types
+from ..recipe import Recipe
+from ..typed import check_types, unknown_field
 from .calibrated import CalibrationText
 from .integrity import FileRecord
 
@@ -129,39 +128,20 @@ class Manifest:
                 f"{where}: bundle format {version}, this dijiang reads {FORMAT_VERSION}; "
                 "upgrade dijiang, or export the checkpoint again"
             )
-        if (unknown := _unknown(data)) is not None:
+        told = {name: value for name, value in data.items() if name != "digest"}
+        if (unknown := unknown_field(told, cls)) is not None:
             by = data["versions"].get("dijiang") if isinstance(data.get("versions"), dict) else None
             raise BundleError(
                 f"{where}: {unknown} is unknown to this dijiang, {by or 'another one'} wrote it; upgrade dijiang"
             )
         try:
-            found = cls(**_typed({name: value for name, value in data.items() if name != "digest"}))
+            found = cls(**_typed(told))
             check_types(found)
-            if data.get("digest", told := found.digest()) != told:  # bundles of before have none
+            if data.get("digest", digest := found.digest()) != digest:  # bundles of before have none
                 raise ValueError("its contents are not what its digest says")
             return found
         except (*UNREADABLE, CheckpointError, BundleError) as error:
             raise BundleError(f"{where}: not a whole manifest ({reason(error)}); {AGAIN}") from error
-
-
-def _unknown(data: dict[str, Any]) -> str | None:
-    """A field that a later dijiang may have added, of the manifest or a part of it."""
-
-    def parts() -> Iterator[tuple[str, Any, type]]:
-        recipe = data.get("recipe")
-        yield from (("", data, Manifest), ("recipe.", recipe, Recipe), ("spec.", data.get("spec"), ModelSpec))
-        for name in ("body", "head", "embed"):
-            yield f"recipe.{name}.", recipe.get(name) if isinstance(recipe, dict) else None, Blocks
-        for name, kind in (("graphs", GraphRecord), ("files", FileRecord)):
-            found = data.get(name)
-            for key, value in found.items() if isinstance(found, dict) else ():
-                yield f"{name}.{key}.", value, kind
-
-    for where, part, kind in parts():
-        known = {one.name for one in fields(kind)} | ({"digest"} if part is data else set())
-        if isinstance(part, dict) and (more := sorted(part.keys() - known)):
-            return f"{where}{more[0]}"
-    return None
 
 
 def _typed(data: dict[str, Any]) -> dict[str, Any]:

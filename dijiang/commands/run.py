@@ -73,8 +73,7 @@ def run(
     """
     from ..runtime.model import load
     from ..runtime.snapshot import Snapshot
-    from ..runtime.state import State
-    from ..runtime.witness import take
+    from ..runtime.witness import resumed, take
 
     if (jsonl is None) is not (output is None):
         raise click.UsageError("--jsonl and -o go together")
@@ -100,9 +99,9 @@ def run(
     say_idle(chosen)
     if save_state is not None:
         chosen = chosen.seeded()
-    state = State.of(kept) if kept is not None else model.new_state() if save_state is not None else None
-    if state is not None:
-        model.adopt(state)
+    state = model.new_state() if save_state is not None else None
+    if kept is not None:
+        state = resumed(model, kept)
     text = []
     with bars(counts=True) as progress:  # of a long prompt; text follows it
         records = model.generate(prompt, state=state, progress=progress, **vars(chosen))

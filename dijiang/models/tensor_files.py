@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 
@@ -253,10 +253,25 @@ def _opened(path: Path) -> ZipFile:
 
 
 def _torn(path: Path) -> str | None:
-    """The first entry of a zip that is not what was written; None: there is none, or it is no zip."""
+    """The first entry of a zip that is not what was written; None: there is none, or it is no zip.
+
+    What is packed is not unpacked for that: a small file could go on for ever.
+    """
     with suppress(*NO_ZIP), _opened(path) as archive:
-        return archive.testzip()
+        for entry in archive.infolist():
+            if entry.compress_type == ZIP_STORED and not _is_whole(archive, entry):
+                return entry.filename
     return None
+
+
+def _is_whole(archive: ZipFile, entry: ZipInfo) -> bool:
+    try:
+        with archive.open(entry) as stream:
+            while stream.read(1 << 24):
+                pass
+    except BadZipFile:
+        return False
+    return True
 
 
 def _bomb(path: Path) -> str | None:

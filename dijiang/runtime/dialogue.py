@@ -15,7 +15,7 @@ from .options import Generation
 from .sequence import Record
 from .snapshot import Snapshot
 from .state import State
-from .witness import take
+from .witness import resumed, take
 
 #: Turns that can be taken back: each keeps a state, whose size does not depend on the conversation.
 KEPT = 32
@@ -118,9 +118,7 @@ class Dialogue:
 
     def load(self, path: Path) -> None:
         """Go on from a file; InputError if it is none of this checkpoint: the conversation is as it was."""
-        state = State.of(Snapshot.load(path))
-        state.check(self.model.spec, self.model.manifest.fingerprint)
-        self.model.adopt(state)
+        state = resumed(self.model, Snapshot.load(path))
         if state.batch != 1:
             raise InputError(f"{path}: a state of {state.batch} sequences, expected 1; give that of a conversation")
         self.state = state

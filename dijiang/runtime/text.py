@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ..errors import BundleError, InputError
 from ..models.tokenizer import open_tokenizer, patiently, reported
@@ -71,9 +72,7 @@ class TextTokenizer:
 
     def places(self, text: str) -> list[int]:
         """Where each token of a text begins in it; what the tokenizer puts before it begins with it."""
-        require_unicode(text, "the text")
-        (found,) = self._tokenizer.encode_batch([text], add_special_tokens=True)
-        return [first for first, _ in found.offsets]
+        return [first for first, _ in self._encoding(text, special=True).offsets]
 
     def after(self, token: int, text: str) -> list[int]:
         """Token ids of a text that stands after a token which is never part of others, as in the whole text.
@@ -92,13 +91,19 @@ class TextTokenizer:
         return self._ids(text)
 
     def _ids(self, text: str, *, special: bool = False) -> list[int]:
+        ids: list[int] = self._encoding(text, special=special).ids
+        return ids
+
+    def _encoding(self, text: str, *, special: bool) -> Any:
+        """What tokenizers makes of a text."""
+
         def unread(reason: object) -> InputError:
             return InputError(f"the tokenizer cannot read the text ({reason}); give a tokenizer that reads it")
 
         require_unicode(text, "the text")
 
-        def encode() -> list[int]:  # a batch does not hold the interpreter's lock
-            return self._tokenizer.encode_batch([text], add_special_tokens=special)[0].ids
+        def encode() -> Any:  # a batch does not hold the interpreter's lock
+            return self._tokenizer.encode_batch([text], add_special_tokens=special)[0]
 
         with reported(unread):
             return patiently(encode, len(text))

@@ -37,16 +37,21 @@ def take(model: Model, state: State, options: Generation) -> Snapshot:
     return state.snapshot(Note(made_by(model), sampler, found))
 
 
+def resumed(model: Model, kept: Snapshot) -> State:
+    """The state in a snapshot, for a model to go on from; InputError: it is of another checkpoint or vocabulary."""
+    state = State.of(kept)
+    state.check(model.spec, model.manifest.fingerprint)
+    model.adopt(state)
+    return state
+
+
 def verify(model: Model, kept: Snapshot) -> str:
     """Compute what follows a snapshot again, on a clone; one line that says how near it is.
 
     Raises:
         InputError: it is of another checkpoint, holds nothing to compare, or what follows differs.
     """
-    state = State.of(kept)
-    state.check(model.spec, model.manifest.fingerprint)
-    model.adopt(state)
-    logits = _following(model, state)
+    logits = _following(model, resumed(model, kept))
     if logits is None or not kept.note.top:
         raise InputError("the state holds no pending token with its logits; save it with dijiang run --save-state")
     tokens, expected = zip(*kept.note.top, strict=True)

@@ -173,10 +173,12 @@ def test_manifest_with_a_wrong_entry_is_one_error(bundle, key, value):
         dijiang.load(bundle)
 
 
-@pytest.mark.parametrize("part", [(), ("spec",), ("recipe",), ("graphs", "native"), ("files", "model.onnx.data")])
+@pytest.mark.parametrize(
+    "part", [(), ("spec",), ("recipe",), ("recipe", "gates", 0), ("graphs", "native"), ("files", "model.onnx.data")]
+)
 def test_manifest_of_a_later_dijiang_says_so(bundle, part):
     edit_manifest(bundle, lambda m: reduce(getitem, part, m).update(later=1))
-    name = re.escape(".".join([*part, "later"]))
+    name = re.escape(".".join(map(str, [*part, "later"])))
     with pytest.raises(
         dijiang.BundleError, match=rf"{name} is unknown to this dijiang, .* wrote it; upgrade dijiang$"
     ):

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 import dijiang
 from dijiang.errors import CheckpointError
+from dijiang.models import tensor_files
 from dijiang.models.binding import ADDED
 from dijiang.models.checkpoint import Checkpoint
 from dijiang.models.convert import convert
@@ -139,3 +140,11 @@ def test_flipped_bit_in_a_pytorch_file_is_one_error(vanilla, tmp_path):
         if sums:
             with pytest.raises(dijiang.CheckpointError, match=r"pytorch_model/data/\d+ is not what was written"):
                 TorchFile(tmp_path / "pytorch_model.bin")
+
+
+def test_what_is_packed_is_not_unpacked_to_be_compared(tmp_path, monkeypatch):
+    """A megabyte can be a terabyte of zeros."""
+    with ZipFile(tmp_path / "pytorch_model.bin", "w", ZIP_DEFLATED) as packed:
+        packed.writestr("archive/data/0", bytes(1 << 24))
+    monkeypatch.setattr(ZipFile, "open", lambda *_: pytest.fail("it was unpacked"))
+    assert tensor_files._torn(tmp_path / "pytorch_model.bin") is None

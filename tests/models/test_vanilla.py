@@ -131,17 +131,20 @@ def require_facts(spec, family, theirs):
         assert spec.rotary_dims == int(spec.head_size * rope.get("partial_rotary_factor", 1.0))
 
 
+#: What every family asks for.
+LEAST = SMALL | {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 37, "ffn_dim": 31}
+
+
 @pytest.mark.parametrize("family", CLASSES)
 def test_what_a_config_leaves_out_is_what_transformers_takes(family):
     """But for token ids: transformers takes 2 for the end where nothing is said, which no tokenizer need have."""
-    sizes = SMALL | {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 37, "ffn_dim": 31}
-    require_facts(FAMILIES[family].spec(sizes), family, getattr(transformers, f"{CLASSES[family]}Config")(**sizes))
+    theirs = getattr(transformers, f"{CLASSES[family]}Config")(**LEAST)
+    require_facts(FAMILIES[family].spec(LEAST), family, theirs)
 
 
 @pytest.mark.parametrize("family", CLASSES)
 def test_token_ids_of_a_config_are_read(family):
-    sizes = SMALL | {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 37, "ffn_dim": 31}
-    spec = FAMILIES[family].spec(sizes | {"bos_token_id": 5, "eos_token_id": [7, 9]})
+    spec = FAMILIES[family].spec(LEAST | {"bos_token_id": 5, "eos_token_id": [7, 9]})
     assert (spec.bos_token_id, spec.eos_token_ids) == (5, (7, 9))
 
 
