@@ -271,12 +271,20 @@ def test_budget_that_cannot_be_met_is_one_line(options, message, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    "wrong", [3, [], {"bytes": 1}, {"bytes": "1", "blocks": {"bits": 8, "block": 64}, "kept": []}, {"other": 1}]
+    ("wrong", "why"),
+    [
+        *(
+            (wrong, r"not a whole manifest \((?!its contents)")
+            for wrong in (3, [], {"bytes": 1}, {"bytes": "1", "blocks": {"bits": 8, "block": 64}, "kept": []})
+        ),
+        ({"other": 1}, "recipe.budget.other is unknown to this dijiang"),
+        ({"blocks": {"other": 1}}, "recipe.budget.blocks.other is unknown to this dijiang"),
+    ],
 )
-def test_budget_of_a_file_is_checked(bundle, wrong, copy_of):
+def test_budget_of_a_file_is_checked(bundle, wrong, why, copy_of):
     folder = copy_of(bundle.path)
     edit_manifest(folder, lambda manifest: manifest["recipe"].update(budget=wrong))
-    with pytest.raises(dijiang.BundleError, match=r"dijiang\.json: not a whole manifest \((?!its contents)"):
+    with pytest.raises(dijiang.BundleError, match=rf"dijiang\.json: {why}"):
         open_bundle(folder)
 
 
